@@ -1,0 +1,160 @@
+"""Where outgoing requests may go: an allow list on the parsed URL, and a guard on every address at connect time.
+
+Both are needed. The list is checked when a callback is registered and again when it is used; the guard sees what the
+name resolved to, which no earlier check can know. Pure, but for making the socket that a connection asks for.
+"""
+
+import errno
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from aiohappyeyeballs import AddrInfoType
+from pydantic import BaseModel, ConfigDict, field_validator
+from yarl import URL
+
+from bridge.errors import DestinationRefusedError
+
+MAX_CALLBACK_URL = 1000
+"""Temporal's own cap of a callback URL."""
+
+_REFUSED = "callback url is not allowed"
+_RFC3986 = re.compile(r"https?://(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|\[[0-9a-fA-F:.]+\]|%[0-9A-Fa-f]{2})+")
+
+_IPv4 = ipaddress.IPv4Network
+_IPv6 = ipaddress.IPv6Network
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_DENIED_4 = tuple(
+    _IPv4(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        # The last one is a cloud's host agent at a public address.
+        *("203.0.113.0/24", "224.0.0.0/3", "168.63.129.16/32"),
+    )
+)
+# Version 6 is an allow rule, so that embedded, translated and unassigned space is refused without being listed.
+_GLOBAL_6 = _IPv6("2000::/3")
+_DENIED_6 = tuple(_IPv6(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
+
+
+class Destination(BaseModel):
+    """One entry of an allow list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    """Scheme, host and port, and a path prefix if there is one: `https://orders.example/callbacks`."""
+    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    """Non-public networks that this entry's host may resolve to."""
+    allow_insecure: bool = False
+    """Allow plain http. For development on one machine."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_origin(cls, text: str) -> str:
+        url = URL(text, encoded=True)
+        if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment or url.user:
+            message = "needs the form https://host[:port][/prefix]"
+            raise ValueError(message)
+        return text
+
+    def covers(self, url: URL) -> bool:
+        own = URL(self.url, encoded=True)
+        if url.scheme == "http" and not self.allow_insecure:
+            return False
+        prefix = own.raw_path.rstrip("/") + "/"
+        return (url.scheme, url.host, url.port) == (own.scheme, own.host, own.port) and (
+            url.raw_path.startswith(prefix) or url.raw_path == own.raw_path
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowList:
+    """The destinations of one caller. Empty: nothing is allowed."""
+
+    destinations: tuple[Destination, ...]
+
+    def check(self, text: str) -> Destination:
+        """Find the entry that allows the callback URL *text*.
+
+        Raises:
+            DestinationRefusedError: It is not well-formed or not allowed; one text for all reasons.
+        """
+        # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
+        if len(text) > MAX_CALLBACK_URL or not text.isascii() or not _RFC3986.fullmatch(text):
+            raise DestinationRefusedError(_REFUSED)
+        try:
+            # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
+            url = URL(text, encoded=True)
+            host, has_port = url.host or "", url.port is not None
+        except ValueError:
+            raise DestinationRefusedError(_REFUSED) from None
+        segments = url.raw_path.split("/")
+        if (
+            not has_port
+            or (url.user, url.password) != (None, None)
+            or "@" in url.raw_authority
+            or not host
+            or host.endswith(".")
+            or "%" in host
+            or {".", ".."} & set(segments)
+        ):
+            raise DestinationRefusedError(_REFUSED)
+        # An address, or a name that a resolver may read as one, is allowed only by an entry that spells it so; the
+        # comparison of whole hosts in `covers` is that rule.
+        for destination in self.destinations:
+            if destination.covers(url):
+                return destination
+        raise DestinationRefusedError(_REFUSED)
+
+
+def is_allowed_address(text: str, networks: Iterable[_Network] = ()) -> bool:
+    """Whether a connection to the IP address *text* may be opened; *networks* are allowed beside public space."""
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if any(address.version == network.version and address in network for network in networks):
+        return True
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _DENIED_4)
+    return address in _GLOBAL_6 and not any(address in network for network in _DENIED_6)
+
+
+class ConnectGuard:
+    """Makes the sockets of outgoing connections, and refuses those to an address that is not allowed.
+
+    The networks that a destination may use are bound to the request that is being made, not to the guard: a context
+    variable carries them through the connector, which knows of no request.
+    """
+
+    def __init__(self) -> None:
+        self._networks: ContextVar[tuple[_Network, ...]] = ContextVar("networks", default=())
+
+    @contextmanager
+    def allowing(self, networks: tuple[_Network, ...]) -> Iterator[None]:
+        """Allow *networks*, beside public space, to connections opened inside."""
+        token = self._networks.set(networks)
+        try:
+            yield
+        finally:
+            self._networks.reset(token)
+
+    def open_socket(self, address: AddrInfoType) -> socket.socket:
+        """The connector's socket factory."""
+        family, kind, protocol, _, socket_address = address
+        if not is_allowed_address(str(socket_address[0]), self._networks.get()):
+            # An OSError of constant text: what the connector can report for one of several addresses.
+            raise RefusedAddressError(errno.EACCES, RefusedAddressError.TEXT)
+        return socket.socket(family, kind, protocol)
+
+
+class RefusedAddressError(OSError):
+    """The connect guard's refusal, inside the connector."""
+
+    TEXT = "destination address refused"

@@ -1,0 +1,110 @@
+"""What a caller's workflow hands to its waiting activity, and how that activity paces itself.
+
+Neither end owns these facts: the workflow side writes them into history, the activity reads them, possibly under a
+newer release. So the call is plain JSON with units in the names, and the names below stay. Imports nothing but the
+standard library, because workflow code imports it.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+START_OPERATION_ACTIVITY = "bridge.start_operation"
+"""Activity type of the waiting activity. Recorded in histories: never rename."""
+
+OPERATION_UNSUCCESSFUL = "bridge.OperationUnsuccessful"
+"""Error type of the non-retryable wrapper around every failed outcome of the waiting activity.
+
+The wrapper makes the activity's failure final whatever the target's own failure says of retries, so that the target's
+failure can travel unchanged as its cause.
+"""
+
+UNSUCCESSFUL_MESSAGE = "nexus operation completed unsuccessfully"
+"""What Temporal's server says of a Nexus operation that ended badly; ours reads the same."""
+
+DEADLINE_MARGIN = timedelta(seconds=5)
+"""A renewal is due at least this long before the deadline, so that its answer still counts."""
+
+LAST_RENEWAL = timedelta(seconds=10)
+"""With less time left than this, an attempt waits for the callback instead of asking again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewals:
+    """How often a waiting call asks the handler how the operation stands."""
+
+    initial: timedelta = timedelta(minutes=1)
+    """Delay before the first renewal after the first lease has run out."""
+    coefficient: float = 2.0
+    """Each delay is the one before times this; at least 1."""
+    maximum: timedelta = timedelta(hours=1)
+    """Upper bound of a delay."""
+
+    def __post_init__(self) -> None:
+        if self.initial <= timedelta(0) or self.maximum < self.initial or self.coefficient < 1:
+            message = "renewals: need 0 < initial <= maximum and coefficient >= 1"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationCall:
+    """Input of the waiting activity, beside the operation's own input."""
+
+    endpoint: str
+    """Name of the endpoint in the caller's settings."""
+    service: str
+    operation: str
+    scheduled_time_ms: int
+    """When the workflow scheduled the call, Unix time in milliseconds (workflow time)."""
+    schedule_to_close_ms: int
+    """How long after `scheduled_time_ms` the caller stops waiting."""
+    first_lease_ms: int
+    """How long attempt 1 waits for the callback before the next attempt asks."""
+    renewal_initial_ms: int
+    renewal_maximum_ms: int
+    renewal_coefficient: float
+    headers: dict[str, str] = field(default_factory=dict)
+    """The caller's own Nexus headers, lower-cased names."""
+
+    @property
+    def scheduled_time(self) -> datetime:
+        return datetime.fromtimestamp(self.scheduled_time_ms / 1000, UTC)
+
+    @property
+    def deadline(self) -> datetime:
+        """When the caller stops waiting. The server's own timer runs out at this moment or a little later."""
+        return self.scheduled_time + timedelta(milliseconds=self.schedule_to_close_ms)
+
+
+def renewal_delay(call: OperationCall, *, now: datetime, jitter: float) -> timedelta | None:
+    """How long the next renewal should wait, or None if the attempt should wait for the callback instead.
+
+    The step is found from the time that has passed, not from the attempt's number: attempts that could not reach the
+    handler, and a reset of the activity, change the number but not the time. *jitter* is in [-1, 1] and moves the
+    delay by up to ten per cent. The delay ends `DEADLINE_MARGIN` before the deadline, because a delay that reaches
+    past it would end the activity at once (server, `service/history/workflow/retry.go`).
+    """
+    remaining = call.deadline - now
+    if remaining < LAST_RENEWAL:
+        return None
+    initial, maximum = (timedelta(milliseconds=ms) for ms in (call.renewal_initial_ms, call.renewal_maximum_ms))
+    due, step = timedelta(milliseconds=call.first_lease_ms), initial
+    elapsed = now - call.scheduled_time
+    # A jittered renewal comes up to a tenth early: from three quarters of a step on, that step counts as done.
+    while call.renewal_coefficient > 1 and step < maximum and due + step * 0.75 <= elapsed:
+        due += step
+        step = min(step * call.renewal_coefficient, maximum)
+    return min(step * (1 + 0.1 * jitter), remaining - DEADLINE_MARGIN)
+
+
+def unreached_delay(attempt: int, *, retry_after: timedelta | None, remaining: timedelta) -> timedelta | None:
+    """How long to wait after the handler could not be reached: 1 s, doubled up to 30 s, or what it asked for.
+
+    None when the next try would come too late: then the attempt waits for a callback that may yet come, since the
+    start may have arrived and only its answer been lost.
+    """
+    wanted = min(timedelta(seconds=2.0 ** min(attempt - 1, 5)), timedelta(seconds=30))
+    if retry_after is not None:
+        wanted = max(wanted, min(retry_after, timedelta(hours=1)))
+    if remaining >= LAST_RENEWAL:
+        return min(wanted, remaining - DEADLINE_MARGIN)
+    return wanted if wanted < remaining else None

@@ -1,0 +1,77 @@
+"""Key rings: one id signs, all verify. A new key is loaded for checking before anyone signs with it.
+
+Key ids are public, keys never leave this module's `repr`. Checked when the settings are read: an empty ring or a short
+key refuses to start, because a library underneath would take either.
+"""
+
+import base64
+import binascii
+import secrets
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+MIN_KEY_BYTES = 32
+MAX_KEYS = 10
+
+KeyId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+
+
+def new_key() -> str:
+    """A fresh random key as text, the form that settings take."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(MIN_KEY_BYTES)).decode().rstrip("=")
+
+
+def decode_key(text: SecretStr) -> bytes:
+    """The bytes of a key in settings.
+
+    Raises:
+        ValueError: Not base64url, or shorter than 32 bytes. The text does not quote the key.
+    """
+    raw = text.get_secret_value()
+    try:
+        key = base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        message = "a key must be base64url text; make one with `python -m caller keys new`"
+        raise ValueError(message) from None
+    if len(key) < MIN_KEY_BYTES:
+        message = f"a key needs at least {MIN_KEY_BYTES} bytes, this one has {len(key)}; make one with `keys new`"
+        raise ValueError(message)
+    return key
+
+
+class KeyRing(BaseModel):
+    """The keys of one purpose between two holders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    signing: KeyId
+    """Which of `keys` signs."""
+    keys: dict[KeyId, SecretStr] = Field(min_length=1, max_length=MAX_KEYS)
+
+    @field_validator("keys")
+    @classmethod
+    def _keys_are_strong(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for key_id, key in keys.items():
+            try:
+                decode_key(key)
+            except ValueError as error:
+                message = f"key {key_id!r}: {error}"
+                raise ValueError(message) from None
+        return keys
+
+    @model_validator(mode="after")
+    def _signing_key_is_known(self) -> Self:
+        if self.signing not in self.keys:
+            message = f"signing: no key {self.signing!r} in this ring (it has: {', '.join(self.keys)})"
+            raise ValueError(message)
+        return self
+
+    def raw(self) -> dict[str, bytes]:
+        """All keys by id."""
+        return {key_id: decode_key(key) for key_id, key in self.keys.items()}
+
+    def signing_last(self) -> list[bytes]:
+        """All keys, the signing one last: the order that itsdangerous signs and checks by."""
+        raw = self.raw()
+        return [key for key_id, key in raw.items() if key_id != self.signing] + [raw[self.signing]]

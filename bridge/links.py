@@ -1,0 +1,74 @@
+"""Links between the two namespaces: which workflow is behind a message.
+
+A link is never essential: what cannot be read is left out. The conversion itself is the SDK's.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import nexusrpc
+from temporalio.api.common.v1 import Link
+from temporalio.api.enums.v1 import EventType
+from temporalio.nexus import _link_conversion
+
+_LINK = re.compile(r'\s*<([^<>\s]+)>\s*;\s*type="?([A-Za-z0-9_./]+)"?[^,]*')
+_MAX_LINKS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowRef:
+    """One run of a workflow, in either namespace."""
+
+    namespace: str
+    workflow_id: str
+    run_id: str
+
+    @classmethod
+    def from_links(cls, links: Iterable[nexusrpc.Link]) -> Self | None:
+        """The run that the first readable workflow link points at."""
+        for link in links:
+            temporal = to_temporal_link(link)
+            if temporal is not None and temporal.HasField("workflow_event"):
+                event = temporal.workflow_event
+                return cls(namespace=event.namespace, workflow_id=event.workflow_id, run_id=event.run_id)
+        return None
+
+    def to_link(self) -> nexusrpc.Link:
+        """A link to the first event of this run."""
+        event = Link.WorkflowEvent(
+            namespace=self.namespace,
+            workflow_id=self.workflow_id,
+            run_id=self.run_id,
+            event_ref=Link.WorkflowEvent.EventReference(
+                event_id=1, event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
+            ),
+        )
+        return _link_conversion.workflow_event_to_nexus_link(event)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.workflow_id}/{self.run_id}"
+
+
+def to_temporal_link(link: nexusrpc.Link) -> Link | None:
+    """The SDK's reading of *link*, None where it cannot be read."""
+    try:
+        return _link_conversion.nexus_link_to_temporal_link(link)
+    except Exception:  # noqa: BLE001 - a private parser on foreign text; a bad link is dropped, whatever it does
+        return None
+
+
+def encode_links(links: Iterable[nexusrpc.Link]) -> str:
+    """One header value for all *links*; commas inside a URL are percent-encoded, because readers split at them."""
+    return ", ".join(f'<{link.url.replace(",", "%2C")}>; type="{link.type}"' for link in links)
+
+
+def decode_links(values: Iterable[str]) -> list[nexusrpc.Link]:
+    """Every readable link of the `Nexus-Link` header lines *values*."""
+    links = []
+    for part in ",".join(values).split(","):
+        found = _LINK.fullmatch(part)
+        if found:
+            links.append(nexusrpc.Link(url=found[1], type=found[2]))
+    return links[:_MAX_LINKS]

@@ -1,0 +1,45 @@
+"""Our own namespace as a service sees it: whether it can be reached, and how long it keeps closed runs."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+_PROBE_TIMEOUT = timedelta(seconds=2)
+_RETENTION_CACHE = timedelta(minutes=10)
+
+
+class Namespace:
+    """Asks Temporal about the namespace of *client*."""
+
+    def __init__(self, client: Client, *, clock: Callable[[], datetime]) -> None:
+        self._client = client
+        self._clock = clock
+        self._retention: tuple[timedelta, datetime] | None = None
+
+    async def is_reachable(self) -> bool:
+        """Whether Temporal answers, knows the namespace, and takes our credentials."""
+        try:
+            await self._describe()
+        except RPCError:
+            return False
+        return True
+
+    async def retention(self) -> timedelta:
+        """How long a closed run can be looked up, at most ten minutes old.
+
+        Raises:
+            temporalio.service.RPCError: Temporal did not say.
+        """
+        now = self._clock()
+        if self._retention is None or now - self._retention[1] > _RETENTION_CACHE:
+            self._retention = await self._describe(), now
+        return self._retention[0]
+
+    async def _describe(self) -> timedelta:
+        described = await self._client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
+        )
+        return described.config.workflow_execution_retention_ttl.ToTimedelta()

@@ -1,0 +1,118 @@
+"""Payloads as HTTP content, and back: the table of Temporal's own serializer, byte for byte.
+
+A payload crosses unread, whatever its encoding. Pure functions; the caller's headers are not touched.
+Source of the rules: Temporal server, `common/nexus/payload_serializer.go`.
+"""
+
+import re
+from collections.abc import Mapping
+
+from google.protobuf.message import DecodeError
+from temporalio.api.common.v1 import Payload
+
+from bridge.errors import RemoteProtocolError
+
+MAX_PAYLOAD_BYTES = 2 * 1024 * 1024 - 1024
+"""Temporal's limit of one blob is 2 MiB (`limit.blobSize.error`); beyond it a completion is answered OK and the
+activity failed, so we refuse a little earlier."""
+
+CONTENT_TYPE = "Content-Type"
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+OCTETS = "application/octet-stream"
+TEMPORAL_PAYLOAD = "application/x-temporal-payload"
+
+_UNKNOWN = b"unknown/nexus-content"
+_PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^\s;",]+))\s*')
+
+
+def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
+    """Return the content headers and body of *payload*; None is the absence of a value."""
+    if payload is None:
+        return {}, b""
+    metadata = dict(payload.metadata)
+    encoding = metadata.pop("encoding", b"").decode("latin-1")
+    message_type = metadata.get("messageType", b"").decode("latin-1")
+    keys = set(metadata)
+    match encoding:
+        case "binary/null" if not keys and not payload.data:
+            return {}, b""
+        case "json/plain" if not keys:
+            return {CONTENT_TYPE: JSON}, payload.data
+        case "binary/plain" if not keys:
+            return {CONTENT_TYPE: OCTETS}, payload.data
+        case "json/protobuf" if keys == {"messageType"} and _is_quotable(message_type):
+            return {CONTENT_TYPE: f'{JSON}; format=protobuf; message-type="{message_type}"'}, payload.data
+        case "binary/protobuf" if keys == {"messageType"} and _is_quotable(message_type):
+            return {CONTENT_TYPE: f'{PROTOBUF}; message-type="{message_type}"'}, payload.data
+        case _:
+            # Lossless for whatever else there is: encrypted, compressed, further metadata.
+            return {CONTENT_TYPE: TEMPORAL_PAYLOAD}, payload.SerializeToString(deterministic=True)
+
+
+def decode_payload(headers: Mapping[str, str], body: bytes) -> Payload:
+    """Read content back into the payload it was made from.
+
+    *headers* may be all headers of the message, with case-insensitive look-up; only `Content-…` count.
+
+    Raises:
+        RemoteProtocolError: The content says it is a Temporal payload, and is not.
+    """
+    content = {name.lower().removeprefix("content-"): value for name, value in headers.items() if _describes(name)}
+    if set(content) - {"type"}:
+        return _unknown(content, body)
+    if "type" not in content:
+        return Payload(metadata={"encoding": b"binary/null"}) if not body else _unknown(content, body)
+    media_type, parameters = _parse_media_type(content["type"])
+    match media_type, sorted(parameters or {}):
+        case "application/x-temporal-payload", _:
+            try:
+                return Payload.FromString(body)
+            except DecodeError:
+                message = "content is not a serialized temporal payload"
+                raise RemoteProtocolError(message) from None
+        case _, _ if parameters is None:
+            return _unknown(content, body)
+        case "application/json", []:
+            return Payload(metadata={"encoding": b"json/plain"}, data=body)
+        case "application/json", ["format", "message-type"] if (
+            parameters["format"] == "protobuf" and parameters["message-type"]
+        ):
+            return _protobuf(b"json/protobuf", parameters["message-type"], body)
+        case "application/x-protobuf", ["message-type"] if parameters["message-type"]:
+            return _protobuf(b"binary/protobuf", parameters["message-type"], body)
+        case "application/octet-stream", []:
+            return Payload(metadata={"encoding": b"binary/plain"}, data=body)
+        case _:
+            return _unknown(content, body)
+
+
+def _describes(name: str) -> bool:
+    lower = name.lower()
+    return lower.startswith("content-") and lower not in {"content-encoding", "content-length"}
+
+
+def _is_quotable(message_type: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_.]+", message_type) is not None
+
+
+def _parse_media_type(text: str) -> tuple[str, dict[str, str] | None]:
+    """Media type in lower case and its parameters, None if they cannot be read."""
+    media_type, _, _ = text.partition(";")
+    rest, parameters = text[len(media_type) :], {}
+    while rest:
+        found = _PARAMETER.match(rest)
+        if not found:
+            return media_type.strip().lower(), None
+        parameters[found[1].lower()] = found[2] if found[2] is not None else found[3]
+        rest = rest[found.end() :]
+    return media_type.strip().lower(), parameters
+
+
+def _protobuf(encoding: bytes, message_type: str, body: bytes) -> Payload:
+    return Payload(metadata={"encoding": encoding, "messageType": message_type.encode("latin-1")}, data=body)
+
+
+def _unknown(content: Mapping[str, str], body: bytes) -> Payload:
+    metadata = {name: value.encode("utf-8", "surrogateescape") for name, value in content.items()}
+    return Payload(metadata={**metadata, "encoding": _UNKNOWN}, data=body)

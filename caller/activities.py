@@ -1,0 +1,224 @@
+"""The waiting activity: start the operation, wait for its callback, ask again when none has come.
+
+Attempt 1 POSTs the start and goes asynchronous; its start-to-close timeout is only the first lease. Each later attempt
+POSTs the same start again, and the handler answers with the outcome or with "still running". So whatever is lost on the
+way, the call still ends, and the caller's history grows by nothing.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+from nexusrpc import HandlerError
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.client import AsyncActivityCancelledError, Client
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError
+
+from bridge.calls import (
+    OPERATION_UNSUCCESSFUL,
+    START_OPERATION_ACTIVITY,
+    UNSUCCESSFUL_MESSAGE,
+    OperationCall,
+    renewal_delay,
+    unreached_delay,
+)
+from bridge.errors import OutcomeUnknownError, bad_request
+from bridge.links import WorkflowRef
+from bridge.payloads import MAX_PAYLOAD_BYTES
+from bridge.starts import Finished, Running, StartRequest
+from caller.callbacks import CallbackUrls, WaitingAttempt
+from caller.completion import Completer, Wait
+from caller.endpoints import Endpoints, NotStartedError
+
+STILL_RUNNING = "bridge.StillRunning"
+HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
+
+_DETAILS_DELAY = timedelta(seconds=1)
+"""How long the target's name is kept back: a call that ends sooner is not charged for telling it."""
+
+_log = logging.getLogger(__name__)
+
+
+class OperationActivities:
+    """The caller's activities, for one worker."""
+
+    def __init__(  # noqa: PLR0913 - everything the edge needs, by name
+        self,
+        *,
+        client: Client,
+        endpoints: Endpoints,
+        callbacks: CallbackUrls,
+        completer: Completer,
+        clock: Callable[[], datetime],
+        jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
+    ) -> None:
+        self._client = client
+        self._endpoints = endpoints
+        self._callbacks = callbacks
+        self._completer = completer
+        self._clock = clock
+        self._jitter = jitter
+        self._pending_details: set[asyncio.Task[None]] = set()
+        self._is_closing = asyncio.Event()
+
+    @activity.defn(name=START_OPERATION_ACTIVITY)
+    async def start_operation(self, call: OperationCall, operation_input: RawValue) -> RawValue:
+        """One attempt. It never returns: the outcome completes the activity from outside.
+
+        Raises:
+            ApplicationError: Non-retryable where the call failed for good; otherwise with the delay until the next
+                attempt, and a message for whoever looks at the pending activity.
+        """
+        info = activity.info()
+        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
+        known = bool(info.heartbeat_details)
+        remaining = call.deadline - self._clock()
+        if remaining <= timedelta(0):
+            activity.raise_complete_async()
+        try:
+            request = self._request(call, info)
+            payload = await self._encoded(operation_input)
+            answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
+        except HandlerError as error:
+            _fail(error)
+        except NotStartedError as error:
+            self._answer_not_started(call, info, error, known=known)
+        match answer:
+            case Finished():
+                wait = Wait(
+                    workflow_id=workflow_id, run_id=run_id, request_id=info.activity_id, task_token=info.task_token
+                )
+                await self._completer.complete(wait, answer.outcome.fitted(), answer.target)
+            case Running() if info.attempt == 1:
+                self._tell_later(info.task_token, answer)
+            case Running():
+                if not known:
+                    await self._tell(info.task_token, answer)
+                delay = renewal_delay(call, now=self._clock(), jitter=self._jitter())
+                if delay is not None:
+                    raise ApplicationError(
+                        f"still running: {_describe(answer.target)}",
+                        type=STILL_RUNNING,
+                        category=ApplicationErrorCategory.BENIGN,
+                        next_retry_delay=delay,
+                    )
+        activity.raise_complete_async()
+
+    async def close(self) -> None:
+        """Tell now what was to be told a little later."""
+        self._is_closing.set()
+        await asyncio.gather(*self._pending_details, return_exceptions=True)
+
+    def _request(self, call: OperationCall, info: activity.Info) -> StartRequest:
+        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
+        now = self._clock()
+        attempt = WaitingAttempt(
+            handler=self._endpoints.handler_of(call.endpoint),
+            operation=f"{call.service}/{call.operation}",
+            workflow_id=workflow_id,
+            run_id=run_id,
+            request_id=info.activity_id,
+            attempt=info.attempt,
+            task_token=info.task_token,
+            deadline=call.deadline,
+        )
+        try:
+            callback_url = self._callbacks.mint(attempt, now=now)
+        except ValueError as error:
+            raise bad_request(str(error)) from None
+        caller = WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+        return StartRequest(
+            service=call.service,
+            operation=call.operation,
+            request_id=info.activity_id,
+            callback_url=callback_url,
+            headers=call.headers,
+            links=[caller.to_link()],
+            operation_timeout=call.deadline - now,
+            scheduled_time=call.scheduled_time,
+            attempt=info.attempt,
+        )
+
+    async def _encoded(self, operation_input: RawValue) -> Payload:
+        # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
+        payload, codec = operation_input.payload, self._client.data_converter.payload_codec
+        if codec is not None:
+            [payload] = await codec.encode([payload])
+        if payload.ByteSize() > MAX_PAYLOAD_BYTES:
+            message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+            raise bad_request(message)
+        return payload
+
+    def _answer_not_started(
+        self, call: OperationCall, info: activity.Info, error: NotStartedError, *, known: bool
+    ) -> NoReturn:
+        reason = error.reason
+        if isinstance(reason, OutcomeUnknownError):
+            _fail(reason)
+        # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a
+        # proxy's 404, must not fail a healthy payment.
+        if isinstance(reason, HandlerError) and not reason.retryable and not known:
+            _fail(reason)
+        _log.warning(
+            "bridge.handler_not_reached",
+            extra={
+                "bridge.request_id": info.activity_id,
+                "bridge.endpoint": call.endpoint,
+                "bridge.attempt": info.attempt,
+                "bridge.reason": type(reason).__name__,
+            },
+        )
+        remaining = call.deadline - self._clock()
+        delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=remaining)
+        if delay is None:
+            activity.raise_complete_async()
+        raise ApplicationError(
+            f"handler not reached: {error}"[:1000],
+            type=HANDLER_NOT_REACHED,
+            category=ApplicationErrorCategory.BENIGN,
+            next_retry_delay=delay,
+        ) from None
+
+    def _tell_later(self, task_token: bytes, running: Running) -> None:
+        async def later() -> None:
+            try:
+                await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
+            except TimeoutError:
+                pass
+            await self._tell(task_token, running)
+
+        task = asyncio.create_task(later())
+        self._pending_details.add(task)
+        task.add_done_callback(self._pending_details.discard)
+
+    async def _tell(self, task_token: bytes, running: Running) -> None:
+        """Make the target known: to people as details of the pending activity, to later attempts as proof of a 201."""
+        details = {"operation_token": running.operation_token, "target": _describe(running.target)}
+        if running.target is not None:
+            details["link"] = running.target.to_link().url
+        try:
+            await self._client.get_async_activity_handle(task_token=task_token).heartbeat(details)
+        except (RPCError, AsyncActivityCancelledError):
+            # Completed meanwhile, most often. Losing the details loses nothing else.
+            return
+
+
+def _describe(target: WorkflowRef | None) -> str:
+    return "the operation" if target is None else f"{target.namespace}/{target.workflow_id} (run {target.run_id})"
+
+
+def _fail(reason: HandlerError) -> NoReturn:
+    """End the call: nothing was started, or nobody knows any more."""
+    # Its traceback would tell the history about our code, not about the caller's fault.
+    raise ApplicationError(
+        UNSUCCESSFUL_MESSAGE,
+        type=OPERATION_UNSUCCESSFUL,
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,
+    ) from reason.with_traceback(None)

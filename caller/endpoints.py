@@ -1,0 +1,91 @@
+"""Endpoints: send a start to the handler behind a name, and read its answer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from multidict import CIMultiDict
+from nexusrpc import HandlerError
+from temporalio.api.common.v1 import Payload
+
+from bridge.errors import BridgeError, not_found
+from bridge.failures import MAX_FAILURE_BYTES
+from bridge.http import REQUEST_TIMEOUT, HttpClient
+from bridge.signatures import MessageKind, MessageSigner
+from bridge.starts import StartAnswer, StartRequest, decode_answer, encode_start
+from bridge.wire import LINK, decode_retry_after
+from caller.settings import CallerSettings, Endpoint
+
+
+class NotStartedError(BridgeError):
+    """The handler gave no answer that tells how the operation stands."""
+
+    def __init__(self, reason: BridgeError | HandlerError, *, retry_after: timedelta | None) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+        self.retry_after = retry_after
+        """The wait that the handler asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    endpoint: Endpoint
+    signer: MessageSigner
+
+
+class Endpoints:
+    """The configured endpoints of one caller."""
+
+    def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
+        self._places: Mapping[str, _Place] = {
+            name: _Place(
+                endpoint=endpoint, signer=MessageSigner(settings.handlers[endpoint.handler].start_keys)
+            )
+            for name, endpoint in settings.endpoints.items()
+        }
+        self._http = http
+        self._clock = clock
+
+    def handler_of(self, name: str) -> str:
+        """The handler behind endpoint *name*.
+
+        Raises:
+            nexusrpc.HandlerError: NOT_FOUND, no such endpoint in the settings.
+        """
+        return self._place(name).endpoint.handler
+
+    async def start(
+        self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta
+    ) -> StartAnswer:
+        """POST a start, freshly signed, and read the answer.
+
+        Raises:
+            NotStartedError: The handler was not reached, or refused; `reason` says which.
+        """
+        place = self._place(name)
+        timeout = min(REQUEST_TIMEOUT, remaining)
+        path, fields, body = encode_start(request, payload, request_timeout=timeout)
+        url = place.endpoint.url + path
+        headers = CIMultiDict(fields)
+        retry_after = None
+        try:
+            place.signer.sign(MessageKind.START, url, headers, body, more=request.headers)
+            answer = await self._http.post(
+                url,
+                headers,
+                body,
+                networks=place.endpoint.networks,
+                timeout=timeout,
+                max_answer_bytes=MAX_FAILURE_BYTES,
+            )
+            retry_after = decode_retry_after(answer.headers, now=self._clock())
+            return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
+        except (BridgeError, HandlerError) as error:
+            raise NotStartedError(error, retry_after=retry_after) from None
+
+    def _place(self, name: str) -> _Place:
+        place = self._places.get(name)
+        if place is None:
+            message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._places)})"
+            raise not_found(message)
+        return place

@@ -1,0 +1,54 @@
+"""The plugin that makes a worker a caller: it brings the waiting activity and its HTTP session."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from temporalio.worker import WorkerConfig
+
+from bridge.settings import load
+from bridge.worker import SessionPlugin
+from caller.activities import OperationActivities
+from caller.callbacks import CallbackUrls
+from caller.completion import Completer
+from caller.endpoints import Endpoints
+from caller.settings import CallerSettings
+
+USER_AGENT = "callback-bridge-caller/0.1"
+
+
+class CallerPlugin(SessionPlugin):
+    """Give it to a worker whose workflows use `bridge.create_client`: `Worker(..., plugins=[CallerPlugin()])`."""
+
+    def __init__(
+        self, settings: CallerSettings | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """Read the settings where none are given.
+
+        Raises:
+            bridge.settings.SettingsError: They cannot be used.
+        """
+        super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
+        self._settings = settings if settings is not None else load(CallerSettings)
+        self._clock = clock
+        self._activities: list[OperationActivities] = []
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add the waiting activity, bound to the worker's own client."""
+        client, settings = config["client"], self._settings
+        activities = OperationActivities(
+            client=client,
+            endpoints=Endpoints(settings, http=self.http, clock=self._clock),
+            callbacks=CallbackUrls(
+                receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)
+            ),
+            completer=Completer(client=client),
+            clock=self._clock,
+        )
+        self._activities.append(activities)
+        config["activities"] = [*config.get("activities", ()), activities.start_operation]
+        return super().configure_worker(config)
+
+    async def before_close(self) -> None:
+        """Tell now which targets the calls wait for, where that was to be told a little later."""
+        for activities in self._activities:
+            await activities.close()

@@ -1,0 +1,101 @@
+"""The receiver: an HTTP service that turns completions into completed activities.
+
+It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
+message signature of that handler, over the headers before the body is read, over the body before it is parsed. It keeps
+no state, so any number of copies may run.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import assert_never
+
+from aiohttp import web
+from nexusrpc import HandlerError, HandlerErrorType
+
+from bridge.completions import decode_completion
+from bridge.errors import UnavailableError, UntrustedError, bad_request, not_found
+from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.signatures import MessageKind, MessageVerifier
+from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
+from bridge.wire import LINK, encode_handler_error
+from caller.completion import Completer, CompletionAnswer, Wait
+from caller.callbacks import decode_task_token
+
+GONE = 410
+
+
+def create_receiver(
+    *,
+    completer: Completer,
+    tokens: CallbackTokens,
+    verifiers: Mapping[str, MessageVerifier],
+    readiness: Readiness,
+    clock: Callable[[], datetime],
+) -> web.Application:
+    """The receiver's application; *verifiers* by handler name."""
+
+    async def complete(request: web.Request) -> web.Response:
+        facts = request[FACTS]
+        text = request.query.getall("sig", [])
+        if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
+            reason = "callback token missing, repeated or too long"
+            raise UntrustedError(reason)
+        claims = tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=clock())
+        facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
+        verifier = verifiers.get(claims.peer)
+        if verifier is None:
+            reason = "unknown handler"
+            raise UntrustedError(reason)
+        verified = verifier.verify(
+            MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
+        )
+        refuse_unusable_headers(request)
+        body = await read_body(request)
+        verified.check_body(body)
+        completion = decode_completion(verified.headers, _lines(verified.headers), body)
+        if completion.outcome.fitted() is not completion.outcome:
+            message = "the outcome is too large to complete an activity with"
+            raise bad_request(message)
+        wait = Wait(
+            workflow_id=claims.wf,
+            run_id=claims.run,
+            request_id=claims.rid,
+            task_token=decode_task_token(claims.tt),
+        )
+        result = await completer.complete(wait, completion.outcome, completion.target)
+        facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
+        return _respond(result)
+
+    app = create_app(readiness, has_method_errors=True)
+    app.router.add_post("/callbacks/{callback_id}", complete)
+    return app
+
+
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    return [headers[LINK]] if LINK in headers else []
+
+
+def _respond(result: CompletionAnswer) -> web.Response:
+    """The receiver's answer sheet."""
+    match result:
+        case CompletionAnswer.COMPLETED | CompletionAnswer.REPEATED:
+            return web.Response(status=200)
+        case CompletionAnswer.CONFLICT:
+            message = "another outcome is recorded for this callback"
+            raise HandlerError(message, type=HandlerErrorType.CONFLICT)
+        case CompletionAnswer.OVER:
+            # The body's type makes servers from 1.31 stop, the status older ones.
+            error = not_found("nobody waits for this outcome any more: timed out, canceled or closed")
+            _, headers, body = encode_handler_error(error)
+            return answer(GONE, headers, body)
+        case CompletionAnswer.UNKNOWN:
+            message = "no such call"
+            raise not_found(message)
+        case CompletionAnswer.AGAIN_LATER:
+            message = "not now, try again"
+            raise UnavailableError(message)
+        case CompletionAnswer.INVALID:
+            message = "this callback cannot be completed"
+            raise bad_request(message)
+        case _:
+            assert_never(result)

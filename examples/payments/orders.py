@@ -1,0 +1,48 @@
+"""The order team's workflow. It calls a payment in another namespace like a child workflow."""
+
+from dataclasses import dataclass
+
+from temporalio import workflow
+
+import bridge
+from examples.payments.contract import PaymentRequest, PaymentService
+
+with workflow.unsafe.imports_passed_through():
+    from examples.payments.settings import FIRST_LEASE, ORDER_DEADLINE, RENEWALS
+
+ORDER_QUEUE = "order-queue"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a customer ordered."""
+
+    order_id: str
+    amount: float
+
+
+@dataclass(frozen=True)
+class OrderReceipt:
+    """What the customer gets."""
+
+    order_id: str
+    payment_id: str
+    status: str
+
+
+@workflow.defn
+class OrderWorkflow:
+    """Has an order paid."""
+
+    @workflow.run
+    async def run(self, order: Order) -> OrderReceipt:
+        """Fails with the payment's own failure as the cause if it is declined."""
+        payments = bridge.create_client(
+            service=PaymentService, endpoint="payments", first_lease=FIRST_LEASE, renewals=RENEWALS
+        )
+        payment = await payments.execute_operation(
+            PaymentService.process,
+            PaymentRequest(order_id=order.order_id, amount=order.amount),
+            schedule_to_close_timeout=ORDER_DEADLINE,
+        )
+        return OrderReceipt(order_id=order.order_id, payment_id=payment.payment_id, status=payment.status)

@@ -1,0 +1,95 @@
+"""The payment team's workflow: ordinary, but for one decorator. It knows nothing of callers or HTTP.
+
+It behaves by amount, so that everything can be tried with nothing but the Temporal CLI: up to 100 is paid at once, up
+to 1 000 settles after a while, up to 10 000 waits for a reviewer, and above that the card is declined.
+"""
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+from bridge import emits_callback
+from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
+
+with workflow.unsafe.imports_passed_through():
+    from examples.payments.settings import SETTLEMENT
+
+PAYMENT_QUEUE = "payment-queue"
+
+PAID_AT_ONCE = 100
+SETTLES = 1_000
+NEEDS_REVIEW = 10_000
+
+
+def check_payment(request: PaymentRequest) -> None:
+    """Refuse what can never be paid, before anything starts."""
+    if not request.amount > 0:
+        message = "the amount must be positive"
+        raise ValueError(message)
+
+
+@emits_callback(
+    service=PaymentService,
+    operation=PaymentService.process,
+    workflow_id=lambda request: f"payment-{request.order_id}",
+    check=check_payment,
+)
+@workflow.defn
+class PaymentWorkflow:
+    """Pays for one order, once."""
+
+    def __init__(self) -> None:
+        self._verdict: str | None = None
+
+    @workflow.signal
+    def approve(self) -> None:
+        """A reviewer lets the payment pass."""
+        self._verdict = self._verdict or "approved"
+
+    @workflow.signal
+    def reject(self) -> None:
+        """A reviewer stops the payment."""
+        self._verdict = self._verdict or "rejected"
+
+    @workflow.query
+    def status(self) -> str:
+        """Where the payment stands."""
+        return self._verdict or "pending"
+
+    @workflow.run
+    async def run(self, request: PaymentRequest) -> PaymentResponse:
+        """Charge the order.
+
+        Raises:
+            ApplicationError: `CardDeclined` or `PaymentRejected`.
+        """
+        payment_id = f"p-{request.order_id}"
+        if request.amount > NEEDS_REVIEW:
+            _decline(request)
+        elif request.amount > SETTLES:
+            try:
+                await workflow.wait_condition(lambda: self._verdict is not None)
+            except asyncio.CancelledError:
+                # The money was held while the review ran: give it back before the payment ends as canceled.
+                await self._refund()
+                raise
+            if self._verdict == "rejected":
+                message = "rejected by the reviewer"
+                raise ApplicationError(message, payment_id, type="PaymentRejected", non_retryable=True)
+            return PaymentResponse(payment_id=payment_id, status="approved")
+        elif request.amount > PAID_AT_ONCE:
+            await asyncio.sleep(SETTLEMENT.total_seconds())
+        return PaymentResponse(payment_id=payment_id, status="paid")
+
+    async def _refund(self) -> None:
+        await asyncio.sleep(0.1)
+        self._verdict = "refunded"
+
+
+def _decline(request: PaymentRequest) -> None:
+    issuer = ApplicationError("insufficient funds", type="IssuerRefused", non_retryable=True)
+    message = "card declined"
+    raise ApplicationError(
+        message, {"order_id": request.order_id, "limit": NEEDS_REVIEW}, type="CardDeclined", non_retryable=True
+    ) from issuer

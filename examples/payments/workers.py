@@ -1,0 +1,47 @@
+"""The two teams' workers: `python -m examples.payments.workers orders` and `… payments`.
+
+In production each team has its own; here they share a file because they differ in three names. The connection comes
+from TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, the bridge's settings from the file that BRIDGE_CONFIG names.
+"""
+
+import argparse
+import json
+import os
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from bridge import command
+from bridge.server import stop_on_signals
+from caller import CallerPlugin
+from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
+from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
+from handler import HandlerPlugin
+
+
+def order_worker(client: Client) -> Worker:
+    """The order team's worker: its workflows may call through the bridge."""
+    return Worker(client, task_queue=ORDER_QUEUE, workflows=[OrderWorkflow], plugins=[CallerPlugin()])
+
+
+def payment_worker(client: Client) -> Worker:
+    """The payment team's worker: its workflows tell their callers when they have ended."""
+    return Worker(client, task_queue=PAYMENT_QUEUE, workflows=[PaymentWorkflow], plugins=[HandlerPlugin()])
+
+
+async def run_worker(arguments: argparse.Namespace) -> None:
+    """Run one team's worker until it is told to stop."""
+    command.configure_logging("info")
+    stop = stop_on_signals()
+    client = await command.connect(data_converter=None)
+    worker = order_worker(client) if arguments.team == "orders" else payment_worker(client)
+    async with worker:
+        print(json.dumps({"worker": arguments.team, "pid": os.getpid()}), flush=True)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m examples.payments.workers", description=run_worker.__doc__)
+    parser.add_argument("team", choices=["orders", "payments"])
+    parser.set_defaults(run=run_worker)
+    command.run(parser, None)

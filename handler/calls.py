@@ -1,0 +1,55 @@
+"""What a target carries of the call that started it: one memo field, written by the starter, read by the interceptor.
+
+Also the task that the interceptor hands to a delivery. Both are plain JSON with units in the names, because they stand
+in histories. Imports only the standard library: workflow code uses them.
+"""
+
+from dataclasses import dataclass, field
+
+MEMO_KEY = "bridge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallMemo:
+    """The call behind a target. Field names are those of the memo: never rename."""
+
+    caller: str
+    """Authenticated name of the caller."""
+    request_id: str
+    input_hash: str
+    """Keyed hash of the decoded input; comparable, but tells nothing."""
+    service: str
+    operation: str
+    operation_token: str
+    callback_url: str | None
+    callback_headers: dict[str, str] = field(default_factory=dict)
+    deadline_ms: int
+    """Until when a delivery is worth trying, Unix time in milliseconds."""
+    caller_namespace: str = ""
+    caller_workflow_id: str = ""
+    caller_run_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One completion to be brought home. Its content, the result or the failure, travels beside it."""
+
+    caller: str
+    request_id: str
+    operation_token: str
+    callback_url: str
+    callback_headers: dict[str, str]
+    deadline_ms: int
+    state: str
+    """succeeded, failed or canceled."""
+    workflow_id: str
+    """Of the target."""
+    run_id: str
+    start_time_ms: int
+    close_time_ms: int
+    """When the target's outcome was certain, Unix time in milliseconds."""
+
+    @property
+    def workflow_id_of_delivery(self) -> str:
+        """Id of the workflow that takes the delivery over: nothing is told twice by it."""
+        return f"bridge-delivery-{self.request_id}-{self.run_id}"

@@ -1,0 +1,214 @@
+"""The small interceptor: when a target has ended, tell its caller, and change nothing about the ending.
+
+It announces only what is committed: delivery is a normal activity, so the outcome is durable in history before anyone
+is told. Delivery is shielded from a cancel that comes after the function has ended, and every error of it is caught.
+A target that carries no call in its memo goes on untouched.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, NoReturn
+
+from temporalio import exceptions, workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.common import RawValue, WorkflowIDReusePolicy
+from temporalio.converter import FailureConverter
+from temporalio.worker import (
+    ContinueAsNewInput,
+    ExecuteWorkflowInput,
+    HandleUpdateInput,
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowOutboundInterceptor,
+)
+
+from bridge.outcomes import too_large
+from handler.calls import MEMO_KEY, CallMemo, Delivery
+from handler.deliveries import ATTEMPT_TIMEOUT, DELIVER_ACTIVITY, DELIVERY_WORKFLOW, RETRY_POLICY
+
+DELIVERY_BUDGET = timedelta(seconds=10)
+"""How long a target stays open for its delivery; after that a workflow of its own carries on."""
+
+_FAILURE_TYPE = b"temporal.api.failure.v1.Failure"
+
+
+class DeliveryInterceptor(Interceptor):
+    """Puts delivery around every workflow of a worker."""
+
+    def __init__(self, *, failure_converter: FailureConverter, max_outcome_bytes: int, budget: timedelta) -> None:
+        """*max_outcome_bytes*: a larger outcome is told as a failure, because a command that passes the server's
+        limit terminates the workflow (1.29) or fails its task for ever (1.31)."""
+        self._failure_converter = failure_converter
+        self._max_outcome_bytes = max_outcome_bytes
+        self._budget = budget
+
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput  # noqa: A002
+    ) -> type[WorkflowInboundInterceptor]:
+        """The SDK makes the instance itself, so what it needs rides on a class of its own."""
+        del input
+        converter, limit, budget = self._failure_converter, self._max_outcome_bytes, self._budget
+
+        class Inbound(_Inbound):
+            failure_converter: ClassVar[FailureConverter] = converter
+            max_outcome_bytes: ClassVar[int] = limit
+            delivery_budget: ClassVar[timedelta] = budget
+
+        return Inbound
+
+
+class _Inbound(WorkflowInboundInterceptor):
+    failure_converter: ClassVar[FailureConverter]
+    max_outcome_bytes: ClassVar[int]
+    delivery_budget: ClassVar[timedelta]
+
+    _has_ended = False
+
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        super().init(_Outbound(outbound))
+
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
+        if MEMO_KEY not in workflow.info().raw_memo:
+            return await super().execute_workflow(input)
+        call: CallMemo = workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
+        try:
+            result = await super().execute_workflow(input)
+        except (Exception, asyncio.CancelledError) as error:
+            # Continue-as-new is a BaseException and passes by: it is no ending.
+            state = _state_of(error)
+            if state is None:
+                raise
+            failure = self._failure_of(error)
+            if state == "canceled" or not _may_be_retried():
+                await self._tell(call, state, _failure_payload(failure, state))
+            if state == "failed" and exceptions.is_cancelled_exception(error):
+                # Told as failed; a cancel that came meanwhile must not turn this very error into a cancellation.
+                raise exceptions.FailureError(failure.message, failure=failure) from error
+            raise
+        [payload] = workflow.payload_converter().to_payloads([result])
+        await self._tell(call, "succeeded", payload)
+        return result
+
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:  # noqa: A002
+        # Here and not in the validator, which does not run for updates without one.
+        if self._has_ended:
+            message = "the workflow has ended"
+            raise exceptions.ApplicationError(message, type="bridge.WorkflowEnded", non_retryable=True)
+        return await super().handle_update_handler(input)
+
+    async def _tell(self, call: CallMemo, state: str, content: Payload) -> None:
+        if call.callback_url is None:
+            return
+        self._has_ended = True
+        if content.ByteSize() > self.max_outcome_bytes:
+            told = too_large(content.ByteSize(), self.max_outcome_bytes).failure or Failure()
+            state, content = "failed", _failure_payload(told, "failed")
+        info = workflow.info()
+        delivery = Delivery(
+            caller=call.caller,
+            request_id=call.request_id,
+            operation_token=call.operation_token,
+            callback_url=call.callback_url,
+            callback_headers=call.callback_headers,
+            deadline_ms=call.deadline_ms,
+            state=state,
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            start_time_ms=_milliseconds(info.workflow_start_time),
+            close_time_ms=_milliseconds(workflow.now()),
+        )
+        await _shielded(self._deliver(delivery, content))
+
+    async def _deliver(self, delivery: Delivery, content: Payload) -> None:
+        try:
+            await workflow.execute_activity(
+                DELIVER_ACTIVITY,
+                args=[delivery, RawValue(content)],
+                result_type=str,
+                schedule_to_close_timeout=self.delivery_budget,
+                start_to_close_timeout=min(ATTEMPT_TIMEOUT, self.delivery_budget),
+                retry_policy=RETRY_POLICY,
+                summary=f"{delivery.state} to {delivery.caller}",
+            )
+        except Exception as error:  # noqa: BLE001 - whatever became of the delivery, the target closes as it would
+            workflow.logger.info("bridge.delivery_handed_over", extra={"bridge.error": type(error).__name__})
+        else:
+            return
+        try:
+            # The start is awaited: a child commanded in the closing task is never started.
+            _ = await workflow.start_child_workflow(
+                DELIVERY_WORKFLOW,
+                args=[delivery, RawValue(content)],
+                id=delivery.workflow_id_of_delivery,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                static_summary=f"{delivery.state} to {delivery.caller}",
+            )
+        except exceptions.WorkflowAlreadyStartedError:
+            # Another run of this closing got as far: handed over.
+            return
+        except Exception as error:  # noqa: BLE001 - as above; the caller's renewal will find the outcome
+            workflow.logger.warning("bridge.delivery_lost", extra={"bridge.error": type(error).__name__})
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        if isinstance(error, asyncio.CancelledError):
+            error = exceptions.CancelledError(str(error))
+        failure = Failure()
+        self.failure_converter.to_failure(error, workflow.payload_converter(), failure)
+        return failure
+
+
+class _Outbound(WorkflowOutboundInterceptor):
+    def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
+        """Carry the call over where the author's own memo would drop it; without one the server carries all."""
+        ours = workflow.info().raw_memo.get(MEMO_KEY)
+        if ours is not None and input.memo is not None:
+            input.memo = {**input.memo, MEMO_KEY: RawValue(ours)}
+        super().continue_as_new(input)
+
+
+def _state_of(error: BaseException) -> str | None:
+    """How *error* will close the workflow, by the rules of the SDK's worker; None if it fails only the task."""
+    if workflow.cancellation_reason() is not None and exceptions.is_cancelled_exception(error):
+        return "canceled"
+    is_failure = isinstance(error, asyncio.CancelledError) or workflow.is_failure_exception(error)
+    return "failed" if is_failure else None
+
+
+def _may_be_retried() -> bool:
+    """Whether another run may follow a failed one. Only its closing event tells, so a sweep or a renewal does."""
+    info = workflow.info()
+    return info.retry_policy is not None or bool(info.cron_schedule)
+
+
+async def _shielded(delivering: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, however often the workflow is canceled meanwhile: the outcome stands."""
+    task: asyncio.Task[None] = asyncio.create_task(delivering)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            continue
+    # Canceled itself only when the worker lets go of the run; then the run must go too.
+    task.result()
+
+
+def _failure_payload(failure: Failure, state: str) -> Payload:
+    told = failure
+    if state == "canceled" and not failure.HasField("canceled_failure_info"):
+        # Canceled through an activity or a child: to the caller it is a cancellation, with that as its cause.
+        told = Failure(message="operation canceled", cause=failure)
+        told.canceled_failure_info.SetInParent()
+    return Payload(
+        metadata={"encoding": b"binary/protobuf", "messageType": _FAILURE_TYPE},
+        data=told.SerializeToString(deterministic=True),
+    )
+
+
+def _milliseconds(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)
+

@@ -1,0 +1,55 @@
+"""What became of a target: its state now, and its outcome from the event that closed it.
+
+Payloads and failures are passed on as they stand in history, codec and all.
+"""
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, TimeoutType
+from temporalio.api.failure.v1 import Failure
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
+from temporalio.client import Client
+
+from bridge.outcomes import Outcome
+
+
+async def read_outcome(client: Client, workflow_id: str, run_id: str) -> Outcome | None:
+    """The outcome of a closed run; None if its last event is no ending (it continued as new, or still runs)."""
+    response = await client.workflow_service.get_workflow_execution_history(
+        GetWorkflowExecutionHistoryRequest(
+            namespace=client.namespace,
+            execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+            history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+        ),
+        retry=True,
+    )
+    return outcome_of(response.history.events[-1]) if response.history.events else None
+
+
+def outcome_of(event: HistoryEvent) -> Outcome | None:
+    """The outcome that a closing event tells; None for any other event."""
+    match event.event_type:
+        case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
+            result = event.workflow_execution_completed_event_attributes.result.payloads
+            return Outcome.succeeded(result[0] if result else None)
+        case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
+            return Outcome.failed(event.workflow_execution_failed_event_attributes.failure)
+        case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED:
+            failure = Failure(message="operation canceled")
+            failure.canceled_failure_info.details.CopyFrom(
+                event.workflow_execution_canceled_event_attributes.details
+            )
+            return Outcome.canceled(failure)
+        case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
+            terminated = event.workflow_execution_terminated_event_attributes
+            reason = f": {terminated.reason}" if terminated.reason else ""
+            failure = Failure(message=f"operation terminated by {terminated.identity or 'somebody'}{reason}")
+            failure.terminated_failure_info.SetInParent()
+            return Outcome.failed(failure)
+        case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
+            # The event does not tell whether the run's or the execution's time was out; for the operation it is the same.
+            failure = Failure(message="operation timed out: the target exceeded its own timeout")
+            failure.timeout_failure_info.timeout_type = TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
+            return Outcome.failed(failure)
+        case _:
+            return None

@@ -1,0 +1,71 @@
+"""The plugin that makes a worker a handler: it puts the interceptor around its workflows and delivers for them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from temporalio.converter import DataConverter
+from temporalio.worker import ReplayerConfig, WorkerConfig
+
+from bridge.settings import load
+from bridge.worker import SessionPlugin
+from handler.deliveries import DeliveryWorkflow
+from handler.delivery import DeliveryActivities
+from handler.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
+from handler.settings import HandlerSettings
+
+USER_AGENT = "callback-bridge-handler/0.1"
+
+_BLOB_LIMIT = 2 * 1024 * 1024
+_RECORD_BYTES = 64 * 1024
+"""What the delivery activity's input may hold beside the outcome."""
+
+
+class HandlerPlugin(SessionPlugin):
+    """Give it to the worker that runs the targets: `Worker(..., plugins=[HandlerPlugin()])`."""
+
+    def __init__(
+        self,
+        settings: HandlerSettings | None = None,
+        *,
+        max_outcome_bytes: int | None = None,
+        delivery_budget: timedelta = DELIVERY_BUDGET,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Read the settings where none are given.
+
+        Args:
+            settings: The handler's settings.
+            max_outcome_bytes: Largest outcome, before the payload codec, that is told as it is. The default leaves
+                room for what a codec adds: a quarter of the server's limit of 2 MiB where there is one.
+            delivery_budget: How long a target stays open for its delivery.
+            clock: Tells the time.
+
+        Raises:
+            bridge.settings.SettingsError: The settings cannot be used.
+        """
+        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT, workflows=[DeliveryWorkflow])
+        self._settings = settings if settings is not None else load(HandlerSettings)
+        self._max_outcome_bytes = max_outcome_bytes
+        self._delivery_budget = delivery_budget
+        self._clock = clock
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add interceptor, delivery activity and delivery workflow, bound to the worker's own client."""
+        client = config["client"]
+        activities = DeliveryActivities(client=client, settings=self._settings, http=self.http, clock=self._clock)
+        config["activities"] = [*config.get("activities", ()), activities.deliver_completion]
+        config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(client.data_converter)]
+        return super().configure_worker(config)
+
+    def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
+        """Add the interceptor: histories hold its commands."""
+        converter = config.get("data_converter") or DataConverter.default
+        config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(converter)]
+        return super().configure_replayer(config)
+
+    def _interceptor(self, converter: DataConverter) -> DeliveryInterceptor:
+        room = _BLOB_LIMIT // 4 if converter.payload_codec is not None else 0
+        limit = _BLOB_LIMIT - _RECORD_BYTES - room if self._max_outcome_bytes is None else self._max_outcome_bytes
+        return DeliveryInterceptor(
+            failure_converter=converter.failure_converter, max_outcome_bytes=limit, budget=self._delivery_budget
+        )

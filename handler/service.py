@@ -1,0 +1,114 @@
+"""The handler service: an HTTP service that starts targets for callers it knows.
+
+It keeps no state, so any number of copies may run. `{caller}` in a route selects whose keys must verify, nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+from nexusrpc import HandlerError, HandlerErrorType
+
+from bridge.addresses import AllowList
+from bridge.errors import UntrustedError, bad_request, not_found
+from bridge.operations import Target, Targets
+from bridge.payloads import MAX_PAYLOAD_BYTES, decode_payload
+from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.settings import Name
+from bridge.signatures import MessageKind, MessageVerifier, Verified
+from bridge.starts import Running, decode_start, encode_answer
+from bridge.wire import LINK, REQUEST_ID
+from handler.settings import CallerPeer, HandlerSettings
+from handler.starter import Starter
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Caller:
+    name: str
+    peer: CallerPeer
+    verifier: MessageVerifier | None
+    """None: this caller's policy is "none"."""
+    allow_list: AllowList
+
+
+def create_service(
+    settings: HandlerSettings, *, targets: Targets, starter: Starter, readiness: Readiness
+) -> web.Application:
+    """The handler service's application, serving *targets*."""
+    callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
+
+    async def start(request: web.Request) -> web.Response:
+        facts, names = request[FACTS], request.match_info
+        caller, verified = _authenticate(callers, MessageKind.START, request)
+        refuse_unusable_headers(request)
+        headers: Mapping[str, str] = request.headers if verified is None else verified.headers
+        facts |= {"bridge.caller": caller.name, "bridge.request_id": headers.get(REQUEST_ID, "")[:255]}
+        target = _authorise(caller, targets, names["service"], names["operation"])
+        links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
+        start_request = decode_start(
+            target.service, target.operation, callback_url=_callback(caller, request), headers=headers, links=links
+        )
+        facts["bridge.attempt"] = start_request.attempt
+        body = await read_body(request)
+        if verified is not None:
+            verified.check_body(body)
+        payload = decode_payload(headers, body)
+        if payload.ByteSize() > MAX_PAYLOAD_BYTES:
+            message = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+            raise bad_request(message)
+        result = await starter.start(caller.name, target, start_request, payload)
+        if result.target is not None:
+            facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
+        facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
+        return answer(*encode_answer(result))
+
+    app = create_app(readiness, has_method_errors=False)
+    app.router.add_post("/c/{caller}/{service}/{operation}", start)
+    return app
+
+
+def _caller(name: Name, peer: CallerPeer, settings: HandlerSettings) -> _Caller:
+    verifier = None
+    if peer.start_keys is not None:
+        verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url)
+    return _Caller(name=name, peer=peer, verifier=verifier, allow_list=peer.allow_list)
+
+
+def _authenticate(
+    callers: Mapping[str, _Caller], kind: MessageKind, request: web.Request
+) -> tuple[_Caller, Verified | None]:
+    caller = callers.get(request.match_info["caller"])
+    if caller is None:
+        reason = "unknown caller"
+        raise UntrustedError(reason)
+    if caller.verifier is None:
+        return caller, None
+    return caller, caller.verifier.verify(
+        kind, method=request.method, raw_path=request.raw_path, headers=request.headers
+    )
+
+
+def _authorise(caller: _Caller, targets: Targets, service: str, operation: str) -> Target:
+    target = targets.get(service, operation)
+    if target is None:
+        message = "no such operation" if targets.has_service(service) else "no such service"
+        raise not_found(message)
+    if not caller.peer.may_start(service, operation):
+        message = "this caller may not start this operation"
+        raise HandlerError(message, type=HandlerErrorType.UNAUTHORIZED)
+    return target
+
+
+def _callback(caller: _Caller, request: web.Request) -> str | None:
+    callbacks = request.query.getall("callback", [])
+    if not callbacks:
+        return None
+    if len(callbacks) > 1:
+        message = "more than one callback url"
+        raise bad_request(message)
+    caller.allow_list.check(callbacks[0])
+    return callbacks[0]
+
+
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    return [headers[LINK]] if LINK in headers else []

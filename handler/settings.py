@@ -1,0 +1,113 @@
+"""Settings of the handler's side, shared by its service and its workers."""
+
+import ipaddress
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from bridge.addresses import AllowList, Destination
+from bridge.keys import KeyRing, decode_key
+from bridge.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+
+
+class CallerPeer(BaseModel):
+    """A caller that we serve. Its name is the key it stands under, and the path segment of its routes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    auth: Literal["signature", "none"] = "signature"
+    """How it proves itself. "none" trusts the network, and is refused on a public listener."""
+    start_keys: KeyRing | None = None
+    """Verifies its starts."""
+    completion_keys: KeyRing | None = None
+    """Signs our completions for it."""
+    operations: tuple[str, ...]
+    """What it may start: `Service/operation`, or `Service/*`."""
+    callbacks: tuple[Destination, ...] = ()
+    """Where its completions may be sent."""
+
+    @model_validator(mode="after")
+    def _has_keys(self) -> Self:
+        if self.auth == "signature" and (self.start_keys is None or self.completion_keys is None):
+            message = 'auth = "signature" needs start_keys and completion_keys'
+            raise ValueError(message)
+        if self.auth == "none" and self.start_keys is not None:
+            message = 'auth = "none" with start_keys: say which of the two is meant'
+            raise ValueError(message)
+        for each in self.callbacks:
+            require_https(each.url, allow_insecure=each.allow_insecure)
+        return self
+
+    @property
+    def allow_list(self) -> AllowList:
+        return AllowList(destinations=self.callbacks)
+
+    def may_start(self, service: str, operation: str) -> bool:
+        return f"{service}/{operation}" in self.operations or f"{service}/*" in self.operations
+
+
+class Service(BaseModel):
+    """Where starts arrive."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: HttpUrl
+    """The service as callers see it: scheme, authority, and a prefix that a proxy strips. Part of what they sign."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8081, ge=0, le=65535)
+    allow_insecure: bool = False
+    """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        require_https(self.url, allow_insecure=self.allow_insecure)
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the listener is bound to a loopback or private address."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self.host == "localhost"
+        return (address.is_private or address.is_loopback) and not address.is_unspecified
+
+
+class HandlerSettings(BridgeSettings):
+    """All that the handler's service and workers need beside a connection to Temporal."""
+
+    name: Name
+    """Our name with the callers."""
+    task_queue: str = Field(min_length=1)
+    """Where targets run that name no task queue of their own."""
+    service: Service
+    operation_keys: KeyRing
+    """Signs and verifies operation tokens."""
+    hash_key: SecretStr
+    """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
+    callers: dict[Name, CallerPeer] = Field(min_length=1)
+    data_converter: str | None = None
+    """`module:attribute` of the data converter that the command line should connect with."""
+
+    @field_validator("hash_key")
+    @classmethod
+    def _is_strong(cls, key: SecretStr) -> SecretStr:
+        decode_key(key)
+        return key
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        rings = {
+            "operation_keys": self.operation_keys,
+            "hash_key": KeyRing(signing="hash", keys={"hash": self.hash_key}),
+        }
+        for name, caller in self.callers.items():
+            for field, ring in (("start_keys", caller.start_keys), ("completion_keys", caller.completion_keys)):
+                if ring is not None:
+                    rings[f"callers.{name}.{field}"] = ring
+            if caller.auth == "none" and not self.service.is_private:
+                message = f'callers.{name}.auth: "none" needs a private listener, service.host is {self.service.host}'
+                raise ValueError(message)
+        require_distinct_keys(rings)
+        return self
