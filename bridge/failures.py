@@ -130,8 +130,10 @@ def _without_message(wire: WireFailure) -> bytes:
 def _drop_unknown_to_old_servers(failure: Failure) -> None:
     # Server 1.29 refuses a failure with a field that its own proto lacks, and then starts the operation again and
     # again: `identity` of a cancellation or termination is newer than that.
-    for info in (failure.canceled_failure_info, failure.terminated_failure_info):
-        if "identity" in info.DESCRIPTOR.fields_by_name:
-            info.ClearField("identity")
+    # Only what is there is touched: to read a member of a oneof for writing is to choose it.
+    if failure.HasField("canceled_failure_info"):
+        failure.canceled_failure_info.ClearField("identity")
+    if failure.HasField("terminated_failure_info"):
+        failure.terminated_failure_info.ClearField("identity")
     if failure.HasField("cause"):
         _drop_unknown_to_old_servers(failure.cause)

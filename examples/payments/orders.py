@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from temporalio import workflow
+from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
 from examples.payments.contract import PaymentRequest, PaymentService
@@ -36,13 +37,26 @@ class OrderWorkflow:
 
     @workflow.run
     async def run(self, order: Order) -> OrderReceipt:
-        """Fails with the payment's own failure as the cause if it is declined."""
+        """Have the order paid.
+
+        Raises:
+            ApplicationError: `OrderNotPaid`, with what the payment team said of it.
+        """
         payments = bridge.create_client(
             service=PaymentService, endpoint="payments", first_lease=FIRST_LEASE, renewals=RENEWALS
         )
-        payment = await payments.execute_operation(
-            PaymentService.process,
-            PaymentRequest(order_id=order.order_id, amount=order.amount),
-            schedule_to_close_timeout=ORDER_DEADLINE,
-        )
+        try:
+            payment = await payments.execute_operation(
+                PaymentService.process,
+                PaymentRequest(order_id=order.order_id, amount=order.amount),
+                schedule_to_close_timeout=ORDER_DEADLINE,
+            )
+        except NexusOperationError as error:
+            reason = error.cause
+            if not isinstance(reason, ApplicationError):
+                raise
+            # The payment's own failure, from the other namespace: type, message and cause as they were raised there.
+            said = {"type": reason.type, "message": reason.message, "cause": str(reason.cause) if reason.cause else None}
+            message = f"order {order.order_id} was not paid: {reason.message}"
+            raise ApplicationError(message, said, type="OrderNotPaid", non_retryable=True) from error
         return OrderReceipt(order_id=order.order_id, payment_id=payment.payment_id, status=payment.status)

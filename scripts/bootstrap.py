@@ -1,0 +1,88 @@
+"""Make the virtual environment that a command needs, then run the command in it.
+
+Runs under any Python 3 that a machine has, so it uses the standard library only and no recent syntax. Two commands at
+once wait for each other; what is installed already is left alone.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 11)
+VENV = ROOT / ".venv"
+NEEDS_DEVELOPMENT = {"test", "check"}
+
+
+def say(text):
+    """Tell the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def find_python():
+    """A Python that is new enough: this one, or another on PATH."""
+    if sys.version_info >= OLDEST:
+        return sys.executable
+    for minor in range(20, OLDEST[1] - 1, -1):
+        found = shutil.which("python3.%d" % minor)
+        if found:
+            return found
+    say("Python 3.11 or newer is needed; this one is %d.%d and PATH has no newer." % sys.version_info[:2])
+    sys.exit(1)
+
+
+def run(what, command):
+    """Run *command* quietly, saying every few seconds that it goes on; on failure show what it said."""
+    began = time.monotonic()
+    say("%s …" % what)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=5)
+                break
+            except subprocess.TimeoutExpired:
+                say("%s … %.0f s" % (what, time.monotonic() - began))
+            except KeyboardInterrupt:
+                process.terminate()
+                sys.exit(130)
+    if process.returncode != 0:
+        say(output.decode(errors="replace"))
+        say("%s failed; the lines above say why. After mending it, run the command again." % what)
+        sys.exit(1)
+
+
+def ensure_venv(requirements):
+    """Install exactly what *requirements* locks, once for each content of the file."""
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    stamp = VENV / ("installed-%s-%s" % (requirements.stem, digest))
+    with (ROOT / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        python = VENV / "bin" / "python"
+        if stamp.exists() and python.exists():
+            return python
+        if not python.exists():
+            shutil.rmtree(VENV, ignore_errors=True)
+            run("making a virtual environment", [find_python(), "-m", "venv", str(VENV)])
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--require-hashes"]
+        run("installing dependencies", [*pip, "-r", str(requirements)])
+        stamp.touch()
+        return python
+
+
+def main():
+    """`bootstrap.py COMMAND [ARGUMENT …]`."""
+    command, arguments = sys.argv[1], sys.argv[2:]
+    name = "requirements-dev.txt" if command in NEEDS_DEVELOPMENT else "requirements.txt"
+    python = ensure_venv(ROOT / "scripts" / name)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    os.execve(str(python), [str(python), "-m", "scripts.%s" % command, *arguments], environment)
+
+
+if __name__ == "__main__":
+    main()
