@@ -1,0 +1,51 @@
+"""One Temporal server for the whole run; a world of its own for every test that asks for one."""
+
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from scripts.temporal_server import Server, running_server
+from tests.helpers import CALLER, HANDLER
+from tests.world import World, running_world
+
+_exit_code = pytest.StashKey[int]()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server() -> AsyncIterator[Server]:
+    address = os.environ.get("TEMPORAL_ADDRESS")
+    async with running_server(namespaces=[CALLER, HANDLER], address=address) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(server: Server) -> AsyncIterator[World]:
+    async with running_world(server) as made:
+        yield made
+
+
+def pytest_configure() -> None:
+    # The SDK's core warns of reports that came after a completion: here they are meant.
+    logging.getLogger("temporalio").setLevel(logging.ERROR)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_exit_code] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End deliberately, after everything has been reported.
+
+    On CPython 3.11 a process that used the SDK sometimes aborts while the interpreter shuts down (temporalio/sdk-python
+    issue 300); a green run must not end as exit code 134.
+    """
+    if _exit_code in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_exit_code])

@@ -1,0 +1,310 @@
+"""Whatever is lost, the call ends: leases, renewals, and outcomes that come late."""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutError, TimeoutType
+
+from bridge.keys import KeyRing
+from scripts.stack import ROOT, write_settings
+from scripts.temporal_server import Server
+from tests.codec import Scrambler
+from tests.helpers import CALLER, assert_eventually, ring
+from tests.workflows import Ask, CallPlan, Reply
+from tests.world import World, events, running_world, with_codec
+
+SHORT = CallPlan(first_lease=1, renewal=1)
+"""Renewals every second: a lost callback is made up for soon."""
+PATIENT = CallPlan(first_lease=1, renewal=3600)
+"""In back-off from the second attempt on, for longer than a test: nothing but the callback can end the call."""
+
+
+async def lost(_: web.Request) -> web.StreamResponse:
+    """A callback that nobody could deliver, and that its sender believes delivered."""
+    return web.Response(status=200)
+
+
+async def unavailable(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=503)
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> NexusOperationError:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause
+
+
+@pytest.mark.parametrize("behaviour", ["return", "fail", "cancel"])
+async def test_a_lost_callback_is_made_up_for_by_a_renewal(world: World, behaviour: str) -> None:
+    """Success, failure and cancellation are learned from the handler, without a history event."""
+    world.receiver.before = lost
+    ask = Ask(key=world.key(), behaviour="cleanup" if behaviour == "cancel" else behaviour, text="found")
+    handle = await world.call(ask, SHORT)
+    if behaviour == "cancel":
+        await (await world.until_started(ask)).cancel()
+    if behaviour == "return":
+        assert await handle.result() == Reply("found")
+    else:
+        error = await failure_of(handle)
+        assert isinstance(error.cause, CancelledError if behaviour == "cancel" else ApplicationError)
+    assert len(await events(handle)) == 11
+    assert world.receiver.statuses == [200]
+    assert world.service.statuses[-1] == (200 if behaviour == "return" else 424)
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "payload codec"])
+@pytest.mark.parametrize("caller_is_away", [False, True], ids=["worker up", "worker down"])
+@pytest.mark.parametrize("ending", ["success", "decline", "cancellation"])
+async def test_an_outcome_after_the_first_lease_arrives(
+    server: Server, ending: str, caller_is_away: bool, encrypted: bool
+) -> None:
+    """The task token is old by then, and a failure by id needs a started attempt: the receiver nudges one."""
+    converter = with_codec(Scrambler()) if encrypted else DataConverter.default
+    async with running_world(server, converters=(converter, converter)) as world:
+        ask = Ask(key=world.key(), behaviour="cleanup" if ending == "cancellation" else "wait", text="declined")
+        handle = await world.call(ask, PATIENT)
+        target = await world.until_started(ask)
+        await world.until_attempt(handle, 3, in_backoff=True)
+        if caller_is_away:
+            await world.stop_worker("caller")
+        if ending == "cancellation":
+            await target.cancel()
+        else:
+            await target.signal("say", "fail" if ending == "decline" else "paid")
+
+        async def told() -> None:
+            assert world.receiver.requests, "no callback yet"
+
+        await assert_eventually(told)
+        if caller_is_away:
+            await world.start_worker("caller")
+        match ending:
+            case "success":
+                assert await handle.result() == Reply("paid")
+            case "decline":
+                error = await failure_of(handle)
+                assert isinstance(error.cause, ApplicationError)
+                assert (error.cause.type, error.cause.message) == ("Outer", "declined")
+                assert isinstance(error.cause.cause, ApplicationError)
+            case _:
+                assert isinstance((await failure_of(handle)).cause, CancelledError)
+        assert len(await events(handle)) == 11
+
+
+async def test_a_receiver_that_is_down_when_the_target_ends_is_made_up_for(server: Server) -> None:
+    """The target closes all the same, a delivery workflow takes over, and ends when the receiver is back."""
+
+    def prepare(world: World) -> None:
+        world.delivery_budget = timedelta(seconds=2)
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.receiver.stop()
+        ask = Ask(key=world.key(), text="late")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        assert await target.result() == {"text": "late", "blob": ""}
+        await world.receiver.start()
+
+        assert await handle.result() == Reply("late")
+        assert world.service.statuses == [201]
+        described = await target.describe()
+        request_id = (await described.memo())["bridge"]["request_id"]
+        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+        assert await delivery.result() == "accepted"
+
+
+async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(server: Server) -> None:
+    """Nothing was started; the pending activity says what it waits for."""
+    async with running_world(server, without=("service",)) as world:
+        ask = Ask(key=world.key(), text="at last")
+        handle = await world.call(ask)
+        await world.until_attempt(handle, 2)
+        activity = await world.pending(handle)
+        assert "handler not reached" in activity.last_failure.message
+        await world.service.start()
+        assert await handle.result() == Reply("at last")
+        assert len(await events(handle)) == 11
+
+
+async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
+    """An unavailable handler names its delay, and it is the next attempt's."""
+
+    async def busy(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": "1800"})
+
+    world.service.before = busy
+    handle = await world.call(Ask(key=world.key()))
+    await world.until_attempt(handle, 2, in_backoff=True)
+    activity = await world.pending(handle)
+    wait = activity.next_attempt_schedule_time.ToDatetime() - activity.last_attempt_complete_time.ToDatetime()
+    assert round(wait.total_seconds() / 60) == 30
+    await handle.terminate()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
+async def test_a_renewal_that_is_refused_by_mistake_fails_nothing(world: World, status: int) -> None:
+    """Once a 201 was seen, no other answer is about the operation."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
+    target = await world.until_started(ask)
+
+    async def target_is_shown() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads, "the 201 is not recorded yet"
+
+    await assert_eventually(target_is_shown)
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"message": "a proxy says no"}, status=status)
+
+    world.service.before = refuse
+    await world.until_attempt(handle, 4)
+    assert world.service.statuses.count(status) >= 2
+    assert "handler not reached" in (await world.pending(handle)).last_failure.message
+    world.service.before = None
+    await target.signal("say", "healthy")
+    assert await handle.result() == Reply("healthy")
+
+
+async def test_a_wrong_key_for_a_while_fails_nothing(world: World) -> None:
+    """A bad key rollout on the handler's side, mended: both the renewals and the outcome survive it."""
+    good: KeyRing = world.keys.start
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
+    target = await world.until_started(ask)
+
+    async def target_is_shown() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads, "the 201 is not recorded yet"
+
+    await assert_eventually(target_is_shown)
+    await world.service.stop()
+    world.keys.start = ring()
+    await world.service.start()
+    await world.until_attempt(handle, 4)
+    assert 401 in world.service.statuses
+    await world.service.stop()
+    world.keys.start = good
+    await world.service.start()
+    await target.signal("say", "healthy")
+    assert await handle.result() == Reply("healthy")
+
+
+async def test_a_deadline_is_a_schedule_to_close_timeout(world: World) -> None:
+    """Out of time while waiting for the callback."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(deadline=2))
+    error = await failure_of(handle)
+    assert isinstance(error.cause, TimeoutError)
+    assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+    assert error.cause.message == "operation timed out"
+
+
+async def test_a_deadline_while_the_handler_is_away_is_the_same_timeout(server: Server) -> None:
+    """However it came about that time ran out."""
+    async with running_world(server, without=("service",)) as world:
+        handle = await world.call(Ask(key=world.key()), CallPlan(deadline=3))
+        error = await failure_of(handle)
+        assert isinstance(error.cause, TimeoutError)
+        assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+
+
+async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> None:
+    """The last attempts wait started, so that the server's own timer ends the call."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=2, deadline=13))
+    error = await failure_of(handle)
+    assert isinstance(error.cause, TimeoutError)
+    assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+
+
+@asynccontextmanager
+async def order_worker_process(world: World, folder: Path) -> Any:
+    """A worker for CallingWorkflow as a process of its own, to be killed for real."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.calling_worker", world.order_queue),
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "BRIDGE_CONFIG": str(folder / "caller.toml"),
+            "TEMPORAL_ADDRESS": world.server.address,
+            "TEMPORAL_NAMESPACE": CALLER,
+        },
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline(), "the worker did not start"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("moment", ["before the start arrives", "after the start, before its answer"])
+async def test_a_worker_killed_inside_the_activity_loses_nothing(server: Server, tmp_path: Path, moment: str) -> None:
+    """The server runs the next attempt when the first lease is over, and the target runs once."""
+    async with running_world(server, without=("caller",)) as world:
+        write_settings(tmp_path, receiver_url=world.receiver.url, service_url=world.service.url)
+        text = (tmp_path / "caller.toml").read_text()
+        (tmp_path / "caller.toml").write_text(_with_keys(text, world))
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def hold(request: web.Request) -> web.StreamResponse | None:
+            del request
+            if not reached.is_set():
+                reached.set()
+                await go_on.wait()
+                # The process that sent it is dead by now, and nothing was started.
+                return web.Response(status=503)
+            return None
+
+        async def hold_answer() -> None:
+            if not reached.is_set():
+                reached.set()
+                await go_on.wait()
+
+        if moment.startswith("before"):
+            world.service.before = hold
+        else:
+            world.service.after = hold_answer
+        ask = Ask(key=world.key(), text="survived")
+        async with order_worker_process(world, tmp_path) as process:
+            handle = await world.call(ask, CallPlan(first_lease=3, renewal=1))
+            await asyncio.wait_for(reached.wait(), 20)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+            go_on.set()
+        async with order_worker_process(world, tmp_path):
+            assert await handle.result() == Reply("survived")
+        runs = [run async for run in world.handler_client.list_workflows(f"WorkflowId = 'probe-{ask.key}'")]
+        assert len(runs) == 1
+
+
+def _with_keys(text: str, world: World) -> str:
+    """The generated settings with this world's keys in place of the generated ones."""
+
+    def ring_text(keys: KeyRing) -> str:
+        secret = keys.keys["k1"].get_secret_value()
+        return f'{{ signing = "k1", keys = {{ k1 = "{secret}" }} }}'
+
+    own = {
+        "callback_keys": world.keys.callback,
+        "start_keys": world.keys.start,
+        "completion_keys": world.keys.completion,
+    }
+    lines = []
+    for line in text.splitlines():
+        name = line.partition(" = ")[0]
+        lines.append(f"{name} = {ring_text(own[name])}" if name in own else line)
+    return "\n".join(lines)

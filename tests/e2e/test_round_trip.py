@@ -1,0 +1,136 @@
+"""One call, all the way: every hop on a real server and real sockets."""
+
+import pytest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError, NexusOperationError
+
+from bridge.payloads import MAX_PAYLOAD_BYTES
+from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from tests.helpers import assert_eventually
+from tests.workflows import Ask, CallPlan, NothingCaller, Reply
+from tests.world import World, events
+
+
+async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: World) -> None:
+    """Two HTTP requests and eleven events in the caller; both histories tell of each other."""
+    order_id = world.key()
+    handle = await world.caller_client.start_workflow(
+        OrderWorkflow.run, Order(order_id, 50), id=f"order-{order_id}", task_queue=world.order_queue
+    )
+
+    assert await handle.result() == OrderReceipt(order_id, f"p-{order_id}", "paid")
+
+    target = world.handler_client.get_workflow_handle(f"payment-{order_id}")
+    assert await target.result() == {"payment_id": f"p-{order_id}", "status": "paid"}
+    assert world.service.statuses == [201]
+    assert world.receiver.statuses == [200]
+    assert await events(handle) == [
+        "WORKFLOW_EXECUTION_STARTED",
+        "WORKFLOW_TASK_SCHEDULED",
+        "WORKFLOW_TASK_STARTED",
+        "WORKFLOW_TASK_COMPLETED",
+        "ACTIVITY_TASK_SCHEDULED",
+        "ACTIVITY_TASK_STARTED",
+        "ACTIVITY_TASK_COMPLETED",
+        "WORKFLOW_TASK_SCHEDULED",
+        "WORKFLOW_TASK_STARTED",
+        "WORKFLOW_TASK_COMPLETED",
+        "WORKFLOW_EXECUTION_COMPLETED",
+    ]
+    described, called = await target.describe(), await handle.describe()
+    history = (await handle.fetch_history()).events
+    request_id = history[4].activity_task_scheduled_event_attributes.activity_id
+    memo = (await described.memo())["bridge"]
+    assert memo["caller_namespace"] == "order-prod"
+    assert memo["caller_workflow_id"] == handle.id
+    assert memo["caller_run_id"] == called.run_id
+    assert memo["request_id"] == request_id
+    identity = history[6].activity_task_completed_event_attributes.identity
+    assert identity == f"bridge:{request_id}:{described.run_id}:succeeded payment-prod/payment-{order_id}"
+    started = (await target.fetch_history()).events[0]
+    assert started.links[0].workflow_event.workflow_id == handle.id
+
+
+async def test_a_failure_arrives_with_type_details_and_the_whole_cause_chain(world: World) -> None:
+    """What the target raised is what the caller catches, inside native Nexus's own error."""
+    ask = Ask(key=world.key(), behaviour="fail")
+    with pytest.raises(WorkflowFailureError) as raised:
+        await (await world.call(ask)).result()
+
+    operation = raised.value.cause
+    assert isinstance(operation, NexusOperationError)
+    assert operation.message == "nexus operation completed unsuccessfully"
+    assert (operation.endpoint, operation.service, operation.operation) == ("payments", "ProbeService", "probe")
+    outer = operation.cause
+    assert isinstance(outer, ApplicationError)
+    assert (outer.message, outer.type, outer.non_retryable) == ("the outer reason", "Outer", False)
+    assert list(outer.details) == [{"key": ask.key}, "two"]
+    inner = outer.cause
+    assert isinstance(inner, ApplicationError)
+    assert (inner.message, inner.type, inner.non_retryable, list(inner.details)) == (
+        *("the inner reason", "Inner", True),
+        [1],
+    )
+    assert world.service.statuses + world.receiver.statuses == [201, 200]
+
+
+async def test_a_repeated_order_is_answered_with_the_outcome_and_not_run_again(world: World) -> None:
+    """A closed run of the same workflow id and caller is never run again, whoever of the caller's asks."""
+    ask = Ask(key=world.key(), text="once")
+    first = await (await world.call(ask)).result()
+    again = await (await world.call(ask)).result()
+
+    assert first == again == Reply("once")
+    assert world.service.statuses == [201, 200]
+    assert world.receiver.statuses == [200]
+
+
+async def test_a_second_call_of_a_running_target_finds_its_outcome(world: World) -> None:
+    """One that still runs is answered with 201, and the second call's renewals find the outcome."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    plan = CallPlan(first_lease=1, renewal=1)
+    first, second = await world.call(ask, plan), await world.call(ask, plan)
+    await world.until_attempt(second, 2)
+    await (await world.until_started(ask)).signal("say", "both")
+
+    assert await first.result() == await second.result() == Reply("both")
+
+
+async def test_no_input_and_no_result_cross(world: World) -> None:
+    """None in, None out: no content type, no body."""
+    result = await world.caller_client.execute_workflow(
+        NothingCaller.run, id=f"nothing-{world.id}", task_queue=world.order_queue
+    )
+    assert result == "None"
+
+
+async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
+    """Summary at once, the target's name a second later, the last failure while between renewals."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=4, renewal=3600))
+    await world.until_started(ask)
+
+    async def target_is_shown() -> None:
+        activity = await world.pending(handle)
+        assert activity is not None
+        assert b"probe-" + ask.key.encode() in activity.heartbeat_details.payloads[0].data
+
+    await assert_eventually(target_is_shown)
+    await world.until_attempt(handle, 3, in_backoff=True)
+    activity = await world.pending(handle)
+    assert f"still running: payment-prod/probe-{ask.key}" in activity.last_failure.message
+    await world.target(ask).signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+async def test_an_input_over_the_limit_fails_at_once_and_starts_nothing(world: World) -> None:
+    """Temporal's own limits let an input through that a payload over HTTP may not be."""
+    ask = Ask(key=world.key(), text="x" * (MAX_PAYLOAD_BYTES - 20))
+    handle = await world.call(ask)
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+
+    assert "over the limit" in str(raised.value.cause.__cause__)
+    assert world.service.statuses == []
+
+
