@@ -5,6 +5,7 @@ where people can see it. No exception of aiohttp leaves this module, because the
 """
 
 import asyncio
+import io
 import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from bridge.errors import DestinationRefusedError, RemoteProtocolError, Transpor
 REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
 _CONNECTIONS_PER_HOST = 10
+_LARGE = 1024 * 1024
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -106,7 +108,8 @@ class HttpClient:
         try:
             async with self._open().post(
                 URL(url, encoded=True),
-                data=body,
+                # aiohttp writes large bytes in one piece, and warns of it; a stream it writes in turns.
+                data=io.BytesIO(body) if len(body) > _LARGE else body,
                 headers=headers,
                 skip_auto_headers=("Content-Type",),
                 allow_redirects=False,

@@ -100,6 +100,7 @@ class World:
         self.worker_options: dict[str, Any] = {}
         self.max_outcome_bytes: int | None = None
         self._converters = converters
+        self._handler_settings: HandlerSettings | None = None
         receiver_port, service_port = free_ports(2)
         self.receiver = Listener(receiver_port, self._make_receiver)
         self.service = Listener(service_port, self._make_service)
@@ -120,9 +121,15 @@ class World:
 
     @property
     def handler_settings(self) -> HandlerSettings:
+        if self._handler_settings is not None:
+            return self._handler_settings
         return handler_settings(
             self.keys, receiver_url=self.receiver.url, service_url=self.service.url, task_queue=self.payment_queue
         )
+
+    def override_handler_settings(self, settings: HandlerSettings) -> None:
+        """From the next start on."""
+        self._handler_settings = settings
 
     def _make_receiver(self) -> web.Application:
         settings = self.caller_settings

@@ -144,7 +144,7 @@ async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
         return web.Response(status=503, headers={"Retry-After": "1800"})
 
     world.service.before = busy
-    handle = await world.call(Ask(key=world.key()))
+    handle = await world.call(Ask(key=world.key()), CallPlan(deadline=7200))
     await world.until_attempt(handle, 2, in_backoff=True)
     activity = await world.pending(handle)
     wait = activity.next_attempt_schedule_time.ToDatetime() - activity.last_attempt_complete_time.ToDatetime()

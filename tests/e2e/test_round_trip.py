@@ -113,6 +113,7 @@ async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
     async def target_is_shown() -> None:
         activity = await world.pending(handle)
         assert activity is not None
+        assert activity.heartbeat_details.payloads, "nothing told yet"
         assert b"probe-" + ask.key.encode() in activity.heartbeat_details.payloads[0].data
 
     await assert_eventually(target_is_shown)

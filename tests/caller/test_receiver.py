@@ -1,0 +1,347 @@
+"""The receiver against bad input, forgeries and repeats: each answer as documented, nothing completed, nothing lost."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import PollActivityTaskQueueRequest
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
+from temporalio.worker import Worker
+
+from bridge.keys import new_key
+from bridge.payloads import MAX_PAYLOAD_BYTES
+from bridge.signatures import MessageKind, MessageSigner
+from bridge.tokens import CallbackTokens
+from scripts.temporal_server import Server, running_server
+from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
+from tests.helpers import CALLER, assert_eventually, ring
+from tests.peer import Message, Spoil, completion, failure_body, send
+from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.world import World, events, running_world
+
+LONG = CallPlan(first_lease=600, deadline=3600)
+
+
+@dataclass
+class Waiting:
+    """A call whose target never ends, so that a test may end it."""
+
+    world: World
+    handle: WorkflowHandle[Any, Reply]
+    ids: dict[str, str]
+
+    def message(self, **changes: Any) -> Message:
+        return completion(self.world, **{**self.ids, **changes})
+
+    def signer(self) -> MessageSigner:
+        return MessageSigner(self.world.keys.completion)
+
+    async def assert_pending(self) -> None:
+        assert await self.world.pending(self.handle) is not None
+
+
+async def waiting_call(world: World, plan: CallPlan = LONG) -> Waiting:
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, plan)
+    await world.until_started(ask)
+
+    async def pending() -> str:
+        activity = await world.pending(handle)
+        assert activity is not None
+        return str(activity.activity_id)
+
+    request_id = await assert_eventually(pending)
+    run_id = handle.first_execution_run_id or ""
+    return Waiting(world, handle, {"workflow_id": handle.id, "run_id": run_id, "request_id": request_id})
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def stalled(server: Server) -> AsyncIterator[World]:
+    """Both sides, but no worker for the targets: calls wait."""
+    async with running_world(server, without=("handler",)) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def shared(stalled: World) -> AsyncIterator[Waiting]:
+    """One call that no bad message may end."""
+    waiting = await waiting_call(stalled)
+    yield waiting
+    await waiting.handle.terminate()
+
+
+def state(text: str) -> Spoil:
+    return header("Nexus-Operation-State", text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status", "kind", "says"),
+    [
+        pytest.param(without("Nexus-Operation-State"), 400, "BAD_REQUEST", "Operation-State", id="no state"),
+        pytest.param(state("running"), 400, "BAD_REQUEST", "Operation-State", id="no final state"),
+        pytest.param(state("Succeeded"), 400, "BAD_REQUEST", "Operation-State", id="unknown state"),
+        pytest.param(state("failed"), 400, "BAD_REQUEST", "not a temporal failure", id="a result as a failure"),
+        pytest.param(header("Content-Encoding", "gzip"), 400, "BAD_REQUEST", "Content-Encoding", id="compressed"),
+        pytest.param(
+            header("Content-Type", "application/x-temporal-payload"), 400, "BAD_REQUEST", "payload", id="no payload"
+        ),
+        pytest.param(
+            body(b"x" * (MAX_PAYLOAD_BYTES + 1)), 400, "BAD_REQUEST", "too large", id="result over Temporal's limit"
+        ),
+        pytest.param(body(b"x" * (4 * 1024 * 1024 + 1)), 400, "BAD_REQUEST", "over", id="oversized body"),
+        pytest.param(method("PUT"), 405, "BAD_REQUEST", "POST", id="wrong method"),
+    ],
+)
+async def test_a_bad_completion_is_answered_as_documented(
+    shared: Waiting, spoil: Spoil, status: int, kind: str, says: str
+) -> None:
+    """Proven to be the handler's, and still not usable: final, and nothing completed."""
+    message = shared.message()
+    message.before_signing.append(spoil)
+    if says == "not a temporal failure":
+        message.body = b'{"metadata": {"type": "temporal.api.failure.v1.Failure"}, "details": {"cause": 1}}'
+    answer = await send(message, shared.signer())
+    assert (answer.status, answer.type) == (status, kind)
+    assert says in answer.message
+    await shared.assert_pending()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(b"{", id="malformed JSON"),
+        pytest.param(b"[]", id="not an object"),
+        pytest.param(b'{"message": 1}', id="wrong type"),
+        pytest.param(b'{"cause":' * 5000 + b"1" + b"}" * 5000, id="nesting bomb"),
+        pytest.param(b"\xff", id="not UTF-8"),
+        pytest.param(b'{"metadata": {"type": 1}}', id="metadata that is no text"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+async def test_an_unreadable_failure_is_a_bad_request(shared: Waiting, text: bytes) -> None:
+    """A failed outcome needs a Failure; nothing else is taken for one."""
+    answer = await send(shared.message(state="failed", body=text), shared.signer())
+    assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+    await shared.assert_pending()
+
+
+def token(change: Any) -> Spoil:
+    def spoil(message: Message) -> None:
+        base, _, text = message.url.partition("?sig=")
+        message.url = f"{base}?sig={change(text)}"
+
+    return spoil
+
+
+def path(message: Message) -> None:
+    base, _, query = message.url.partition("/callbacks/")
+    message.url = f"{base}/callbacks/{'A' * 22}?{query.partition('?')[2]}"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(token(lambda _: ""), id="empty token"),
+        pytest.param(token(lambda text: text[:-1]), id="token cut short"),
+        pytest.param(token(lambda text: text + "="), id="token respelled"),
+        pytest.param(token(lambda text: text + "A" * 1024), id="overlong token"),
+        pytest.param(token(lambda text: f"{text}&sig={text}"), id="two tokens"),
+        pytest.param(token(lambda text: "e30." + text.partition(".")[2]), id="other claims"),
+        pytest.param(path, id="another callback id"),
+        pytest.param(lambda m: setattr(m, "url", m.url.partition("?")[0]), id="no token"),
+    ],
+)
+async def test_every_bad_token_is_the_same_401(shared: Waiting, spoil: Spoil) -> None:
+    """Signed by the handler all the same: the token is checked first."""
+    message = shared.message()
+    message.before_signing.append(spoil)
+    answer = await send(message, shared.signer())
+    assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    await shared.assert_pending()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(without("Signature"), id="no signature"),
+        pytest.param(without("Signature-Input"), id="no signature input"),
+        pytest.param(state("failed"), id="state flipped"),
+        pytest.param(body(b'{"text": "forged", "blob": ""}'), id="another body"),
+        pytest.param(header("Content-Type", "text/plain"), id="another media type"),
+        pytest.param(header("Nexus-Operation-Token", "added"), id="header added"),
+        pytest.param(twice("Nexus-Operation-State", "succeeded"), id="state twice"),
+        pytest.param(header("Nexus-Link", "<temporal:///elsewhere>"), id="another target"),
+    ],
+)
+async def test_every_bad_signature_is_the_same_401(shared: Waiting, spoil: Spoil) -> None:
+    """A leaked URL completes nothing, and no part of a message can be changed."""
+    message = shared.message()
+    message.after_signing.append(spoil)
+    answer = await send(message, shared.signer())
+    assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    await shared.assert_pending()
+
+
+async def test_an_unsigned_message_with_a_good_url_is_a_401(shared: Waiting) -> None:
+    """The URL alone proves nothing."""
+    answer = await send(shared.message(), None)
+    assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    await shared.assert_pending()
+
+
+async def test_other_keys_kinds_and_receivers_are_a_401(shared: Waiting) -> None:
+    """The start's key, a stranger's key, a start's signature, another receiver's or an expired token."""
+    world = shared.world
+    for other in (world.keys.start, ring(new_key())):
+        assert (await send(shared.message(), MessageSigner(other))).body == UNAUTHENTICATED
+    message = shared.message()
+    message.kind = MessageKind.START
+    assert (await send(message, shared.signer())).body == UNAUTHENTICATED
+    for changes in ({"audience": "other"}, {"issuer": "other"}, {"namespace": "other"}):
+        names = {"issuer": CALLER, "audience": "receiver", "namespace": CALLER} | changes
+        tokens = CallbackTokens(world.keys.callback, **names)
+        assert (await send(shared.message(tokens=tokens), shared.signer())).body == UNAUTHENTICATED
+    for shift in (timedelta(hours=-2), timedelta(minutes=2)):
+        expired = shared.message(now=datetime.now(UTC) + shift)
+        assert (await send(expired, shared.signer())).body == UNAUTHENTICATED
+    await shared.assert_pending()
+
+
+async def test_an_unknown_route_is_a_404_before_any_token_is_looked_at(shared: Waiting) -> None:
+    """And in the documented form."""
+    message = shared.message()
+    message.url = message.url.replace("/callbacks/", "/elsewhere/")
+    answer = await send(message, shared.signer())
+    assert (answer.status, answer.type) == (404, "NOT_FOUND")
+
+
+async def test_a_repeat_is_200_and_another_outcome_409(stalled: World) -> None:
+    """Known from the receipt in the caller's history, by a receiver that remembers nothing."""
+    call = await waiting_call(stalled, CallPlan(first_lease=600, after=600))
+    assert (await send(call.message(), call.signer())).status == 200
+    assert (await send(call.message(), call.signer())).status == 200
+    failed = call.message(state="failed", body=failure_body())
+    answer = await send(failed, call.signer())
+    assert (answer.status, answer.type) == (409, "CONFLICT")
+    answer = await send(call.message(target_run_id="another-run"), call.signer())
+    assert (answer.status, answer.type) == (409, "CONFLICT")
+    await call.handle.terminate()
+    assert (await send(call.message(), call.signer())).status == 200
+
+
+async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> None:
+    """The result came, the order closed, and the sender never saw our answer."""
+    call = await waiting_call(stalled)
+    assert (await send(call.message(), call.signer())).status == 200
+    assert await call.handle.result() == Reply("told")
+    assert (await send(call.message(), call.signer())).status == 200
+
+
+@pytest.mark.parametrize("way", ["terminated", "timed out", "canceled"])
+async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
+    """Status for old servers, body type for new ones: both stop."""
+    call = await waiting_call(stalled, CallPlan(first_lease=600, deadline=2) if way == "timed out" else LONG)
+    match way:
+        case "terminated":
+            await call.handle.terminate()
+        case "canceled":
+            await call.handle.cancel()
+    with pytest.raises(WorkflowFailureError):
+        await call.handle.result()
+    answer = await send(call.message(), call.signer())
+    assert (answer.status, answer.type) == (410, "NOT_FOUND")
+
+
+async def test_a_wait_that_never_was_is_404(stalled: World) -> None:
+    """Our own token, for a workflow that does not exist."""
+    message = completion(stalled, workflow_id=f"none-{stalled.id}", run_id="", request_id="none")
+    answer = await send(message, MessageSigner(stalled.keys.completion))
+    assert (answer.status, answer.type) == (404, "NOT_FOUND")
+
+
+async def test_a_failure_and_a_cancellation_complete_the_wait(stalled: World) -> None:
+    """With their type, as the cause of the operation's error."""
+    for name, kind in (("failed", ApplicationError), ("canceled", CancelledError)):
+        call = await waiting_call(stalled)
+        assert (await send(call.message(state=name, body=failure_body()), call.signer())).status == 200
+        with pytest.raises(WorkflowFailureError) as raised:
+            await call.handle.result()
+        assert isinstance(raised.value.cause, NexusOperationError)
+        assert isinstance(raised.value.cause.cause, kind)
+        assert "ACTIVITY_TASK_FAILED" in await events(call.handle)
+
+
+async def test_the_task_token_completes_too_and_an_old_one_does_no_harm(stalled: World) -> None:
+    """Token first, then id: a token that the server does not know leads on to the id."""
+    call = await waiting_call(stalled)
+    message = call.message(task_token=await stale_task_token(stalled))
+    assert (await send(message, call.signer())).status == 200
+    assert await call.handle.result() == Reply("told")
+
+
+async def stale_task_token(world: World) -> bytes:
+    """The task token of an attempt that is over: of another workflow, which has been terminated."""
+    queue = f"stale-{world.key()}"
+    handle = await world.caller_client.start_workflow(
+        "CallingWorkflow",
+        args=[Ask(key=world.key()), LONG],
+        id=f"stale-{world.key()}",
+        task_queue=queue,
+    )
+    async with Worker(world.caller_client, task_queue=queue, workflows=[CallingWorkflow]):
+        polled = await world.caller_client.workflow_service.poll_activity_task_queue(
+            PollActivityTaskQueueRequest(namespace=CALLER, task_queue=TaskQueue(name=queue), identity="test")
+        )
+        await handle.terminate()
+    assert polled.task_token
+    return polled.task_token
+
+
+async def test_a_completion_that_comes_before_the_start_is_answered_is_accepted(stalled: World) -> None:
+    """The outcome may overtake the 201."""
+    answered: list[int] = []
+
+    async def complete_first() -> None:
+        stalled.service.after = None
+        handle = stalled.caller_client.get_workflow_handle(workflow_id)
+        run_id = (await handle.describe()).run_id
+        activity = await stalled.pending(handle)
+        message = completion(stalled, workflow_id=workflow_id, run_id=run_id, request_id=activity.activity_id)
+        answered.append((await send(message, MessageSigner(stalled.keys.completion))).status)
+
+    stalled.service.after = complete_first
+    ask = Ask(key=stalled.key())
+    workflow_id = f"early-{ask.key}"
+    handle = await stalled.caller_client.start_workflow(
+        CallingWorkflow.run, args=[ask, LONG], id=workflow_id, task_queue=stalled.order_queue
+    )
+    assert await handle.result() == Reply("told")
+    assert answered == [200]
+
+
+async def test_a_receiver_without_temporal_answers_503_and_loses_nothing(server: Server) -> None:
+    """Retry-After tells the sender when; readiness says no."""
+    async with running_server(namespaces=["order-prod", "payment-prod"]) as own:
+        async with running_world(own, without=("handler",)) as world:
+            call = await waiting_call(world)
+            message = call.message()
+            key = call.signer()
+            assert own.pid is not None
+            os.kill(own.pid, signal.SIGSTOP)
+            try:
+                answer = await send(message, key)
+                ready = await send(Message(f"{world.receiver.url}/readyz", message.headers, b"", method="GET"), None)
+            finally:
+                os.kill(own.pid, signal.SIGCONT)
+            assert (answer.status, answer.type) == (503, "UNAVAILABLE")
+            assert answer.headers["Retry-After"] == "1"
+            assert ready.status == 503
+            assert (await send(call.message(), key)).status == 200
+            assert await call.handle.result() == Reply("told")

@@ -1,0 +1,288 @@
+"""The handler service against bad input, strangers and repeats: each answer as documented, and nothing started."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.service import RPCError
+
+from bridge.keys import new_key
+from bridge.signatures import MessageKind, MessageSigner
+from scripts.temporal_server import Server
+from tests.helpers import CALLER, assert_eventually, ring
+from tests.peer import Answered, Message, Spoil, send, start
+from tests.workflows import Ask
+from tests.world import World, running_world
+
+UNAUTHENTICATED = b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},"details":{"type":"UNAUTHENTICATED","retryableOverride":false}}'
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def quiet(server: Server) -> AsyncIterator[World]:
+    """A handler without workers: nothing that is started goes on."""
+    async with running_world(server, without=("caller", "handler", "receiver")) as made:
+        yield made
+
+
+def signer(world: World) -> MessageSigner:
+    return MessageSigner(world.keys.start)
+
+
+async def assert_nothing_started(world: World, key: str) -> None:
+    with pytest.raises(RPCError):
+        await world.target(Ask(key=key)).describe()
+
+
+def header(name: str, value: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.headers[name] = value
+
+    return spoil
+
+
+def without(name: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        del message.headers[name]
+
+    return spoil
+
+
+def twice(name: str, value: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.headers.add(name, value)
+
+    return spoil
+
+
+def body(text: bytes) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.body = text
+
+    return spoil
+
+
+def url(old: str, new: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        assert old in message.url
+        message.url = message.url.replace(old, new)
+
+    return spoil
+
+
+def method(name: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.method = name
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "status", "kind", "says"),
+    [
+        pytest.param(body(b"{"), 400, "BAD_REQUEST", "not a Ask", id="malformed JSON"),
+        pytest.param(body(b'{"key": 1}'), 400, "BAD_REQUEST", "not a Ask", id="wrong type of a field"),
+        pytest.param(body(b'{"behaviour": "return"}'), 400, "BAD_REQUEST", "not a Ask", id="missing field"),
+        pytest.param(body(b"[" * 100_000), 400, "BAD_REQUEST", "not a Ask", id="nesting bomb"),
+        pytest.param(body(b"\xff\xfe"), 400, "BAD_REQUEST", "not a Ask", id="not UTF-8"),
+        pytest.param(body(b""), 400, "BAD_REQUEST", "not a Ask", id="empty body"),
+        pytest.param(header("Content-Type", "text/html"), 400, "BAD_REQUEST", "not a Ask", id="wrong content type"),
+        pytest.param(
+            header("Content-Type", "application/x-temporal-payload"), 400, "BAD_REQUEST", "payload", id="no payload"
+        ),
+        pytest.param(header("Content-Encoding", "gzip"), 400, "BAD_REQUEST", "Content-Encoding", id="compressed"),
+        pytest.param(body(b"x" * (4 * 1024 * 1024 + 1)), 400, "BAD_REQUEST", "over", id="oversized body"),
+        pytest.param(
+            body(b'"' + b"x" * (2 * 1024 * 1024) + b'"'), 400, "BAD_REQUEST", "over the limit", id="oversized payload"
+        ),
+        pytest.param(without("Nexus-Request-Id"), 400, "BAD_REQUEST", "Nexus-Request-Id", id="no request id"),
+        pytest.param(header("Nexus-Request-Id", "x" * 256), 400, "BAD_REQUEST", "255", id="long request id"),
+        pytest.param(header("Request-Timeout", "soon"), 400, "BAD_REQUEST", "Request-Timeout", id="bad timeout"),
+        pytest.param(
+            header("Bridge-Scheduled-Time", "noon"), 400, "BAD_REQUEST", "Bridge-Scheduled-Time", id="bad time"
+        ),
+        pytest.param(url("/probe?", "/absent?"), 404, "NOT_FOUND", "no such operation", id="unknown operation"),
+        pytest.param(url("/ProbeService/", "/Absent/"), 404, "NOT_FOUND", "no such service", id="unknown service"),
+        pytest.param(url("/c/", "/d/"), 404, "NOT_FOUND", "no such route", id="unknown route"),
+        pytest.param(method("PUT"), 404, "NOT_FOUND", "no such route", id="wrong method"),
+        pytest.param(url("%2Fcallbacks", "%2Felsewhere"), 400, "BAD_REQUEST", "not allowed", id="callback path"),
+        pytest.param(url("http%3A%2F%2F127", "http%3A%2F%2F10"), 400, "BAD_REQUEST", "not allowed", id="callback host"),
+        pytest.param(url("callback=http", "callback=ftp"), 400, "BAD_REQUEST", "not allowed", id="callback scheme"),
+        pytest.param(
+            lambda m: setattr(m, "url", m.url + "&callback=http%3A%2F%2Fx"),
+            *(400, "BAD_REQUEST", "more than one"),
+            id="two callbacks",
+        ),
+    ],
+)
+async def test_a_bad_start_is_answered_as_documented(
+    quiet: World, spoil: Spoil, status: int, kind: str, says: str
+) -> None:
+    """An authenticated caller is told what was wrong; nothing starts; never a 500."""
+    key = quiet.key()
+    message = start(quiet, {"key": key})
+    message.before_signing.append(spoil)
+    answer = await send(message, signer(quiet))
+
+    assert (answer.status, answer.type) == (status, kind)
+    assert says in answer.message
+    assert key not in answer.message
+    await assert_nothing_started(quiet, key)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        pytest.param({"behaviour": "refused"}, "the check says no", id="refused by the check"),
+        pytest.param({"behaviour": "long id"}, "workflow id", id="workflow id too long"),
+    ],
+)
+async def test_an_input_that_the_operation_refuses_is_a_bad_request(
+    quiet: World, ask: dict[str, Any], says: str
+) -> None:
+    """The check's own text reaches the caller."""
+    key = quiet.key()
+    answer = await send(start(quiet, {"key": key, **ask}), signer(quiet))
+    assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+    assert says in answer.message
+    await assert_nothing_started(quiet, key)
+
+
+async def test_a_bug_in_the_teams_own_code_tells_the_caller_nothing(
+    quiet: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A check that breaks is an internal error, retryable, and its text stays inside."""
+    key = quiet.key()
+    answer = await send(start(quiet, {"key": key, "behaviour": "buggy check"}), signer(quiet))
+    assert (answer.status, answer.type, answer.message) == (500, "INTERNAL", "internal error")
+    assert key not in caplog.text
+    await assert_nothing_started(quiet, key)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(without("Signature"), id="no signature"),
+        pytest.param(without("Signature-Input"), id="no signature input"),
+        pytest.param(without("Repr-Digest"), id="no digest"),
+        pytest.param(body(b'{"key": "other"}'), id="another body"),
+        pytest.param(header("Nexus-Request-Id", "other"), id="another request id"),
+        pytest.param(header("Operation-Timeout", "9999s"), id="another timeout"),
+        pytest.param(twice("Nexus-Request-Id", "second"), id="request id twice"),
+        pytest.param(header("Nexus-Link", "<temporal:///x>"), id="an added link"),
+        pytest.param(url("sig%3Dtoken", "sig%3Dother"), id="another callback"),
+        pytest.param(url("/probe?", "/nothing?"), id="another operation"),
+        pytest.param(url(f"/c/{CALLER}/", "/c/stranger/"), id="unknown caller"),
+        pytest.param(header("Signature", "bridge=:AAAA:"), id="a signature of nothing"),
+        pytest.param(header("Signature-Input", "x" * 5000), id="overlong signature input"),
+        pytest.param(header("Nexus-Extra", "\u00e9"), id="a header that is not ASCII"),
+    ],
+)
+async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) -> None:
+    """Same status, same bytes, whatever failed; and nothing starts."""
+    key = quiet.key()
+    message = start(quiet, {"key": key})
+    message.after_signing.append(spoil)
+    answer = await send(message, signer(quiet))
+    assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    await assert_nothing_started(quiet, key)
+
+
+async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None:
+    """The key of the other direction, a stranger's key, and a cancel's signature."""
+    for key_ring in (quiet.keys.completion, ring(new_key())):
+        answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(key_ring))
+        assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    message = start(quiet, {"key": quiet.key()})
+    message.kind = MessageKind.CANCEL
+    assert (await send(message, signer(quiet))).status == 401
+
+
+async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Server) -> None:
+    """Authorised by caller and operation."""
+    async with running_world(server, without=("caller", "handler", "receiver")) as world:
+        settings = world.handler_settings
+        peer = settings.callers[CALLER].model_copy(update={"operations": ("ProbeService/nothing",)})
+        narrowed = settings.model_copy(update={"callers": {CALLER: peer}})
+        world.override_handler_settings(narrowed)
+        await world.service.stop()
+        await world.service.start()
+        key = world.key()
+        answer = await send(start(world, {"key": key}), signer(world))
+        assert (answer.status, answer.type) == (403, "UNAUTHORIZED")
+        await assert_nothing_started(world, key)
+
+
+async def test_the_same_start_twice_is_one_run_with_one_token(quiet: World) -> None:
+    """An equal repeat is answered alike, and needs no other rule than the request id."""
+    key, request_id = quiet.key(), quiet.key("request")
+    first = await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
+    second = await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
+    assert (first.status, second.status) == (201, 201)
+    assert json.loads(first.body) == json.loads(second.body)
+    assert first.headers["Nexus-Link"] == second.headers["Nexus-Link"]
+    assert json.loads(first.body)["state"] == "running"
+
+
+async def test_the_same_request_id_with_another_input_is_refused(quiet: World) -> None:
+    """400, not 409: Temporal's server 1.29 would retry that."""
+    key, request_id = quiet.key(), quiet.key("request")
+    await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
+    answer = await send(start(quiet, {"key": key, "text": "other"}, request_id=request_id), signer(quiet))
+    assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+    assert "another input" in answer.message
+
+
+async def test_a_run_of_somebody_else_is_neither_used_nor_told_of(quiet: World) -> None:
+    """A run that was started by hand holds the workflow id."""
+    key = quiet.key()
+    await quiet.handler_client.start_workflow(
+        "ProbeWorkflow", Ask(key=key), id=f"probe-{key}", task_queue=quiet.payment_queue
+    )
+    answer = await send(start(quiet, {"key": key}), signer(quiet))
+    assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+    assert answer.message == "the workflow id that this input leads to is taken"
+
+
+async def test_a_start_older_than_retention_never_starts_a_run(quiet: World) -> None:
+    """The run it asks about may be gone: outcome unknown, marked as ours."""
+    key = quiet.key()
+    message = start(quiet, {"key": key})
+    message.headers["Bridge-Scheduled-Time"] = "2020-01-01T00:00:00Z"
+    answer = await send(message, signer(quiet))
+    assert answer.status == 404
+    assert json.loads(answer.body)["metadata"]["bridge"] == "outcome-unknown"
+    await assert_nothing_started(quiet, key)
+
+    started = await send(start(quiet, {"key": key}, request_id="r"), signer(quiet))
+    message = start(quiet, {"key": key}, request_id="r")
+    message.headers["Bridge-Scheduled-Time"] = "2020-01-01T00:00:00Z"
+    assert (await send(message, signer(quiet))).body == started.body
+
+
+async def test_a_start_without_a_callback_runs_and_is_learned_by_asking(world: World) -> None:
+    """The callback is optional; a repeat of the start tells the outcome."""
+    message = start(world, {"key": world.key(), "text": "asked for"}, request_id=world.id)
+    message.url = message.url.partition("?")[0]
+    assert (await send(message, signer(world))).status == 201
+
+    async def ended() -> Answered:
+        again = Message(message.url, message.headers.copy(), message.body)
+        answer = await send(again, signer(world))
+        assert answer.status == 200
+        return answer
+
+    answer = await assert_eventually(ended)
+    assert json.loads(answer.body)["text"] == "asked for"
+    assert answer.headers["Nexus-Operation-State"] == "succeeded"
+    assert world.receiver.requests == []
+
+
+async def test_health_routes_tell_alive_and_ready(quiet: World) -> None:
+    """Ready means that Temporal answers for our namespace."""
+    for route in ("/livez", "/readyz"):
+        message = Message(f"{quiet.service.url}{route}", start(quiet, {}).headers, b"", method="GET")
+        answer = await send(message, None)
+        assert answer.status == 200
+        assert "aiohttp" not in answer.headers["Server"]
