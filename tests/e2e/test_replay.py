@@ -1,0 +1,125 @@
+"""Histories recorded by every released version replay with today's code.
+
+A pass proves that today's workflow-side code gives the same commands for what was recorded: calls under way survive an
+upgrade. `RECORD_HISTORIES=1 scripts/test tests/e2e/test_replay.py` records anew, a deliberate act that belongs to a
+release.
+"""
+
+import asyncio
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.worker import Replayer
+
+from caller.plugin import CallerPlugin
+from examples.payments.orders import OrderWorkflow
+from examples.payments.payments import PaymentWorkflow
+from handler.plugin import HandlerPlugin
+from scripts.temporal_server import Server
+from tests.helpers import Keys, caller_settings, handler_settings
+from tests.workflows import CALLERS, TARGETS, Ask, CallPlan
+from tests.world import World, running_world
+
+HISTORIES = Path(__file__).parent / "histories"
+VERSION = "0.1"
+
+RECORDED = sorted(HISTORIES.glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parent.name} {path.stem}")
+async def test_a_recorded_history_replays(path: Path) -> None:
+    """The same commands in the same order, whatever has been changed since."""
+    url = "http://127.0.0.1:1"
+    keys = Keys()
+    replayer = Replayer(
+        workflows=[OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS],
+        plugins=[
+            CallerPlugin(caller_settings(keys, receiver_url=url, endpoint_url=url)),
+            HandlerPlugin(handler_settings(keys, receiver_url=url, service_url=url)),
+        ],
+    )
+    await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
+
+
+@pytest.mark.skipif("RECORD_HISTORIES" in os.environ, reason="they are being recorded")
+def test_every_released_version_has_histories() -> None:
+    """An empty folder would make the test above vacuous."""
+    assert {path.stem for path in RECORDED} >= {"call-success", "call-failure", "target-canceled", "delivery"}
+
+
+def _anonymous(value: Any) -> Any:
+    """Without what tells of the machine and no replay reads: stack traces, identities, inputs of commands."""
+    if isinstance(value, list):
+        return [_anonymous(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {name: each for name, each in value.items() if name not in {"stackTrace", "identity", "binaryChecksum"}}
+    for name in ("activityTaskScheduledEventAttributes", "startChildWorkflowExecutionInitiatedEventAttributes"):
+        if name in kept:
+            kept[name] = {key: each for key, each in kept[name].items() if key != "input"}
+    return {name: _anonymous(each) for name, each in kept.items()}
+
+
+@pytest.mark.skipif("RECORD_HISTORIES" not in os.environ, reason="recording is a deliberate act")
+async def test_record(server: Server) -> None:
+    """Write the histories of this version."""
+
+    def prepare(world: World) -> None:
+        world.delivery_budget = timedelta(seconds=1)
+
+    async def save(name: str, handle: WorkflowHandle[Any, Any]) -> None:
+        (HISTORIES / VERSION).mkdir(parents=True, exist_ok=True)
+        history = json.loads((await handle.fetch_history()).to_json())
+        (HISTORIES / VERSION / f"{name}.json").write_text(json.dumps(_anonymous(history), indent=1) + "\n")
+
+    async with running_world(server, prepare=prepare) as world:
+        for name, behaviour in (("success", "return"), ("failure", "fail"), ("canceled", "cleanup")):
+            ask = Ask(key=world.key(), behaviour=behaviour, text="recorded")
+            handle = await world.call(ask)
+            target = await world.until_started(ask)
+            if behaviour == "cleanup":
+                await target.cancel()
+            try:
+                await handle.result()
+            except WorkflowFailureError:
+                pass
+            for each in (handle, target):
+                try:
+                    await each.result()
+                except WorkflowFailureError:
+                    continue
+            await save(f"call-{name}", handle)
+            await save(f"target-{name}", target)
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(deadline=2))
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+        await save("call-timeout", handle)
+        await world.target(ask).terminate()
+
+        reached = asyncio.Event()
+
+        async def unavailable(_: web.Request) -> web.StreamResponse:
+            reached.set()
+            return web.Response(status=503)
+
+        world.receiver.before = unavailable
+        ask = Ask(key=world.key(), text="handed over")
+        handle = await world.call(ask)
+        await asyncio.wait_for(reached.wait(), 20)
+        await world.target(ask).cancel()
+        await world.target(ask).result()
+        await save("target-handed-over", world.target(ask))
+        world.receiver.before = None
+        await handle.result()
+        described = await world.target(ask).describe()
+        request_id = (await described.memo())["bridge"]["request_id"]
+        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+        await delivery.result()
+        await save("delivery", delivery)
