@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from aiohappyeyeballs import AddrInfoType
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -23,7 +24,8 @@ MAX_CALLBACK_URL = 1000
 """Temporal's own cap of a callback URL."""
 
 _REFUSED = "callback url is not allowed"
-_RFC3986 = re.compile(r"https?://(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|\[[0-9a-fA-F:.]+\]|%[0-9A-Fa-f]{2})+")
+# Brackets stand around a version 6 address only: elsewhere they are ungrammatical, and could not be signed.
+_RFC3986 = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\])?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
@@ -43,6 +45,25 @@ _GLOBAL_6 = _IPv6("2000::/3")
 _DENIED_6 = tuple(_IPv6(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 
 
+def check_base_url(text: str) -> str:
+    """Refuse what is not `https://host[:port][/prefix]`, or plain http in its place.
+
+    Raises:
+        ValueError: It is not. The text does not quote it.
+    """
+    message = "needs the form https://host[:port][/prefix]"
+    # Longer paths are appended: even an empty query or fragment would swallow them.
+    if not _RFC3986.fullmatch(text) or set(text) & set("?@"):
+        raise ValueError(message)
+    try:
+        has_host = bool(URL(text, encoded=True).host)
+    except ValueError:
+        raise ValueError(message) from None
+    if not has_host:
+        raise ValueError(message)
+    return text
+
+
 class Destination(BaseModel):
     """One entry of an allow list."""
 
@@ -58,11 +79,7 @@ class Destination(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_an_origin(cls, text: str) -> str:
-        url = URL(text, encoded=True)
-        if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment or url.user:
-            message = "needs the form https://host[:port][/prefix]"
-            raise ValueError(message)
-        return text
+        return check_base_url(text)
 
     def covers(self, url: URL) -> bool:
         own = URL(self.url, encoded=True)
@@ -95,7 +112,8 @@ class AllowList:
             host, has_port = url.host or "", url.port is not None
         except ValueError:
             raise DestinationRefusedError(_REFUSED) from None
-        segments = url.raw_path.split("/")
+        # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix.
+        segments = unquote(url.raw_path).split("/")
         if (
             not has_port
             or (url.user, url.password) != (None, None)
@@ -126,6 +144,12 @@ def is_allowed_address(text: str, networks: Iterable[_Network] = ()) -> bool:
     return address in _GLOBAL_6 and not any(address in network for network in _DENIED_6)
 
 
+@dataclass
+class _Passage:
+    networks: tuple[_Network, ...] = ()
+    has_opened: bool = False
+
+
 class ConnectGuard:
     """Makes the sockets of outgoing connections, and refuses those to an address that is not allowed.
 
@@ -134,23 +158,32 @@ class ConnectGuard:
     """
 
     def __init__(self) -> None:
-        self._networks: ContextVar[tuple[_Network, ...]] = ContextVar("networks", default=())
+        self._passage: ContextVar[_Passage | None] = ContextVar("passage", default=None)
 
     @contextmanager
     def allowing(self, networks: tuple[_Network, ...]) -> Iterator[None]:
         """Allow *networks*, beside public space, to connections opened inside."""
-        token = self._networks.set(networks)
+        token = self._passage.set(_Passage(networks))
         try:
             yield
         finally:
-            self._networks.reset(token)
+            self._passage.reset(token)
+
+    @property
+    def has_opened(self) -> bool:
+        """Whether any address was let through since `allowing`; if so, trying again may change something."""
+        passage = self._passage.get()
+        return passage is not None and passage.has_opened
 
     def open_socket(self, address: AddrInfoType) -> socket.socket:
         """The connector's socket factory."""
         family, kind, protocol, _, socket_address = address
-        if not is_allowed_address(str(socket_address[0]), self._networks.get()):
+        passage = self._passage.get() or _Passage()
+        if not is_allowed_address(str(socket_address[0]), passage.networks):
             # An OSError of constant text: what the connector can report for one of several addresses.
             raise RefusedAddressError(errno.EACCES, RefusedAddressError.TEXT)
+        # The connector may race addresses in tasks of their own: a context variable set there would not be seen here.
+        passage.has_opened = True
         return socket.socket(family, kind, protocol)
 
 

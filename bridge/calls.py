@@ -35,13 +35,14 @@ class Renewals:
     initial: timedelta = timedelta(minutes=1)
     """Delay before the first renewal after the first lease has run out."""
     coefficient: float = 2.0
-    """Each delay is the one before times this; at least 1."""
+    """Each delay is the one before times this; 1 to 1000."""
     maximum: timedelta = timedelta(hours=1)
     """Upper bound of a delay."""
 
     def __post_init__(self) -> None:
-        if self.initial <= timedelta(0) or self.maximum < self.initial or self.coefficient < 1:
-            message = "renewals: need 0 < initial <= maximum and coefficient >= 1"
+        # Neither NaN nor a factor that carries a delay past what a duration can hold.
+        if self.initial <= timedelta(0) or self.maximum < self.initial or not 1 <= self.coefficient <= 1000:
+            message = "renewals: need 0 < initial <= maximum and 1 <= coefficient <= 1000"
             raise ValueError(message)
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -69,11 +70,11 @@ def import_module(name: str) -> ModuleType:
     Raises:
         SettingsError: There is none, or it does not import.
     """
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything while it is imported
+    except Exception as error:
         message = f"cannot import {name}: {type(error).__name__}: {error}"
         raise SettingsError(message) from error
 
@@ -95,9 +96,7 @@ def import_attribute(name: str, kind: type[Any]) -> Any:
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (default: from the settings)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (default: from the settings)")
-    parser.add_argument(
-        "--reuse-port", action="store_true", help="let several processes share the port (SO_REUSEPORT)"
-    )
+    parser.add_argument("--reuse-port", action="store_true", help="let several processes share the port (SO_REUSEPORT)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
 
 

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
+from nexusrpc import HandlerErrorType
+
 from bridge import wire
 from bridge.links import WorkflowRef, decode_links, encode_links
 from bridge.outcomes import Outcome, decode_outcome, encode_outcome
 
-_FINAL_STATUSES = frozenset({410, 413, 422, 501}) | frozenset(range(300, 400))
+_FINAL_STATUSES = frozenset({410, 413, 422}) | frozenset(range(300, 400))
+_GONE_STATUSES = frozenset({404, 409, 410})
+_TOO_EARLY = 425
+
+_RESERVED_PREFIXES = ("content-", "nexus-", "proxy-")
+_RESERVED = frozenset({"connection", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +42,13 @@ class DeliveryAnswer(Enum):
     """Final: the receiver does not take this message; mending the cause and sending it again may help."""
 
 
-def encode_completion(
-    completion: Completion, *, callback_headers: Mapping[str, str]
-) -> tuple[dict[str, str], bytes]:
-    """Headers and body. What the protocol says is set last: no header of the caller's choice replaces it."""
+def encode_completion(completion: Completion, *, callback_headers: Mapping[str, str]) -> tuple[dict[str, str], bytes]:
+    """Headers and body. No header of the caller's choice replaces what the protocol or the connection says.
+
+    A `Content-…` header more than the protocol's own would spoil the result, so a caller's is left out as well.
+    """
     content, body = encode_outcome(completion.outcome)
-    headers = {name.title(): value for name, value in callback_headers.items()}
+    headers = {name.title(): value for name, value in callback_headers.items() if not _is_reserved(name.lower())}
     headers |= content
     headers[wire.OPERATION_STATE] = completion.outcome.state.value
     if completion.operation_token is not None:
@@ -77,9 +85,17 @@ def classify_answer(
     if 200 <= status < 300:
         return DeliveryAnswer.ACCEPTED, None
     error = wire.decode_handler_error(status, headers, body)
-    if status in {404, 409, 410}:
-        return DeliveryAnswer.GONE, None
-    is_final = status in _FINAL_STATUSES or (400 <= status < 500 and status not in {408, 425, 429})
-    if error.type.value != "UNKNOWN" and status not in _FINAL_STATUSES:
+    if status in _FINAL_STATUSES:
+        is_final = True
+    elif error.type is not HandlerErrorType.UNKNOWN:
+        # A type in the body, or a retry hint, beats the status, also one that says that nobody waits.
         is_final = not error.retryable
-    return (DeliveryAnswer.REFUSED, None) if is_final else (DeliveryAnswer.AGAIN_LATER, retry_after)
+    else:
+        is_final = 400 <= status < 500 and status != _TOO_EARLY
+    if not is_final:
+        return DeliveryAnswer.AGAIN_LATER, retry_after
+    return DeliveryAnswer.GONE if status in _GONE_STATUSES else DeliveryAnswer.REFUSED, None
+
+
+def _is_reserved(lower: str) -> bool:
+    return lower in _RESERVED or lower.startswith(_RESERVED_PREFIXES)

@@ -8,8 +8,12 @@ Source of the rules: Nexus SPEC "Failure", Temporal server `common/nexus/failure
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from temporalio.api.failure.v1 import Failure
+from google.protobuf.message import Message
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_json
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import NexusHandlerErrorRetryBehavior
+from temporalio.api.failure.v1 import CanceledFailureInfo, Failure, TerminatedFailureInfo
 
 from bridge.errors import RemoteProtocolError
 
@@ -20,7 +24,12 @@ FOREIGN_FAILURE_TYPE = "NexusFailure"
 """Application error type of a failure from a peer without Temporal, as the server names it."""
 
 MAX_FAILURE_BYTES = 4 * 1024 * 1024
-_MAX_CAUSES = 100
+_MAX_DEPTH = 80
+"""Protobuf readers, the SDK's core among them, stop at 100 nested messages; a failure stands in some of its own."""
+_RETRY_BEHAVIORS = {
+    True: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_RETRYABLE,
+    False: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_NON_RETRYABLE,
+}
 
 
 class WireFailure(BaseModel):
@@ -38,8 +47,16 @@ class WireFailure(BaseModel):
     def kind(self) -> str:
         return self.metadata.get("type", "")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        # To Go's reader, null is the same as nothing.
+        return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+
     def to_json(self) -> bytes:
-        return self.model_dump_json(by_alias=True, exclude_defaults=True).encode()
+        # The one member that must be there, even when empty.
+        told = {"message": self.message} | self.model_dump(by_alias=True, exclude_defaults=True)
+        return to_json(told, inf_nan_mode="null")
 
 
 def parse_failure(body: bytes) -> WireFailure:
@@ -51,7 +68,8 @@ def parse_failure(body: bytes) -> WireFailure:
     try:
         return WireFailure.model_validate_json(body)
     except ValidationError as error:
-        fields = ", ".join(".".join(map(str, each["loc"])) or "body" for each in error.errors(include_input=False)[:3])
+        # The outermost name is ours; what is below it may be the peer's.
+        fields = ", ".join(sorted({str(each["loc"][0]) if each["loc"] else "body" for each in error.errors()}))
         message = f"not a Nexus Failure: {fields}"
         raise RemoteProtocolError(message) from None
 
@@ -85,36 +103,27 @@ def decode_failure(wire: WireFailure, *, canceled: bool) -> Failure:
 
 
 def _decode(wire: WireFailure, *, canceled: bool, depth: int) -> Failure:
-    if depth > _MAX_CAUSES:
+    if depth > _MAX_DEPTH:
         message = "too many causes"
         raise RemoteProtocolError(message)
+    if wire.kind == OPERATION_ERROR_TYPE and wire.cause is not None:
+        return _decode(wire.cause, canceled=canceled, depth=depth + 1)
     failure = Failure()
     match wire.kind:
         case "temporal.api.failure.v1.Failure":
-            try:
-                ParseDict(wire.details or {}, failure, ignore_unknown_fields=True, max_recursion_depth=4 * _MAX_CAUSES)
-            except (ParseError, TypeError, ValueError, AttributeError, RecursionError):
-                message = "details are not a temporal failure"
-                raise RemoteProtocolError(message) from None
+            failure = _parse_details(wire.details or {}, max_depth=_MAX_DEPTH - depth)
+        case "nexus.OperationError" if not canceled:
+            failure.application_failure_info.type = "OperationError"
+            failure.application_failure_info.non_retryable = True
         case "nexus.OperationError":
-            if wire.cause is not None:
-                return _decode(wire.cause, canceled=canceled, depth=depth + 1)
-            if canceled:
-                failure.canceled_failure_info.SetInParent()
-            else:
-                failure.application_failure_info.type = "OperationError"
-                failure.application_failure_info.non_retryable = True
+            failure.canceled_failure_info.SetInParent()
         case "nexus.HandlerError":
             details = wire.details if isinstance(wire.details, dict) else {}
             failure.nexus_handler_failure_info.type = str(details.get("type", "INTERNAL"))
-        case _ if canceled:
-            failure.canceled_failure_info.SetInParent()
+            if isinstance(retryable := details.get("retryableOverride"), bool):
+                failure.nexus_handler_failure_info.retry_behavior = _RETRY_BEHAVIORS[retryable]
         case _:
-            failure.application_failure_info.type = FOREIGN_FAILURE_TYPE
-            failure.application_failure_info.non_retryable = True
-            if wire.details is not None or wire.metadata:
-                payload = failure.application_failure_info.details.payloads.add(data=_without_message(wire))
-                payload.metadata["encoding"] = b"json/plain"
+            failure = _foreign(wire, canceled=canceled)
     failure.message = wire.message
     if wire.stack_trace:
         failure.stack_trace = wire.stack_trace
@@ -123,17 +132,39 @@ def _decode(wire: WireFailure, *, canceled: bool, depth: int) -> Failure:
     return failure
 
 
-def _without_message(wire: WireFailure) -> bytes:
-    return wire.model_copy(update={"message": "", "cause": None, "stack_trace": ""}).to_json()
+def _parse_details(details: Any, *, max_depth: int) -> Failure:
+    try:
+        return ParseDict(details, Failure(), ignore_unknown_fields=True, max_recursion_depth=max_depth)
+    except (ParseError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError):
+        message = "details are not a temporal failure"
+        raise RemoteProtocolError(message) from None
 
 
-def _drop_unknown_to_old_servers(failure: Failure) -> None:
+def _foreign(wire: WireFailure, *, canceled: bool) -> Failure:
+    failure = Failure()
+    if canceled:
+        failure.canceled_failure_info.SetInParent()
+    else:
+        failure.application_failure_info.type = FOREIGN_FAILURE_TYPE
+        failure.application_failure_info.non_retryable = True
+    if wire.details is not None or wire.metadata:
+        # All that has no place of its own, as the server keeps it.
+        told = wire.model_dump(by_alias=True, exclude_defaults=True, exclude={"message", "cause", "stack_trace"})
+        info = failure.canceled_failure_info if canceled else failure.application_failure_info
+        info.details.payloads.add(metadata={"encoding": b"json/plain"}, data=to_json(told, inf_nan_mode="null"))
+    return failure
+
+
+def _drop_unknown_to_old_servers(message: Message) -> None:
     # Server 1.29 refuses a failure with a field that its own proto lacks, and then starts the operation again and
-    # again: `identity` of a cancellation or termination is newer than that.
+    # again: `identity` of a cancellation or termination, and the note of an offloaded payload, are newer than that.
     # Only what is there is touched: to read a member of a oneof for writing is to choose it.
-    if failure.HasField("canceled_failure_info"):
-        failure.canceled_failure_info.ClearField("identity")
-    if failure.HasField("terminated_failure_info"):
-        failure.terminated_failure_info.ClearField("identity")
-    if failure.HasField("cause"):
-        _drop_unknown_to_old_servers(failure.cause)
+    if isinstance(message, CanceledFailureInfo | TerminatedFailureInfo):
+        message.ClearField("identity")
+    if isinstance(message, Payload):
+        message.ClearField("external_payloads")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if field.is_repeated else [value]:
+                _drop_unknown_to_old_servers(each)

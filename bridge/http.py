@@ -117,7 +117,8 @@ class HttpClient:
                 answer = await _read(response, max_answer_bytes)
                 return HttpAnswer(status=response.status, headers=response.headers, body=answer)
         except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, RefusedAddressError) or RefusedAddressError.TEXT in str(error.os_error):
+            # Of several addresses one may be refused and another be down for a while: then it is no refusal.
+            if RefusedAddressError.TEXT in str(error.os_error) and not self._guard.has_opened:
                 message = "destination address refused"
                 raise DestinationRefusedError(message) from None
             message = f"cannot connect: {type(error.os_error).__name__}"

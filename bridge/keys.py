@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 MIN_KEY_BYTES = 32
 MAX_KEYS = 10
 
-KeyId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+KEY_ID = r"^[a-z0-9-]{1,64}$"
+KeyId = Annotated[str, Field(pattern=KEY_ID)]
 
 
 def new_key() -> str:

@@ -13,7 +13,7 @@ from temporalio.api.common.v1 import Link
 from temporalio.api.enums.v1 import EventType
 from temporalio.nexus import _link_conversion
 
-_LINK = re.compile(r'\s*<([^<>\s]+)>\s*;\s*type="?([A-Za-z0-9_./]+)"?[^,]*')
+_LINK = re.compile(r'\s*<([^<>\s]+)>\s*(?:;(?!\s*type=)[^;]*)*;\s*type=("?)([A-Za-z0-9_./]+)\2\s*(?:;.*)?')
 _MAX_LINKS = 10
 
 
@@ -70,5 +70,5 @@ def decode_links(values: Iterable[str]) -> list[nexusrpc.Link]:
     for part in ",".join(values).split(","):
         found = _LINK.fullmatch(part)
         if found:
-            links.append(nexusrpc.Link(url=found[1], type=found[2]))
+            links.append(nexusrpc.Link(url=found[1], type=found[3]))
     return links[:_MAX_LINKS]

@@ -67,7 +67,9 @@ def emits_callback(
         message = f"service={service.__name__}: not decorated with @nexusrpc.service"
         raise TypeError(message)
     declared = definition.operation_definitions.get(operation.name)
-    if declared is None or declared.method_name != operation.method_name:
+    # By identity: another service may well have an operation of the same name and types.
+    is_own = any(getattr(service, name, None) is operation for name in (operation.method_name or "", operation.name))
+    if declared is None or not is_own:
         known = ", ".join(definition.operation_definitions)
         message = f"operation={operation.name!r} is not an operation of {definition.name} (it has: {known})"
         raise TypeError(message)

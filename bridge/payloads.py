@@ -34,6 +34,9 @@ def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
     encoding = metadata.pop("encoding", b"").decode("latin-1")
     message_type = metadata.get("messageType", b"").decode("latin-1")
     keys = set(metadata)
+    if payload.external_payloads:
+        # Newer than the table: no other form would carry them.
+        keys.add("external_payloads")
     match encoding:
         case "binary/null" if not keys and not payload.data:
             return {}, b""
@@ -99,10 +102,11 @@ def _is_quotable(message_type: str) -> bool:
 def _parse_media_type(text: str) -> tuple[str, dict[str, str] | None]:
     """Media type in lower case and its parameters, None if they cannot be read."""
     media_type, _, _ = text.partition(";")
-    rest, parameters = text[len(media_type) :], {}
-    while rest:
+    rest, parameters = text[len(media_type) :], dict[str, str]()
+    # As Go reads it: one trailing semicolon is nothing, a repeated parameter an error.
+    while rest.strip() not in {"", ";"}:
         found = _PARAMETER.match(rest)
-        if not found:
+        if not found or found[1].lower() in parameters:
             return media_type.strip().lower(), None
         parameters[found[1].lower()] = found[2] if found[2] is not None else found[3]
         rest = rest[found.end() :]
@@ -110,9 +114,14 @@ def _parse_media_type(text: str) -> tuple[str, dict[str, str] | None]:
 
 
 def _protobuf(encoding: bytes, message_type: str, body: bytes) -> Payload:
-    return Payload(metadata={"encoding": encoding, "messageType": message_type.encode("latin-1")}, data=body)
+    return Payload(metadata={"encoding": encoding, "messageType": _bytes(message_type)}, data=body)
 
 
 def _unknown(content: Mapping[str, str], body: bytes) -> Payload:
-    metadata = {name: value.encode("utf-8", "surrogateescape") for name, value in content.items()}
+    metadata = {name: _bytes(value) for name, value in content.items()}
     return Payload(metadata={**metadata, "encoding": _UNKNOWN}, data=body)
+
+
+def _bytes(header: str) -> bytes:
+    # The bytes as they came: aiohttp reads a header as UTF-8, and what is not UTF-8 as lone surrogates.
+    return header.encode("utf-8", "surrogateescape")

@@ -192,7 +192,7 @@ class _NoParserQuotes(logging.Filter):
         return True
 
 
-async def serve(  # noqa: PLR0913 - the knobs of one listener
+async def serve(
     app: web.Application,
     readiness: Readiness,
     *,
@@ -247,4 +247,3 @@ def stop_on_signals() -> asyncio.Event:
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     return stop
-

@@ -4,15 +4,17 @@ Connections to Temporal are not here: they are configured the ecosystem's way (`
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
-from yarl import URL
+from pydantic_settings import SettingsError as SourceError
 
-from bridge.keys import KeyRing
+from bridge.addresses import check_base_url
+from bridge.keys import KEY_ID, KeyRing
 
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
@@ -21,11 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 def _http_url(text: str) -> str:
-    url = URL(text, encoded=True)
-    if url.scheme not in {"http", "https"} or not url.host or url.query_string or url.fragment or url.user:
-        message = "needs the form https://host[:port][/prefix]"
-        raise ValueError(message)
-    return text.rstrip("/")
+    return check_base_url(text).rstrip("/")
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
@@ -105,11 +103,23 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         return model(**overrides)
     except ValidationError as error:
         problems = [
-            f"  {'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
+            f"  {_field(each['loc']) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_input=False, include_context=False, include_url=False)
         ]
         where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
-    except ValueError as error:  # a broken TOML file; its position, not its text
+    except SourceError as error:  # a variable that is not JSON; it names the field
+        message = f"bad settings in the environment: {error}"
+        raise SettingsError(message) from None
+    except (ValueError, OSError) as error:  # a broken TOML file; its position, not its text
         message = f"{path}: not readable as TOML ({type(error).__name__})"
         raise SettingsError(message) from None
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    # Below `keys` stand key ids. Whoever swapped an id and its key must not find the key in the log.
+    parts = [
+        "…" if before == "keys" and not re.fullmatch(KEY_ID, str(part)) else str(part)
+        for before, part in zip((None, *location), location, strict=False)
+    ]
+    return ".".join(parts)

@@ -90,7 +90,8 @@ class MessageSigner:
         self._key_id = ring.signing
         keys = ring.raw()
         self._signer = HTTPMessageSigner(
-            signature_algorithm=algorithms.HMAC_SHA256, key_resolver=MappingKeyResolver(private_keys=keys, public_keys={})
+            signature_algorithm=algorithms.HMAC_SHA256,
+            key_resolver=MappingKeyResolver(private_keys=keys, public_keys={}),
         )
 
     def sign(
@@ -99,16 +100,24 @@ class MessageSigner:
         """Add digest and signature to *headers*, last before sending.
 
         *more* names further headers that the other side acts upon: the caller's own, those a callback asked for.
+
+        Raises:
+            ValueError: The message cannot be signed: a repeated header, a value or a URL outside RFC 9421's grammar.
         """
         headers[REPR_DIGEST] = ContentDigest.create(body)
-        self._signer.sign(
-            _Message("POST", url, headers),
-            key_id=self._key_id,
-            label="bridge",
-            tag=kind.value,
-            include_alg=False,
-            covered_component_ids=_covered(headers, more),
-        )
+        try:
+            self._signer.sign(
+                _Message("POST", url, headers),
+                key_id=self._key_id,
+                label="bridge",
+                tag=kind.value,
+                include_alg=False,
+                covered_component_ids=_covered(headers, more),
+            )
+        except HTTPMessageSignaturesException:
+            # Its text quotes the URL or the header.
+            message = "message cannot be signed"
+            raise ValueError(message) from None
 
 
 class MessageVerifier:
@@ -118,7 +127,8 @@ class MessageVerifier:
         """*public_base* is scheme, authority and stripped prefix as the peer sees them: from settings, never Host."""
         self._base = public_base.rstrip("/")
         self._verifier = _Verifier(
-            signature_algorithm=algorithms.HMAC_SHA256, key_resolver=MappingKeyResolver(private_keys={}, public_keys=ring.raw())
+            signature_algorithm=algorithms.HMAC_SHA256,
+            key_resolver=MappingKeyResolver(private_keys={}, public_keys=ring.raw()),
         )
 
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:

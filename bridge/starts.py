@@ -11,6 +11,7 @@ from temporalio.api.common.v1 import Payload
 
 from bridge import wire
 from bridge.errors import RemoteProtocolError
+from bridge.failures import OPERATION_ERROR_TYPE, parse_failure
 from bridge.links import WorkflowRef, decode_links, encode_links
 from bridge.outcomes import Outcome, decode_outcome, encode_outcome
 from bridge.payloads import CONTENT_TYPE, JSON, encode_payload
@@ -114,9 +115,7 @@ def decode_start(
         operation=operation,
         request_id=request_id,
         callback_url=callback_url,
-        callback_headers={
-            name.removeprefix(prefix): value for name, value in lower.items() if name.startswith(prefix)
-        },
+        callback_headers={name.removeprefix(prefix): value for name, value in lower.items() if name.startswith(prefix)},
         headers={name: value for name, value in lower.items() if not name.startswith((prefix, "content-"))},
         links=decode_links(links),
         operation_timeout=wire.decode_duration(headers.get(wire.OPERATION_TIMEOUT, "")),
@@ -152,7 +151,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
         case 200:
             return Finished(outcome=decode_outcome(OperationState.SUCCEEDED, headers, body), target=target)
         case 424:
-            state = wire.require_state(headers.get(wire.OPERATION_STATE, OperationState.FAILED.value))
+            state = wire.require_state(headers.get(wire.OPERATION_STATE) or _told_state(body))
             if state is OperationState.SUCCEEDED:
                 message = "status 424 with state succeeded"
                 raise RemoteProtocolError(message)
@@ -169,3 +168,10 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             return Running(operation_token=info.token, target=target)
         case _:
             raise wire.decode_handler_error(status, headers, body)
+
+
+def _told_state(body: bytes) -> str:
+    # The spec's own form needs no header: its OperationError names the state in its details.
+    failure = parse_failure(body)
+    details = failure.details if failure.kind == OPERATION_ERROR_TYPE and isinstance(failure.details, dict) else {}
+    return str(details.get("state", OperationState.FAILED.value))

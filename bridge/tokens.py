@@ -86,7 +86,7 @@ class CallbackTokens:
         self._audience = audience
         self._namespace = namespace
 
-    def mint(  # noqa: PLR0913 - one argument per claim
+    def mint(
         self,
         *,
         callback_id: str,
@@ -132,7 +132,8 @@ class CallbackTokens:
         if claims.id != callback_id or claims.act != claims.rid:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
-        leeway, instant = LEEWAY.total_seconds(), now.timestamp()
+        # Whole seconds: a signed but absurd time would overflow a float.
+        leeway, instant = int(LEEWAY.total_seconds()), now.timestamp()
         if not claims.iat - leeway <= instant <= claims.exp + leeway:
             reason = "callback token outside its time"
             raise UntrustedError(reason)

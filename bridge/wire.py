@@ -53,10 +53,17 @@ _STATUSES: dict[HandlerErrorType, int] = {
     HandlerErrorType.UNAVAILABLE: 503,
     HandlerErrorType.UPSTREAM_TIMEOUT: 520,
 }
-_TYPES: dict[int, HandlerErrorType] = {status: kind for kind, status in _STATUSES.items() if kind is not HandlerErrorType.UNKNOWN}
+_TYPES: dict[int, HandlerErrorType] = {
+    status: kind for kind, status in _STATUSES.items() if kind is not HandlerErrorType.UNKNOWN
+}
 
 _UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
+_LONGEST = timedelta(days=365_000)
+"""Longer than any peer's duration type, short enough to be added to the time of day."""
+_INSTANT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)[0-9]*(Z|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 class OperationState(str, Enum):
@@ -80,13 +87,11 @@ def encode_duration(duration: timedelta) -> str:
 
 def decode_duration(text: str) -> timedelta | None:
     """Read the spec's durations and Go's (`1m29.9s`); None for anything else, or a length no clock reaches."""
-    parts = _DURATION_PART.findall(text) if len(text) <= 64 and text.isascii() else []
+    parts = _DURATION_PART.findall(text) if len(text) <= 64 else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
-    try:
-        return timedelta(milliseconds=sum(float(number) * _UNITS_MS[unit] for number, unit in parts))
-    except OverflowError:
-        return None
+    milliseconds = sum(float(number) * _UNITS_MS[unit] for number, unit in parts)
+    return timedelta(milliseconds=milliseconds) if milliseconds <= _LONGEST / timedelta(milliseconds=1) else None
 
 
 def encode_http_date(instant: datetime) -> str:
@@ -101,12 +106,14 @@ def encode_instant(instant: datetime) -> str:
 
 def decode_instant(text: str) -> datetime | None:
     """Read RFC 3339; None for anything else."""
-    try:
-        # Python reads up to six fractional digits; servers from 1.31 send nine.
-        instant = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
-    except ValueError:
+    # Python keeps six fractional digits; servers from 1.31 send nine.
+    found = _INSTANT.fullmatch(text.upper())
+    if not found:
         return None
-    return instant.astimezone(UTC) if instant.tzinfo else None
+    try:
+        return datetime.fromisoformat(found[1] + found[2]).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
@@ -116,7 +123,7 @@ def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelt
         return min(timedelta(seconds=int(text)), timedelta(hours=1))
     try:
         wait = parsedate_to_datetime(text) - now
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(wait, timedelta(hours=1)) if wait > timedelta(0) else None
 
@@ -127,7 +134,9 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     The type stands in the status (for servers up to 1.30) and in the body (for later ones); both must agree.
     """
     headers = {CONTENT_TYPE: JSON}
-    details: dict[str, object] = {"type": error.type.value, "retryableOverride": error.retryable}
+    # UNKNOWN is for reading only.
+    kind = HandlerErrorType.INTERNAL if error.type is HandlerErrorType.UNKNOWN else error.type
+    details: dict[str, object] = {"type": kind.value, "retryableOverride": error.retryable}
     if error.retryable_override is not None:
         headers[REQUEST_RETRYABLE] = "true" if error.retryable_override else "false"
     if isinstance(error, UnavailableError):
@@ -136,9 +145,12 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     if isinstance(error, OutcomeUnknownError):
         metadata |= _OUTCOME_UNKNOWN
     return (
-        _STATUSES[error.type],
+        _STATUSES[kind],
         headers,
-        WireFailure(message=error.message, metadata=metadata, details=details).to_json(),
+        # A message may quote JSON input, and JSON can spell lone surrogates, which no UTF-8 can.
+        WireFailure(
+            message=error.message.encode(errors="replace").decode(), metadata=metadata, details=details
+        ).to_json(),
     )
 
 

@@ -79,7 +79,7 @@ class OperationHandle(Generic[_OutputT]):
             endpoint=self._call.endpoint,
             service=self._call.service,
             operation=self._call.operation,
-            operation_token="",  # noqa: S106 - the name of Temporal's parameter, no secret
+            operation_token="",
         )
 
 
@@ -286,9 +286,7 @@ def create_client(
     if first_lease <= timedelta(0):
         message = "first_lease must be positive"
         raise ValueError(message)
-    return OperationClient(
-        endpoint=endpoint, service=name, first_lease=first_lease, renewals=renewals if renewals else Renewals()
-    )
+    return OperationClient(endpoint=endpoint, service=name, first_lease=first_lease, renewals=renewals or Renewals())
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -6,6 +6,7 @@ way, the call still ends, and the caller's history grows by nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 class OperationActivities:
     """The caller's activities, for one worker."""
 
-    def __init__(  # noqa: PLR0913 - everything the edge needs, by name
+    def __init__(
         self,
         *,
         client: Client,
@@ -102,8 +103,9 @@ class OperationActivities:
                     await self._tell(info.task_token, answer)
                 delay = renewal_delay(call, now=self._clock(), jitter=self._jitter())
                 if delay is not None:
+                    message = f"still running: {_describe(answer.target)}"
                     raise ApplicationError(
-                        f"still running: {_describe(answer.target)}",
+                        message,
                         type=STILL_RUNNING,
                         category=ApplicationErrorCategory.BENIGN,
                         next_retry_delay=delay,
@@ -187,10 +189,8 @@ class OperationActivities:
 
     def _tell_later(self, task_token: bytes, running: Running) -> None:
         async def later() -> None:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            except TimeoutError:
-                pass
             await self._tell(task_token, running)
 
         task = asyncio.create_task(later())

@@ -105,7 +105,7 @@ class Completer:
         except RPCError as error:
             extra = {"bridge.request_id": wait.request_id, "bridge.rpc_status": error.status.name}
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                _log.error("bridge.completion_invalid", extra=extra)  # noqa: TRY400 - the text may hold a task token
+                _log.error("bridge.completion_invalid", extra=extra)
                 return CompletionAnswer.INVALID
             _log.warning("bridge.temporal_unavailable", extra=extra)
             return CompletionAnswer.AGAIN_LATER
@@ -276,9 +276,13 @@ async def _find_closing(events: AsyncIterator[HistoryEvent], activity_id: str) -
 
 
 _CLOSINGS: dict[int, Callable[[HistoryEvent], int]] = {
-    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: lambda e: e.activity_task_completed_event_attributes.scheduled_event_id,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: lambda e: (
+        e.activity_task_completed_event_attributes.scheduled_event_id
+    ),
     EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED: lambda e: e.activity_task_failed_event_attributes.scheduled_event_id,
-    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: lambda e: e.activity_task_timed_out_event_attributes.scheduled_event_id,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: lambda e: (
+        e.activity_task_timed_out_event_attributes.scheduled_event_id
+    ),
     EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED: lambda e: e.activity_task_canceled_event_attributes.scheduled_event_id,
 }
 
@@ -324,7 +328,5 @@ async def _found(call: Awaitable[None]) -> bool:
 
 def _is_not_found(error: RPCError) -> bool:
     """Whether an activity, run or workflow was not found; a missing namespace is a fault of our own."""
-    namespace_missing = any(
-        detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details
-    )
+    namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
     return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing

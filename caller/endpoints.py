@@ -38,9 +38,7 @@ class Endpoints:
 
     def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
         self._places: Mapping[str, _Place] = {
-            name: _Place(
-                endpoint=endpoint, signer=MessageSigner(settings.handlers[endpoint.handler].start_keys)
-            )
+            name: _Place(endpoint=endpoint, signer=MessageSigner(settings.handlers[endpoint.handler].start_keys))
             for name, endpoint in settings.endpoints.items()
         }
         self._http = http
@@ -54,9 +52,7 @@ class Endpoints:
         """
         return self._place(name).endpoint.handler
 
-    async def start(
-        self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta
-    ) -> StartAnswer:
+    async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start, freshly signed, and read the answer.
 
         Raises:

@@ -18,8 +18,8 @@ from bridge.server import FACTS, Readiness, answer, create_app, read_body, refus
 from bridge.signatures import MessageKind, MessageVerifier
 from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.wire import LINK, encode_handler_error
-from caller.completion import Completer, CompletionAnswer, Wait
 from caller.callbacks import decode_task_token
+from caller.completion import Completer, CompletionAnswer, Wait
 
 GONE = 410
 

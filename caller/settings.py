@@ -90,6 +90,4 @@ class CallerSettings(BridgeSettings):
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
         """What mints and verifies the callback tokens of our workflows in *namespace*."""
-        return CallbackTokens(
-            self.callback_keys, issuer=self.name, audience=self.receiver.id, namespace=namespace
-        )
+        return CallbackTokens(self.callback_keys, issuer=self.name, audience=self.receiver.id, namespace=namespace)

@@ -23,9 +23,7 @@ from handler.starter import Starter
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Parse the command line and run it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m handler", description="The handler's side of the callback bridge."
-    )
+    parser = argparse.ArgumentParser(prog="python -m handler", description="The handler's side of the callback bridge.")
     commands = parser.add_subparsers(dest="command", required=True)
     service = commands.add_parser(
         "serve",

@@ -111,9 +111,7 @@ class DeliveryActivities:
             # Checked again, not only at the start: the list may have been narrowed since.
             destination = peer.allow_list.check(delivery.callback_url)
             if (signer := self._signers.get(delivery.caller)) is not None:
-                signer.sign(
-                    MessageKind.COMPLETION, delivery.callback_url, signed, body, more=delivery.callback_headers
-                )
+                signer.sign(MessageKind.COMPLETION, delivery.callback_url, signed, body, more=delivery.callback_headers)
             response = await self._http.post(delivery.callback_url, signed, body, networks=destination.networks)
         except DestinationRefusedError:
             return DeliveryAnswer.REFUSED, None

@@ -39,14 +39,17 @@ class DeliveryInterceptor(Interceptor):
     """Puts delivery around every workflow of a worker."""
 
     def __init__(self, *, failure_converter: FailureConverter, max_outcome_bytes: int, budget: timedelta) -> None:
-        """*max_outcome_bytes*: a larger outcome is told as a failure, because a command that passes the server's
-        limit terminates the workflow (1.29) or fails its task for ever (1.31)."""
+        """*max_outcome_bytes*: a larger outcome is told as a failure.
+
+        A command that passes the server's limit terminates the workflow (1.29) or fails its task for ever (1.31).
+        """
         self._failure_converter = failure_converter
         self._max_outcome_bytes = max_outcome_bytes
         self._budget = budget
 
     def workflow_interceptor_class(
-        self, input: WorkflowInterceptorClassInput  # noqa: A002
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[WorkflowInboundInterceptor]:
         """The SDK makes the instance itself, so what it needs rides on a class of its own."""
         del input
@@ -211,4 +214,3 @@ def _failure_payload(failure: Failure, state: str) -> Payload:
 
 def _milliseconds(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
-

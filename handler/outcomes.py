@@ -36,9 +36,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
             return Outcome.failed(event.workflow_execution_failed_event_attributes.failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED:
             failure = Failure(message="operation canceled")
-            failure.canceled_failure_info.details.CopyFrom(
-                event.workflow_execution_canceled_event_attributes.details
-            )
+            failure.canceled_failure_info.details.CopyFrom(event.workflow_execution_canceled_event_attributes.details)
             return Outcome.canceled(failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
             terminated = event.workflow_execution_terminated_event_attributes
@@ -47,7 +45,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
             failure.terminated_failure_info.SetInParent()
             return Outcome.failed(failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
-            # The event does not tell whether the run's or the execution's time was out; for the operation it is the same.
+            # The event does not tell whose time was out, the run's or the execution's; to the caller it is the same.
             failure = Failure(message="operation timed out: the target exceeded its own timeout")
             failure.timeout_failure_info.timeout_type = TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
             return Outcome.failed(failure)

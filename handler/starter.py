@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from nexusrpc import HandlerError, HandlerErrorType
-from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowType
+from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowExecutionStatus, WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
@@ -22,7 +22,6 @@ from temporalio.api.workflowservice.v1 import (
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
 )
-from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -49,7 +48,12 @@ _TEMPORAL_IS_AWAY = frozenset(
     {
         *(RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.ABORTED),
         # Our own credentials were refused: no fault of the caller's.
-        *(RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED, RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL),
+        *(
+            RPCStatusCode.PERMISSION_DENIED,
+            RPCStatusCode.UNAUTHENTICATED,
+            RPCStatusCode.UNKNOWN,
+            RPCStatusCode.INTERNAL,
+        ),
     }
 )
 
@@ -68,7 +72,7 @@ class _Identity:
 class Starter:
     """Starts targets in one handler namespace."""
 
-    def __init__(  # noqa: PLR0913 - everything the edge needs, by name
+    def __init__(
         self,
         *,
         client: Client,
@@ -99,7 +103,7 @@ class Starter:
         try:
             if await self._is_too_old(request):
                 return await self._answer_for_holder(caller, request, identity, token, may_start=False)
-            started = await self._start(caller, target, request, payload, identity, token)
+            started = await self._start(caller, target, request, payload, identity, token=token)
             if started is not None and started.status in {
                 WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
                 WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED,
@@ -145,13 +149,14 @@ class Starter:
             return False
         return self._clock() - request.scheduled_time > await self._retention() - _RETENTION_MARGIN
 
-    async def _start(  # noqa: PLR0913 - the parts of one request
+    async def _start(
         self,
         caller: str,
         target: Target,
         request: StartRequest,
         payload: Payload,
         identity: _Identity,
+        *,
         token: str,
     ) -> StartWorkflowExecutionResponse | None:
         """Ask for the run. None if the workflow id is held by a run that this start did not make."""

@@ -19,47 +19,48 @@ VENV = ROOT / ".venv"
 NEEDS_DEVELOPMENT = {"test", "check"}
 
 
-def say(text):
+def say(text: str) -> None:
     """Tell the user, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def find_python():
+def find_python() -> str:
     """A Python that is new enough: this one, or another on PATH."""
     if sys.version_info >= OLDEST:
         return sys.executable
     for minor in range(20, OLDEST[1] - 1, -1):
-        found = shutil.which("python3.%d" % minor)
+        found = shutil.which(f"python3.{minor}")
         if found:
             return found
-    say("Python 3.11 or newer is needed; this one is %d.%d and PATH has no newer." % sys.version_info[:2])
+    say(f"Python 3.11 or newer is needed, on PATH as python3 or python3.N; this is {sys.version.split()[0]}.")
     sys.exit(1)
 
 
-def run(what, command):
+def run(what: str, command: "list[str]") -> None:
     """Run *command* quietly, saying every few seconds that it goes on; on failure show what it said."""
     began = time.monotonic()
-    say("%s …" % what)
+    say(f"{what} …")
+    output = b""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while True:
             try:
                 output, _ = process.communicate(timeout=5)
                 break
             except subprocess.TimeoutExpired:
-                say("%s … %.0f s" % (what, time.monotonic() - began))
+                say(f"{what} … {time.monotonic() - began:.0f} s")
             except KeyboardInterrupt:
                 process.terminate()
                 sys.exit(130)
     if process.returncode != 0:
         say(output.decode(errors="replace"))
-        say("%s failed; the lines above say why. After mending it, run the command again." % what)
+        say(f"{what} failed; the lines above say why. After mending it, run the command again.")
         sys.exit(1)
 
 
-def ensure_venv(requirements):
+def ensure_venv(requirements: Path) -> Path:
     """Install exactly what *requirements* locks, once for each content of the file."""
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
-    stamp = VENV / ("installed-%s-%s" % (requirements.stem, digest))
+    stamp = VENV / (f"installed-{requirements.stem}-{digest}")
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         python = VENV / "bin" / "python"
@@ -74,14 +75,14 @@ def ensure_venv(requirements):
         return python
 
 
-def main():
+def main() -> None:
     """`bootstrap.py COMMAND [ARGUMENT …]`."""
     command, arguments = sys.argv[1], sys.argv[2:]
     name = "requirements-dev.txt" if command in NEEDS_DEVELOPMENT else "requirements.txt"
     python = ensure_venv(ROOT / "scripts" / name)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    os.execve(str(python), [str(python), "-m", "scripts.%s" % command, *arguments], environment)
+    os.execve(str(python), [str(python), "-m", f"scripts.{command}", *arguments], environment)
 
 
 if __name__ == "__main__":

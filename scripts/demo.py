@@ -89,7 +89,9 @@ async def send(client: Client, step: Step) -> tuple[WorkflowHandle[OrderWorkflow
         task_queue=ORDER_QUEUE,
     )
     # This very run: the same order may be sent again under the same id.
-    run = client.get_workflow_handle_for(OrderWorkflow.run, handle.id, run_id=handle.first_execution_run_id)
+    run: WorkflowHandle[OrderWorkflow, OrderReceipt] = client.get_workflow_handle(
+        handle.id, run_id=handle.first_execution_run_id, result_type=OrderReceipt
+    )
     with contextlib.suppress(WorkflowFailureError):
         await run.result()
     return run, time.monotonic() - began
@@ -162,7 +164,8 @@ def tell(stack: Stack, step: Step, told: Report) -> None:
         where = f"{ref.namespace}/{ref.workflow_id}"
         if stack.server.ui is None:
             return where
-        return f"{where}\n               {stack.server.ui}/namespaces/{ref.namespace}/workflows/{ref.workflow_id}/{ref.run_id}"
+        path = f"namespaces/{ref.namespace}/workflows/{ref.workflow_id}/{ref.run_id}"
+        return f"{where}\n               {stack.server.ui}/{path}"
 
     mark = "✓" if is_expected(step, told) else f"✗ expected {step.expected}"
     say(f"\n{mark} order {step.order_id}, amount {step.amount:g}: {step.title}")
@@ -192,8 +195,10 @@ async def _demo(arguments: argparse.Namespace) -> int:
                 tell(stack, step, told)
             once = reports[0].target is not None and reports[0].target == reports[-1].target
             ok = once and all(map(is_expected, STEPS, reports))
-            say(f"\n{'every order ended as expected' if ok else 'NOT as expected'}; order 1001 was charged "
-                f"{'once' if once else 'TWICE'}")
+            say(
+                f"\n{'every order ended as expected' if ok else 'NOT as expected'}; order 1001 was charged "
+                f"{'once' if once else 'TWICE'}"
+            )
             if arguments.json:
                 print(json.dumps({"orders": [asdict(each) for each in reports], "ok": ok}), flush=True)
             if arguments.stay and sys.stdin.isatty():
@@ -207,7 +212,9 @@ async def _demo(arguments: argparse.Namespace) -> int:
 def main() -> NoReturn:
     """Parse the command line and run the orders."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the facts as one JSON object, the last line of output")
+    parser.add_argument(
+        "--json", action="store_true", help="print the facts as one JSON object, the last line of output"
+    )
     parser.add_argument("--stay", action="store_true", help="wait for Enter before stopping, to follow the links")
     add_stack_options(parser, first_lease=2.0, renewal=2.0)
     end(_demo(parser.parse_args()))

@@ -15,6 +15,9 @@ from bridge.server import stop_on_signals
 from scripts.stack import StackOptions, running_stack
 from scripts.temporal_server import NoServerError, say
 
+STOPPED = 130
+"""What a shell calls a command that Ctrl-C ended."""
+
 
 def add_stack_options(parser: argparse.ArgumentParser, *, first_lease: float, renewal: float) -> None:
     """The options that `demo` and `up` share."""
@@ -35,7 +38,11 @@ def add_stack_options(parser: argparse.ArgumentParser, *, first_lease: float, re
         "--renewal-maximum", type=float, default=3600.0, metavar="S", help="longest delay, default %(default)s"
     )
     parser.add_argument(
-        "--settlement", type=float, default=5.0, metavar="S", help="how long a mid-size payment takes, default %(default)s"
+        "--settlement",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="how long a mid-size payment takes, default %(default)s",
     )
     for name in ("receivers", "handlers", "order-workers", "payment-workers"):
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help="how many, default %(default)s")
@@ -69,7 +76,7 @@ async def until_stopped(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         task.cancel()
         await asyncio.wait({task})
     stop.cancel()
-    return 130 if task.cancelled() else task.result()
+    return STOPPED if task.cancelled() else task.result()
 
 
 def end(main: Awaitable[int]) -> NoReturn:
@@ -97,18 +104,17 @@ async def _up(options: StackOptions) -> int:
         async with running_stack(options) as stack:
             say("ready; Ctrl-C stops everything")
             print(json.dumps(stack.description()), flush=True)
-            for process in stack.processes.values():
-                asyncio.ensure_future(_report_end(process))
+            await asyncio.gather(*(_report_end(name, process) for name, process in stack.processes.items()))
             await asyncio.Event().wait()
         return 0
 
     code = await until_stopped(work)
-    return 0 if code == 130 else code
+    return 0 if code == STOPPED else code
 
 
-async def _report_end(process: asyncio.subprocess.Process) -> None:
+async def _report_end(name: str, process: asyncio.subprocess.Process) -> None:
     code = await process.wait()
-    say(f"process {process.pid} ended with code {code}")
+    say(f"{name} (process {process.pid}) ended by itself with code {code}")
 
 
 def main() -> NoReturn:

@@ -14,9 +14,7 @@ class Scrambler(PayloadCodec):
         encoded = []
         for payload in payloads:
             plain, nonce = payload.SerializeToString(), os.urandom(16)
-            encoded.append(
-                Payload(metadata={"encoding": b"binary/scrambled", "nonce": nonce}, data=_xor(plain, nonce))
-            )
+            encoded.append(Payload(metadata={"encoding": b"binary/scrambled", "nonce": nonce}, data=_xor(plain, nonce)))
         return encoded
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:

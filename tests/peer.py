@@ -152,5 +152,3 @@ def failure_body(message: str = "no", kind: str = "Declined") -> bytes:
             "details": {"applicationFailureInfo": {"type": kind}},
         }
     ).encode()
-
-

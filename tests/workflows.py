@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import nexusrpc
 from temporalio import workflow
@@ -47,9 +48,7 @@ def workflow_id(ask: Ask) -> str:
     return "x" * 1001 if ask.behaviour == "long id" else f"probe-{ask.key}"
 
 
-@bridge.emits_callback(
-    service=ProbeService, operation=ProbeService.probe, workflow_id=workflow_id, check=check
-)
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.probe, workflow_id=workflow_id, check=check)
 @workflow.defn
 class ProbeWorkflow:
     def __init__(self) -> None:
@@ -107,6 +106,8 @@ class ProbeWorkflow:
                     message = "a bug, not an ending"
                     raise KeyError(message)
                 return Reply("mended")
+            case _:
+                pass
         return Reply("end")
 
     def _fail(self, ask: Ask) -> None:
@@ -120,7 +121,7 @@ class ProbeWorkflow:
 class NothingWorkflow:
     @workflow.run
     async def run(self) -> None:
-        return None
+        """Gives nothing."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class NothingCaller:
     @workflow.run
     async def run(self) -> str:
         client = bridge.create_client(service=ProbeService, endpoint="payments")
-        handle = await client.start_operation(ProbeService.nothing, None)
+        handle: bridge.OperationHandle[Any] = await client.start_operation(ProbeService.nothing, None)
         assert handle.operation_token is None
         return repr(await handle)
 

@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from bridge.keys import decode_key
@@ -241,8 +242,6 @@ class World:
 
 
 async def _history(handle: WorkflowHandle[Any, Any]) -> AsyncIterator[HistoryEvent]:
-    from temporalio.service import RPCError
-
     try:
         async for event in handle.fetch_history_events():
             yield event

@@ -56,7 +56,11 @@ class OrderWorkflow:
             if not isinstance(reason, ApplicationError):
                 raise
             # The payment's own failure, from the other namespace: type, message and cause as they were raised there.
-            said = {"type": reason.type, "message": reason.message, "cause": str(reason.cause) if reason.cause else None}
+            said = {
+                "type": reason.type,
+                "message": reason.message,
+                "cause": str(reason.cause) if reason.cause else None,
+            }
             message = f"order {order.order_id} was not paid: {reason.message}"
             raise ApplicationError(message, said, type="OrderNotPaid", non_retryable=True) from error
         return OrderReceipt(order_id=order.order_id, payment_id=payment.payment_id, status=payment.status)

@@ -253,6 +253,8 @@ async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
             await call.handle.terminate()
         case "canceled":
             await call.handle.cancel()
+        case _:
+            pass
     with pytest.raises(WorkflowFailureError):
         await call.handle.result()
     answer = await send(call.message(), call.signer())
@@ -326,22 +328,23 @@ async def test_a_completion_that_comes_before_the_start_is_answered_is_accepted(
     assert answered == [200]
 
 
-async def test_a_receiver_without_temporal_answers_503_and_loses_nothing(server: Server) -> None:
+async def test_a_receiver_without_temporal_answers_503_and_loses_nothing() -> None:
     """Retry-After tells the sender when; readiness says no."""
-    async with running_server(namespaces=["order-prod", "payment-prod"]) as own:
-        async with running_world(own, without=("handler",)) as world:
-            call = await waiting_call(world)
-            message = call.message()
-            key = call.signer()
-            assert own.pid is not None
-            os.kill(own.pid, signal.SIGSTOP)
-            try:
-                answer = await send(message, key)
-                ready = await send(Message(f"{world.receiver.url}/readyz", message.headers, b"", method="GET"), None)
-            finally:
-                os.kill(own.pid, signal.SIGCONT)
-            assert (answer.status, answer.type) == (503, "UNAVAILABLE")
-            assert answer.headers["Retry-After"] == "1"
-            assert ready.status == 503
-            assert (await send(call.message(), key)).status == 200
-            assert await call.handle.result() == Reply("told")
+    async with (
+        running_server(namespaces=["order-prod", "payment-prod"]) as own,
+        running_world(own, without=("handler",)) as world,
+    ):
+        call = await waiting_call(world)
+        message, key = call.message(), call.signer()
+        assert own.pid is not None
+        os.kill(own.pid, signal.SIGSTOP)
+        try:
+            answer = await send(message, key)
+            ready = await send(Message(f"{world.receiver.url}/readyz", message.headers, b"", method="GET"), None)
+        finally:
+            os.kill(own.pid, signal.SIGCONT)
+        assert (answer.status, answer.type) == (503, "UNAVAILABLE")
+        assert answer.headers["Retry-After"] == "1"
+        assert ready.status == 503
+        assert (await send(call.message(), key)).status == 200
+        assert await call.handle.result() == Reply("told")

@@ -40,7 +40,7 @@ async def test_encrypted_payloads_cross_unread(server: Server) -> None:
         bodies.append((request.headers.get("Content-Type", ""), await request.read()))
 
     async with running_world(server, converters=(with_codec(Scrambler()), with_codec(Scrambler()))) as world:
-        world.service.before = world.receiver.before = capture  # type: ignore[assignment] - answers nothing
+        world.service.before = world.receiver.before = capture
         ask = Ask(key=world.key(), text=PLANTED)
         handle = await world.call(ask)
         assert await handle.result() == Reply(PLANTED)
@@ -89,9 +89,7 @@ async def test_no_secret_is_logged_answered_or_recorded(world: World, caplog: py
             assert secret not in logs + of_caller + of_target
 
 
-async def test_access_logs_tell_requests_and_renewals_of_a_call(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_access_logs_tell_requests_and_renewals_of_a_call(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """By request id, on both services: the facts that a demo, a benchmark and an operator count."""
     caplog.set_level(logging.INFO)
     ask = Ask(key=world.key(), behaviour="wait")

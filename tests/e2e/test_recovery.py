@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutError, TimeoutType
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from bridge.keys import KeyRing
 from scripts.stack import ROOT, write_settings
@@ -204,7 +205,7 @@ async def test_a_deadline_is_a_schedule_to_close_timeout(world: World) -> None:
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(deadline=2))
     error = await failure_of(handle)
-    assert isinstance(error.cause, TimeoutError)
+    assert isinstance(error.cause, TemporalTimeoutError)
     assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
     assert error.cause.message == "operation timed out"
 
@@ -214,7 +215,7 @@ async def test_a_deadline_while_the_handler_is_away_is_the_same_timeout(server: 
     async with running_world(server, without=("service",)) as world:
         handle = await world.call(Ask(key=world.key()), CallPlan(deadline=3))
         error = await failure_of(handle)
-        assert isinstance(error.cause, TimeoutError)
+        assert isinstance(error.cause, TemporalTimeoutError)
         assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
 
 
@@ -223,7 +224,7 @@ async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> 
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=2, deadline=13))
     error = await failure_of(handle)
-    assert isinstance(error.cause, TimeoutError)
+    assert isinstance(error.cause, TemporalTimeoutError)
     assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
 
 

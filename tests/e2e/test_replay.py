@@ -6,6 +6,7 @@ release.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 from datetime import timedelta
@@ -85,15 +86,9 @@ async def test_record(server: Server) -> None:
             target = await world.until_started(ask)
             if behaviour == "cleanup":
                 await target.cancel()
-            try:
-                await handle.result()
-            except WorkflowFailureError:
-                pass
             for each in (handle, target):
-                try:
+                with contextlib.suppress(WorkflowFailureError):
                     await each.result()
-                except WorkflowFailureError:
-                    continue
             await save(f"call-{name}", handle)
             await save(f"target-{name}", target)
         ask = Ask(key=world.key(), behaviour="wait")

@@ -133,5 +133,3 @@ async def test_an_input_over_the_limit_fails_at_once_and_starts_nothing(world: W
 
     assert "over the limit" in str(raised.value.cause.__cause__)
     assert world.service.statuses == []
-
-

@@ -50,9 +50,7 @@ async def deliveries(world: World, target: WorkflowHandle[Any, Any]) -> list[Wor
         async for event in target.fetch_history_events()
         if event.HasField("child_workflow_execution_started_event_attributes")
     ]
-    return [
-        (await world.handler_client.get_workflow_handle(each.workflow_id).describe()).status for each in children
-    ]
+    return [(await world.handler_client.get_workflow_handle(each.workflow_id).describe()).status for each in children]
 
 
 async def status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:

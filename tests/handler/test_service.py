@@ -16,7 +16,10 @@ from tests.peer import Answered, Message, Spoil, send, start
 from tests.workflows import Ask
 from tests.world import World, running_world
 
-UNAUTHENTICATED = b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},"details":{"type":"UNAUTHENTICATED","retryableOverride":false}}'
+UNAUTHENTICATED = (
+    b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},'
+    b'"details":{"type":"UNAUTHENTICATED","retryableOverride":false}}'
+)
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")

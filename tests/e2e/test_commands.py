@@ -1,0 +1,269 @@
+"""The commands as a user runs them: real processes, settings that refuse to start, a graceful stop, demo and up."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+from bridge.keys import new_key
+from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
+from scripts.stack import ROOT, write_settings
+from scripts.temporal_server import Server, free_ports, running_server
+from tests.helpers import CALLER, HANDLER, assert_eventually
+from tests.workflows import Ask, Reply
+from tests.world import World
+
+
+def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture(name="settings")
+def written_settings(tmp_path: Path) -> Path:
+    receiver, service = free_ports(2)
+    write_settings(tmp_path, receiver_url=f"http://127.0.0.1:{receiver}", service_url=f"http://127.0.0.1:{service}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("side", ["caller", "handler"])
+def test_help_tells_what_a_command_does(side: str) -> None:
+    """For each side and each of its commands."""
+    assert "serve" in run(side, "--help").stdout
+    assert "BRIDGE_CONFIG" in run(side, "serve", "--help").stdout
+
+
+@pytest.mark.parametrize("side", ["caller", "handler"])
+def test_keys_new_prints_a_ring_for_the_settings(side: str) -> None:
+    """TOML for people, JSON for machines; never the same key twice."""
+    ring = tomllib.loads(run(side, "keys", "new", "--id", "k7").stdout)
+    assert ring["signing"] == "k7"
+    other = json.loads(run(side, "keys", "new", "--json").stdout)
+    assert len(ring["keys"]["k7"]) == 43
+    assert ring["keys"]["k7"] not in other["keys"].values()
+
+
+@pytest.mark.parametrize(
+    ("side", "old", "new", "field"),
+    [
+        pytest.param("caller", r'k1 = "[^"]*"', 'k1 = "short"', "callback_keys", id="short key"),
+        pytest.param("caller", "allow_insecure = true", "", "receiver", id="http receiver"),
+        pytest.param("caller", 'handler = "payment-prod"', 'handler = "nobody"', "endpoints.payments", id="handler"),
+        pytest.param("caller", 'signing = "k1"', 'signing = "k2"', "signing", id="signing key"),
+        pytest.param("caller", r"\[endpoints.payments\][^\[]*", "", "endpoints", id="no endpoint"),
+        pytest.param("handler", r'hash_key = "[^"]*"', 'hash_key = "short"', "hash_key", id="short hash key"),
+        pytest.param("handler", "task_queue = .*", "", "task_queue", id="no task queue"),
+        pytest.param("handler", "port = .*", "port = 70000", "service.port", id="port"),
+        pytest.param("handler", "name = ", "name = = ", "TOML", id="broken file"),
+    ],
+)
+def test_bad_settings_refuse_to_start_and_name_the_field(
+    settings: Path, side: str, old: str, new: str, field: str
+) -> None:
+    """Before anything is connected; and no key is quoted."""
+    path = settings / f"{side}.toml"
+    text = path.read_text()
+    path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
+    extra = ["--module", "examples.payments.payments"] if side == "handler" else []
+    done = run(side, "serve", *extra, BRIDGE_CONFIG=str(path))
+    assert done.returncode == 2
+    assert field in done.stderr
+    assert "Traceback" not in done.stderr
+    for key in re.findall(r'"([\w-]{43})"', text):
+        assert key not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--module", "no.such.module"], "cannot import no.such.module", id="no module"),
+        pytest.param(["--module", "examples.payments.contract"], "no workflow decorated", id="no target"),
+    ],
+)
+def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list[str], says: str) -> None:
+    """The message says what to mend."""
+    done = run("handler", "serve", *arguments, BRIDGE_CONFIG=str(settings / "handler.toml"))
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_a_missing_server_is_a_clear_error(settings: Path) -> None:
+    """Not a traceback."""
+    done = run("caller", "serve", BRIDGE_CONFIG=str(settings / "caller.toml"), TEMPORAL_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 2
+    assert "cannot connect to Temporal at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@contextlib.asynccontextmanager
+async def process(*command: str, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
+    """A process, and the JSON line by which it says that it is ready."""
+    started = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    assert started.stdout is not None
+    assert started.stderr is not None
+    drain = asyncio.create_task(started.stderr.read())
+    try:
+        line = await asyncio.wait_for(started.stdout.readline(), 120)
+        assert line, (await drain).decode()
+        yield started, json.loads(line)
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+        await drain
+
+
+async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> None:
+    """SIGTERM: no new connections, the request under way is still answered, exit code 0."""
+    async with (
+        running_server(namespaces=[CALLER]) as own,
+        process(
+            *(sys.executable, "-m", "caller", "serve", "--port", "0"),
+            BRIDGE_CONFIG=str(settings / "caller.toml"),
+            TEMPORAL_ADDRESS=own.address,
+            TEMPORAL_NAMESPACE=CALLER,
+        ) as (service, ready),
+    ):
+        port = int(ready["url"].rpartition(":")[2])
+        assert own.pid is not None
+        os.kill(own.pid, signal.SIGSTOP)
+        try:
+            # Temporal does not answer, so the question for readiness is under way for a while.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            await writer.drain()
+            _, second = await asyncio.open_connection("127.0.0.1", port)
+            service.send_signal(signal.SIGTERM)
+
+            async def closed() -> None:
+                with pytest.raises(OSError, match="Connect call failed"):
+                    await asyncio.open_connection("127.0.0.1", port)
+
+            await assert_eventually(closed)
+            assert service.returncode is None
+            assert b"503" in await reader.readline()
+        finally:
+            os.kill(own.pid, signal.SIGCONT)
+        assert await asyncio.wait_for(service.wait(), 30) == 0
+        for each in (writer, second):
+            each.close()
+
+
+async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, settings: Path) -> None:
+    """`--with-worker`: the first workflow task goes to the worker in the same process, without a hop."""
+    await world.stop_worker("handler")
+    await world.service.stop()
+    text = (settings / "handler.toml").read_text()
+    for old, new in (
+        ("start_keys = .*", f"start_keys = {ring_text(world.keys.start)}"),
+        ("completion_keys = .*", f"completion_keys = {ring_text(world.keys.completion)}"),
+        ('task_queue = ".*"', f'task_queue = "{world.payment_queue}"'),
+        (r"PaymentService/\*", "ProbeService/*"),
+        ("^url = .*", f'url = "{world.service.url}"'),
+        ('url = "[^"]*/callbacks"', f'url = "{world.receiver.url}/callbacks"'),
+    ):
+        text = re.sub(old, new, text, flags=re.MULTILINE)
+    (settings / "handler.toml").write_text(text)
+    async with process(
+        *(sys.executable, "-m", "handler", "serve", "--module", "tests.workflows", "--with-worker"),
+        *("--port", str(world.service.port)),
+        BRIDGE_CONFIG=str(settings / "handler.toml"),
+        TEMPORAL_ADDRESS=world.server.address,
+        TEMPORAL_NAMESPACE=HANDLER,
+    ) as (service, _):
+        ask = Ask(key=world.key(), text="eager")
+        assert await (await world.call(ask)).result() == Reply("eager")
+        first = (await world.target(ask).fetch_history()).events[0]
+        assert first.workflow_execution_started_event_attributes.eager_execution_accepted
+        service.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(service.wait(), 30) == 0
+
+
+def ring_text(ring: Any) -> str:
+    return f'{{ signing = "k1", keys = {{ k1 = "{ring.keys["k1"].get_secret_value()}" }} }}'
+
+
+async def test_the_demo_does_the_main_job(server: Server) -> None:
+    """Five orders through separate processes, each as expected, two HTTP requests for an ordinary call."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [str(ROOT / "scripts" / "demo"), "--json"],
+        env={**os.environ, "TEMPORAL_ADDRESS": server.address},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ok"]
+    orders = told["orders"]
+    assert [each["outcome"] for each in orders] == ["succeeded", "succeeded", "failed", "succeeded", "succeeded"]
+    assert orders[2]["error"] == {
+        "type": "CardDeclined",
+        "message": "card declined",
+        "cause": "IssuerRefused: insufficient funds",
+    }
+    assert [each["http_requests"] for each in orders[2:]] == [2, 2, 1]
+    assert orders[0]["http_requests"] == 2
+    assert orders[1]["renewals"] >= 1
+    assert orders[0]["target"] == orders[4]["target"]
+    assert {each["caller_events"] for each in orders} == {11}
+    assert "every order ended as expected" in done.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+async def test_up_keeps_the_stack_up_and_ends_all_of_it(end: signal.Signals) -> None:
+    """Its one line tells where everything is; afterwards nothing of it runs."""
+    async with process(str(ROOT / "scripts" / "up"), "--settlement", "0.5") as (stack, told):
+        client = await Client.connect(told["temporal"], namespace=told["caller"]["namespace"])
+        receipt = await client.execute_workflow(
+            OrderWorkflow.run, Order("1", 500), id="order-1", task_queue=ORDER_QUEUE
+        )
+        assert receipt == OrderReceipt("1", "p-1", "paid")
+        assert set(told["processes"]) == {"temporal", "receiver", "handler", "order-worker", "payment-worker"}
+        assert {path.name for path in Path(told["settings"]).glob("*.toml")} == {"caller.toml", "handler.toml"}
+        assert (Path(told["settings"]) / "caller.toml").stat().st_mode & 0o077 == 0
+        stack.send_signal(end)
+        assert await asyncio.wait_for(stack.wait(), 60) == 0
+    for pid in told["processes"].values():
+
+        async def gone(pid: int = pid) -> None:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+        await assert_eventually(gone)
+
+
+def test_the_settings_files_hold_keys_of_their_own(settings: Path) -> None:
+    """Each side's file holds only what that side may know."""
+    texts = {side: (settings / f"{side}.toml").read_text() for side in ("caller", "handler")}
+    keys = {side: set(re.findall(r'"([\w-]{43})"', text)) for side, text in texts.items()}
+    assert len(keys["caller"]) == 3
+    assert len(keys["handler"]) == 4
+    assert len(keys["caller"] & keys["handler"]) == 2
+    assert new_key() not in keys["caller"]
