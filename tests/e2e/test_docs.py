@@ -1,0 +1,69 @@
+"""What the documents say is true: links lead somewhere, named functions exist, settings load, snippets are Python."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.keys import new_key
+from caller.settings import CallerSettings
+from handler.settings import HandlerSettings
+from scripts.stack import ROOT
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    """Also those to the sections of the page itself."""
+    text = page.read_text()
+    sections = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in sections
+        elif "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_snippet_parses(page: Path) -> None:
+    """As it stands, `await` at top level allowed."""
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_life_of_a_call_names_functions_that_exist() -> None:
+    """Every `file` is there, and every `function` beside it is in it."""
+    rows = re.findall(r"`([a-z_/]+\.py)`((?: `[\w.]+`)+)", (ROOT / "docs" / "lifecycle.md").read_text())
+    assert len(rows) > 15
+    for name, functions in rows:
+        source = (ROOT / name).read_text()
+        for function in re.findall(r"`([\w.]+)`", functions):
+            for part in function.split("."):
+                assert re.search(rf"(def|class) {part}\b", source), f"{name}: {part}"
+
+
+@pytest.mark.parametrize(("number", "model"), [(0, CallerSettings), (1, HandlerSettings)])
+def test_the_settings_in_the_documents_load(number: int, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """With real keys in place of the named ones."""
+    text = blocks(ROOT / "docs" / "settings.md", "toml")[number]
+    path = tmp_path / "settings.toml"
+    path.write_text(re.sub(r"KEY-\d", lambda _: new_key(), text))
+    monkeypatch.setenv("BRIDGE_CONFIG", str(path))
+    assert model().name in {"order-prod", "payment-prod"}
+
+
+def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
+    """One line each."""
+    project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("]")[0]
+    declared = set(re.findall(r'^  "([a-z-]+)', project, flags=re.MULTILINE))
+    table = (ROOT / "docs" / "dependencies.md").read_text()
+    assert {row.partition(" ")[0] for row in re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.M)} == declared
