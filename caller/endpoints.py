@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
-from bridge.errors import BridgeError, not_found
+from bridge.errors import BridgeError, bad_request, not_found
 from bridge.failures import MAX_FAILURE_BYTES
 from bridge.http import REQUEST_TIMEOUT, HttpClient
 from bridge.signatures import MessageKind, MessageSigner
@@ -57,6 +57,7 @@ class Endpoints:
 
         Raises:
             NotStartedError: The handler was not reached, or refused; `reason` says which.
+            nexusrpc.HandlerError: There is no such endpoint, or the start is of a form that cannot be sent.
         """
         place = self._place(name)
         timeout = min(REQUEST_TIMEOUT, remaining)
@@ -66,6 +67,10 @@ class Endpoints:
         retry_after = None
         try:
             place.signer.sign(MessageKind.START, url, headers, body, more=request.headers)
+        except ValueError:
+            message = "this start cannot be signed: a header or name is not ASCII"
+            raise bad_request(message) from None
+        try:
             answer = await self._http.post(
                 url,
                 headers,

@@ -113,7 +113,8 @@ class DeliveryActivities:
             if (signer := self._signers.get(delivery.caller)) is not None:
                 signer.sign(MessageKind.COMPLETION, delivery.callback_url, signed, body, more=delivery.callback_headers)
             response = await self._http.post(delivery.callback_url, signed, body, networks=destination.networks)
-        except DestinationRefusedError:
+        except (DestinationRefusedError, ValueError):
+            # Not allowed, or of a form that cannot be signed: the same on every try.
             return DeliveryAnswer.REFUSED, None
         except BridgeError:
             return DeliveryAnswer.AGAIN_LATER, None

@@ -24,7 +24,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     """Also those to the sections of the page itself."""
     text = page.read_text()
     sections = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     }
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
@@ -66,4 +66,4 @@ def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
     project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("]")[0]
     declared = set(re.findall(r'^  "([a-z-]+)', project, flags=re.MULTILINE))
     table = (ROOT / "docs" / "dependencies.md").read_text()
-    assert {row.partition(" ")[0] for row in re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.M)} == declared
+    assert {row.partition(" ")[0] for row in re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.MULTILINE)} == declared

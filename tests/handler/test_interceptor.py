@@ -101,6 +101,7 @@ async def test_a_cancel_during_delivery_changes_nothing(world: World) -> None:
     gate.opened.set()
     assert await handle.result() == Reply("stands")
     assert await target.result() == {"text": "stands", "blob": ""}
+    assert await deliveries(world, target) == []
 
 
 async def test_a_cancel_during_delivery_does_not_turn_a_failure_into_a_cancellation(world: World) -> None:
