@@ -23,9 +23,8 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     """Also those to the sections of the page itself."""
     text = page.read_text()
-    sections = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    sections = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in sections
@@ -66,4 +65,5 @@ def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
     project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("]")[0]
     declared = set(re.findall(r'^  "([a-z-]+)', project, flags=re.MULTILINE))
     table = (ROOT / "docs" / "dependencies.md").read_text()
-    assert {row.partition(" ")[0] for row in re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.MULTILINE)} == declared
+    rows = re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.MULTILINE)
+    assert {row.partition(" ")[0] for row in rows} == declared
