@@ -153,8 +153,10 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
         try:
             # Temporal does not answer, so the question for readiness is under way for a while.
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-            await writer.drain()
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
+            # Said when the route is about to run: from here on the request counts as under way.
+            assert b"100 Continue" in await reader.readline()
+            await reader.readline()
             _, second = await asyncio.open_connection("127.0.0.1", port)
             service.send_signal(signal.SIGTERM)
 
