@@ -1,7 +1,8 @@
 """Call a workflow in another Temporal namespace as if it were a child.
 
 This package is what both sides of a call agree on. Import it freely in workflow code: what it exports here does
-no I/O and passes the workflow sandbox. The order team needs `create_client`, the payment team `emits_callback`.
+no I/O and passes the workflow sandbox. The order team needs `create_client`, the payment team `emits_callback`, or
+`external_target`.
 
 A *call* goes like this. The caller's workflow schedules one activity; the activity POSTs a start to the handler
 service, with a signed callback URL, and goes asynchronous. The handler service starts the target workflow and answers
@@ -10,7 +11,7 @@ caller's receiver completes the waiting activity. The messages are Nexus RPC ove
 """
 
 from bridge.calls import Renewals
-from bridge.operations import emits_callback
+from bridge.operations import emits_callback, external_target
 from bridge.workflow import OperationClient, OperationHandle, create_client
 
-__all__ = ["OperationClient", "OperationHandle", "Renewals", "create_client", "emits_callback"]
+__all__ = ["OperationClient", "OperationHandle", "Renewals", "create_client", "emits_callback", "external_target"]

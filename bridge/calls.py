@@ -11,6 +11,9 @@ from datetime import UTC, datetime, timedelta
 START_OPERATION_ACTIVITY = "bridge.start_operation"
 """Activity type of the waiting activity. Recorded in histories: never rename."""
 
+CANCEL_OPERATION_ACTIVITY = "bridge.cancel_operation"
+"""Activity type that asks the handler to cancel. Recorded in histories: never rename."""
+
 OPERATION_UNSUCCESSFUL = "bridge.OperationUnsuccessful"
 """Error type of the non-retryable wrapper around every failed outcome of the waiting activity.
 
@@ -65,6 +68,10 @@ class OperationCall:
     renewal_coefficient: float
     headers: dict[str, str] = field(default_factory=dict)
     """The caller's own Nexus headers, lower-cased names."""
+    schedule_to_start_ms: int | None = None
+    """How long after `scheduled_time_ms` the handler must have taken the operation on."""
+    start_to_close_ms: int | None = None
+    """How long after it was taken on the operation may run."""
 
     @property
     def scheduled_time(self) -> datetime:
@@ -75,14 +82,30 @@ class OperationCall:
         """When the caller stops waiting. The server's own timer runs out at this moment or a little later."""
         return self.scheduled_time + timedelta(milliseconds=self.schedule_to_close_ms)
 
+    @property
+    def start_deadline(self) -> datetime | None:
+        """When the caller gives up on a handler that has not taken the operation on."""
+        if self.schedule_to_start_ms is None:
+            return None
+        return self.scheduled_time + timedelta(milliseconds=self.schedule_to_start_ms)
 
-def renewal_delay(call: OperationCall, *, now: datetime, jitter: float) -> timedelta | None:
+    def close_deadline(self, started: datetime) -> datetime:
+        """When the caller stops waiting for an operation that was taken on at *started*."""
+        if self.start_to_close_ms is None:
+            return self.deadline
+        return min(self.deadline, started + timedelta(milliseconds=self.start_to_close_ms))
+
+
+def renewal_delay(
+    call: OperationCall, *, now: datetime, jitter: float, until: datetime | None = None
+) -> timedelta | None:
     """How long the next renewal should wait, or None if the attempt should wait for the callback instead.
 
     The step is found from the time that has passed, not from the attempt's number: attempts that could not reach the
     handler, and a reset of the activity, change the number but not the time. *jitter* is in [-1, 1] and moves the
-    delay by up to ten per cent. The delay ends `DEADLINE_MARGIN` before the deadline, because a delay that reaches
-    past it would end the activity at once (server, `service/history/workflow/retry.go`).
+    delay by up to ten per cent. No delay passes *until*, when the next attempt has to give up. A delay ends
+    `DEADLINE_MARGIN` before the deadline, because one that reaches past it would end the activity at once (server,
+    `service/history/workflow/retry.go`).
     """
     remaining = call.deadline - now
     if remaining < LAST_RENEWAL:
@@ -94,7 +117,8 @@ def renewal_delay(call: OperationCall, *, now: datetime, jitter: float) -> timed
     while call.renewal_coefficient > 1 and step < maximum and due + step * 0.75 <= elapsed:
         due += step
         step = min(step * call.renewal_coefficient, maximum)
-    return min(step * (1 + 0.1 * jitter), remaining - DEADLINE_MARGIN)
+    room = remaining - DEADLINE_MARGIN if until is None else min(remaining - DEADLINE_MARGIN, until - now)
+    return min(step * (1 + 0.1 * jitter), room)
 
 
 def unreached_delay(attempt: int, *, retry_after: timedelta | None, remaining: timedelta) -> timedelta | None:

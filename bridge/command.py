@@ -22,6 +22,10 @@ from bridge.keys import new_key
 from bridge.settings import SettingsError
 
 
+class CommandError(Exception):
+    """What was asked for cannot be done. The text says why, and what to do; the process ends with code 1."""
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, event, and the fields given as `extra` under `bridge.…`."""
 
@@ -139,6 +143,9 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> NoR
     except SettingsError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         code = 2
+    except CommandError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        code = 1
     except OSError as error:
         print(f"{parser.prog}: {error.strerror or type(error).__name__}", file=sys.stderr)
         code = 1

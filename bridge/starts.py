@@ -52,6 +52,8 @@ class Finished:
 
     outcome: Outcome
     target: WorkflowRef | None
+    links: Sequence[nexusrpc.Link] = ()
+    """Further links; not read back."""
 
 
 StartAnswer = Running | Finished
@@ -134,8 +136,11 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
         headers, body = encode_outcome(answer.outcome)
         # The spec calls it deprecated; server 1.29 retries a 424 that lacks it.
         headers[wire.OPERATION_STATE] = answer.outcome.state.value
-    if answer.target is not None:
-        headers[wire.LINK] = encode_links([answer.target.to_link()])
+    links = [] if answer.target is None else [answer.target.to_link()]
+    if isinstance(answer, Finished):
+        links += answer.links
+    if links:
+        headers[wire.LINK] = encode_links(links)
     return status, headers, body
 
 

@@ -5,15 +5,17 @@ from native Nexus changes one line. Underneath is one activity, whose id is the 
 and sandbox-safe: imports only the SDK, nexusrpc and the standard library.
 """
 
+import asyncio
 from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, assert_never, overload
 
 import nexusrpc
 from temporalio import exceptions, workflow
 from temporalio.common import RetryPolicy
 
 from bridge.calls import (
+    CANCEL_OPERATION_ACTIVITY,
     OPERATION_UNSUCCESSFUL,
     START_OPERATION_ACTIVITY,
     UNSUCCESSFUL_MESSAGE,
@@ -25,6 +27,9 @@ DEFAULT_SCHEDULE_TO_CLOSE = timedelta(hours=24)
 """Deadline of a call that names none: no call is unbounded."""
 
 DEFAULT_FIRST_LEASE = timedelta(seconds=30)
+
+CANCEL_ATTEMPT_TIMEOUT = timedelta(seconds=15)
+"""Of one attempt to ask for a cancel: the request's 10 seconds, and some for the worker."""
 
 RESERVED_HEADERS = frozenset(
     {"host", "authorization", "connection", "transfer-encoding", "request-timeout", "operation-timeout", "prefer"}
@@ -41,12 +46,32 @@ _OutputT = TypeVar("_OutputT")
 _ServiceT = TypeVar("_ServiceT")
 
 
-class OperationHandle(Generic[_OutputT]):
-    """A call under way. Await it, or `result()`, for the operation's result."""
+class CallOptions(TypedDict, total=False):
+    """How one call is made: the keyword arguments of `start_operation` and `execute_operation`."""
 
-    def __init__(self, activity: workflow.ActivityHandle[_OutputT], call: OperationCall) -> None:
-        self._activity = activity
-        self._call = call
+    schedule_to_close_timeout: timedelta | None
+    """How long to wait for the outcome in all, 24 hours by default."""
+    schedule_to_start_timeout: timedelta | None
+    """How long the handler may take to take the operation on."""
+    start_to_close_timeout: timedelta | None
+    """How long the operation may run after that."""
+    cancellation_type: workflow.NexusOperationCancellationType
+    """What has happened by the time that a canceled call is reported as such; WAIT_COMPLETED by default."""
+    headers: Mapping[str, str] | None
+    """Nexus headers for the handler, sent in clear."""
+    summary: str | None
+    """One line shown beside the call in UI and CLI; by default endpoint, service and operation."""
+
+
+class OperationHandle(Generic[_OutputT]):
+    """A call under way. Await it for the operation's result.
+
+    Awaiting raises `temporalio.exceptions.NexusOperationError` as native Nexus does, with the reason as its cause: the
+    operation's own failure, a CancelledError, a TimeoutError, or a `nexusrpc.HandlerError`.
+    """
+
+    def __init__(self, task: asyncio.Task[_OutputT]) -> None:
+        self._task = task
 
     @property
     def operation_token(self) -> str | None:
@@ -54,51 +79,11 @@ class OperationHandle(Generic[_OutputT]):
         return None
 
     def cancel(self) -> bool:
-        """Stop waiting. The operation itself goes on. Returns whether the call was still under way."""
-        return self._activity.cancel()
-
-    async def result(self) -> _OutputT:
-        """Wait for the operation's result.
-
-        Raises:
-            temporalio.exceptions.NexusOperationError: As native Nexus does, with the reason as its cause: the
-                operation's own failure, a CancelledError, a TimeoutError, or a `nexusrpc.HandlerError`.
-        """
-        try:
-            return await self._activity
-        except exceptions.ActivityError as error:
-            raise self._operation_error() from _reason(error)
+        """Cancel the operation, by the call's cancellation type. Returns whether the call was still under way."""
+        return self._task.cancel()
 
     def __await__(self) -> Generator[Any, Any, _OutputT]:
-        return self.result().__await__()
-
-    def _operation_error(self) -> exceptions.NexusOperationError:
-        return exceptions.NexusOperationError(
-            UNSUCCESSFUL_MESSAGE,
-            scheduled_event_id=0,
-            endpoint=self._call.endpoint,
-            service=self._call.service,
-            operation=self._call.operation,
-            operation_token="",
-        )
-
-
-def _reason(error: exceptions.ActivityError) -> BaseException:
-    """What native Nexus would give as the cause where the waiting activity ended with *error*."""
-    cause = error.cause
-    match cause:
-        case exceptions.ApplicationError(type=kind) if kind == OPERATION_UNSUCCESSFUL:
-            # An outcome, told by the receiver or learned by an attempt.
-            return cause.cause or cause
-        case exceptions.CancelledError():
-            return cause
-        case _:
-            # Every other attempt is retried until the deadline, so whatever the last one said, time has run out.
-            timeout = exceptions.TimeoutError(
-                "operation timed out", type=exceptions.TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[]
-            )
-            timeout.__cause__ = cause
-            return timeout
+        return self._task.__await__()
 
 
 class OperationClient(Generic[_ServiceT]):
@@ -117,9 +102,7 @@ class OperationClient(Generic[_ServiceT]):
         input: _InputT,
         *,
         output_type: type[_OutputT] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> OperationHandle[_OutputT]: ...
 
     @overload
@@ -129,9 +112,7 @@ class OperationClient(Generic[_ServiceT]):
         input: Any,
         *,
         output_type: type[_OutputT] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> OperationHandle[_OutputT]: ...
 
     async def start_operation(
@@ -140,9 +121,7 @@ class OperationClient(Generic[_ServiceT]):
         input: Any,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[Any] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> OperationHandle[Any]:
         """Start an operation and return its handle.
 
@@ -152,9 +131,7 @@ class OperationClient(Generic[_ServiceT]):
             operation: The operation, or its name.
             input: The operation's input.
             output_type: What to decode the result to, where *operation* is only a name.
-            schedule_to_close_timeout: How long to wait for the outcome, 24 hours by default.
-            headers: Nexus headers for the handler, sent in clear.
-            summary: One line shown beside the call in UI and CLI; by default endpoint, service and operation.
+            **options: See `CallOptions`.
 
         Raises:
             ValueError: A header is reserved or cannot be sent, or a duration is not positive.
@@ -162,35 +139,57 @@ class OperationClient(Generic[_ServiceT]):
         name = operation if isinstance(operation, str) else operation.name
         if not isinstance(operation, str):
             output_type = operation.output_type
+        return self._start(name, input, output_type, **options)
+
+    def _start(
+        self,
+        name: str,
+        operation_input: Any,
+        output_type: type[Any] | None,
+        *,
+        schedule_to_close_timeout: timedelta | None = None,
+        schedule_to_start_timeout: timedelta | None = None,
+        start_to_close_timeout: timedelta | None = None,
+        cancellation_type: workflow.NexusOperationCancellationType = (
+            workflow.NexusOperationCancellationType.WAIT_COMPLETED
+        ),
+        headers: Mapping[str, str] | None = None,
+        summary: str | None = None,
+    ) -> OperationHandle[Any]:
         timeout = DEFAULT_SCHEDULE_TO_CLOSE if schedule_to_close_timeout is None else schedule_to_close_timeout
-        if timeout <= timedelta(0):
-            message = "schedule_to_close_timeout must be positive"
-            raise ValueError(message)
         call = OperationCall(
             endpoint=self._endpoint,
             service=self._service,
             operation=name,
             scheduled_time_ms=int(workflow.now().timestamp() * 1000),
-            schedule_to_close_ms=_milliseconds(timeout),
-            first_lease_ms=_milliseconds(self._first_lease),
-            renewal_initial_ms=_milliseconds(self._renewals.initial),
-            renewal_maximum_ms=_milliseconds(self._renewals.maximum),
+            schedule_to_close_ms=_milliseconds("schedule_to_close_timeout", timeout),
+            schedule_to_start_ms=_maybe_milliseconds("schedule_to_start_timeout", schedule_to_start_timeout),
+            start_to_close_ms=_maybe_milliseconds("start_to_close_timeout", start_to_close_timeout),
+            first_lease_ms=_milliseconds("first_lease", self._first_lease),
+            renewal_initial_ms=_milliseconds("renewals", self._renewals.initial),
+            renewal_maximum_ms=_milliseconds("renewals", self._renewals.maximum),
             renewal_coefficient=self._renewals.coefficient,
             headers=_checked_headers(headers or {}),
         )
+        shown = f"{self._endpoint}: {self._service}/{name}"
+        # Minted in workflow code: replays and renewals must name the same start.
+        request_id = str(workflow.uuid4())
         activity: workflow.ActivityHandle[Any] = workflow.start_activity(
             START_OPERATION_ACTIVITY,
-            args=[call, input],
-            # Minted in workflow code: replays and renewals must name the same start.
-            activity_id=str(workflow.uuid4()),
+            args=[call, operation_input],
+            activity_id=request_id,
             result_type=output_type,
             schedule_to_close_timeout=timeout,
-            start_to_close_timeout=self._first_lease,
+            # The first lease. It ends no later than the operation may, so that an attempt is there to say so.
+            start_to_close_timeout=min(filter(None, (self._first_lease, start_to_close_timeout))),
             retry_policy=_RETRY_POLICY,
+            # The activity itself is never canceled: its token is what the cancel is sent by.
             cancellation_type=workflow.ActivityCancellationType.ABANDON,
-            summary=summary or f"{self._endpoint}: {self._service}/{name}",
+            summary=summary or shown,
         )
-        return OperationHandle(activity, call)
+        activity.add_done_callback(_retrieve)
+        task = asyncio.create_task(_outcome(activity, call, request_id, cancellation_type), name=f"call: {shown}")
+        return OperationHandle(task)
 
     @overload
     async def execute_operation(
@@ -199,9 +198,7 @@ class OperationClient(Generic[_ServiceT]):
         input: _InputT,
         *,
         output_type: type[_OutputT] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> _OutputT: ...
 
     @overload
@@ -211,9 +208,7 @@ class OperationClient(Generic[_ServiceT]):
         input: Any,
         *,
         output_type: type[_OutputT] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> _OutputT: ...
 
     async def execute_operation(
@@ -222,20 +217,113 @@ class OperationClient(Generic[_ServiceT]):
         input: Any,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[Any] | None = None,
-        schedule_to_close_timeout: timedelta | None = None,
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> Any:
-        """Start an operation and wait for its result: `start_operation`, then `OperationHandle.result`."""
-        handle: OperationHandle[Any] = await self.start_operation(
-            operation,
-            input,
-            output_type=output_type,
-            schedule_to_close_timeout=schedule_to_close_timeout,
-            headers=headers,
-            summary=summary,
-        )
+        """Start an operation and wait for its result: `start_operation`, then await the handle."""
+        handle: OperationHandle[Any] = await self.start_operation(operation, input, output_type=output_type, **options)
         return await handle
+
+
+async def _outcome(
+    activity: workflow.ActivityHandle[Any],
+    call: OperationCall,
+    request_id: str,
+    cancellation_type: workflow.NexusOperationCancellationType,
+) -> Any:
+    """Wait for the call, and carry out its cancellation type if the wait is canceled."""
+    canceling: workflow.ActivityHandle[Any] | None = None
+    while True:
+        try:
+            return await asyncio.shield(activity)
+        except exceptions.ActivityError as error:
+            raise _operation_error(call) from _reason(error)
+        except asyncio.CancelledError:
+            match cancellation_type:
+                case workflow.NexusOperationCancellationType.ABANDON:
+                    raise _operation_error(call) from _canceled()
+                case workflow.NexusOperationCancellationType.TRY_CANCEL:
+                    canceling = _request_cancel(call, request_id)
+                    raise _operation_error(call) from _canceled()
+                case workflow.NexusOperationCancellationType.WAIT_REQUESTED:
+                    canceling = canceling or _request_cancel(call, request_id)
+                    await _until_requested(activity, canceling, call)
+                case workflow.NexusOperationCancellationType.WAIT_COMPLETED:
+                    # However often it is canceled, it is asked for once; the operation decides.
+                    canceling = canceling or _request_cancel(call, request_id)
+                case _:
+                    assert_never(cancellation_type)
+
+
+def _request_cancel(call: OperationCall, request_id: str) -> workflow.ActivityHandle[Any]:
+    remaining = call.deadline - workflow.now()
+    canceling: workflow.ActivityHandle[Any] = workflow.start_activity(
+        CANCEL_OPERATION_ACTIVITY,
+        args=[call, request_id],
+        schedule_to_close_timeout=max(remaining, timedelta(seconds=1)),
+        start_to_close_timeout=CANCEL_ATTEMPT_TIMEOUT,
+        retry_policy=_RETRY_POLICY,
+        cancellation_type=workflow.ActivityCancellationType.ABANDON,
+        summary=f"cancel {call.endpoint}: {call.service}/{call.operation}",
+    )
+    canceling.add_done_callback(_retrieve)
+    return canceling
+
+
+async def _until_requested(
+    activity: workflow.ActivityHandle[Any], canceling: workflow.ActivityHandle[Any], call: OperationCall
+) -> None:
+    """Return if the call has ended first; else raise once the handler has taken, or refused, the cancel."""
+    while not activity.done() and not canceling.done():
+        try:
+            await workflow.wait([activity, canceling], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            continue
+    if activity.done():
+        return
+    try:
+        canceling.result()
+    except exceptions.ActivityError as error:
+        raise _operation_error(call) from _reason(error)
+    raise _operation_error(call) from _canceled()
+
+
+def _canceled() -> exceptions.CancelledError:
+    return exceptions.CancelledError("operation canceled")
+
+
+def _retrieve(activity: "asyncio.Future[Any]") -> None:
+    """An activity whose end nobody waits for any more must not be reported as forgotten."""
+    if not activity.cancelled():
+        activity.exception()
+
+
+def _operation_error(call: OperationCall) -> exceptions.NexusOperationError:
+    return exceptions.NexusOperationError(
+        UNSUCCESSFUL_MESSAGE,
+        scheduled_event_id=0,
+        endpoint=call.endpoint,
+        service=call.service,
+        operation=call.operation,
+        operation_token="",
+    )
+
+
+def _reason(error: exceptions.ActivityError) -> BaseException:
+    """What native Nexus would give as the cause where an activity of the call ended with *error*."""
+    cause = error.cause
+    match cause:
+        case exceptions.ApplicationError(type=kind) if kind == OPERATION_UNSUCCESSFUL:
+            # An outcome, told by the receiver or learned by an attempt.
+            return cause.cause or cause
+        case exceptions.CancelledError():
+            return cause
+        case _:
+            # Every other attempt is retried until the deadline, so whatever the last one said, time has run out.
+            timeout = exceptions.TimeoutError(
+                "operation timed out", type=exceptions.TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[]
+            )
+            timeout.__cause__ = cause
+            return timeout
 
 
 @overload
@@ -289,8 +377,15 @@ def create_client(
     return OperationClient(endpoint=endpoint, service=name, first_lease=first_lease, renewals=renewals or Renewals())
 
 
-def _milliseconds(duration: timedelta) -> int:
+def _milliseconds(name: str, duration: timedelta) -> int:
+    if duration <= timedelta(0):
+        message = f"{name} must be positive"
+        raise ValueError(message)
     return max(1, round(duration.total_seconds() * 1000))
+
+
+def _maybe_milliseconds(name: str, duration: timedelta | None) -> int | None:
+    return None if duration is None else _milliseconds(name, duration)
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

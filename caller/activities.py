@@ -18,7 +18,8 @@ from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import AsyncActivityCancelledError, Client
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from bridge.calls import (
@@ -36,6 +37,7 @@ from bridge.starts import Finished, Running, StartRequest
 from caller.callbacks import CallbackUrls, WaitingAttempt
 from caller.completion import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError
+from caller.known import Known, describe_target
 
 STILL_RUNNING = "bridge.StillRunning"
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
@@ -78,7 +80,7 @@ class OperationActivities:
         """
         info = activity.info()
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        known = bool(info.heartbeat_details)
+        known = Known.from_details(info.heartbeat_details)
         remaining = call.deadline - self._clock()
         if remaining <= timedelta(0):
             activity.raise_complete_async()
@@ -96,14 +98,19 @@ class OperationActivities:
                     workflow_id=workflow_id, run_id=run_id, request_id=info.activity_id, task_token=info.task_token
                 )
                 await self._completer.complete(wait, answer.outcome.fitted(), answer.target)
-            case Running() if info.attempt == 1:
-                self._tell_later(info.task_token, answer)
             case Running():
-                if not known:
-                    await self._tell(info.task_token, answer)
-                delay = renewal_delay(call, now=self._clock(), jitter=self._jitter())
+                now = self._clock()
+                until = call.close_deadline(now if known is None else known.started)
+                if now >= until:
+                    _fail(_timed_out(TimeoutType.START_TO_CLOSE))
+                told = Known.from_answer(answer, started=now) if known is None else None
+                if info.attempt == 1:
+                    self._tell_later(info.task_token, told)
+                    activity.raise_complete_async()
+                await self._tell(info.task_token, told)
+                delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
                 if delay is not None:
-                    message = f"still running: {_describe(answer.target)}"
+                    message = f"still running: {describe_target(answer.target)}"
                     raise ApplicationError(
                         message,
                         type=STILL_RUNNING,
@@ -142,7 +149,7 @@ class OperationActivities:
             callback_url=callback_url,
             headers=call.headers,
             links=[caller.to_link()],
-            operation_timeout=call.deadline - now,
+            operation_timeout=call.close_deadline(now) - now,
             scheduled_time=call.scheduled_time,
             attempt=info.attempt,
         )
@@ -158,14 +165,14 @@ class OperationActivities:
         return payload
 
     def _answer_not_started(
-        self, call: OperationCall, info: activity.Info, error: NotStartedError, *, known: bool
+        self, call: OperationCall, info: activity.Info, error: NotStartedError, *, known: Known | None
     ) -> NoReturn:
         reason = error.reason
         if isinstance(reason, OutcomeUnknownError):
             _fail(reason)
         # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a
         # proxy's 404, must not fail a healthy payment.
-        if isinstance(reason, HandlerError) and not reason.retryable and not known:
+        if isinstance(reason, HandlerError) and not reason.retryable and known is None:
             _fail(reason)
         _log.warning(
             "bridge.handler_not_reached",
@@ -176,8 +183,12 @@ class OperationActivities:
                 "bridge.reason": type(reason).__name__,
             },
         )
-        remaining = call.deadline - self._clock()
-        delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=remaining)
+        now = self._clock()
+        delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=call.deadline - now)
+        if known is None and call.start_deadline is not None:
+            if now >= call.start_deadline:
+                _fail(_timed_out(TimeoutType.SCHEDULE_TO_START))
+            delay = min(filter(None, (delay, call.start_deadline - now)))
         if delay is None:
             activity.raise_complete_async()
         raise ApplicationError(
@@ -187,34 +198,33 @@ class OperationActivities:
             next_retry_delay=delay,
         ) from None
 
-    def _tell_later(self, task_token: bytes, running: Running) -> None:
+    def _tell_later(self, task_token: bytes, known: Known | None) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            await self._tell(task_token, running)
+            await self._tell(task_token, known)
 
         task = asyncio.create_task(later())
         self._pending_details.add(task)
         task.add_done_callback(self._pending_details.discard)
 
-    async def _tell(self, task_token: bytes, running: Running) -> None:
-        """Make the target known: to people as details of the pending activity, to later attempts as proof of a 201."""
-        details = {"operation_token": running.operation_token, "target": _describe(running.target)}
-        if running.target is not None:
-            details["link"] = running.target.to_link().url
+    async def _tell(self, task_token: bytes, known: Known | None) -> None:
+        """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
+        if known is None:
+            return
         try:
-            await self._client.get_async_activity_handle(task_token=task_token).heartbeat(details)
+            await self._client.get_async_activity_handle(task_token=task_token).heartbeat(known)
         except (RPCError, AsyncActivityCancelledError):
             # Completed meanwhile, most often. Losing the details loses nothing else.
             return
 
 
-def _describe(target: WorkflowRef | None) -> str:
-    return "the operation" if target is None else f"{target.namespace}/{target.workflow_id} (run {target.run_id})"
+def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:
+    return TemporalTimeoutError("operation timed out", type=kind, last_heartbeat_details=[])
 
 
-def _fail(reason: HandlerError) -> NoReturn:
-    """End the call: nothing was started, or nobody knows any more."""
+def _fail(reason: HandlerError | TemporalTimeoutError) -> NoReturn:
+    """End the call: nothing was started, nobody knows any more, or a time is out."""
     # Its traceback would tell the history about our code, not about the caller's fault.
     raise ApplicationError(
         UNSUCCESSFUL_MESSAGE,

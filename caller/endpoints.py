@@ -1,13 +1,15 @@
 """Endpoints: send a start to the handler behind a name, and read its answer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
+from bridge.cancels import CancelRequest, decode_cancel_answer, encode_cancel
 from bridge.errors import BridgeError, bad_request, not_found
 from bridge.failures import MAX_FAILURE_BYTES
 from bridge.http import REQUEST_TIMEOUT, HttpClient
@@ -15,6 +17,8 @@ from bridge.signatures import MessageKind, MessageSigner
 from bridge.starts import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.wire import LINK, decode_retry_after
 from caller.settings import CallerSettings, Endpoint
+
+_AnswerT = TypeVar("_AnswerT")
 
 
 class NotStartedError(BridgeError):
@@ -59,17 +63,44 @@ class Endpoints:
             NotStartedError: The handler was not reached, or refused; `reason` says which.
             nexusrpc.HandlerError: There is no such endpoint, or the start is of a form that cannot be sent.
         """
-        place = self._place(name)
         timeout = min(REQUEST_TIMEOUT, remaining)
-        path, fields, body = encode_start(request, payload, request_timeout=timeout)
-        url = place.endpoint.url + path
-        headers = CIMultiDict(fields)
+        message = encode_start(request, payload, request_timeout=timeout)
+        return await self._send(
+            name, MessageKind.START, message, more=request.headers, timeout=timeout, decode=decode_answer
+        )
+
+    async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
+        """POST a cancel; returns when the handler has taken it.
+
+        Raises:
+            NotStartedError: The handler was not reached, or refused; `reason` says which.
+            nexusrpc.HandlerError: There is no such endpoint, or the cancel is of a form that cannot be sent.
+        """
+        timeout = min(REQUEST_TIMEOUT, remaining)
+        message = encode_cancel(request, request_timeout=timeout)
+        await self._send(
+            name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout, decode=decode_cancel_answer
+        )
+
+    async def _send(
+        self,
+        name: str,
+        kind: MessageKind,
+        message: tuple[str, dict[str, str], bytes],
+        *,
+        more: Iterable[str],
+        timeout: timedelta,  # noqa: ASYNC109 - handed to the HTTP client
+        decode: Callable[[int, Mapping[str, str], Sequence[str], bytes], _AnswerT],
+    ) -> _AnswerT:
+        place = self._place(name)
+        path, fields, body = message
+        url, headers = place.endpoint.url + path, CIMultiDict(fields)
         retry_after = None
         try:
-            place.signer.sign(MessageKind.START, url, headers, body, more=request.headers)
+            place.signer.sign(kind, url, headers, body, more=more)
         except ValueError:
-            message = "this start cannot be signed: a header or name is not ASCII"
-            raise bad_request(message) from None
+            text = "this call cannot be signed: a header or name is not ASCII"
+            raise bad_request(text) from None
         try:
             answer = await self._http.post(
                 url,
@@ -80,7 +111,7 @@ class Endpoints:
                 max_answer_bytes=MAX_FAILURE_BYTES,
             )
             retry_after = decode_retry_after(answer.headers, now=self._clock())
-            return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
+            return decode(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
         except (BridgeError, HandlerError) as error:
             raise NotStartedError(error, retry_after=retry_after) from None
 

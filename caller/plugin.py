@@ -9,6 +9,7 @@ from bridge.settings import load
 from bridge.worker import SessionPlugin
 from caller.activities import OperationActivities
 from caller.callbacks import CallbackUrls
+from caller.cancels import CancelActivities
 from caller.completion import Completer
 from caller.endpoints import Endpoints
 from caller.settings import CallerSettings
@@ -33,19 +34,22 @@ class CallerPlugin(SessionPlugin):
         self._activities: list[OperationActivities] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add the waiting activity, bound to the worker's own client."""
+        """Add the waiting activity and the one that cancels, bound to the worker's own client."""
         client, settings = config["client"], self._settings
+        endpoints = Endpoints(settings, http=self.http, clock=self._clock)
         activities = OperationActivities(
             client=client,
-            endpoints=Endpoints(settings, http=self.http, clock=self._clock),
+            endpoints=endpoints,
             callbacks=CallbackUrls(
                 receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)
             ),
             completer=Completer(client=client),
             clock=self._clock,
         )
+        cancels = CancelActivities(client=client, endpoints=endpoints, clock=self._clock)
         self._activities.append(activities)
-        config["activities"] = [*config.get("activities", ()), activities.start_operation]
+        own = (activities.start_operation, cancels.cancel_operation)
+        config["activities"] = [*config.get("activities", ()), *own]
         return super().configure_worker(config)
 
     async def before_close(self) -> None:

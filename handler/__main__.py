@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -15,10 +16,14 @@ from bridge.operations import Targets
 from bridge.server import Readiness, serve, stop_on_signals
 from bridge.settings import SettingsError, load
 from bridge.tokens import OperationTokens
+from handler.canceler import Canceler
+from handler.command import add_deliveries_command
+from handler.operations import SyncOperations, service_handlers_in
 from handler.plugin import HandlerPlugin
 from handler.service import create_service
 from handler.settings import HandlerSettings
 from handler.starter import Starter
+from handler.sweep_plan import start_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -33,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         "from TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the like.",
     )
     service.add_argument(
-        "--module", required=True, metavar="NAME", help="dotted name of the module with the decorated workflows"
+        "--module",
+        required=True,
+        metavar="NAME",
+        help="dotted name of the module with the decorated workflows; an instance of a class decorated with "
+        "`nexusrpc.handler.service_handler` is served too if it has a name there, for operations that need no workflow "
+        '(beside a workflow of the same service, name the class: service_handler(name="PaymentService"))',
     )
     service.add_argument(
         "--with-worker",
@@ -43,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     )
     command.add_serve_options(service)
     service.set_defaults(run=_serve)
+    add_deliveries_command(commands)
     command.add_keys_command(commands)
     command.run(parser, arguments)
 
@@ -56,36 +67,59 @@ async def _serve(arguments: argparse.Namespace) -> None:
         targets = Targets.in_module(module)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    if not list(targets):
-        message = f"{arguments.module} has no workflow decorated with @emits_callback"
+    services = service_handlers_in(module)
+    if not list(targets) and not services:
+        message = f"{arguments.module} has no workflow decorated with @emits_callback, and no service handler"
         raise SettingsError(message)
     client = await command.connect(settings.data_converter)
+    executor = ThreadPoolExecutor(thread_name_prefix="operation")
 
     def clock() -> datetime:
         return datetime.now(UTC)
 
+    try:
+        operations = SyncOperations(
+            services, targets=targets, data_converter=client.data_converter, executor=executor, clock=clock
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     namespace = Namespace(client, clock=clock)
     readiness = Readiness(namespace.is_reachable)
+    tokens = OperationTokens(settings.operation_keys)
     starter = Starter(
         client=client,
-        tokens=OperationTokens(settings.operation_keys),
+        tokens=tokens,
         hash_key=decode_key(settings.hash_key),
         task_queue=settings.task_queue,
         retention=namespace.retention,
         clock=clock,
         is_eager=arguments.with_worker,
     )
-    app = create_service(settings, targets=targets, starter=starter, readiness=readiness)
+    app = create_service(
+        settings,
+        targets=targets,
+        operations=operations,
+        starter=starter,
+        canceler=Canceler(client=client, tokens=tokens),
+        readiness=readiness,
+    )
     async with AsyncExitStack() as stack:
+        # What still runs there was told so, and nobody waits for it.
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         if arguments.with_worker:
             worker = Worker(
                 client,
                 task_queue=settings.task_queue,
-                workflows=[target.workflow_class for target in targets],
+                workflows=targets.workflow_classes,
                 activities=getattr(module, "activities", []),
                 plugins=[HandlerPlugin(settings)],
             )
             await stack.enter_async_context(worker)
+        if settings.sweep:
+            try:
+                await start_sweep(client, targets=targets, settings=settings)
+            except ValueError as error:
+                raise SettingsError(str(error)) from None
         await serve(
             app,
             readiness,

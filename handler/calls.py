@@ -7,6 +7,11 @@ in histories. Imports only the standard library: workflow code uses them.
 from dataclasses import dataclass, field
 
 MEMO_KEY = "bridge"
+"""Memo field of the call that started a run."""
+ATTACHED_MEMO_KEY = "bridge-attached"
+"""Memo field of the calls that were attached to the runs before this one, which continued as new."""
+ATTACH_SIGNAL = "bridge.attach"
+"""Attaches a call to a run; its input is that call as a `CallMemo`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ A target that carries no call in its memo goes on untouched.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn
 
@@ -26,7 +26,7 @@ from temporalio.worker import (
 )
 
 from bridge.outcomes import too_large
-from handler.calls import MEMO_KEY, CallMemo, Delivery
+from handler.calls import ATTACH_SIGNAL, ATTACHED_MEMO_KEY, MEMO_KEY, CallMemo, Delivery
 from handler.deliveries import ATTEMPT_TIMEOUT, DELIVER_ACTIVITY, DELIVERY_WORKFLOW, RETRY_POLICY
 
 DELIVERY_BUDGET = timedelta(seconds=10)
@@ -71,28 +71,41 @@ class _Inbound(WorkflowInboundInterceptor):
     _has_ended = False
 
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
-        super().init(_Outbound(outbound))
+        """Register the attaching of calls: here, because a signal may be accepted before the first workflow task."""
+        self._calls: dict[str, CallMemo] = {}
+        super().init(_Outbound(outbound, self._calls))
+        workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
+
+    def _attach(self, call: CallMemo) -> None:
+        # The first callback of a call counts: those of its renewals name the same wait.
+        self._calls.setdefault(call.request_id, call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
-        if MEMO_KEY not in workflow.info().raw_memo:
-            return await super().execute_workflow(input)
-        call: CallMemo = workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
+        memo = workflow.info().raw_memo
+        if MEMO_KEY in memo:
+            self._attach(workflow.memo_value(MEMO_KEY, type_hint=CallMemo))
+        if ATTACHED_MEMO_KEY in memo:
+            for call in workflow.memo_value(ATTACHED_MEMO_KEY, type_hint=list[CallMemo]):
+                self._attach(call)
         try:
             result = await super().execute_workflow(input)
         except (Exception, asyncio.CancelledError) as error:
-            # Continue-as-new is a BaseException and passes by: it is no ending.
+            # Continue-as-new is a BaseException and passes by: it is no ending. Nor is a run that its worker lets go of,
+            # which looks like a cancellation; there the SDK refuses whatever could change something.
+            workflow.random()
             state = _state_of(error)
-            if state is None:
+            if state is None or not self._calls:
                 raise
             failure = self._failure_of(error)
             if state == "canceled" or not _may_be_retried():
-                await self._tell(call, state, _failure_payload(failure, state))
+                await self._tell(state, _failure_payload(failure, state))
             if state == "failed" and exceptions.is_cancelled_exception(error):
                 # Told as failed; a cancel that came meanwhile must not turn this very error into a cancellation.
                 raise exceptions.FailureError(failure.message, failure=failure) from error
             raise
-        [payload] = workflow.payload_converter().to_payloads([result])
-        await self._tell(call, "succeeded", payload)
+        if self._calls:
+            [payload] = workflow.payload_converter().to_payloads([result])
+            await self._tell("succeeded", payload)
         return result
 
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:  # noqa: A002
@@ -102,28 +115,18 @@ class _Inbound(WorkflowInboundInterceptor):
             raise exceptions.ApplicationError(message, type="bridge.WorkflowEnded", non_retryable=True)
         return await super().handle_update_handler(input)
 
-    async def _tell(self, call: CallMemo, state: str, content: Payload) -> None:
-        if call.callback_url is None:
-            return
+    async def _tell(self, state: str, content: Payload) -> None:
+        """Tell every call of this run, also those that attach while others are being told."""
         self._has_ended = True
         if content.ByteSize() > self.max_outcome_bytes:
             told = too_large(content.ByteSize(), self.max_outcome_bytes).failure or Failure()
             state, content = "failed", _failure_payload(told, "failed")
-        info = workflow.info()
-        delivery = Delivery(
-            caller=call.caller,
-            request_id=call.request_id,
-            operation_token=call.operation_token,
-            callback_url=call.callback_url,
-            callback_headers=call.callback_headers,
-            deadline_ms=call.deadline_ms,
-            state=state,
-            workflow_id=info.workflow_id,
-            run_id=info.run_id,
-            start_time_ms=_milliseconds(info.workflow_start_time),
-            close_time_ms=_milliseconds(workflow.now()),
-        )
-        await _shielded(self._deliver(delivery, content))
+        close_time = workflow.now()
+        told_calls: set[str] = set()
+        while untold := [call for request_id, call in self._calls.items() if request_id not in told_calls]:
+            told_calls.update(call.request_id for call in untold)
+            deliveries = [_delivery(call, state, close_time) for call in untold if call.callback_url is not None]
+            await _shielded([self._deliver(delivery, content) for delivery in deliveries])
 
     async def _deliver(self, delivery: Delivery, content: Payload) -> None:
         try:
@@ -166,12 +169,38 @@ class _Inbound(WorkflowInboundInterceptor):
 
 
 class _Outbound(WorkflowOutboundInterceptor):
+    def __init__(self, next: WorkflowOutboundInterceptor, calls: dict[str, CallMemo]) -> None:  # noqa: A002
+        super().__init__(next)
+        self._calls = calls
+
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
-        """Carry the call over where the author's own memo would drop it; without one the server carries all."""
-        ours = workflow.info().raw_memo.get(MEMO_KEY)
-        if ours is not None and input.memo is not None:
-            input.memo = {**input.memo, MEMO_KEY: RawValue(ours)}
+        """Carry the calls over. Without a memo in the command the server carries the old one, and with one nothing."""
+        raw_memo = workflow.info().raw_memo
+        own = raw_memo.get(MEMO_KEY)
+        started_by = workflow.memo_value(MEMO_KEY, type_hint=CallMemo).request_id if own is not None else None
+        attached = [call for request_id, call in self._calls.items() if request_id != started_by]
+        if input.memo is not None or attached:
+            kept = {name: RawValue(value) for name, value in raw_memo.items()} if input.memo is None else input.memo
+            ours: dict[str, Any] = {ATTACHED_MEMO_KEY: attached} if attached else {}
+            input.memo = {**kept, **ours, **({MEMO_KEY: RawValue(own)} if own is not None else {})}
         super().continue_as_new(input)
+
+
+def _delivery(call: CallMemo, state: str, close_time: datetime) -> Delivery:
+    info = workflow.info()
+    return Delivery(
+        caller=call.caller,
+        request_id=call.request_id,
+        operation_token=call.operation_token,
+        callback_url=call.callback_url or "",
+        callback_headers=call.callback_headers,
+        deadline_ms=call.deadline_ms,
+        state=state,
+        workflow_id=info.workflow_id,
+        run_id=info.run_id,
+        start_time_ms=_milliseconds(info.workflow_start_time),
+        close_time_ms=_milliseconds(close_time),
+    )
 
 
 def _state_of(error: BaseException) -> str | None:
@@ -188,16 +217,17 @@ def _may_be_retried() -> bool:
     return info.retry_policy is not None or bool(info.cron_schedule)
 
 
-async def _shielded(delivering: Coroutine[Any, Any, None]) -> None:
-    """Run to the end, however often the workflow is canceled meanwhile: the outcome stands."""
-    task: asyncio.Task[None] = asyncio.create_task(delivering)
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            continue
-    # Canceled itself only when the worker lets go of the run; then the run must go too.
-    task.result()
+async def _shielded(delivering: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all to their ends, however often the workflow is canceled meanwhile: the outcome stands."""
+    tasks = [asyncio.create_task(each) for each in delivering]
+    for task in tasks:
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                continue
+        # Canceled itself only when the worker lets go of the run; then the run must go too.
+        task.result()
 
 
 def _failure_payload(failure: Failure, state: str) -> Payload:

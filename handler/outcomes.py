@@ -27,7 +27,9 @@ async def read_outcome(client: Client, workflow_id: str, run_id: str) -> Outcome
 
 
 def outcome_of(event: HistoryEvent) -> Outcome | None:
-    """The outcome that a closing event tells; None for any other event."""
+    """The outcome that a closing event tells; None for any other event, and where another run carries on."""
+    if _is_followed(event):
+        return None
     match event.event_type:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
             result = event.workflow_execution_completed_event_attributes.result.payloads
@@ -51,3 +53,9 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
             return Outcome.failed(failure)
         case _:
             return None
+
+
+def _is_followed(event: HistoryEvent) -> bool:
+    """Whether the event names the run that comes next: by a retry policy, or by cron."""
+    attributes = getattr(event, event.WhichOneof("attributes") or "", None)
+    return bool(getattr(attributes, "new_execution_run_id", ""))

@@ -1,4 +1,4 @@
-"""The plugin that makes a worker a handler: it puts the interceptor around its workflows and delivers for them."""
+"""The plugin that makes a worker a handler: it puts the interceptor around its workflows, delivers, and sweeps."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,8 @@ from handler.deliveries import DeliveryWorkflow
 from handler.delivery import DeliveryActivities
 from handler.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
 from handler.settings import HandlerSettings
+from handler.sweep import SweepActivities
+from handler.sweeps import SweepWorkflow
 
 USER_AGENT = "callback-bridge-handler/0.1"
 
@@ -43,17 +45,18 @@ class HandlerPlugin(SessionPlugin):
         Raises:
             bridge.settings.SettingsError: The settings cannot be used.
         """
-        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT, workflows=[DeliveryWorkflow])
+        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT, workflows=[DeliveryWorkflow, SweepWorkflow])
         self._settings = settings if settings is not None else load(HandlerSettings)
         self._max_outcome_bytes = max_outcome_bytes
         self._delivery_budget = delivery_budget
         self._clock = clock
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add interceptor, delivery activity and delivery workflow, bound to the worker's own client."""
+        """Add interceptor, delivery and sweep, bound to the worker's own client."""
         client = config["client"]
-        activities = DeliveryActivities(client=client, settings=self._settings, http=self.http, clock=self._clock)
-        config["activities"] = [*config.get("activities", ()), activities.deliver_completion]
+        deliveries = DeliveryActivities(client=client, settings=self._settings, http=self.http, clock=self._clock)
+        sweeps = SweepActivities(client=client, max_outcome_bytes=self._limit(client.data_converter))
+        config["activities"] = [*config.get("activities", ()), deliveries.deliver_completion, sweeps.sweep]
         config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(client.data_converter)]
         return super().configure_worker(config)
 
@@ -64,8 +67,14 @@ class HandlerPlugin(SessionPlugin):
         return super().configure_replayer(config)
 
     def _interceptor(self, converter: DataConverter) -> DeliveryInterceptor:
-        room = _BLOB_LIMIT // 4 if converter.payload_codec is not None else 0
-        limit = _BLOB_LIMIT - _RECORD_BYTES - room if self._max_outcome_bytes is None else self._max_outcome_bytes
         return DeliveryInterceptor(
-            failure_converter=converter.failure_converter, max_outcome_bytes=limit, budget=self._delivery_budget
+            failure_converter=converter.failure_converter,
+            max_outcome_bytes=self._limit(converter),
+            budget=self._delivery_budget,
         )
+
+    def _limit(self, converter: DataConverter) -> int:
+        if self._max_outcome_bytes is not None:
+            return self._max_outcome_bytes
+        room = _BLOB_LIMIT // 4 if converter.payload_codec is not None else 0
+        return _BLOB_LIMIT - _RECORD_BYTES - room

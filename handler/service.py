@@ -10,14 +10,17 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.addresses import AllowList
+from bridge.cancels import decode_cancel
 from bridge.errors import UntrustedError, bad_request, not_found
 from bridge.operations import Target, Targets
 from bridge.payloads import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.settings import Name
 from bridge.signatures import MessageKind, MessageVerifier, Verified
-from bridge.starts import Running, decode_start, encode_answer
+from bridge.starts import Running, StartAnswer, decode_start, encode_answer
 from bridge.wire import LINK, REQUEST_ID
+from handler.canceler import Canceler
+from handler.operations import SyncOperations
 from handler.settings import CallerPeer, HandlerSettings
 from handler.starter import Starter
 
@@ -32,9 +35,15 @@ class _Caller:
 
 
 def create_service(
-    settings: HandlerSettings, *, targets: Targets, starter: Starter, readiness: Readiness
+    settings: HandlerSettings,
+    *,
+    targets: Targets,
+    operations: SyncOperations,
+    starter: Starter,
+    canceler: Canceler,
+    readiness: Readiness,
 ) -> web.Application:
-    """The handler service's application, serving *targets*."""
+    """The handler service's application, serving *targets* and *operations*."""
     callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
 
     async def start(request: web.Request) -> web.Response:
@@ -43,10 +52,10 @@ def create_service(
         refuse_unusable_headers(request)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         facts |= {"bridge.caller": caller.name, "bridge.request_id": headers.get(REQUEST_ID, "")[:255]}
-        target = _authorise(caller, targets, names["service"], names["operation"])
+        target = _authorise(caller, targets, operations, names["service"], names["operation"])
         links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
         start_request = decode_start(
-            target.service, target.operation, callback_url=_callback(caller, request), headers=headers, links=links
+            names["service"], names["operation"], callback_url=_callback(caller, request), headers=headers, links=links
         )
         facts["bridge.attempt"] = start_request.attempt
         body = await read_body(request)
@@ -56,14 +65,34 @@ def create_service(
         if payload.ByteSize() > MAX_PAYLOAD_BYTES:
             message = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)
-        result = await starter.start(caller.name, target, start_request, payload)
+        if target is None:
+            result: StartAnswer = await operations.start(start_request, payload)
+        else:
+            result = await starter.start(caller.name, target, start_request, payload)
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
         return answer(*encode_answer(result))
 
+    async def cancel(request: web.Request) -> web.Response:
+        names = request.match_info
+        caller, verified = _authenticate(callers, MessageKind.CANCEL, request)
+        refuse_unusable_headers(request)
+        headers: Mapping[str, str] = request.headers if verified is None else verified.headers
+        request[FACTS]["bridge.caller"] = caller.name
+        _authorise(caller, targets, operations, names["service"], names["operation"])
+        token = decode_cancel(headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
+        body = await read_body(request)
+        if verified is not None:
+            verified.check_body(body)
+        await canceler.cancel(caller.name, token)
+        return web.Response(status=202)
+
     app = create_app(readiness, has_method_errors=False)
     app.router.add_post("/c/{caller}/{service}/{operation}", start)
+    app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
+    # The form of Temporal's server 1.29.
+    app.router.add_post("/c/{caller}/{service}/{operation}/{token}/cancel", cancel)
     return app
 
 
@@ -88,10 +117,14 @@ def _authenticate(
     )
 
 
-def _authorise(caller: _Caller, targets: Targets, service: str, operation: str) -> Target:
+def _authorise(
+    caller: _Caller, targets: Targets, operations: SyncOperations, service: str, operation: str
+) -> Target | None:
+    """The operation's target; None if it is one of *operations*."""
     target = targets.get(service, operation)
-    if target is None:
-        message = "no such operation" if targets.has_service(service) else "no such service"
+    if target is None and (service, operation) not in operations.names:
+        is_known = targets.has_service(service) or any(service == each for each, _ in operations.names)
+        message = "no such operation" if is_known else "no such service"
         raise not_found(message)
     if not caller.peer.may_start(service, operation):
         message = "this caller may not start this operation"

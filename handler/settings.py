@@ -87,6 +87,10 @@ class HandlerSettings(BridgeSettings):
     hash_key: SecretStr
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
+    sweep: bool = True
+    """Whether the service sees to it that a sweep runs. False starts none; one that runs is left alone."""
+    sweep_interval_s: float = Field(default=30, gt=0, le=3600)
+    """Seconds between two sweeps: how late an ending is told that the target's own worker cannot tell."""
     data_converter: str | None = None
     """`module:attribute` of the data converter that the command line should connect with."""
 

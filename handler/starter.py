@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from nexusrpc import HandlerError, HandlerErrorType
-from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowExecution, WorkflowType
+from temporalio.api.common.v1 import Memo, Payload, Payloads, RetryPolicy, WorkflowType
 from temporalio.api.enums.v1 import WorkflowExecutionStatus, WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
-    DescribeWorkflowExecutionRequest,
+    SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
     StartWorkflowExecutionResponse,
 )
@@ -28,16 +29,18 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.links import WorkflowRef, to_temporal_link
 from bridge.operations import Target
-from bridge.outcomes import Outcome
 from bridge.starts import Finished, Running, StartAnswer, StartRequest
 from bridge.tokens import OperationTokens
-from handler.calls import MEMO_KEY, CallMemo
+from handler.calls import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.outcomes import read_outcome
+from handler.runs import Runs, is_running
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """How long we deliver to a caller that names no deadline."""
 
 _MAX_WORKFLOW_ID = 1000
+_LOOKS = 3
+"""How often a run that changes while it is looked at is looked at again, in one request."""
 _RETENTION_MARGIN = timedelta(minutes=10)
 """For the clocks of two namespaces: a start this close to retention is already too old to start a run."""
 
@@ -85,6 +88,7 @@ class Starter:
     ) -> None:
         """*is_eager*: a worker for the task queue lives in this process and uses the same client."""
         self._client = client
+        self._runs = Runs(client)
         self._tokens = tokens
         self._hash_key = hash_key
         self._task_queue = task_queue
@@ -102,16 +106,16 @@ class Starter:
         token = self._tokens.mint(caller=caller, workflow_id=identity.workflow_id, request_id=request.request_id)
         try:
             if await self._is_too_old(request):
-                return await self._answer_for_holder(caller, request, identity, token, may_start=False)
+                return await self._answer_for_holder(caller, target, request, identity, token=token, may_start=False)
             started = await self._start(caller, target, request, payload, identity, token=token)
             if started is not None and started.status in {
                 WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
                 WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED,
             }:
-                return Running(operation_token=token, target=self._ref(identity.workflow_id, started.run_id))
-            return await self._answer_for_holder(caller, request, identity, token, may_start=True)
+                return Running(operation_token=token, target=self._runs.ref(identity.workflow_id, started.run_id))
+            return await self._answer_for_holder(caller, target, request, identity, token=token, may_start=True)
         except RPCError as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
         converter = self._client.data_converter
@@ -176,7 +180,9 @@ class Starter:
                     workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
                     workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
                     memo=Memo(fields={MEMO_KEY: memo_payload}),
+                    retry_policy=_retry_policy(target),
                     links=links,
+                    workflow_execution_timeout=_bound(target, request),
                     request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
                 ),
                 # Not only for the retries: without it the SDK does not hand an eager first task to its worker, and
@@ -208,63 +214,79 @@ class Starter:
         )
 
     async def _answer_for_holder(
-        self, caller: str, request: StartRequest, identity: _Identity, token: str, *, may_start: bool
+        self,
+        caller: str,
+        target: Target,
+        request: StartRequest,
+        identity: _Identity,
+        *,
+        token: str,
+        may_start: bool,
     ) -> StartAnswer:
         """Answer by the run that holds the workflow id, if its memo shows that *caller* may know of it."""
-        holder = await self._describe(identity.workflow_id)
-        if holder is None:
-            if may_start:
-                message = "the run was there a moment ago, try again"
-                raise UnavailableError(message)
-            message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
-            raise OutcomeUnknownError(message)
-        memo = await self._read_memo(holder)
-        # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
-        if memo is None or memo.caller != caller:
-            message = "the workflow id that this input leads to is taken"
-            raise bad_request(message)
-        if memo.request_id == request.request_id and memo.input_hash != identity.input_hash:
-            message = "this request id was used before with another input"
-            raise bad_request(message)
-        ref = self._ref(identity.workflow_id, holder.execution.run_id)
-        if holder.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING:
-            return Running(operation_token=token, target=ref)
-        outcome = await self._outcome(ref)
-        if outcome is None:
-            # It closed into another run between the two reads.
-            return Running(operation_token=token, target=ref)
-        return Finished(outcome=outcome.fitted(), target=ref)
+        for _ in range(_LOOKS):
+            holder = await self._runs.describe(identity.workflow_id)
+            if holder is None:
+                break
+            memo = await self._runs.memo(holder)
+            # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
+            is_own = memo is not None and memo.caller == caller
+            if not is_own and not target.shared:
+                message = "the workflow id that this input leads to is taken"
+                raise bad_request(message)
+            is_same = is_own and memo is not None and memo.request_id == request.request_id
+            if is_same and memo is not None and memo.input_hash != identity.input_hash:
+                message = "this request id was used before with another input"
+                raise bad_request(message)
+            ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
+            if is_running(holder):
+                call = self._memo(caller, request, identity, token)
+                if is_same or await self._attach(target, holder, identity, call):
+                    return Running(operation_token=token, target=ref)
+            elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:
+                return Finished(outcome=outcome.fitted(), target=ref)
+            # It closed, or went on as another run, between two reads: look again.
+        if may_start:
+            message = "the run is changing, try again"
+            raise UnavailableError(message)
+        message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
+        raise OutcomeUnknownError(message)
 
-    async def _outcome(self, ref: WorkflowRef) -> Outcome | None:
-        return await read_outcome(self._client, ref.workflow_id, ref.run_id)
+    async def _attach(self, target: Target, holder: WorkflowExecutionInfo, identity: _Identity, call: CallMemo) -> bool:
+        """Have the run tell *call* too. False if it closed before it could promise that.
 
-    async def _describe(self, workflow_id: str) -> WorkflowExecutionInfo | None:
+        Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
+        """
+        if call.callback_url is None or not target.instrumented:
+            # Nobody to tell, or nobody to do it: renewals or the sweep find the outcome.
+            return True
         try:
-            described = await self._client.workflow_service.describe_workflow_execution(
-                DescribeWorkflowExecutionRequest(
-                    namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+            await self._client.workflow_service.signal_workflow_execution(
+                SignalWorkflowExecutionRequest(
+                    namespace=self._client.namespace,
+                    workflow_execution=holder.execution,
+                    signal_name=ATTACH_SIGNAL,
+                    input=Payloads(payloads=await self._client.data_converter.encode([call])),
+                    identity=self._client.identity,
+                    # A renewal attaches again, and is one event with the first.
+                    request_id=identity.temporal_request_id,
                 ),
                 retry=True,
             )
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return None
+                return False
             raise
-        return described.workflow_execution_info
+        return True
 
-    async def _read_memo(self, info: WorkflowExecutionInfo) -> CallMemo | None:
-        payload = info.memo.fields.get(MEMO_KEY)
-        if payload is None:
-            return None
-        try:
-            [memo] = await self._client.data_converter.decode([payload], [CallMemo])
-        except Exception as error:  # noqa: BLE001 - a memo that somebody else wrote under our key
-            _log.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
-            return None
-        return memo if isinstance(memo, CallMemo) else None
 
-    def _ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
-        return WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+def _bound(target: Target, request: StartRequest) -> Duration | None:
+    """The workflow's own timeout, where the operation takes over its caller's."""
+    if not target.bounded or request.operation_timeout is None:
+        return None
+    bound = Duration()
+    bound.FromTimedelta(request.operation_timeout)
+    return bound
 
 
 def _canonical(payload: Payload) -> list[bytes]:
@@ -272,11 +294,19 @@ def _canonical(payload: Payload) -> list[bytes]:
     return [*metadata, payload.data]
 
 
+def _retry_policy(target: Target) -> RetryPolicy | None:
+    if target.retry_policy is None:
+        return None
+    policy = RetryPolicy()
+    target.retry_policy.apply_to_proto(policy)
+    return policy
+
+
 def _name(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def _translated(error: RPCError) -> HandlerError:
+def translated(error: RPCError) -> HandlerError:
     """The caller's view of a refusal by our Temporal; its text may repeat a callback URL, so it stays here."""
     _log.warning("bridge.start_failed", extra={"bridge.rpc_status": error.status.name})
     if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:

@@ -69,7 +69,7 @@ def handler_settings(keys: Keys, *, receiver_url: str, service_url: str, **chang
             "hash_key": keys.hash,
             "callers": {
                 CALLER: {
-                    "operations": ["PaymentService/*", "ProbeService/*"],
+                    "operations": ["PaymentService/*", "ProbeService/*", "QuoteService/*"],
                     "start_keys": keys.start,
                     "completion_keys": keys.completion,
                     "callbacks": [

@@ -7,6 +7,7 @@ from typing import Any
 
 import nexusrpc
 from temporalio import workflow
+from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
@@ -33,7 +34,9 @@ class Reply:
 class ProbeService:
     probe: nexusrpc.Operation[Ask, Reply]
     nothing: nexusrpc.Operation[None, None]
-    hidden: nexusrpc.Operation[Ask, Reply]
+    shared: nexusrpc.Operation[Ask, Reply]
+    flaky: nexusrpc.Operation[Ask, Reply]
+    foreign: nexusrpc.Operation[Ask, Reply]
 
 
 def check(ask: Ask) -> None:
@@ -90,6 +93,11 @@ class ProbeWorkflow:
                 except asyncio.CancelledError:
                     await asyncio.sleep(0.1)
                     raise
+            case "slow cleanup":
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(3600)
             case "swallow cancel":
                 try:
                     await asyncio.sleep(3600)
@@ -101,6 +109,9 @@ class ProbeWorkflow:
             case "continue once":
                 memo = {"mine": "kept"} if ask.text == "own memo" else None
                 workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"), memo=memo)
+            case "continue on signal":
+                await workflow.wait_condition(lambda: bool(self._said))
+                workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"))
             case "bug once":
                 if not workflow.unsafe.is_replaying() and workflow.info().get_current_history_length() < 5:
                     message = "a bug, not an ending"
@@ -116,6 +127,28 @@ class ProbeWorkflow:
         raise ApplicationError(message, {"key": ask.key}, "two", type="Outer") from inner
 
 
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.shared,
+    workflow_id=lambda ask: f"shared-{ask.key}",
+    shared=True,
+    bounded=True,
+)
+@workflow.defn
+class SharedWorkflow:
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: bool(self._said))
+        return Reply(self._said[0])
+
+
 @bridge.emits_callback(service=ProbeService, operation=ProbeService.nothing, workflow_id=lambda _: "probe-nothing")
 @workflow.defn
 class NothingWorkflow:
@@ -124,10 +157,32 @@ class NothingWorkflow:
         """Gives nothing."""
 
 
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.flaky,
+    workflow_id=workflow_id,
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
+)
+@workflow.defn
+class FlakyWorkflow:
+    """Has three attempts."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        attempt = workflow.info().attempt
+        if ask.behaviour == "wait":
+            await workflow.wait_condition(lambda: False)
+        if ask.behaviour == "fail" or attempt < 3:
+            message = f"attempt {attempt} failed"
+            raise ApplicationError(message, type="Flaky")
+        return Reply(f"attempt {attempt}")
+
+
 @dataclass(frozen=True)
 class CallPlan:
     """How the calling workflow calls."""
 
+    operation: str = "probe"
     first_lease: float = 30.0
     renewal: float = 60.0
     deadline: float = 600.0
@@ -135,10 +190,32 @@ class CallPlan:
     headers: dict[str, str] = field(default_factory=dict)
     after: float = 0.0
     """Seconds to go on after the call, so that the run stays open."""
+    cancellation: int = int(workflow.NexusOperationCancellationType.WAIT_COMPLETED)
+    schedule_to_start: float = 0.0
+    start_to_close: float = 0.0
+    cancel_after: bool = False
+    """Cancel the call, not the workflow, on the signal `cancel_call`."""
+
+
+def _maybe_seconds(seconds: float) -> timedelta | None:
+    return timedelta(seconds=seconds) if seconds else None
 
 
 @workflow.defn
 class CallingWorkflow:
+    def __init__(self) -> None:
+        self._reported = ""
+        self._call: bridge.OperationHandle[Reply] | None = None
+
+    @workflow.signal
+    def cancel_call(self) -> None:
+        assert self._call is not None
+        self._call.cancel()
+
+    @workflow.query
+    def reported(self) -> str:
+        return self._reported
+
     @workflow.run
     async def run(self, ask: Ask, plan: CallPlan) -> Reply:
         client = bridge.create_client(
@@ -148,13 +225,18 @@ class CallingWorkflow:
             renewals=bridge.Renewals(initial=timedelta(seconds=plan.renewal), maximum=timedelta(seconds=3600)),
         )
         try:
-            reply = await client.execute_operation(
-                ProbeService.probe,
+            self._call = await client.start_operation(
+                getattr(ProbeService, plan.operation),
                 ask,
                 schedule_to_close_timeout=timedelta(seconds=plan.deadline),
+                schedule_to_start_timeout=_maybe_seconds(plan.schedule_to_start),
+                start_to_close_timeout=_maybe_seconds(plan.start_to_close),
+                cancellation_type=workflow.NexusOperationCancellationType(plan.cancellation),
                 headers=plan.headers,
             )
-        except NexusOperationError:
+            reply = await self._call
+        except NexusOperationError as error:
+            self._reported = type(error.cause).__name__
             if plan.after:
                 await workflow.wait_condition(lambda: False, timeout=plan.after)
             raise
@@ -173,5 +255,15 @@ class NothingCaller:
         return repr(await handle)
 
 
-TARGETS = [ProbeWorkflow, NothingWorkflow]
-CALLERS = [CallingWorkflow, NothingCaller]
+@workflow.defn
+class ServiceCaller:
+    @workflow.run
+    async def run(self, operation: str, ask: Ask, headers: dict[str, str]) -> Reply:
+        service, _, name = operation.partition("/")
+        client: bridge.OperationClient[Any] = bridge.create_client(service=service, endpoint="payments")
+        reply: Reply = await client.execute_operation(name, ask, output_type=Reply, headers=headers)
+        return reply
+
+
+TARGETS = [ProbeWorkflow, SharedWorkflow, NothingWorkflow, FlakyWorkflow]
+CALLERS = [CallingWorkflow, NothingCaller, ServiceCaller]

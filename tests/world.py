@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from temporalio.worker import Worker
 
 from bridge.keys import decode_key
 from bridge.namespace import Namespace
-from bridge.operations import Targets
+from bridge.operations import Target, Targets
 from bridge.server import AccessLogger, Readiness
 from bridge.signatures import MessageVerifier
 from bridge.tokens import OperationTokens
@@ -28,10 +29,13 @@ from caller.receiver import create_receiver
 from caller.settings import CallerSettings
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
+from handler.canceler import Canceler
+from handler.operations import SyncOperations
 from handler.plugin import HandlerPlugin
 from handler.service import create_service
 from handler.settings import HandlerSettings
 from handler.starter import Starter
+from handler.sweep_plan import start_sweep
 from scripts.temporal_server import Server, free_ports
 from tests.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
 from tests.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply
@@ -100,6 +104,11 @@ class World:
         self.delivery_budget = timedelta(seconds=10)
         self.worker_options: dict[str, Any] = {}
         self.max_outcome_bytes: int | None = None
+        self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
+        """What the service serves; the worker has no more than the first few."""
+        self.services: list[Any] = []
+        """Service handlers beside the targets."""
+        self._executor = ThreadPoolExecutor(2)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
         receiver_port, service_port = free_ports(2)
@@ -145,9 +154,17 @@ class World:
     def _make_service(self) -> web.Application:
         settings = self.handler_settings
         namespace = Namespace(self.handler_client, clock=clock)
+        targets = Targets(self.targets)
         return create_service(
             settings,
-            targets=Targets([PaymentWorkflow, *TARGETS]),
+            targets=targets,
+            operations=SyncOperations(
+                self.services,
+                targets=targets,
+                data_converter=self.handler_client.data_converter,
+                executor=self._executor,
+                clock=clock,
+            ),
             starter=Starter(
                 client=self.handler_client,
                 tokens=OperationTokens(settings.operation_keys),
@@ -156,6 +173,7 @@ class World:
                 retention=namespace.retention,
                 clock=clock,
             ),
+            canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
             readiness=Readiness(namespace.is_reachable),
         )
 
@@ -185,6 +203,14 @@ class World:
             )
         await stack.enter_async_context(worker)
 
+    async def start_sweep(self) -> None:
+        """As every replica of the service does when it starts."""
+        await start_sweep(self.handler_client, targets=Targets(self.targets), settings=self.handler_settings)
+
+    @property
+    def sweep(self) -> WorkflowHandle[Any, Any]:
+        return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}")
+
     async def stop_worker(self, side: str) -> None:
         stack = self._workers.pop(side, None)
         if stack is not None:
@@ -195,6 +221,7 @@ class World:
             await self.stop_worker(side)
         await self.receiver.stop()
         await self.service.stop()
+        self._executor.shutdown(wait=False)
 
     # What tests ask and wait for.
     def key(self, name: str = "") -> str:

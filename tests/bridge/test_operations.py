@@ -8,9 +8,9 @@ from typing import Any
 import nexusrpc
 import pytest
 from temporalio import workflow
-from temporalio.common import RawValue
+from temporalio.common import RawValue, RetryPolicy
 
-from bridge.operations import Targets, emits_callback
+from bridge.operations import Target, Targets, emits_callback, external_target
 
 
 @dataclass(frozen=True)
@@ -304,3 +304,61 @@ def test_a_modules_workflows_are_collected() -> None:
     for name, each in {"Pay": declare()(Pay), "Again": Pay, "Plain": NoWorkflow, "number": 7}.items():
         setattr(module, name, each)
     assert [target.workflow_class for target in Targets.in_module(module)] == [Pay]
+
+
+def elsewhere(operation: nexusrpc.Operation[Any, Any] = PaymentService.process) -> Target:
+    return external_target(
+        service=PaymentService,
+        operation=operation,
+        workflow_type="GoPayment",
+        workflow_id=workflow_id,
+        task_queue="go-queue",
+    )
+
+
+def test_a_workflow_that_runs_elsewhere_becomes_a_target() -> None:
+    """It has no class here, and nobody there tells its outcome."""
+    [target] = Targets([elsewhere()])
+    assert (target.service, target.operation, target.workflow_type) == ("PaymentService", "process", "GoPayment")
+    assert (target.input_type, target.workflow_class, target.task_queue) == (Request, None, "go-queue")
+    assert target.check is None
+    assert not target.instrumented
+
+
+def test_a_workflow_that_runs_elsewhere_needs_an_operation_of_its_service() -> None:
+    """As one that runs here."""
+    with pytest.raises(TypeError, match="not an operation of"):
+        elsewhere(RefundService.refund)
+
+
+def test_a_workflow_that_runs_elsewhere_claims_its_operation() -> None:
+    """Also against one that runs here."""
+    with pytest.raises(ValueError, match="PaymentService/process is claimed by Pay and GoPayment"):
+        Targets([declare()(Pay), elsewhere()])
+
+
+def test_a_modules_targets_that_run_elsewhere_are_collected() -> None:
+    """By the names that they have there, each once; a worker of ours has none of their classes."""
+    module = ModuleType("payments")
+    target = elsewhere(PaymentService.renamed)
+    for name, each in {"Pay": declare()(Pay), "GO": target, "SAME": target}.items():
+        setattr(module, name, each)
+    targets = Targets.in_module(module)
+    assert {each.workflow_type for each in targets} == {"Pay", "GoPayment"}
+    assert targets.workflow_classes == [Pay]
+
+
+def test_a_retry_policy_and_a_worker_without_the_interceptor_are_declared() -> None:
+    """The starter needs the one, the sweep both; by default there is neither."""
+    policy = RetryPolicy(maximum_attempts=3)
+    declaring = emits_callback(
+        service=PaymentService,
+        operation=PaymentService.process,
+        workflow_id=workflow_id,
+        retry_policy=policy,
+        instrumented=False,
+    )
+    [target] = Targets([declaring(PayByName)])
+    assert (target.retry_policy, target.instrumented) == (policy, False)
+    [plain] = Targets([declare()(Pay)])
+    assert (plain.retry_policy, plain.instrumented) == (None, True)

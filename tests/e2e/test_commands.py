@@ -211,6 +211,19 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
         assert await asyncio.wait_for(service.wait(), 30) == 0
 
 
+async def test_a_module_may_have_operations_without_workflows_only(server: Server, settings: Path) -> None:
+    """Then it starts no workflow, and serves all the same."""
+    async with process(
+        *(sys.executable, "-m", "handler", "serve", "--module", "tests.services", "--port", "0"),
+        BRIDGE_CONFIG=str(settings / "handler.toml"),
+        TEMPORAL_ADDRESS=server.address,
+        TEMPORAL_NAMESPACE=HANDLER,
+    ) as (service, ready):
+        assert ready["service"] == "handler"
+        service.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(service.wait(), 30) == 0
+
+
 def ring_text(ring: Any) -> str:
     return f'{{ signing = "k1", keys = {{ k1 = "{ring.keys["k1"].get_secret_value()}" }} }}'
 

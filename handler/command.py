@@ -1,0 +1,100 @@
+"""The command line for operators of the handler: `deliveries list`, `show` and `redeliver`."""
+
+import argparse
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio.service import RPCError
+
+from bridge import command
+from bridge.command import CommandError
+from bridge.settings import CONFIG_VARIABLE, SettingsError, load
+from handler.console import Deliveries
+from handler.reports import DeliveryState, details, plain, table, to_json
+from handler.settings import HandlerSettings
+
+_OPEN = (DeliveryState.RUNNING, DeliveryState.FAILED)
+_CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
+
+
+def add_deliveries_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = "see what is still to be delivered, and repeat what was refused"
+    where = "Connects as `serve` does; BRIDGE_CONFIG is needed only where it names a data converter."
+    deliveries = commands.add_parser("deliveries", help=about, description=f"{about.capitalize()}. {where}")
+    actions = deliveries.add_subparsers(dest="deliveries_command", required=True)
+
+    listing = actions.add_parser("list", help="list deliveries, newest first")
+    listing.add_argument("--state", choices=_CHOICES, help="default: running and failed")
+    listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default: 100)")
+    listing.set_defaults(run=_list)
+    showing = actions.add_parser("show", help="show everything about one delivery")
+    showing.add_argument("id", metavar="ID")
+    showing.set_defaults(run=_show)
+    again = actions.add_parser("redeliver", help="run failed deliveries again, with the same content")
+    again.add_argument("ids", nargs="*", metavar="ID")
+    again.add_argument("--failed", action="store_true", help="all that have failed")
+    again.set_defaults(run=_redeliver)
+    for each in (listing, showing, again):
+        each.add_argument("--json", action="store_true", help="print JSON instead")
+
+
+@asynccontextmanager
+async def _connected() -> AsyncIterator[Deliveries]:
+    converter = load(HandlerSettings).data_converter if os.environ.get(CONFIG_VARIABLE) else None
+    client = await command.connect(converter)
+    try:
+        yield Deliveries(client=client)
+    except RPCError as error:
+        raise CommandError(_refusal(error)) from None
+
+
+def _refusal(error: RPCError) -> str:
+    return f"Temporal answered {error.status.name}: {plain(error.message)}"
+
+
+async def _list(arguments: argparse.Namespace) -> None:
+    if arguments.limit < 1:
+        message = "--limit: at least 1"
+        raise SettingsError(message)
+    async with _connected() as deliveries:
+        # One more than is shown tells whether there is more.
+        reports = await deliveries.read_all(_CHOICES.get(arguments.state, _OPEN), limit=arguments.limit + 1)
+    shown = reports[: arguments.limit]
+    if arguments.json:
+        print(to_json(shown))
+    else:
+        print(table(shown, now=datetime.now(UTC)) if shown else "no such deliveries")
+    if len(reports) > len(shown):
+        print(f"there are more than these {len(shown)}; --limit shows more", file=sys.stderr)
+
+
+async def _show(arguments: argparse.Namespace) -> None:
+    async with _connected() as deliveries:
+        report = await deliveries.read(arguments.id)
+    print(to_json(report) if arguments.json else details(report, now=datetime.now(UTC)))
+
+
+async def _redeliver(arguments: argparse.Namespace) -> None:
+    if bool(arguments.ids) == arguments.failed:
+        message = "name the deliveries to run again, or say --failed"
+        raise SettingsError(message)
+    told: list[dict[str, Any]] = []
+    async with _connected() as deliveries:
+        failed = await deliveries.read_all([DeliveryState.FAILED]) if arguments.failed else []
+        for each in dict.fromkeys(arguments.ids or (report.id for report in failed)):
+            try:
+                told.append({"id": each, "run_id": await deliveries.redeliver(each), "error": None})
+            except (CommandError, RPCError) as error:
+                reason = _refusal(error) if isinstance(error, RPCError) else str(error)
+                told.append({"id": each, "run_id": None, "error": reason})
+    if arguments.json:
+        print(to_json(told))
+    else:
+        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in told if each["error"] is None]
+        print("\n".join(again) or "nothing was run again")
+    if errors := [each["error"] for each in told if each["error"] is not None]:
+        raise CommandError("\n".join(errors))

@@ -1,0 +1,207 @@
+"""Operations that need no workflow: nexusrpc's own service handlers, carried out while their start is answered.
+
+nexusrpc finds and runs the team's function; here its input and outcome are mapped by the client's data converter, and
+its errors as Temporal's own worker maps them. Nothing is remembered: a start that is sent again runs the function
+again, under the same request id.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from datetime import datetime
+from types import ModuleType
+from typing import Any
+
+from nexusrpc import HandlerError, HandlerErrorType, OperationError, OperationErrorState, get_service_definition
+from nexusrpc.handler import Handler, OperationTaskCancellation, StartOperationContext, StartOperationResultSync
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.errors import bad_request
+from bridge.http import REQUEST_TIMEOUT
+from bridge.links import decode_links, encode_links
+from bridge.operations import Targets
+from bridge.outcomes import Outcome
+from bridge.starts import Finished, StartRequest
+from bridge.wire import decode_duration
+from bridge.workflow import RESERVED_HEADERS, RESERVED_PREFIXES
+
+# What is in neither table is internal and retryable; a refused login too, for it was ours and not the caller's.
+_RPC_ERRORS = {
+    RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
+    RPCStatusCode.NOT_FOUND: HandlerErrorType.NOT_FOUND,
+    RPCStatusCode.RESOURCE_EXHAUSTED: HandlerErrorType.RESOURCE_EXHAUSTED,
+    RPCStatusCode.UNIMPLEMENTED: HandlerErrorType.NOT_IMPLEMENTED,
+    RPCStatusCode.ABORTED: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.UNAVAILABLE: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
+}
+_FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
+
+_log = logging.getLogger(__name__)
+
+
+def service_handlers_in(module: ModuleType) -> list[Any]:
+    """Every instance of a class decorated with `service_handler` that has a name in *module*."""
+    found = [each for _, each in inspect.getmembers(module) if get_service_definition(type(each)) is not None]
+    return list({id(each): each for each in found}.values())
+
+
+class SyncOperations:
+    """The operations of a team's service handlers."""
+
+    def __init__(
+        self,
+        services: Sequence[Any],
+        *,
+        targets: Targets,
+        data_converter: DataConverter,
+        executor: Executor,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Collect the operations of *services*: instances of classes decorated with `nexusrpc.handler.service_handler`.
+
+        Those that are plain functions run in *executor*, the others on the event loop.
+
+        Raises:
+            ValueError: Something else is among them, or an operation is claimed twice, be it by one of *targets*.
+        """
+        try:
+            self._handler = Handler(services, executor)
+        except (TypeError, RuntimeError) as error:
+            message = f"service handlers: {error}"
+            raise ValueError(message) from None
+        except KeyError as error:
+            message = f"service handlers: an instance of a mere contract, nothing carries out {error}"
+            raise ValueError(message) from None
+        self._data_converter = data_converter
+        self._clock = clock
+        handlers = self._handler.service_handlers.items()
+        self.names = frozenset((service, name) for service, each in handlers for name in each.operation_handlers)
+        """Service and operation of each."""
+        for target in targets:
+            if (target.service, target.operation) in self.names:
+                message = f"{target.service}/{target.operation} is claimed by {target.name} and a service handler"
+                raise ValueError(message)
+
+    async def start(self, request: StartRequest, payload: Payload) -> Finished:
+        """Carry out one of the operations.
+
+        Raises:
+            nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
+        """
+        timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
+        own = {
+            name: value
+            for name, value in request.headers.items()
+            if name not in RESERVED_HEADERS and not name.startswith(RESERVED_PREFIXES)
+        }
+        limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
+        context = StartOperationContext(
+            service=request.service,
+            operation=request.operation,
+            headers=own,
+            task_cancellation=cancellation,
+            request_deadline=self._clock() + timeout,
+            request_id=request.request_id,
+            inbound_links=list(request.links),
+        )
+        try:
+            async with limit:
+                result = await self._handler.start_operation(context, _Input(payload, self._data_converter))
+        except OperationError as error:
+            outcome = await self._unsuccessful(error)
+        except (ApplicationError, WorkflowAlreadyStartedError, RPCError) as error:
+            _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
+            raise _translated(error) from None
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = "the operation took longer than the request may"
+            raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
+        else:
+            if not isinstance(result, StartOperationResultSync):
+                message = "an operation that goes on after its start has to be a workflow"
+                raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
+            [encoded] = await self._data_converter.encode([result.value])
+            outcome = Outcome.succeeded(encoded)
+        finally:
+            # For a thread that may still be at it.
+            cancellation.cancel("the request is over")
+        # Read back, because a link that cannot be read is left out.
+        links = decode_links([encode_links(context.outbound_links)])
+        return Finished(outcome=outcome.fitted(), target=None, links=links)
+
+    async def _unsuccessful(self, error: OperationError) -> Outcome:
+        is_canceled = error.state is OperationErrorState.CANCELED
+        told = (
+            CancelledError(error.message)
+            if is_canceled
+            else ApplicationError(error.message, type="OperationError", non_retryable=True)
+        )
+        told.__cause__ = error.__cause__
+        failure = Failure()
+        await self._data_converter.encode_failure(told, failure)
+        return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
+
+
+class _Input:
+    """The input, until nexusrpc has found its type."""
+
+    def __init__(self, payload: Payload, data_converter: DataConverter) -> None:
+        self._payload = payload
+        self._data_converter = data_converter
+
+    async def consume(self, as_type: type[Any] | None = None) -> Any:
+        try:
+            [value] = await self._data_converter.decode([self._payload], None if as_type is None else [as_type])
+        except Exception as error:  # noqa: BLE001 - whatever the team's own converter raises on foreign bytes
+            message = f"the input is not a {getattr(as_type, '__name__', as_type)} ({type(error).__name__})"
+            raise bad_request(message) from None
+        return value
+
+
+class _Cancellation(OperationTaskCancellation):
+    """Set when nobody waits for the answer any more."""
+
+    def __init__(self) -> None:
+        self._in_threads, self._in_loop = threading.Event(), asyncio.Event()
+        self._reason: str | None = None
+
+    def cancel(self, reason: str) -> None:
+        self._reason = reason
+        self._in_threads.set()
+        self._in_loop.set()
+
+    def is_cancelled(self) -> bool:
+        return self._in_threads.is_set()
+
+    def cancellation_reason(self) -> str | None:
+        return self._reason
+
+    def wait_until_cancelled_sync(self, timeout: float | None = None) -> bool:
+        return self._in_threads.wait(timeout)
+
+    async def wait_until_cancelled(self) -> None:
+        await self._in_loop.wait()
+
+
+def _translated(error: ApplicationError | WorkflowAlreadyStartedError | RPCError) -> HandlerError:
+    match error:
+        case RPCError():
+            # Its text may quote anything; an application's is written to be read elsewhere.
+            message = f"the operation's own call of Temporal failed: {error.status.name}"
+            kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
+            return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)
+        case ApplicationError():
+            return HandlerError(
+                error.message, type=HandlerErrorType.INTERNAL, retryable_override=not error.non_retryable
+            )
+        case _:
+            return HandlerError(error.message, type=HandlerErrorType.INTERNAL, retryable_override=False)

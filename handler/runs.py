@@ -1,0 +1,58 @@
+"""The runs of the handler's namespace, as the calls behind them see them."""
+
+import logging
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.links import WorkflowRef
+from handler.calls import MEMO_KEY, CallMemo
+
+_log = logging.getLogger(__name__)
+
+
+class Runs:
+    """Reads runs and the memo by which each tells whose it is."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def describe(self, workflow_id: str) -> WorkflowExecutionInfo | None:
+        """The run that holds *workflow_id*, open or closed; None if there is none."""
+        try:
+            described = await self._client.workflow_service.describe_workflow_execution(
+                DescribeWorkflowExecutionRequest(
+                    namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+                ),
+                retry=True,
+            )
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        return described.workflow_execution_info
+
+    async def memo(self, info: WorkflowExecutionInfo) -> CallMemo | None:
+        """The call that started the run; None if no call did."""
+        payload = info.memo.fields.get(MEMO_KEY)
+        if payload is None:
+            return None
+        try:
+            [memo] = await self._client.data_converter.decode([payload], [CallMemo])
+        except Exception as error:  # noqa: BLE001 - a memo that somebody else wrote under our key
+            _log.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
+            return None
+        return memo if isinstance(memo, CallMemo) else None
+
+    def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
+        """The name of a run in our namespace."""
+        return WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+
+
+def is_running(info: WorkflowExecutionInfo) -> bool:
+    """Whether the run has not closed."""
+    return info.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING

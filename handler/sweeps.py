@@ -1,0 +1,80 @@
+"""The sweep workflow, and what it shares with the handler service and the activity. Workflow-safe."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+SWEEP_ACTIVITY = "bridge.sweep"
+SWEEP_WORKFLOW = "bridge.Sweep"
+
+WINDOW = timedelta(minutes=2)
+"""How late visibility may show a closed run."""
+
+ATTEMPT_TIMEOUT = timedelta(hours=1)
+"""Of one attempt: it takes milliseconds, but after a long absence it may have much to do."""
+
+HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+"""An attempt tells its place after every page; one whose worker was killed is followed by another after this."""
+
+_MAX_REMEMBERED = 5000
+"""Runs in a place, 200 kB; one that is forgotten costs two calls to Temporal again, and tells nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What to sweep for. Field names stand in histories: never rename."""
+
+    query: str
+    """Visibility query for the endings that the interceptor cannot have told, without their time."""
+    interval_s: float
+    since_ms: int | None = None
+    """Where an earlier sweep had come to, Unix time in milliseconds; None: begin with this workflow's own start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlace:
+    """How far a sweep has come. Field names stand in heartbeat details: never rename."""
+
+    until_ms: int
+    """All that had closed by then was looked at, as far as visibility showed it. Unix time in milliseconds."""
+    handled: dict[str, int] = field(default_factory=dict)
+    """Run ids inside the window that need no second look, with the time of their closing."""
+
+    @property
+    def since(self) -> datetime:
+        """From where to look: visibility may show late what closed before."""
+        return datetime.fromtimestamp(self.until_ms / 1000, UTC) - WINDOW
+
+    def moved_to(self, instant: datetime) -> "SweepPlace":
+        return replace(self, until_ms=max(self.until_ms, milliseconds(instant)))
+
+    def trimmed(self) -> "SweepPlace":
+        """Without the runs that nobody will ask about again, and never too large to be recorded."""
+        first = milliseconds(self.since)
+        kept = sorted((closed, run_id) for run_id, closed in self.handled.items() if closed >= first)
+        return replace(self, handled={run_id: closed for closed, run_id in kept[-_MAX_REMEMBERED:]})
+
+
+# Outside the sandbox: it is our own code, and does nothing but wait.
+@workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False)
+class SweepWorkflow:
+    """Sweeps for ever in one activity: every interval is an attempt of it, so the history stays at five events."""
+
+    @workflow.run
+    async def run(self, plan: SweepPlan) -> None:
+        await workflow.execute_activity(
+            SWEEP_ACTIVITY,
+            plan,
+            result_type=type(None),
+            start_to_close_timeout=ATTEMPT_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            # For attempts that end without a word; the others name their own delay.
+            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
+            summary=f"every {plan.interval_s:g} s",
+        )
+
+
+def milliseconds(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)

@@ -1,0 +1,258 @@
+"""The four cancellation types and three timeouts of a call: same names, same guarantees as native Nexus."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import CancelledError, NexusOperationError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.workflow import NexusOperationCancellationType as CancellationType
+
+from bridge.signatures import MessageKind, MessageSigner
+from scripts.temporal_server import Server
+from tests.helpers import CALLER, assert_eventually
+from tests.peer import Message, send, start
+from tests.workflows import Ask, CallPlan
+from tests.world import World, events, running_world
+
+
+async def started_call(world: World, kind: CancellationType, behaviour: str = "cleanup") -> Any:
+    ask = Ask(key=world.key(), behaviour=behaviour)
+    handle = await world.call(ask, CallPlan(first_lease=600, cancellation=int(kind)))
+    target = await world.until_started(ask)
+
+    async def known() -> None:
+        activity = await world.pending(handle)
+        assert activity is not None
+        assert activity.heartbeat_details.payloads, "the token is not recorded yet"
+        assert "TIMER_STARTED" in await events(target)
+
+    await assert_eventually(known)
+    return handle, target
+
+
+async def operation_failure(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    error = raised.value.cause
+    if isinstance(error, CancelledError):
+        return error
+    assert isinstance(error, NexusOperationError)
+    return error.cause
+
+
+async def status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
+    return (await handle.describe()).status
+
+
+def cancels(world: World) -> list[int]:
+    return [code for path, code in world.service.requests if path.endswith("/cancel")]
+
+
+async def until_canceled(target: WorkflowHandle[Any, Any]) -> None:
+    async def canceled() -> None:
+        assert await status(target) == WorkflowExecutionStatus.CANCELED
+
+    await assert_eventually(canceled)
+
+
+async def test_wait_completed_waits_for_the_operations_own_end(world: World) -> None:
+    """The default: the target cleans up, ends as canceled, and only then the caller hears of it."""
+    handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
+    await handle.cancel()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    assert await status(target) == WorkflowExecutionStatus.CANCELED
+    assert cancels(world) == [202]
+    assert world.receiver.statuses == [200]
+
+
+async def test_wait_completed_takes_a_success_where_the_target_goes_on(world: World) -> None:
+    """A cancel asks, it does not decide."""
+    handle, _ = await started_call(world, CancellationType.WAIT_COMPLETED, "swallow cancel")
+    await handle.cancel()
+    assert (await handle.result()).text == "went on all the same"
+
+
+async def test_wait_requested_waits_for_the_request_only(world: World) -> None:
+    """The handler has taken the cancel; the target may still be cleaning up."""
+    handle, target = await started_call(world, CancellationType.WAIT_REQUESTED, "slow cleanup")
+    await handle.cancel()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    assert cancels(world) == [202]
+    assert "WORKFLOW_EXECUTION_CANCEL_REQUESTED" in await events(target)
+    assert await status(target) == WorkflowExecutionStatus.RUNNING
+    await target.terminate()
+
+
+async def test_try_cancel_reports_at_once_and_sends_the_request(world: World) -> None:
+    """The caller goes on while the request is under way."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith("/cancel"):
+            reached.set()
+            await go_on.wait()
+        return None
+
+    world.service.before = hold
+    ask = Ask(key=world.key(), behaviour="cleanup")
+    handle = await world.call(
+        ask, CallPlan(first_lease=600, cancellation=int(CancellationType.TRY_CANCEL), after=600, cancel_after=True)
+    )
+    target = await world.until_started(ask)
+    await handle.signal("cancel_call")
+    await asyncio.wait_for(reached.wait(), 20)
+
+    async def reported() -> None:
+        assert await handle.query("reported") == "CancelledError"
+
+    await assert_eventually(reported)
+    go_on.set()
+    await until_canceled(target)
+    await handle.terminate()
+
+
+async def test_abandon_sends_nothing(world: World) -> None:
+    """The caller hears of its cancellation, the target of nothing."""
+    handle, target = await started_call(world, CancellationType.ABANDON)
+    await handle.cancel()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    assert cancels(world) == []
+    assert await status(target) == WorkflowExecutionStatus.RUNNING
+    assert "BRIDGE" not in "".join(await events(handle))
+    await target.terminate()
+
+
+async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World) -> None:
+    """The handler is away when both are asked for: first the start, then the cancel, never the other way round."""
+    await world.service.stop()
+    ask = Ask(key=world.key(), behaviour="cleanup")
+    handle = await world.call(ask)
+    await world.until_attempt(handle, 2)
+    await handle.cancel()
+
+    async def waiting() -> None:
+        activities = (await handle.describe()).raw_description.pending_activities
+        assert len(activities) == 2
+        assert any("not known to have started" in each.last_failure.message for each in activities)
+
+    await assert_eventually(waiting)
+    await world.service.start()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    assert cancels(world) == [202]
+    await until_canceled(world.target(ask))
+
+
+async def test_a_cancel_while_the_handler_is_away_is_repeated(world: World) -> None:
+    """Until the deadline; here until it is back."""
+    handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
+    await world.service.stop()
+    await handle.cancel()
+
+    async def tried() -> None:
+        activities = (await handle.describe()).raw_description.pending_activities
+        assert any("handler not reached" in each.last_failure.message for each in activities)
+
+    await assert_eventually(tried)
+    await world.service.start()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    assert await status(target) == WorkflowExecutionStatus.CANCELED
+
+
+async def test_a_cancel_twice_is_asked_for_once(world: World) -> None:
+    """However often the workflow is canceled."""
+    handle, target = await started_call(world, CancellationType.WAIT_COMPLETED, "slow cleanup")
+    await handle.cancel()
+
+    async def asked() -> None:
+        assert cancels(world) == [202]
+
+    await assert_eventually(asked)
+    await handle.cancel()
+    assert cancels(world) == [202]
+    assert (await events(target)).count("WORKFLOW_EXECUTION_CANCEL_REQUESTED") == 1
+    await target.terminate()
+    await handle.terminate()
+
+
+async def test_a_worker_that_shuts_down_cancels_nothing(world: World) -> None:
+    """Letting go of a run is no cancel: the target goes on, and so does the call on the next worker."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=600))
+    target = await world.until_started(ask)
+    await world.stop_worker("caller")
+    await world.start_worker("caller")
+    assert cancels(world) == []
+    await target.signal("say", "still here")
+    assert (await handle.result()).text == "still here"
+    assert len(await events(handle)) == 11
+
+
+@pytest.mark.parametrize("form", ["header", "query", "path"])
+async def test_the_cancel_route_takes_the_token_in_every_form(world: World, form: str) -> None:
+    """The spec's two and that of server 1.29; repeated, and after the end, it is 202 all the same."""
+    key = world.key()
+    signer = MessageSigner(world.keys.start)
+    message = start(world, {"key": key, "behaviour": "cleanup"})
+    token = json.loads((await send(message, signer)).body)["token"]
+
+    async def cancel(text: str = token) -> Any:
+        base = message.url.partition("?")[0]
+        url = {"header": f"{base}/cancel", "query": f"{base}/cancel?token={text}", "path": f"{base}/{text}/cancel"}[
+            form
+        ]
+        canceling = Message(url, message.headers.copy(), b"", kind=MessageKind.CANCEL)
+        canceling.headers.clear()
+        if form == "header":
+            canceling.headers["Nexus-Operation-Token"] = text
+        return await send(canceling, signer)
+
+    assert (await cancel()).status == 202
+    assert (await cancel()).status == 202
+    target = world.handler_client.get_workflow_handle(f"probe-{key}")
+    await until_canceled(target)
+    assert (await events(target)).count("WORKFLOW_EXECUTION_CANCEL_REQUESTED") == 1
+    assert (await cancel()).status == 202
+    forged = await cancel(token[:-3] + "AAA")
+    assert (forged.status, forged.type) == (404, "NOT_FOUND")
+
+
+async def test_a_cancel_without_a_token_or_a_proof_is_refused(world: World) -> None:
+    """400 for no token, 401 for a start's signature."""
+    url = f"{world.service.url}/c/{CALLER}/ProbeService/probe/cancel"
+    signer = MessageSigner(world.keys.start)
+    empty = start(world, {}).headers.copy()
+    empty.clear()
+    assert (await send(Message(url, empty.copy(), b"", kind=MessageKind.CANCEL), signer)).status == 400
+    assert (await send(Message(url, empty.copy(), b"", kind=MessageKind.START), signer)).status == 401
+
+
+async def test_start_to_close_bounds_the_operation(world: World) -> None:
+    """Counted from when the handler took it on, told as that timeout."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(start_to_close=2, renewal=1))
+    error = await operation_failure(handle)
+    assert isinstance(error, TemporalTimeoutError)
+    assert error.type is TimeoutType.START_TO_CLOSE
+    await world.target(ask).terminate()
+
+
+async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server) -> None:
+    """A handler that cannot be reached in time."""
+    async with running_world(server, without=("service",)) as world:
+        handle = await world.call(Ask(key=world.key()), CallPlan(schedule_to_start=2))
+        error = await operation_failure(handle)
+        assert isinstance(error, TemporalTimeoutError)
+        assert error.type is TimeoutType.SCHEDULE_TO_START
+
+
+async def test_schedule_to_start_is_over_once_the_operation_has_started(world: World) -> None:
+    """It does not end a call whose operation runs."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, schedule_to_start=2))
+    await world.until_attempt(handle, 4)
+    await world.target(ask).signal("say", "long since started")
+    assert (await handle.result()).text == "long since started"
