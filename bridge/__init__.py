@@ -12,6 +12,15 @@ caller's receiver completes the waiting activity. The messages are Nexus RPC ove
 
 from bridge.calls import Renewals
 from bridge.operations import emits_callback, external_target
+from bridge.progress import report_progress
 from bridge.workflow import OperationClient, OperationHandle, create_client
 
-__all__ = ["OperationClient", "OperationHandle", "Renewals", "create_client", "emits_callback", "external_target"]
+__all__ = [
+    "OperationClient",
+    "OperationHandle",
+    "Renewals",
+    "create_client",
+    "emits_callback",
+    "external_target",
+    "report_progress",
+]

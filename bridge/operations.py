@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import nexusrpc
 from temporalio import workflow
@@ -46,6 +46,7 @@ class Target:
     """As in `TargetOptions`; so are the following."""
     shared: bool = False
     bounded: bool = False
+    on_orphaned: Literal["keep", "cancel"] = "keep"
 
     @property
     def name(self) -> str:
@@ -63,6 +64,9 @@ class TargetOptions(TypedDict, total=False):
     """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
     bounded: bool
     """Whether the caller's deadline is also the workflow's: it then times out with its call. Default: no."""
+    on_orphaned: Literal["keep", "cancel"]
+    """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
+    Default: it goes on."""
 
 
 def emits_callback(

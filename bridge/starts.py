@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from urllib.parse import quote
 
 import nexusrpc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from google.protobuf.message import DecodeError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 from temporalio.api.common.v1 import Payload
 
 from bridge import wire
@@ -44,6 +45,8 @@ class Running:
 
     operation_token: str
     target: WorkflowRef | None
+    progress: Payload | None = None
+    """What the target last reported, undecoded. Ours: a key that other readers of the answer ignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,8 @@ class _OperationInfo(BaseModel):
 
     token: str
     state: str
+    progress: Base64Bytes | None = None
+    """A serialized payload."""
 
 
 def encode_start(
@@ -130,7 +135,12 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body."""
     if isinstance(answer, Running):
         status, headers = 201, {CONTENT_TYPE: JSON}
-        body = _OperationInfo(token=answer.operation_token, state="running").model_dump_json().encode()
+        info = _OperationInfo.model_construct(
+            token=answer.operation_token,
+            state="running",
+            progress=None if answer.progress is None else answer.progress.SerializeToString(),
+        )
+        body = info.model_dump_json(exclude_none=True).encode()
     else:
         status = 200 if answer.outcome.state is OperationState.SUCCEEDED else 424
         headers, body = encode_outcome(answer.outcome)
@@ -170,7 +180,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             if info.state != "running" or not 0 < len(info.token) <= wire.MAX_OPERATION_TOKEN:
                 message = "status 201 without a usable operation token"
                 raise RemoteProtocolError(message)
-            return Running(operation_token=info.token, target=target)
+            return Running(operation_token=info.token, target=target, progress=_progress(info.progress))
         case _:
             raise wire.decode_handler_error(status, headers, body)
 
@@ -180,3 +190,11 @@ def _told_state(body: bytes) -> str:
     failure = parse_failure(body)
     details = failure.details if failure.kind == OPERATION_ERROR_TYPE and isinstance(failure.details, dict) else {}
     return str(details.get("state", OperationState.FAILED.value))
+
+
+def _progress(serialized: bytes | None) -> Payload | None:
+    """Progress is never essential: what cannot be read is left out."""
+    try:
+        return None if serialized is None else Payload.FromString(serialized)
+    except DecodeError:
+        return None

@@ -9,7 +9,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from bridge.http import HttpClient
 
-WORKFLOW_SAFE_MODULES = ("bridge", "bridge.calls", "bridge.operations", "bridge.workflow")
+WORKFLOW_SAFE_MODULES = ("bridge", "bridge.calls", "bridge.operations", "bridge.progress", "bridge.workflow")
 """Deterministic and free of I/O: workflow code may import them."""
 
 

@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from nexusrpc import HandlerError
 from temporalio import activity
-from temporalio.api.common.v1 import Payload
-from temporalio.client import AsyncActivityCancelledError, Client
+from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
+from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
@@ -107,7 +108,7 @@ class OperationActivities:
                 if info.attempt == 1:
                     self._tell_later(info.task_token, told)
                     activity.raise_complete_async()
-                await self._tell(info.task_token, told)
+                await self._tell(info.task_token, told or known, progress=answer.progress)
                 delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
                 if delay is not None:
                     message = f"still running: {describe_target(answer.target)}"
@@ -208,13 +209,22 @@ class OperationActivities:
         self._pending_details.add(task)
         task.add_done_callback(self._pending_details.discard)
 
-    async def _tell(self, task_token: bytes, known: Known | None) -> None:
+    async def _tell(self, task_token: bytes, known: Known | None, *, progress: Payload | None = None) -> None:
         """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
         if known is None:
             return
         try:
-            await self._client.get_async_activity_handle(task_token=task_token).heartbeat(known)
-        except (RPCError, AsyncActivityCancelledError):
+            details = await self._client.data_converter.encode([known])
+            # The progress stays as the target's converter and codec made it.
+            await self._client.workflow_service.record_activity_task_heartbeat(
+                RecordActivityTaskHeartbeatRequest(
+                    namespace=self._client.namespace,
+                    task_token=task_token,
+                    identity=self._client.identity,
+                    details=Payloads(payloads=[*details, progress] if progress is not None else details),
+                )
+            )
+        except RPCError:
             # Completed meanwhile, most often. Losing the details loses nothing else.
             return
 

@@ -110,6 +110,17 @@ class Completer:
             _log.warning("bridge.temporal_unavailable", extra=extra)
             return CompletionAnswer.AGAIN_LATER
 
+    async def is_waiting(self, wait: Wait) -> CompletionAnswer:
+        """COMPLETED if *wait* goes on, OVER or UNKNOWN if it does not, AGAIN_LATER if Temporal could not say."""
+        try:
+            async with asyncio.timeout(self._budget.total_seconds()):
+                found = [each for run_id in ("", wait.run_id) if (each := await self._describe(wait, run_id))]
+        except (TimeoutError, RPCError):
+            return CompletionAnswer.AGAIN_LATER
+        if any(activity is not None for _, activity in found):
+            return CompletionAnswer.COMPLETED
+        return CompletionAnswer.OVER if found else CompletionAnswer.UNKNOWN
+
     async def _complete(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
         if wait.task_token is not None and await _found(self._by_token(wait.task_token, outcome, identity)):
             return CompletionAnswer.COMPLETED

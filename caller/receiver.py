@@ -17,7 +17,7 @@ from bridge.errors import UnavailableError, UntrustedError, bad_request, not_fou
 from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.signatures import MessageKind, MessageVerifier
 from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
-from bridge.wire import LINK, encode_handler_error
+from bridge.wire import LINK, OPERATION_STATE, OperationState, encode_handler_error
 from caller.callbacks import decode_task_token
 from caller.completion import Completer, CompletionAnswer, Wait
 
@@ -52,16 +52,19 @@ def create_receiver(
         refuse_unusable_headers(request)
         body = await read_body(request)
         verified.check_body(body)
-        completion = decode_completion(verified.headers, _lines(verified.headers), body)
-        if completion.outcome.fitted() is not completion.outcome:
-            message = "the outcome is too large to complete an activity with"
-            raise bad_request(message)
         wait = Wait(
             workflow_id=claims.wf,
             run_id=claims.run,
             request_id=claims.rid,
             task_token=decode_task_token(claims.tt),
         )
+        if verified.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
+            # Not a completion but a question of ours: does anybody still wait? It completes nothing.
+            return _respond(await completer.is_waiting(wait))
+        completion = decode_completion(verified.headers, _lines(verified.headers), body)
+        if completion.outcome.fitted() is not completion.outcome:
+            message = "the outcome is too large to complete an activity with"
+            raise bad_request(message)
         result = await completer.complete(wait, completion.outcome, completion.target)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)

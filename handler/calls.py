@@ -33,6 +33,8 @@ class CallMemo:
     caller_namespace: str = ""
     caller_workflow_id: str = ""
     caller_run_id: str = ""
+    on_orphaned: str = "keep"
+    """"keep" or "cancel": what becomes of the target when nobody waits any more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,17 @@ from handler.calls import Delivery
 
 DELIVER_ACTIVITY = "bridge.deliver_completion"
 DELIVERY_WORKFLOW = "bridge.Delivery"
+WATCH_CALLERS_ACTIVITY = "bridge.watch_callers"
+CANCEL_ORPHAN_ACTIVITY = "bridge.cancel_orphan"
 
 COMPLETION_REFUSED = "bridge.CompletionRefused"
 RECEIVER_NOT_READY = "bridge.ReceiverNotReady"
 
 ATTEMPT_TIMEOUT = timedelta(seconds=15)
 """Of one attempt: the request's 10 seconds, and some for the worker."""
+
+WATCH_TIMEOUT = timedelta(minutes=5)
+"""Of one look at all the calls of a target."""
 
 RETRY_POLICY = RetryPolicy(
     initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=5)

@@ -7,12 +7,11 @@ was refused for good is a failed workflow: listed, and repeatable.
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from google.protobuf.message import DecodeError
-from multidict import CIMultiDict
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -22,16 +21,17 @@ from temporalio.exceptions import ApplicationError
 
 from bridge.completions import Completion, DeliveryAnswer, classify_answer, encode_completion
 from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.http import HttpClient
 from bridge.links import WorkflowRef
 from bridge.outcomes import Outcome
-from bridge.signatures import MessageKind, MessageSigner
 from bridge.wire import OperationState
 from handler.calls import Delivery
+from handler.courier import Courier
 from handler.deliveries import COMPLETION_REFUSED, DELIVER_ACTIVITY, RECEIVER_NOT_READY
-from handler.settings import HandlerSettings
 
 _MAX_STEP = timedelta(minutes=5)
+
+CONTRADICTED_METRIC = "bridge_outcomes_contradicted"
+"""Counter on the worker's own metrics, where the SDK's runtime exports them."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,19 +43,12 @@ class DeliveryActivities:
         self,
         *,
         client: Client,
-        settings: HandlerSettings,
-        http: HttpClient,
+        courier: Courier,
         clock: Callable[[], datetime],
         spread: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
-        self._callers = settings.callers
-        self._signers: Mapping[str, MessageSigner] = {
-            name: MessageSigner(peer.completion_keys)
-            for name, peer in settings.callers.items()
-            if peer.completion_keys is not None
-        }
-        self._http = http
+        self._courier = courier
         self._clock = clock
         self._spread = spread
 
@@ -99,28 +92,26 @@ class DeliveryActivities:
     async def _deliver(
         self, delivery: Delivery, content: Payload, attempt: int
     ) -> tuple[DeliveryAnswer, timedelta | None]:
-        peer = self._callers.get(delivery.caller)
-        if peer is None:
-            # Not in these settings (any more): mending them and sending again helps, waiting does not.
-            return DeliveryAnswer.REFUSED, None
         headers, body = encode_completion(
             await self._completion(delivery, content), callback_headers=delivery.callback_headers
         )
-        signed = CIMultiDict(headers)
         try:
-            # Checked again, not only at the start: the list may have been narrowed since.
-            destination = peer.allow_list.check(delivery.callback_url)
-            if (signer := self._signers.get(delivery.caller)) is not None:
-                signer.sign(MessageKind.COMPLETION, delivery.callback_url, signed, body, more=delivery.callback_headers)
-            response = await self._http.post(delivery.callback_url, signed, body, networks=destination.networks)
-        except (DestinationRefusedError, ValueError):
-            # Not allowed, or of a form that cannot be signed: the same on every try.
+            response = await self._courier.post(
+                delivery.caller, delivery.callback_url, headers, body, more=delivery.callback_headers
+            )
+        except DestinationRefusedError:
+            # The same on every try; mending the settings and sending it again helps.
             return DeliveryAnswer.REFUSED, None
         except BridgeError:
             return DeliveryAnswer.AGAIN_LATER, None
         if response.status == 401 and attempt == 1:
             # A clock or a key may be rolling: once more with a fresh time.
             return DeliveryAnswer.AGAIN_LATER, None
+        if response.status == 409:
+            # What was announced stands: the target was terminated or timed out just after it, or somebody else told.
+            activity.metric_meter().create_counter(
+                CONTRADICTED_METRIC, "Outcomes that a caller refused because it has another"
+            ).add(1)
         return classify_answer(response.status, response.headers, response.body, now=self._clock())
 
     async def _completion(self, delivery: Delivery, content: Payload) -> Completion:

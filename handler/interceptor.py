@@ -27,7 +27,15 @@ from temporalio.worker import (
 
 from bridge.outcomes import too_large
 from handler.calls import ATTACH_SIGNAL, ATTACHED_MEMO_KEY, MEMO_KEY, CallMemo, Delivery
-from handler.deliveries import ATTEMPT_TIMEOUT, DELIVER_ACTIVITY, DELIVERY_WORKFLOW, RETRY_POLICY
+from handler.deliveries import (
+    ATTEMPT_TIMEOUT,
+    CANCEL_ORPHAN_ACTIVITY,
+    DELIVER_ACTIVITY,
+    DELIVERY_WORKFLOW,
+    RETRY_POLICY,
+    WATCH_CALLERS_ACTIVITY,
+    WATCH_TIMEOUT,
+)
 
 DELIVERY_BUDGET = timedelta(seconds=10)
 """How long a target stays open for its delivery; after that a workflow of its own carries on."""
@@ -87,11 +95,14 @@ class _Inbound(WorkflowInboundInterceptor):
         if ATTACHED_MEMO_KEY in memo:
             for call in workflow.memo_value(ATTACHED_MEMO_KEY, type_hint=list[CallMemo]):
                 self._attach(call)
+        if any(call.on_orphaned == "cancel" for call in self._calls.values()):
+            # Held, or the loop might forget it; it ends with the run.
+            self._watching = asyncio.create_task(self._cancel_when_orphaned())
         try:
             result = await super().execute_workflow(input)
         except (Exception, asyncio.CancelledError) as error:
-            # Continue-as-new is a BaseException and passes by: it is no ending. Nor is a run that its worker lets go of,
-            # which looks like a cancellation; there the SDK refuses whatever could change something.
+            # Continue-as-new is a BaseException and passes by: it is no ending. Nor is a run that its worker lets go
+            # of, which looks like a cancellation; there the SDK refuses whatever could change something.
             workflow.random()
             state = _state_of(error)
             if state is None or not self._calls:
@@ -114,6 +125,24 @@ class _Inbound(WorkflowInboundInterceptor):
             message = "the workflow has ended"
             raise exceptions.ApplicationError(message, type="bridge.WorkflowEnded", non_retryable=True)
         return await super().handle_update_handler(input)
+
+    async def _cancel_when_orphaned(self) -> None:
+        """Ask our own run to cancel once none of its calls waits any more, also of those attached meanwhile."""
+        watched: list[CallMemo] = []
+        while len(watched) < len(self._calls):
+            watched = list(self._calls.values())
+            await workflow.execute_activity(
+                WATCH_CALLERS_ACTIVITY,
+                args=[watched],
+                start_to_close_timeout=WATCH_TIMEOUT,
+                retry_policy=RETRY_POLICY,
+                cancellation_type=workflow.ActivityCancellationType.ABANDON,
+                summary="does anybody wait?",
+            )
+        if not self._has_ended:
+            await workflow.execute_activity(
+                CANCEL_ORPHAN_ACTIVITY, start_to_close_timeout=ATTEMPT_TIMEOUT, summary="nobody waits"
+            )
 
     async def _tell(self, state: str, content: Payload) -> None:
         """Tell every call of this run, also those that attach while others are being told."""

@@ -8,9 +8,11 @@ from temporalio.worker import ReplayerConfig, WorkerConfig
 
 from bridge.settings import load
 from bridge.worker import SessionPlugin
+from handler.courier import Courier
 from handler.deliveries import DeliveryWorkflow
 from handler.delivery import DeliveryActivities
 from handler.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
+from handler.orphans import OrphanActivities
 from handler.settings import HandlerSettings
 from handler.sweep import SweepActivities
 from handler.sweeps import SweepWorkflow
@@ -54,9 +56,17 @@ class HandlerPlugin(SessionPlugin):
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add interceptor, delivery and sweep, bound to the worker's own client."""
         client = config["client"]
-        deliveries = DeliveryActivities(client=client, settings=self._settings, http=self.http, clock=self._clock)
+        courier = Courier(self._settings, http=self.http)
+        deliveries = DeliveryActivities(client=client, courier=courier, clock=self._clock)
+        orphans = OrphanActivities(
+            client=client,
+            courier=courier,
+            first_check=timedelta(seconds=self._settings.orphan_check_s),
+            clock=self._clock,
+        )
         sweeps = SweepActivities(client=client, max_outcome_bytes=self._limit(client.data_converter))
-        config["activities"] = [*config.get("activities", ()), deliveries.deliver_completion, sweeps.sweep]
+        own = (deliveries.deliver_completion, sweeps.sweep, orphans.watch_callers, orphans.cancel_orphan)
+        config["activities"] = [*config.get("activities", ()), *own]
         config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(client.data_converter)]
         return super().configure_worker(config)
 

@@ -1,16 +1,22 @@
 """The runs of the handler's namespace, as the calls behind them see them."""
 
 import logging
+from datetime import timedelta
 
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, QueryWorkflowRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.links import WorkflowRef
+from bridge.progress import PROGRESS_QUERY
 from handler.calls import MEMO_KEY, CallMemo
+
+_QUERY_TIMEOUT = timedelta(seconds=1)
+"""An answer must not wait long for a target's worker."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +53,22 @@ class Runs:
             _log.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
             return None
         return memo if isinstance(memo, CallMemo) else None
+
+    async def progress(self, target: WorkflowRef) -> Payload | None:
+        """What the target last reported, as its worker's converter and codec made it; None where it does not say."""
+        try:
+            answered = await self._client.workflow_service.query_workflow(
+                QueryWorkflowRequest(
+                    namespace=self._client.namespace,
+                    execution=WorkflowExecution(workflow_id=target.workflow_id, run_id=target.run_id),
+                    query=WorkflowQuery(query_type=PROGRESS_QUERY),
+                ),
+                timeout=_QUERY_TIMEOUT,
+            )
+        except RPCError:
+            # It reports nothing, or no worker is there to ask: the answer is as good without.
+            return None
+        return answered.query_result.payloads[0] if answered.query_result.payloads else None
 
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """The name of a run in our namespace."""

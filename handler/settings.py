@@ -91,6 +91,9 @@ class HandlerSettings(BridgeSettings):
     """Whether the service sees to it that a sweep runs. False starts none; one that runs is left alone."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
     """Seconds between two sweeps: how late an ending is told that the target's own worker cannot tell."""
+    orphan_check_s: float = Field(default=60.0, gt=0)
+    """How soon the first look is taken whether anybody still waits, where an operation says `on_orphaned="cancel"`;
+    doubled up to an hour."""
     data_converter: str | None = None
     """`module:attribute` of the data converter that the command line should connect with."""
 

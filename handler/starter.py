@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -99,9 +99,17 @@ class Starter:
     async def start(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> StartAnswer:
         """Start *target* for the authenticated *caller*, or find out how its operation stands.
 
+        The answer to a renewal carries the progress that a running target has reported.
+
         Raises:
             nexusrpc.HandlerError: The input is refused, the id is held by somebody else, or Temporal is away.
         """
+        answer = await self._answer(caller, target, request, payload)
+        if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
+            return replace(answer, progress=await self._runs.progress(answer.target))
+        return answer
+
+    async def _answer(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> StartAnswer:
         identity = await self._identify(caller, target, request, payload)
         token = self._tokens.mint(caller=caller, workflow_id=identity.workflow_id, request_id=request.request_id)
         try:
@@ -165,7 +173,7 @@ class Starter:
     ) -> StartWorkflowExecutionResponse | None:
         """Ask for the run. None if the workflow id is held by a run that this start did not make."""
         links = [link for link in map(to_temporal_link, request.links) if link is not None]
-        memo = self._memo(caller, request, identity, token)
+        memo = self._memo(caller, request, identity, token=token, on_orphaned=target.on_orphaned)
         [memo_payload] = await self._client.data_converter.encode([memo])
         try:
             response = await self._client.workflow_service.start_workflow_execution(
@@ -195,7 +203,9 @@ class Starter:
             raise
         return response if response.started else None
 
-    def _memo(self, caller: str, request: StartRequest, identity: _Identity, token: str) -> CallMemo:
+    def _memo(
+        self, caller: str, request: StartRequest, identity: _Identity, *, token: str, on_orphaned: str
+    ) -> CallMemo:
         source = WorkflowRef.from_links(request.links)
         deadline = self._clock() + (request.operation_timeout or DEFAULT_DEADLINE)
         return CallMemo(
@@ -211,6 +221,7 @@ class Starter:
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
+            on_orphaned=on_orphaned,
         )
 
     async def _answer_for_holder(
@@ -240,7 +251,7 @@ class Starter:
                 raise bad_request(message)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_running(holder):
-                call = self._memo(caller, request, identity, token)
+                call = self._memo(caller, request, identity, token=token, on_orphaned=target.on_orphaned)
                 if is_same or await self._attach(target, holder, identity, call):
                     return Running(operation_token=token, target=ref)
             elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:

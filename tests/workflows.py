@@ -35,6 +35,7 @@ class ProbeService:
     probe: nexusrpc.Operation[Ask, Reply]
     nothing: nexusrpc.Operation[None, None]
     shared: nexusrpc.Operation[Ask, Reply]
+    minded: nexusrpc.Operation[Ask, Reply]
     flaky: nexusrpc.Operation[Ask, Reply]
     foreign: nexusrpc.Operation[Ask, Reply]
 
@@ -147,6 +148,30 @@ class SharedWorkflow:
     async def run(self, ask: Ask) -> Reply:
         await workflow.wait_condition(lambda: bool(self._said))
         return Reply(self._said[0])
+
+
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.minded,
+    workflow_id=lambda ask: f"minded-{ask.key}",
+    on_orphaned="cancel",
+)
+@workflow.defn
+class MindedWorkflow:
+    """Is canceled when nobody waits any more, and tells where it stands."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+        bridge.report_progress({"said": text})
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: "done" in self._said)
+        return Reply("done")
 
 
 @bridge.emits_callback(service=ProbeService, operation=ProbeService.nothing, workflow_id=lambda _: "probe-nothing")
@@ -265,5 +290,5 @@ class ServiceCaller:
         return reply
 
 
-TARGETS = [ProbeWorkflow, SharedWorkflow, NothingWorkflow, FlakyWorkflow]
+TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow]
 CALLERS = [CallingWorkflow, NothingCaller, ServiceCaller]

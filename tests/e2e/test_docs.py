@@ -67,3 +67,14 @@ def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
     table = (ROOT / "docs" / "dependencies.md").read_text()
     rows = re.findall(r"^\| ([a-z][a-z-]+[^|]*) \|", table, flags=re.MULTILINE)
     assert {row.partition(" ")[0] for row in rows} == declared
+
+
+def test_every_ending_names_a_test_that_exists() -> None:
+    """The table of endings is a table of tests."""
+    page = (ROOT / "docs" / "endings.md").read_text()
+    rows = re.findall(r"`((?:e2e|handler|caller)/test_\w+\.py)` `(test_\w+)`", page)
+    cancels = [("e2e/test_cancel.py", name) for name in re.findall(r"\| `(test_\w+)` \|$", page, flags=re.MULTILINE)]
+    assert len(rows) > 20
+    assert len(cancels) == 4
+    for name, test in rows + cancels:
+        assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{name}: {test}"

@@ -99,8 +99,7 @@ async def test_calls_around_the_close_are_never_lost(world: World) -> None:
     calls = [await world.call(ask, LONG)]
     await world.until_started(ask)
     ending = asyncio.create_task(world.target(ask).signal("say", "around"))
-    for _ in range(20):
-        calls.append(await world.call(ask, LONG))
+    calls += [await world.call(ask, LONG) for _ in range(20)]
     await ending
     assert {(await each.result()).text for each in calls} == {"around"}
 

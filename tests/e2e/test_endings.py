@@ -1,0 +1,177 @@
+"""Every ending of a target reaches its caller, and every end of a caller stops its sender."""
+
+import asyncio
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import NexusOperationError, TerminatedError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.service import RPCError
+
+from scripts.temporal_server import Server
+from tests.helpers import assert_eventually
+from tests.workflows import Ask, CallPlan, Reply
+from tests.world import World, events, running_world
+
+LONG = CallPlan(first_lease=600)
+
+
+async def reset(client: Client, handle: WorkflowHandle[Any, Any], event_id: int) -> str:
+    """Reset to the workflow task that ended with *event_id*; returns the new run's id."""
+    described = await handle.describe()
+    response = await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=described.run_id),
+            reason="test",
+            workflow_task_finish_event_id=event_id,
+            request_id=str(uuid.uuid4()),
+        )
+    )
+    return response.run_id
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause.cause
+
+
+async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) -> None:
+    """No code of the worker ran; the closing event tells by whom and why."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+    await (await world.until_started(ask)).terminate(reason="out of paper")
+    error = await failure_of(handle)
+    assert isinstance(error, TerminatedError)
+    assert "out of paper" in error.message
+    assert "operation terminated by " in error.message
+    assert world.receiver.requests == []
+
+
+async def test_a_target_that_timed_out_is_found_by_the_next_renewal(world: World) -> None:
+    """Bounded by its caller's deadline, ended by its own timer."""
+    ask = Ask(key=world.key())
+    handle = await world.call(
+        ask, CallPlan(first_lease=1, renewal=1, operation="shared", start_to_close=2, deadline=60)
+    )
+    error = await failure_of(handle)
+    assert isinstance(error, TemporalTimeoutError)
+    assert error.type is TimeoutType.START_TO_CLOSE
+
+
+async def test_a_target_that_is_reset_tells_the_new_runs_outcome_once(world: World) -> None:
+    """The memo goes with the reset; the old run's end is no ending."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+
+    async def first_task_done() -> None:
+        assert "WORKFLOW_TASK_COMPLETED" in await events(target)
+
+    await assert_eventually(first_task_done)
+    new_run = await reset(world.handler_client, target, 4)
+    await target.signal("say", "after the reset")
+    assert await handle.result() == Reply("after the reset")
+    assert world.receiver.statuses == [200]
+    closing = (await handle.fetch_history()).events[6].activity_task_completed_event_attributes
+    assert new_run in closing.identity
+
+
+@pytest.mark.parametrize("moment", ["with its call", "before its call"])
+async def test_a_caller_that_is_reset_gets_the_outcome_of_the_same_target(world: World, moment: str) -> None:
+    """The same activity lives on in the new run; or the new run's call attaches to the target of the first."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    await handle.signal("anything")
+
+    async def second_task_done() -> None:
+        assert (await events(handle)).count("WORKFLOW_TASK_COMPLETED") == 2
+
+    await assert_eventually(second_task_done)
+    names = await events(handle)
+    completed = [index + 1 for index, name in enumerate(names) if name == "WORKFLOW_TASK_COMPLETED"]
+    new_run = await reset(world.caller_client, handle, completed[1] if moment == "with its call" else completed[0])
+    again = world.caller_client.get_workflow_handle(handle.id, run_id=new_run, result_type=Reply)
+    if moment == "before its call":
+
+        async def attached() -> None:
+            assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+        await assert_eventually(attached)
+    await target.signal("say", "the same target")
+    assert await again.result() == Reply("the same target")
+    runs = [run async for run in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
+    assert len(runs) == 1
+    assert 200 in world.receiver.statuses
+
+
+@pytest.mark.parametrize("end", ["terminated", "deleted"])
+async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) -> None:
+    """410, or 404 where nothing of it is left; the target closes as it would, and nothing is handed over."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    await handle.terminate()
+    if end == "deleted":
+        await world.caller_client.workflow_service.delete_workflow_execution(
+            DeleteWorkflowExecutionRequest(
+                namespace=world.caller_client.namespace,
+                workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=handle.first_execution_run_id or ""),
+            )
+        )
+
+        async def deleted() -> None:
+            try:
+                await handle.describe()
+            except RPCError:
+                return
+            message = "still there"
+            raise AssertionError(message)
+
+        await assert_eventually(deleted, within=50)
+    await target.signal("say", "to nobody")
+    assert await target.result() == {"text": "to nobody", "blob": ""}
+    assert world.receiver.statuses == [410 if end == "terminated" else 404]
+    assert "START_CHILD_WORKFLOW_EXECUTION_INITIATED" not in await events(target)
+
+
+async def test_what_was_announced_stands_when_the_target_is_terminated_just_after(server: Server) -> None:
+    """The caller has its result; the sweep's later "terminated" is a conflict, counted and dropped."""
+
+    def prepare(world: World) -> None:
+        world.delivery_budget = timedelta(seconds=60)
+        world.override_handler_settings(world.handler_settings.model_copy(update={"sweep_interval_s": 0.5}))
+
+    async with running_world(server, prepare=prepare) as world:
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def keep_the_answer() -> None:
+            if not reached.is_set():
+                reached.set()
+                await go_on.wait()
+
+        world.receiver.after = keep_the_answer
+        await world.start_sweep()
+        ask = Ask(key=world.key(), text="announced")
+        handle = await world.call(ask, CallPlan(first_lease=600, after=600))
+        await asyncio.wait_for(reached.wait(), 20)
+        target = world.target(ask)
+        await target.terminate(reason="too late")
+        go_on.set()
+
+        async def contradicted() -> None:
+            assert 409 in world.receiver.statuses
+
+        await assert_eventually(contradicted)
+        assert (await target.describe()).status == WorkflowExecutionStatus.TERMINATED
+        completed = (await handle.fetch_history()).events[6].activity_task_completed_event_attributes
+        assert ":succeeded " in completed.identity
+        await handle.terminate()
