@@ -14,6 +14,7 @@ from temporalio.api.workflowservice.v1 import PollActivityTaskQueueRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
 from temporalio.worker import Worker
+from temporalio.workflow import NexusOperationCancellationType
 
 from bridge.keys import new_key
 from bridge.payloads import MAX_PAYLOAD_BYTES
@@ -85,7 +86,6 @@ def state(text: str) -> Spoil:
     ("spoil", "status", "kind", "says"),
     [
         pytest.param(without("Nexus-Operation-State"), 400, "BAD_REQUEST", "Operation-State", id="no state"),
-        pytest.param(state("running"), 400, "BAD_REQUEST", "Operation-State", id="no final state"),
         pytest.param(state("Succeeded"), 400, "BAD_REQUEST", "Operation-State", id="unknown state"),
         pytest.param(state("failed"), 400, "BAD_REQUEST", "not a temporal failure", id="a result as a failure"),
         pytest.param(header("Content-Encoding", "gzip"), 400, "BAD_REQUEST", "Content-Encoding", id="compressed"),
@@ -247,7 +247,8 @@ async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> N
 @pytest.mark.parametrize("way", ["terminated", "timed out", "canceled"])
 async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
     """Status for old servers, body type for new ones: both stop."""
-    call = await waiting_call(stalled, CallPlan(first_lease=600, deadline=2) if way == "timed out" else LONG)
+    abandoning = CallPlan(first_lease=600, deadline=3600, cancellation=int(NexusOperationCancellationType.ABANDON))
+    call = await waiting_call(stalled, CallPlan(first_lease=600, deadline=2) if way == "timed out" else abandoning)
     match way:
         case "terminated":
             await call.handle.terminate()
@@ -258,6 +259,18 @@ async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
     with pytest.raises(WorkflowFailureError):
         await call.handle.result()
     answer = await send(call.message(), call.signer())
+    assert (answer.status, answer.type) == (410, "NOT_FOUND")
+
+
+async def test_a_question_is_answered_and_completes_nothing(stalled: World) -> None:
+    """State "running" asks whether anybody waits: 200 while somebody does, 410 afterwards, and proofs as for all."""
+    call = await waiting_call(stalled)
+    question = {"state": "running", "body": b""}
+    assert (await send(call.message(**question), call.signer())).status == 200
+    await call.assert_pending()
+    assert (await send(call.message(**question), MessageSigner(stalled.keys.start))).status == 401
+    await call.handle.terminate()
+    answer = await send(call.message(**question), call.signer())
     assert (answer.status, answer.type) == (410, "NOT_FOUND")
 
 
