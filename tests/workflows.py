@@ -271,6 +271,27 @@ class CallingWorkflow:
 
 
 @workflow.defn
+class LeavingCaller:
+    """Continues as new while it waits, and calls again in its second run."""
+
+    def __init__(self) -> None:
+        self._leaves = False
+
+    @workflow.signal
+    def leave(self) -> None:
+        self._leaves = True
+
+    @workflow.run
+    async def run(self, ask: Ask, is_second: bool) -> Reply:
+        client = bridge.create_client(service=ProbeService, endpoint="payments", first_lease=timedelta(seconds=600))
+        call: bridge.OperationHandle[Reply] = await client.start_operation(ProbeService.probe, ask)
+        if not is_second:
+            await workflow.wait_condition(lambda: self._leaves)
+            workflow.continue_as_new(args=[ask, True])
+        return await call
+
+
+@workflow.defn
 class NothingCaller:
     @workflow.run
     async def run(self) -> str:
@@ -291,4 +312,4 @@ class ServiceCaller:
 
 
 TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow]
-CALLERS = [CallingWorkflow, NothingCaller, ServiceCaller]
+CALLERS = [CallingWorkflow, LeavingCaller, NothingCaller, ServiceCaller]

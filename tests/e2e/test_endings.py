@@ -15,7 +15,7 @@ from temporalio.service import RPCError
 
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallPlan, Reply
+from tests.workflows import Ask, CallPlan, LeavingCaller, Reply
 from tests.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
@@ -111,6 +111,28 @@ async def test_a_caller_that_is_reset_gets_the_outcome_of_the_same_target(world:
     runs = [run async for run in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
     assert len(runs) == 1
     assert 200 in world.receiver.statuses
+
+
+async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_again(world: World) -> None:
+    """The first run's callback is answered 410; the second run's call has attached to the same target."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.caller_client.start_workflow(
+        LeavingCaller.run, args=[ask, False], id=f"leaving-{ask.key}", task_queue=world.order_queue
+    )
+    target = await world.until_started(ask)
+    await handle.signal(LeavingCaller.leave)
+
+    async def attached() -> None:
+        assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+    await assert_eventually(attached)
+    await target.signal("say", "to the second run")
+    assert await handle.result() == Reply("to the second run")
+
+    async def told() -> None:
+        assert sorted(world.receiver.statuses) == [200, 410]
+
+    await assert_eventually(told)
 
 
 @pytest.mark.parametrize("end", ["terminated", "deleted"])
