@@ -23,7 +23,7 @@ from handler.plugin import HandlerPlugin
 from handler.service import create_service
 from handler.settings import HandlerSettings
 from handler.starter import Starter
-from handler.sweep_plan import start_sweep
+from handler.sweep import start_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,11 +1,13 @@
-"""The command line for operators of the handler: `deliveries list`, `show` and `redeliver`."""
+"""The command line for operators of the handler: `deliveries list`, `show` and `redeliver`, as lines or as JSON."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio.service import RPCError
@@ -13,8 +15,7 @@ from temporalio.service import RPCError
 from bridge import command
 from bridge.command import CommandError
 from bridge.settings import CONFIG_VARIABLE, SettingsError, load
-from handler.console import Deliveries
-from handler.reports import DeliveryState, details, plain, table, to_json
+from handler.reports import Deliveries, DeliveryReport, DeliveryState, plain
 from handler.settings import HandlerSettings
 
 _OPEN = (DeliveryState.RUNNING, DeliveryState.FAILED)
@@ -82,7 +83,7 @@ async def _redeliver(arguments: argparse.Namespace) -> None:
     if bool(arguments.ids) == arguments.failed:
         message = "name the deliveries to run again, or say --failed"
         raise SettingsError(message)
-    told: list[dict[str, Any]] = []
+    told: list[dict[str, str | None]] = []
     async with _connected() as deliveries:
         failed = await deliveries.read_all([DeliveryState.FAILED]) if arguments.failed else []
         for each in dict.fromkeys(arguments.ids or (report.id for report in failed)):
@@ -94,7 +95,49 @@ async def _redeliver(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(to_json(told))
     else:
-        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in told if each["error"] is None]
+        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in told if each["run_id"]]
         print("\n".join(again) or "nothing was run again")
-    if errors := [each["error"] for each in told if each["error"] is not None]:
+    if errors := [each["error"] for each in told if each["error"]]:
         raise CommandError("\n".join(errors))
+
+
+def to_json(told: Any) -> str:
+    """*told* is made of JSON values, times and reports."""
+    return json.dumps(told, default=lambda each: each.isoformat() if isinstance(each, datetime) else asdict(each))
+
+
+def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
+    """One line each, below a heading."""
+    rows = [("DELIVERY", "STATE", "ATTEMPTS", "NEXT TRY", "TARGET", "CALLER", "AGE", "LAST ERROR")]
+    for each in reports:
+        is_trying = each.attempts > 0 and each.closed is None
+        next_try = _distance(each.next_try, now) if each.next_try else "now" if is_trying else "-"
+        target = f"{plain(each.target_workflow_id)} / {each.target_run_id}" if each.target_workflow_id else "?"
+        age = _span(now - (each.outcome_time or each.started))
+        facts = (str(each.attempts), next_try, target, plain(each.caller or "?"), age, each.last_error or "-")
+        rows.append((each.id, each.state.value, *facts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def details(report: DeliveryReport, *, now: datetime) -> str:
+    """Everything, one field a line."""
+    lines = []
+    for name, value in (asdict(report) | {"state": report.state.value}).items():
+        text = "-" if value is None else plain(str(value))
+        if isinstance(value, datetime):
+            text = f"{value.isoformat(sep=' ', timespec='seconds')} ({_distance(value, now)})"
+        lines.append(f"{name.replace('_', ' '):<20}{text}")
+    return "\n".join(lines)
+
+
+def _distance(instant: datetime, now: datetime) -> str:
+    return f"in {_span(instant - now)}" if instant > now else f"{_span(now - instant)} ago"
+
+
+def _span(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

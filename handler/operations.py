@@ -65,20 +65,17 @@ class SyncOperations:
         executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
-        """Collect the operations of *services*: instances of classes decorated with `nexusrpc.handler.service_handler`.
-
-        Those that are plain functions run in *executor*, the others on the event loop.
+        """Collect the operations of *services*; those that are plain functions run in *executor*.
 
         Raises:
             ValueError: Something else is among them, or an operation is claimed twice, be it by one of *targets*.
         """
         try:
             self._handler = Handler(services, executor)
-        except (TypeError, RuntimeError) as error:
-            message = f"service handlers: {error}"
-            raise ValueError(message) from None
-        except KeyError as error:
-            message = f"service handlers: an instance of a mere contract, nothing carries out {error}"
+        except (TypeError, RuntimeError, KeyError) as error:
+            # A missing operation, because the instance is one of the contract and not of a handler.
+            reason = f"a mere contract, nothing carries out {error}" if isinstance(error, KeyError) else str(error)
+            message = f"service handlers: {reason}"
             raise ValueError(message) from None
         self._data_converter = data_converter
         self._clock = clock
@@ -97,16 +94,12 @@ class SyncOperations:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
         """
         timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
-        own = {
-            name: value
-            for name, value in request.headers.items()
-            if name not in RESERVED_HEADERS and not name.startswith(RESERVED_PREFIXES)
-        }
+        own = {name: each for name, each in request.headers.items() if not name.startswith(RESERVED_PREFIXES)}
         limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
         context = StartOperationContext(
             service=request.service,
             operation=request.operation,
-            headers=own,
+            headers={name: each for name, each in own.items() if name not in RESERVED_HEADERS},
             task_cancellation=cancellation,
             request_deadline=self._clock() + timeout,
             request_id=request.request_id,
@@ -129,24 +122,18 @@ class SyncOperations:
             if not isinstance(result, StartOperationResultSync):
                 message = "an operation that goes on after its start has to be a workflow"
                 raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
-            [encoded] = await self._data_converter.encode([result.value])
-            outcome = Outcome.succeeded(encoded)
+            outcome = Outcome.succeeded((await self._data_converter.encode([result.value]))[0])
         finally:
-            # For a thread that may still be at it.
-            cancellation.cancel("the request is over")
+            cancellation.cancel()
         # Read back, because a link that cannot be read is left out.
         links = decode_links([encode_links(context.outbound_links)])
         return Finished(outcome=outcome.fitted(), target=None, links=links)
 
     async def _unsuccessful(self, error: OperationError) -> Outcome:
-        is_canceled = error.state is OperationErrorState.CANCELED
-        told = (
-            CancelledError(error.message)
-            if is_canceled
-            else ApplicationError(error.message, type="OperationError", non_retryable=True)
-        )
+        is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
+        final = ApplicationError(error.message, type="OperationError", non_retryable=True)
+        told = CancelledError(error.message) if is_canceled else final
         told.__cause__ = error.__cause__
-        failure = Failure()
         await self._data_converter.encode_failure(told, failure)
         return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
 
@@ -168,14 +155,12 @@ class _Input:
 
 
 class _Cancellation(OperationTaskCancellation):
-    """Set when nobody waits for the answer any more."""
+    """Tells a thread that is still at it that the request is over."""
 
     def __init__(self) -> None:
         self._in_threads, self._in_loop = threading.Event(), asyncio.Event()
-        self._reason: str | None = None
 
-    def cancel(self, reason: str) -> None:
-        self._reason = reason
+    def cancel(self) -> None:
         self._in_threads.set()
         self._in_loop.set()
 
@@ -183,7 +168,7 @@ class _Cancellation(OperationTaskCancellation):
         return self._in_threads.is_set()
 
     def cancellation_reason(self) -> str | None:
-        return self._reason
+        return "the request is over" if self.is_cancelled() else None
 
     def wait_until_cancelled_sync(self, timeout: float | None = None) -> bool:
         return self._in_threads.wait(timeout)
@@ -193,15 +178,10 @@ class _Cancellation(OperationTaskCancellation):
 
 
 def _translated(error: ApplicationError | WorkflowAlreadyStartedError | RPCError) -> HandlerError:
-    match error:
-        case RPCError():
-            # Its text may quote anything; an application's is written to be read elsewhere.
-            message = f"the operation's own call of Temporal failed: {error.status.name}"
-            kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
-            return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)
-        case ApplicationError():
-            return HandlerError(
-                error.message, type=HandlerErrorType.INTERNAL, retryable_override=not error.non_retryable
-            )
-        case _:
-            return HandlerError(error.message, type=HandlerErrorType.INTERNAL, retryable_override=False)
+    if isinstance(error, RPCError):
+        # Its text may quote anything; an application's is written to be read elsewhere.
+        message = f"the operation's own call of Temporal failed: {error.status.name}"
+        kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
+        return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)
+    is_retryable = isinstance(error, ApplicationError) and not error.non_retryable
+    return HandlerError(error.message, type=HandlerErrorType.INTERNAL, retryable_override=is_retryable)

@@ -35,7 +35,7 @@ from handler.plugin import HandlerPlugin
 from handler.service import create_service
 from handler.settings import HandlerSettings
 from handler.starter import Starter
-from handler.sweep_plan import start_sweep
+from handler.sweep import start_sweep
 from scripts.temporal_server import Server, free_ports
 from tests.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
 from tests.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply

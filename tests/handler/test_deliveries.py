@@ -15,9 +15,9 @@ from temporalio.client import Client, WorkflowHandle
 
 from bridge.command import CommandError
 from handler.calls import Delivery
-from handler.console import Deliveries
+from handler.command import details, table, to_json
 from handler.deliveries import DELIVERY_WORKFLOW
-from handler.reports import DeliveryReport, DeliveryState, details, plain, table, to_json
+from handler.reports import Deliveries, DeliveryReport, DeliveryState, plain
 from scripts.stack import ROOT
 from scripts.temporal_server import Server
 from tests.codec import Scrambler

@@ -27,8 +27,7 @@ import bridge
 import handler.sweep
 from bridge.operations import Target, Targets
 from handler.outcomes import read_outcome
-from handler.sweep_plan import sweep_query
-from handler.sweeps import SweepPlace, milliseconds
+from handler.sweeps import SweepPlace, milliseconds, sweep_query
 from scripts.temporal_server import Server
 from tests.codec import Scrambler
 from tests.helpers import assert_eventually
@@ -535,9 +534,9 @@ def test_the_query_asks_only_for_what_nobody_else_tells() -> None:
     targets = list(Targets([ProbeWorkflow, FlakyWorkflow]))
     query = sweep_query(targets, "queue")
     assert query == (
-        "(TaskQueue = 'queue' AND WorkflowType IN ('FlakyWorkflow') "
+        "(TaskQueue = 'queue' AND WorkflowType = 'FlakyWorkflow' "
         "AND ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut')) OR "
-        "(TaskQueue = 'queue' AND WorkflowType IN ('ProbeWorkflow') "
+        "(TaskQueue = 'queue' AND WorkflowType = 'ProbeWorkflow' "
         "AND ExecutionStatus IN ('Terminated', 'TimedOut'))"
     )
     assert sweep_query(reversed(targets), "queue") == query
