@@ -33,7 +33,18 @@ class DestinationRefusedError(BridgeError):
     """The address of an outgoing request is not allowed. Trying again changes nothing."""
 
 
-class OutcomeUnknownError(HandlerError):
+class ToldHandlerError(HandlerError):
+    """A peer's own word that a request failed: a HandlerError in the body, not a proxy's bare status."""
+
+
+class WaitOverError(ToldHandlerError):
+    """A receiver of ours says that nobody waits (any more)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, type=HandlerErrorType.NOT_FOUND)
+
+
+class OutcomeUnknownError(ToldHandlerError):
     """The handler cannot know any more how the operation ended, and will not start it again."""
 
     def __init__(self, message: str) -> None:

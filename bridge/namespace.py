@@ -1,8 +1,10 @@
-"""Our own namespace as a service sees it: whether it can be reached, and how long it keeps closed runs."""
+"""Our own namespace as a service sees it: whether it can be reached, how long it keeps closed runs, which are open."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
@@ -43,3 +45,11 @@ class Namespace:
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
         return described.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+def is_open(info: WorkflowExecutionInfo) -> bool:
+    """Whether a run has not closed. A paused one, which newer servers know, goes on one day."""
+    return info.status in {
+        WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
+        WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
+    }

@@ -6,6 +6,9 @@ from temporalio import workflow
 
 PROGRESS_QUERY = "bridge.progress"
 
+MAX_PROGRESS_BYTES = 16 * 1024
+"""Encoded. What is larger is not carried: it rides on every later heartbeat of the caller."""
+
 
 def report_progress(details: Any) -> None:
     """Tell where the target stands. The answer to the next renewal carries the latest *details*.

@@ -14,7 +14,13 @@ from urllib.parse import quote
 
 from nexusrpc import HandlerError, HandlerErrorType
 
-from bridge.errors import OutcomeUnknownError, RemoteProtocolError, UnavailableError
+from bridge.errors import (
+    OutcomeUnknownError,
+    RemoteProtocolError,
+    ToldHandlerError,
+    UnavailableError,
+    WaitOverError,
+)
 from bridge.failures import HANDLER_ERROR_TYPE, WireFailure, parse_failure
 from bridge.payloads import CONTENT_TYPE, JSON
 
@@ -37,7 +43,15 @@ ATTEMPT = "Bridge-Attempt"
 MAX_NEXUS_HEADER_BYTES = 4096
 MAX_OPERATION_TOKEN = 4096
 
-_OUTCOME_UNKNOWN = {"bridge": "outcome-unknown"}
+_MARK = "bridge"
+_MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
+    "outcome-unknown": OutcomeUnknownError,
+    "wait-over": WaitOverError,
+}
+"""Errors of ours that no proxy can be mistaken for, by the mark in their metadata."""
+
+_SECRET = re.compile(r"\S*(?:://|%3A%2F%2F|callback=|sig=|sig%3D)\S*", re.IGNORECASE)
+"""What may be a callback URL in somebody else's error text: gateways like to quote the request."""
 
 _STATUSES: dict[HandlerErrorType, int] = {
     HandlerErrorType.BAD_REQUEST: 400,
@@ -139,8 +153,9 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     if isinstance(error, UnavailableError):
         headers[RETRY_AFTER] = str(max(1, round(error.retry_after.total_seconds())))
     metadata = {"type": HANDLER_ERROR_TYPE}
-    if isinstance(error, OutcomeUnknownError):
-        metadata |= _OUTCOME_UNKNOWN
+    for mark, marked in _MARKED.items():
+        if isinstance(error, marked):
+            metadata[_MARK] = mark
     return (
         _STATUSES[kind],
         headers,
@@ -158,22 +173,24 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
     except RemoteProtocolError:
         failure = None
     kind: HandlerErrorType | None = _TYPES.get(status)
+    error_class: type[HandlerError] = HandlerError
     override = {"true": True, "false": False}.get(headers.get(REQUEST_RETRYABLE, "").lower())
     message = f"unexpected answer with status {status}" if kind is None else f"answered with status {status}"
     if failure is not None:
-        message = failure.message[:1000] or message
+        message = _SECRET.sub("…", failure.message[:1000]) or message
         if failure.kind == HANDLER_ERROR_TYPE and isinstance(failure.details, dict):
             told = failure.details.get("type")
             kind = HandlerErrorType.__members__.get(told, kind) if isinstance(told, str) else kind
             retryable = failure.details.get("retryableOverride")
             override = retryable if isinstance(retryable, bool) else override
-            if _OUTCOME_UNKNOWN.items() <= failure.metadata.items():
-                return OutcomeUnknownError(message)
+            if marked := _MARKED.get(failure.metadata.get(_MARK, "")):
+                return marked(message)
+            error_class = ToldHandlerError
     if kind is None:
         kind = HandlerErrorType.UNKNOWN
     # A default that is merely written out is no override: native Nexus shows none either.
-    bare = HandlerError(message, type=kind)
-    return bare if override in {None, bare.retryable} else HandlerError(message, type=kind, retryable_override=override)
+    bare = error_class(message, type=kind)
+    return bare if override in {None, bare.retryable} else error_class(message, type=kind, retryable_override=override)
 
 
 def require_state(text: str | None) -> OperationState:

@@ -317,6 +317,9 @@ def _reason(error: exceptions.ActivityError) -> BaseException:
             return cause.cause or cause
         case exceptions.CancelledError():
             return cause
+        case exceptions.ApplicationError() if error.retry_state is not exceptions.RetryState.TIMEOUT:
+            # Our activities end so only where the worker could not run them: no outcome, and no timeout either.
+            return cause
         case _:
             # Every other attempt is retried until the deadline, so whatever the last one said, time has run out.
             timeout = exceptions.TimeoutError(

@@ -34,6 +34,7 @@ from bridge.calls import (
 from bridge.errors import OutcomeUnknownError, bad_request
 from bridge.links import WorkflowRef
 from bridge.payloads import MAX_PAYLOAD_BYTES
+from bridge.progress import MAX_PROGRESS_BYTES
 from bridge.starts import Finished, Running, StartRequest
 from caller.callbacks import CallbackUrls, WaitingAttempt
 from caller.completion import Completer, Wait
@@ -101,7 +102,7 @@ class OperationActivities:
                 await self._completer.complete(wait, answer.outcome.fitted(), answer.target)
             case Running():
                 now = self._clock()
-                until = call.close_deadline(now if known is None else known.started)
+                until = call.close_deadline(now if known is None else known.started or call.scheduled_time)
                 if now >= until:
                     _fail(_timed_out(TimeoutType.START_TO_CLOSE))
                 told = Known.from_answer(answer, started=now) if known is None else None
@@ -190,6 +191,11 @@ class OperationActivities:
             if now >= call.start_deadline:
                 _fail(_timed_out(TimeoutType.SCHEDULE_TO_START))
             delay = min(filter(None, (delay, call.start_deadline - now)))
+        if known is not None and call.start_to_close_ms is not None:
+            until = call.close_deadline(known.started or call.scheduled_time)
+            if now >= until:
+                _fail(_timed_out(TimeoutType.START_TO_CLOSE))
+            delay = min(filter(None, (delay, until - now)))
         if delay is None:
             activity.raise_complete_async()
         raise ApplicationError(
@@ -221,12 +227,24 @@ class OperationActivities:
                     namespace=self._client.namespace,
                     task_token=task_token,
                     identity=self._client.identity,
-                    details=Payloads(payloads=[*details, progress] if progress is not None else details),
-                )
+                    details=Payloads(payloads=[*details, *await self._readable(progress)]),
+                ),
+                retry=True,
             )
         except RPCError:
             # Completed meanwhile, most often. Losing the details loses nothing else.
             return
+
+    async def _readable(self, progress: Payload | None) -> list[Payload]:
+        """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
+        if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
+            return []
+        try:
+            await self._client.data_converter.decode([progress])
+        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
+            _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
+            return []
+        return [progress]
 
 
 def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:

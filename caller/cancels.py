@@ -7,7 +7,6 @@ ends when the call has ended, and never sends a start.
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
@@ -22,6 +21,7 @@ from bridge.calls import (
     unreached_delay,
 )
 from bridge.cancels import CancelRequest
+from bridge.errors import ToldHandlerError
 from caller.activities import HANDLER_NOT_REACHED
 from caller.endpoints import Endpoints, NotStartedError
 from caller.known import Known
@@ -65,7 +65,8 @@ class CancelActivities:
         try:
             await self._endpoints.cancel(call.endpoint, request, remaining=max(remaining, _LOOK_AGAIN))
         except NotStartedError as error:
-            if isinstance(error.reason, HandlerError) and not error.reason.retryable:
+            # The operation is known to run: only the handler's own word ends the asking, no proxy's and no bad key's.
+            if isinstance(error.reason, ToldHandlerError) and not error.reason.retryable:
                 raise ApplicationError(
                     UNSUCCESSFUL_MESSAGE, type=OPERATION_UNSUCCESSFUL, non_retryable=True
                 ) from error.reason.with_traceback(None)
@@ -91,6 +92,6 @@ class CancelActivities:
         )
         for pending in described.pending_activities:
             if pending.activity_id == request_id:
-                details = await self._client.data_converter.decode(pending.heartbeat_details.payloads)
+                details = await self._client.data_converter.decode(pending.heartbeat_details.payloads[:1])
                 return True, Known.from_details(details)
         return False, None

@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import Enum
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
-from temporalio.api.enums.v1 import EventType, PendingActivityState, WorkflowExecutionStatus
+from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
@@ -32,6 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.calls import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
 from bridge.links import WorkflowRef
+from bridge.namespace import is_open
 from bridge.outcomes import Outcome
 
 BUDGET = timedelta(seconds=6)
@@ -204,8 +205,8 @@ class Completer:
             raise
         info = described.workflow_execution_info
         # A closed run still lists the activities that were open when it closed; nothing waits there any more.
-        is_open = info.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
-        pending = (each for each in described.pending_activities if is_open and each.activity_id == wait.request_id)
+        activities = described.pending_activities if is_open(info) else ()
+        pending = (each for each in activities if each.activity_id == wait.request_id)
         return info.execution.run_id, next(pending, None)
 
     async def _nudge(self, wait: Wait, run_id: str, activity: PendingActivityInfo, outcome: Outcome) -> None:

@@ -20,12 +20,12 @@ class Known:
     target: str
     """For people: namespace, workflow and run."""
     link: str = ""
-    started_ms: int
-    """When the first 201 was seen, Unix time in milliseconds."""
+    started_ms: int = 0
+    """When the first 201 was seen, Unix time in milliseconds; 0 if an early release recorded the details."""
 
     @property
-    def started(self) -> datetime:
-        return datetime.fromtimestamp(self.started_ms / 1000, UTC)
+    def started(self) -> datetime | None:
+        return datetime.fromtimestamp(self.started_ms / 1000, UTC) if self.started_ms else None
 
     @classmethod
     def from_answer(cls, answer: Running, *, started: datetime) -> Self:
@@ -41,7 +41,10 @@ class Known:
         """Read decoded heartbeat details; None where nothing was recorded."""
         if not details or not isinstance(details[0], dict):
             return None
-        return cls(**{name: value for name, value in details[0].items() if name in cls.__dataclass_fields__})
+        names = cls.__dataclass_fields__
+        kept = {name: value for name, value in details[0].items() if name in names}
+        # Whatever is missing, that something was recorded proves a 201.
+        return cls(**{"operation_token": "", "target": "", **kept})
 
 
 def describe_target(target: WorkflowRef | None) -> str:

@@ -13,7 +13,7 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.completions import decode_completion
-from bridge.errors import UnavailableError, UntrustedError, bad_request, not_found
+from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.signatures import MessageKind, MessageVerifier
 from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
@@ -88,12 +88,12 @@ def _respond(result: CompletionAnswer) -> web.Response:
             raise HandlerError(message, type=HandlerErrorType.CONFLICT)
         case CompletionAnswer.OVER:
             # The body's type makes servers from 1.31 stop, the status older ones.
-            error = not_found("nobody waits for this outcome any more: timed out, canceled or closed")
+            error = WaitOverError("nobody waits for this outcome any more: timed out, canceled or closed")
             _, headers, body = encode_handler_error(error)
             return answer(GONE, headers, body)
         case CompletionAnswer.UNKNOWN:
             message = "no such call"
-            raise not_found(message)
+            raise WaitOverError(message)
         case CompletionAnswer.AGAIN_LATER:
             message = "not now, try again"
             raise UnavailableError(message)

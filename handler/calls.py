@@ -5,6 +5,7 @@ in histories. Imports only the standard library: workflow code uses them.
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 MEMO_KEY = "bridge"
 """Memo field of the call that started a run."""
@@ -56,7 +57,31 @@ class Delivery:
     close_time_ms: int
     """When the target's outcome was certain, Unix time in milliseconds."""
 
+    @classmethod
+    def of(
+        cls, call: CallMemo, *, state: str, workflow_id: str, run_id: str, start_time: datetime, close_time: datetime
+    ) -> "Delivery":
+        """Of a run's outcome to one of the calls that wait for it."""
+        return cls(
+            caller=call.caller,
+            request_id=call.request_id,
+            operation_token=call.operation_token,
+            callback_url=call.callback_url or "",
+            callback_headers=call.callback_headers,
+            deadline_ms=call.deadline_ms,
+            state=state,
+            workflow_id=workflow_id,
+            run_id=run_id,
+            start_time_ms=milliseconds(start_time),
+            close_time_ms=milliseconds(close_time),
+        )
+
     @property
     def workflow_id_of_delivery(self) -> str:
         """Id of the workflow that takes the delivery over: nothing is told twice by it."""
         return f"bridge-delivery-{self.request_id}-{self.run_id}"
+
+
+def milliseconds(instant: datetime) -> int:
+    """Unix time in milliseconds, the form of instants in histories."""
+    return int(instant.timestamp() * 1000)

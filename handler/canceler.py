@@ -5,8 +5,9 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import UntrustedError, not_found
+from bridge.namespace import is_open
 from bridge.tokens import OperationTokens
-from handler.runs import Runs, is_running
+from handler.runs import Runs
 from handler.starter import translated
 
 
@@ -34,7 +35,7 @@ class Canceler:
             raise not_found(message)
         try:
             run = await self._runs.describe(claims.wid)
-            if run is None or not is_running(run):
+            if run is None or not is_open(run):
                 return
             memo = await self._runs.memo(run)
             if memo is None or memo.caller != caller:

@@ -26,7 +26,7 @@ from temporalio.worker import (
 )
 
 from bridge.outcomes import too_large
-from handler.calls import ATTACH_SIGNAL, ATTACHED_MEMO_KEY, MEMO_KEY, CallMemo, Delivery
+from handler.calls import ATTACH_SIGNAL, ATTACHED_MEMO_KEY, MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.deliveries import (
     ATTEMPT_TIMEOUT,
     CANCEL_ORPHAN_ACTIVITY,
@@ -39,6 +39,11 @@ from handler.deliveries import (
 
 DELIVERY_BUDGET = timedelta(seconds=10)
 """How long a target stays open for its delivery; after that a workflow of its own carries on."""
+
+MAX_CALLS = 500
+"""Calls that one run tells: their records must fit one payload where they are carried over or watched."""
+MAX_DELIVERIES_AT_ONCE = 50
+MAX_BATCH_BYTES = 2 * 1024 * 1024
 
 _FAILURE_TYPE = b"temporal.api.failure.v1.Failure"
 
@@ -85,17 +90,17 @@ class _Inbound(WorkflowInboundInterceptor):
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
     def _attach(self, call: CallMemo) -> None:
-        # The first callback of a call counts: those of its renewals name the same wait.
-        self._calls.setdefault(call.request_id, call)
+        # The first callback of a call counts: those of its renewals name the same wait. Beyond the bound the renewals
+        # are what finds the outcome.
+        if len(self._calls) < MAX_CALLS:
+            self._calls.setdefault(call.request_id, call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
-        memo = workflow.info().raw_memo
-        if MEMO_KEY in memo:
-            self._attach(workflow.memo_value(MEMO_KEY, type_hint=CallMemo))
-        if ATTACHED_MEMO_KEY in memo:
-            for call in workflow.memo_value(ATTACHED_MEMO_KEY, type_hint=list[CallMemo]):
-                self._attach(call)
-        if any(call.on_orphaned == "cancel" for call in self._calls.values()):
+        own = _own_call()
+        for call in [*([own] if own is not None else []), *_carried_calls()]:
+            self._attach(call)
+        # Decided by the call that started the run: one that somebody else started is not ours to cancel.
+        if own is not None and own.on_orphaned == "cancel":
             # Held, or the loop might forget it; it ends with the run.
             self._watching = asyncio.create_task(self._cancel_when_orphaned())
         try:
@@ -155,7 +160,10 @@ class _Inbound(WorkflowInboundInterceptor):
         while untold := [call for request_id, call in self._calls.items() if request_id not in told_calls]:
             told_calls.update(call.request_id for call in untold)
             deliveries = [_delivery(call, state, close_time) for call in untold if call.callback_url is not None]
-            await _shielded([self._deliver(delivery, content) for delivery in deliveries])
+            # In batches: the commands of one task, each with its copy of the outcome, must fit one gRPC message.
+            size = max(1, min(MAX_DELIVERIES_AT_ONCE, MAX_BATCH_BYTES // max(content.ByteSize(), 1)))
+            for first in range(0, len(deliveries), size):
+                await _shielded([self._deliver(each, content) for each in deliveries[first : first + size]])
 
     async def _deliver(self, delivery: Delivery, content: Payload) -> None:
         try:
@@ -205,9 +213,12 @@ class _Outbound(WorkflowOutboundInterceptor):
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:  # noqa: A002
         """Carry the calls over. Without a memo in the command the server carries the old one, and with one nothing."""
         raw_memo = workflow.info().raw_memo
-        own = raw_memo.get(MEMO_KEY)
-        started_by = workflow.memo_value(MEMO_KEY, type_hint=CallMemo).request_id if own is not None else None
-        attached = [call for request_id, call in self._calls.items() if request_id != started_by]
+        own, own_call = raw_memo.get(MEMO_KEY), _own_call()
+        started_by = own_call.request_id if own_call is not None else None
+        now_ms = milliseconds(workflow.now())
+        attached = [
+            call for request_id, call in self._calls.items() if request_id != started_by and call.deadline_ms > now_ms
+        ]
         if input.memo is not None or attached:
             kept = {name: RawValue(value) for name, value in raw_memo.items()} if input.memo is None else input.memo
             ours: dict[str, Any] = {ATTACHED_MEMO_KEY: attached} if attached else {}
@@ -215,20 +226,37 @@ class _Outbound(WorkflowOutboundInterceptor):
         super().continue_as_new(input)
 
 
+def _own_call() -> CallMemo | None:
+    """The call that started this run; None if no call did, or the memo under our name is somebody else's."""
+    if MEMO_KEY not in workflow.info().raw_memo:
+        return None
+    try:
+        return workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
+    except Exception as error:  # noqa: BLE001 - whatever the converter raises on a foreign value
+        workflow.logger.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
+        return None
+
+
+def _carried_calls() -> list[CallMemo]:
+    """The calls that were attached to the runs before this one."""
+    if ATTACHED_MEMO_KEY not in workflow.info().raw_memo:
+        return []
+    try:
+        return workflow.memo_value(ATTACHED_MEMO_KEY, type_hint=list[CallMemo])
+    except Exception as error:  # noqa: BLE001 - as above
+        workflow.logger.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
+        return []
+
+
 def _delivery(call: CallMemo, state: str, close_time: datetime) -> Delivery:
     info = workflow.info()
-    return Delivery(
-        caller=call.caller,
-        request_id=call.request_id,
-        operation_token=call.operation_token,
-        callback_url=call.callback_url or "",
-        callback_headers=call.callback_headers,
-        deadline_ms=call.deadline_ms,
+    return Delivery.of(
+        call,
         state=state,
         workflow_id=info.workflow_id,
         run_id=info.run_id,
-        start_time_ms=_milliseconds(info.workflow_start_time),
-        close_time_ms=_milliseconds(close_time),
+        start_time=info.workflow_start_time,
+        close_time=close_time,
     )
 
 
@@ -269,7 +297,3 @@ def _failure_payload(failure: Failure, state: str) -> Payload:
         metadata={"encoding": b"binary/protobuf", "messageType": _FAILURE_TYPE},
         data=told.SerializeToString(deterministic=True),
     )
-
-
-def _milliseconds(instant: datetime) -> int:
-    return int(instant.timestamp() * 1000)

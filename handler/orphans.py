@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from bridge import wire
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, WaitOverError
 from handler.calls import CallMemo
 from handler.courier import Courier
 from handler.deliveries import CANCEL_ORPHAN_ACTIVITY, WATCH_CALLERS_ACTIVITY
@@ -62,12 +62,18 @@ class OrphanActivities:
 
     async def _waits(self, call: CallMemo) -> bool:
         """Whether *call* still waits. In doubt it does: only a receiver of ours can say no before the deadline."""
-        if self._clock().timestamp() * 1000 >= call.deadline_ms or call.callback_url is None:
+        if self._clock().timestamp() * 1000 >= call.deadline_ms:
             return False
+        if call.callback_url is None:
+            # Cannot be asked; it asks itself, until its deadline.
+            return True
         try:
             answer = await self._courier.post(
                 call.caller, call.callback_url, {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}, b"", more=()
             )
         except BridgeError:
             return True
-        return answer.status not in {404, 410}
+        if answer.status == 200:
+            return True
+        # Only a receiver's own marked word counts: a proxy's 404 during a deploy must not cancel a healthy target.
+        return not isinstance(wire.decode_handler_error(answer.status, answer.headers, answer.body), WaitOverError)

@@ -4,15 +4,15 @@ import logging
 from datetime import timedelta
 
 from temporalio.api.common.v1 import Payload, WorkflowExecution
-from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, QueryWorkflowRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.errors import UnavailableError
 from bridge.links import WorkflowRef
-from bridge.progress import PROGRESS_QUERY
+from bridge.progress import MAX_PROGRESS_BYTES, PROGRESS_QUERY
 from handler.calls import MEMO_KEY, CallMemo
 
 _QUERY_TIMEOUT = timedelta(seconds=1)
@@ -47,8 +47,15 @@ class Runs:
         payload = info.memo.fields.get(MEMO_KEY)
         if payload is None:
             return None
+        converter = self._client.data_converter
         try:
-            [memo] = await self._client.data_converter.decode([payload], [CallMemo])
+            [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
+        except Exception as error:  # noqa: BLE001 - whatever the codec raises: its keys may be away, and then we know nothing
+            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
+            message = "the handler cannot decode memos at the moment"
+            raise UnavailableError(message) from None
+        try:
+            [memo] = converter.payload_converter.from_payloads([decoded], [CallMemo])
         except Exception as error:  # noqa: BLE001 - a memo that somebody else wrote under our key
             _log.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
             return None
@@ -68,13 +75,9 @@ class Runs:
         except RPCError:
             # It reports nothing, or no worker is there to ask: the answer is as good without.
             return None
-        return answered.query_result.payloads[0] if answered.query_result.payloads else None
+        found = answered.query_result.payloads
+        return found[0] if found and found[0].ByteSize() <= MAX_PROGRESS_BYTES else None
 
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """The name of a run in our namespace."""
         return WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
-
-
-def is_running(info: WorkflowExecutionInfo) -> bool:
-    """Whether the run has not closed."""
-    return info.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING

@@ -28,12 +28,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.links import WorkflowRef, to_temporal_link
+from bridge.namespace import is_open
 from bridge.operations import Target
 from bridge.starts import Finished, Running, StartAnswer, StartRequest
 from bridge.tokens import OperationTokens
 from handler.calls import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.outcomes import read_outcome
-from handler.runs import Runs, is_running
+from handler.runs import Runs
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """How long we deliver to a caller that names no deadline."""
@@ -129,6 +130,11 @@ class Starter:
         converter = self._client.data_converter
         try:
             [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
+        except Exception as error:  # noqa: BLE001 - whatever the team's own codec raises: its keys may be away
+            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
+            message = "the handler cannot decode inputs at the moment"
+            raise UnavailableError(message) from None
+        try:
             [value] = converter.payload_converter.from_payloads([decoded], [target.input_type])
         except Exception as error:  # noqa: BLE001 - whatever the team's own converter raises on foreign bytes
             message = f"the input is not a {_name(target.input_type)} ({type(error).__name__})"
@@ -237,12 +243,16 @@ class Starter:
         """Answer by the run that holds the workflow id, if its memo shows that *caller* may know of it."""
         for _ in range(_LOOKS):
             holder = await self._runs.describe(identity.workflow_id)
+            if holder is None and not may_start:
+                message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
+                raise OutcomeUnknownError(message)
             if holder is None:
                 break
             memo = await self._runs.memo(holder)
             # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
             is_own = memo is not None and memo.caller == caller
-            if not is_own and not target.shared:
+            # So is the workflow type: two operations may lead to one id, and one's outcome is not the other's.
+            if holder.type.name != target.workflow_type or (not is_own and not target.shared):
                 message = "the workflow id that this input leads to is taken"
                 raise bad_request(message)
             is_same = is_own and memo is not None and memo.request_id == request.request_id
@@ -250,26 +260,23 @@ class Starter:
                 message = "this request id was used before with another input"
                 raise bad_request(message)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
-            if is_running(holder):
+            if is_open(holder):
                 call = self._memo(caller, request, identity, token=token, on_orphaned=target.on_orphaned)
                 if is_same or await self._attach(target, holder, identity, call):
                     return Running(operation_token=token, target=ref)
             elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:
                 return Finished(outcome=outcome.fitted(), target=ref)
             # It closed, or went on as another run, between two reads: look again.
-        if may_start:
-            message = "the run is changing, try again"
-            raise UnavailableError(message)
-        message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
-        raise OutcomeUnknownError(message)
+        message = "the run is changing, try again"
+        raise UnavailableError(message)
 
     async def _attach(self, target: Target, holder: WorkflowExecutionInfo, identity: _Identity, call: CallMemo) -> bool:
         """Have the run tell *call* too. False if it closed before it could promise that.
 
         Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
         """
-        if call.callback_url is None or not target.instrumented:
-            # Nobody to tell, or nobody to do it: renewals or the sweep find the outcome.
+        if not target.instrumented or (call.callback_url is None and target.on_orphaned == "keep"):
+            # Nobody to do it, or nobody to tell or to mind: renewals or the sweep find the outcome.
             return True
         try:
             await self._client.workflow_service.signal_workflow_execution(

@@ -27,12 +27,12 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.operations import Target
 from bridge.outcomes import Outcome, too_large
-from handler.calls import MEMO_KEY, CallMemo, Delivery
+from handler.calls import MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.deliveries import DELIVERY_WORKFLOW
 from handler.outcomes import read_outcome
 from handler.runs import Runs
 from handler.settings import HandlerSettings
-from handler.sweeps import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, milliseconds, sweep_query
+from handler.sweeps import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_query
 
 NEXT_SWEEP = "bridge.NextSweep"
 """Type of the error that ends every attempt; its message tells how it went."""
@@ -123,18 +123,13 @@ class SweepActivities:
         if content.ByteSize() > self._max_outcome_bytes:
             outcome = too_large(content.ByteSize(), self._max_outcome_bytes)
             content = await self._content(outcome)
-        delivery = Delivery(
-            caller=call.caller,
-            request_id=call.request_id,
-            operation_token=call.operation_token,
-            callback_url=call.callback_url,
-            callback_headers=call.callback_headers,
-            deadline_ms=call.deadline_ms,
+        delivery = Delivery.of(
+            call,
             state=outcome.state.value,
             workflow_id=run.id,
             run_id=run.run_id,
-            start_time_ms=milliseconds(run.start_time),
-            close_time_ms=milliseconds(run.close_time or run.start_time),
+            start_time=run.start_time,
+            close_time=run.close_time or run.start_time,
         )
         # Already started by an earlier sweep, or by the target itself: it is being told.
         with suppress(WorkflowAlreadyStartedError):

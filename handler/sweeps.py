@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from bridge.operations import Target
+from handler.calls import milliseconds
 
 SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
@@ -64,18 +66,26 @@ class SweepWorkflow:
 
     @workflow.run
     async def run(self, plan: SweepPlan) -> None:
-        await workflow.execute_activity(
-            SWEEP_ACTIVITY,
-            plan,
-            result_type=type(None),
-            # An attempt takes milliseconds, but after a long absence it may have much to do.
-            start_to_close_timeout=timedelta(hours=1),
-            # It tells its place after every page; one whose worker was killed is followed by another after this.
-            heartbeat_timeout=timedelta(seconds=30),
-            # For attempts that end without a word; the others name their own delay.
-            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
-            summary=f"every {plan.interval_s:g} s",
-        )
+        try:
+            await workflow.execute_activity(
+                SWEEP_ACTIVITY,
+                plan,
+                result_type=type(None),
+                # An attempt takes milliseconds, but after a long absence it may have much to do.
+                start_to_close_timeout=timedelta(hours=1),
+                # It tells its place after every page; one whose worker was killed is followed by another after this.
+                heartbeat_timeout=timedelta(seconds=30),
+                # For attempts that end without a word; the others name their own delay.
+                retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
+                summary=f"every {plan.interval_s:g} s",
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            # It cannot end by itself, but the worker ends it where its place cannot be decoded: go on from a little
+            # earlier. What was told by then is not told twice.
+            await workflow.sleep(WINDOW)
+            workflow.continue_as_new(replace(plan, since_ms=milliseconds(workflow.now() - timedelta(hours=1))))
 
 
 def sweep_query(targets: Iterable[Target], task_queue: str) -> str:
@@ -101,7 +111,3 @@ def _quoted(text: str) -> str:
         message = f"{text!r}: a target with a double quote, a backslash or a control character cannot be swept for"
         raise ValueError(message)
     return "'" + text.replace("'", "''") + "'"
-
-
-def milliseconds(instant: datetime) -> int:
-    return int(instant.timestamp() * 1000)

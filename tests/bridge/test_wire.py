@@ -455,3 +455,11 @@ def test_no_other_state_ends_an_operation(text: str | None) -> None:
     """Missing, running or misspelled: the peer broke the protocol."""
     with pytest.raises(RemoteProtocolError):
         require_state(text)
+
+
+def test_a_gateways_error_text_loses_the_url_it_quotes() -> None:
+    """What an error says stands in histories and logs; a callback URL must not."""
+    body = b'{"message": "Cannot POST /c/order?callback=https%3A%2F%2Fx%2Fcallbacks%2F1%3Fsig%3Dsecret now"}'
+    error = decode_handler_error(404, {"Content-Type": "application/json"}, body)
+    assert "secret" not in error.message
+    assert error.message.startswith("Cannot POST")

@@ -256,3 +256,39 @@ async def test_schedule_to_start_is_over_once_the_operation_has_started(world: W
     await world.until_attempt(handle, 4)
     await world.target(ask).signal("say", "long since started")
     assert (await handle.result()).text == "long since started"
+
+
+@pytest.mark.parametrize("code", [401, 404])
+async def test_a_proxys_refusal_does_not_lose_a_cancel(world: World, code: int) -> None:
+    """The operation is known to run: only the handler's own word ends the asking."""
+    refused: list[int] = []
+
+    async def refuse_once(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith("/cancel") and not refused:
+            refused.append(code)
+            return web.Response(status=code, text="default backend")
+        return None
+
+    handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
+    world.service.before = refuse_once
+    await handle.cancel()
+    assert isinstance(await operation_failure(handle), CancelledError)
+    await until_canceled(target)
+    assert refused == [code]
+
+
+async def test_start_to_close_is_kept_while_the_handler_is_away(world: World) -> None:
+    """Counted from the 201 that was seen, whoever can be reached afterwards."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=2, start_to_close=4, renewal=1))
+    await world.until_started(ask)
+
+    async def known() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads, "the 201 is not recorded yet"
+
+    await assert_eventually(known)
+    await world.service.stop()
+    error = await operation_failure(handle)
+    assert isinstance(error, TemporalTimeoutError)
+    assert error.type is TimeoutType.START_TO_CLOSE
+    await world.target(ask).terminate()

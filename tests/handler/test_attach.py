@@ -174,3 +174,15 @@ async def test_an_operation_may_bound_its_target_by_the_callers_deadline(world: 
     await assert_eventually(bounded)
     await target.terminate()
     await handle.terminate()
+
+
+async def test_a_large_outcome_is_told_to_many(world: World) -> None:
+    """In batches: together their commands would pass gRPC's limit, and fail the target's task for ever."""
+    ask = Ask(key=world.key(), behaviour="wait", size=1_500_000)
+    calls = [await world.call(ask, LONG)]
+    await world.until_started(ask)
+    calls += [await world.call(ask, LONG) for _ in range(3)]
+    await until_attached(world, ask, 3)
+    await world.target(ask).signal("say", "big")
+    assert [len((await each.result()).blob) for each in calls] == [1_500_000] * 4
+    assert world.receiver.statuses == [200] * 4

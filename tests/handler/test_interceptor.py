@@ -298,3 +298,12 @@ async def test_a_target_on_a_worker_without_the_interceptor_is_found_by_a_renewa
             handle = await world.call(Ask(key=world.key(), text="asked"), CallPlan(first_lease=1, renewal=1))
             assert await handle.result() == Reply("asked")
         assert world.receiver.requests == []
+
+
+async def test_a_foreign_memo_under_our_name_disturbs_no_workflow(world: World) -> None:
+    """Somebody's own `bridge` memo is not a call."""
+    ask = Ask(key=world.key(), text="own memo")
+    handle: WorkflowHandle[Any, Any] = await world.handler_client.start_workflow(
+        "ProbeWorkflow", ask, id=f"probe-{ask.key}", task_queue=world.payment_queue, memo={"bridge": {"mine": 1}}
+    )
+    assert (await handle.result())["text"] == "own memo"

@@ -90,7 +90,7 @@ async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> Non
     await until_status(target, WorkflowExecutionStatus.COMPLETED)
 
 
-@pytest.mark.parametrize("status", [400, 401, 500, 503])
+@pytest.mark.parametrize("status", [400, 401, 404, 410, 500, 503])
 async def test_in_doubt_somebody_waits(attentive: World, status: int) -> None:
     """A receiver that cannot say, or a peer that does not know the question, cancels nothing."""
     world = attentive

@@ -1,20 +1,22 @@
 """The handler service against bad input, strangers and repeats: each answer as documented, and nothing started."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
 
 from bridge.keys import new_key
 from bridge.signatures import MessageKind, MessageSigner
 from scripts.temporal_server import Server
+from tests.codec import Scrambler
 from tests.helpers import CALLER, assert_eventually, ring
 from tests.peer import Answered, Message, Spoil, send, start
 from tests.workflows import Ask
-from tests.world import World, running_world
+from tests.world import World, running_world, with_codec
 
 UNAUTHENTICATED = (
     b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},'
@@ -289,3 +291,33 @@ async def test_health_routes_tell_alive_and_ready(quiet: World) -> None:
         answer = await send(message, None)
         assert answer.status == 200
         assert "aiohttp" not in answer.headers["Server"]
+
+
+async def test_another_operations_run_under_the_same_id_is_not_answered_for(quiet: World) -> None:
+    """Two operations may lead to one workflow id; a refund is not paid by the payment's result."""
+    key = quiet.key()
+    await quiet.handler_client.start_workflow(
+        "AnotherWorkflow", Ask(key=key), id=f"shared-{key}", task_queue=quiet.payment_queue
+    )
+    answer = await send(start(quiet, {"key": key}, operation="shared"), signer(quiet))
+    assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+
+
+class _AwayCodec(Scrambler):
+    """Keys that cannot be had at the moment."""
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        message = "the key store is away"
+        raise OSError(message)
+
+
+async def test_a_codec_that_is_away_is_no_fault_of_the_caller(server: Server) -> None:
+    """503, so that the call is tried again; a final 400 would have failed it."""
+    async with running_world(
+        server,
+        without=("caller", "handler", "receiver"),
+        converters=(with_codec(Scrambler()), with_codec(_AwayCodec())),
+    ) as world:
+        answer = await send(start(world, {"key": world.key()}), signer(world))
+        assert (answer.status, answer.type) == (503, "UNAVAILABLE")
+        assert "key store" not in answer.message

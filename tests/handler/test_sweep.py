@@ -26,8 +26,9 @@ from temporalio.worker import Worker
 import bridge
 import handler.sweep
 from bridge.operations import Target, Targets
+from handler.calls import milliseconds
 from handler.outcomes import read_outcome
-from handler.sweeps import SweepPlace, milliseconds, sweep_query
+from handler.sweeps import SweepPlace, sweep_query
 from scripts.temporal_server import Server
 from tests.codec import Scrambler
 from tests.helpers import assert_eventually
