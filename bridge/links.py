@@ -47,9 +47,6 @@ class WorkflowRef:
         )
         return _link_conversion.workflow_event_to_nexus_link(event)
 
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.workflow_id}/{self.run_id}"
-
 
 def to_temporal_link(link: nexusrpc.Link) -> Link | None:
     """The SDK's reading of *link*, None where it cannot be read."""

@@ -40,7 +40,6 @@ SCHEDULED_TIME = "Bridge-Scheduled-Time"
 ATTEMPT = "Bridge-Attempt"
 """Ours, on a start: the attempt of the waiting activity; above 1 it is a renewal. Information only."""
 
-MAX_NEXUS_HEADER_BYTES = 4096
 MAX_OPERATION_TOKEN = 4096
 
 _MARK = "bridge"

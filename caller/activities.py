@@ -103,7 +103,7 @@ class OperationActivities:
             case Running():
                 now = self._clock()
                 until = call.close_deadline(now if known is None else known.started or call.scheduled_time)
-                if now >= until:
+                if until <= now < call.deadline:
                     _fail(_timed_out(TimeoutType.START_TO_CLOSE))
                 told = Known.from_answer(answer, started=now) if known is None else None
                 if info.attempt == 1:
@@ -193,7 +193,7 @@ class OperationActivities:
             delay = min(filter(None, (delay, call.start_deadline - now)))
         if known is not None and call.start_to_close_ms is not None:
             until = call.close_deadline(known.started or call.scheduled_time)
-            if now >= until:
+            if until <= now < call.deadline:
                 _fail(_timed_out(TimeoutType.START_TO_CLOSE))
             delay = min(filter(None, (delay, until - now)))
         if delay is None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import nexusrpc
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
@@ -166,7 +167,8 @@ class MindedWorkflow:
     @workflow.signal
     def say(self, text: str) -> None:
         self._said.append(text)
-        bridge.report_progress({"said": text})
+        unreadable = RawValue(Payload(metadata={"encoding": b"made/up"}, data=b"x"))
+        bridge.report_progress(unreadable if text == "unreadable" else {"said": text})
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:

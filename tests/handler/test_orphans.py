@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 
+from bridge.namespace import is_open
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
 from tests.workflows import Ask, CallPlan, Reply
@@ -141,3 +143,21 @@ async def test_progress_is_shown_beside_the_pending_activity(world: World) -> No
     assert await events(handle) == before
     await target.signal("say", "done")
     assert await handle.result() == Reply("done")
+
+
+async def test_progress_that_the_caller_cannot_read_ends_no_call(world: World) -> None:
+    """The worker fails an activity for good whose details it cannot decode: such progress is left out."""
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, operation="minded"))
+    target = minded(world, ask)
+    await world.until_attempt(handle, 2)
+    await target.signal("say", "unreadable")
+    await world.until_attempt(handle, 5)
+    assert len((await world.pending(handle)).heartbeat_details.payloads) == 1
+    await target.signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+def test_a_paused_run_is_open() -> None:
+    """Newer servers know that status; such a run is not taken for closed."""
+    assert [number for number in range(9) if is_open(WorkflowExecutionInfo(status=number))] == [1, 8]  # type: ignore[arg-type] # the enum's numbers
