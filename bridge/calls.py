@@ -7,12 +7,16 @@ standard library, because workflow code imports it.
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 START_OPERATION_ACTIVITY = "bridge.start_operation"
 """Activity type of the waiting activity. Recorded in histories: never rename."""
 
 CANCEL_OPERATION_ACTIVITY = "bridge.cancel_operation"
 """Activity type that asks the handler to cancel. Recorded in histories: never rename."""
+
+Transport = Literal["callback", "wait", "poll", "nexus"]
+"""How one call travels; contract, handler and errors are the same for all."""
 
 OPERATION_UNSUCCESSFUL = "bridge.OperationUnsuccessful"
 """Error type of the non-retryable wrapper around every failed outcome of the waiting activity.
@@ -29,6 +33,9 @@ DEADLINE_MARGIN = timedelta(seconds=5)
 
 LAST_RENEWAL = timedelta(seconds=10)
 """With less time left than this, an attempt waits for the callback instead of asking again."""
+
+LAST_POLL = timedelta(seconds=1)
+"""A poll is due at least this long before the deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ class OperationCall:
     """How long after `scheduled_time_ms` the handler must have taken the operation on."""
     start_to_close_ms: int | None = None
     """How long after it was taken on the operation may run."""
+    transport: Transport | None = None
+    """Never "nexus"; None leaves it to the endpoint's settings."""
 
     @property
     def scheduled_time(self) -> datetime:
@@ -119,6 +128,15 @@ def renewal_delay(
         step = min(step * call.renewal_coefficient, maximum)
     room = remaining - DEADLINE_MARGIN if until is None else min(remaining - DEADLINE_MARGIN, until - now)
     return min(step * (1 + 0.1 * jitter), room)
+
+
+def poll_delay(call: OperationCall, *, now: datetime, interval: timedelta, until: datetime) -> timedelta | None:
+    """How long the next poll should wait: *interval*, but no longer than there is something to ask.
+
+    None when the deadline is too near for another; then the attempt waits for it.
+    """
+    room = call.deadline - now - LAST_POLL
+    return min(interval, room, max(until - now, LAST_POLL)) if room >= LAST_POLL else None
 
 
 def unreached_delay(attempt: int, *, retry_after: timedelta | None, remaining: timedelta) -> timedelta | None:

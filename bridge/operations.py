@@ -47,6 +47,7 @@ class Target:
     shared: bool = False
     bounded: bool = False
     on_orphaned: Literal["keep", "cancel"] = "keep"
+    delivery: Literal["interceptor", "server"] = "interceptor"
 
     @property
     def name(self) -> str:
@@ -67,6 +68,10 @@ class TargetOptions(TypedDict, total=False):
     on_orphaned: Literal["keep", "cancel"]
     """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
     Default: it goes on."""
+    delivery: Literal["interceptor", "server"]
+    """Who tells a caller the outcome: the target's own worker, or the handler's Temporal server, to callers that take
+    its unsigned completions. The server tells every ending, with any worker, but its operator has to allow the
+    callback's address. Default: the worker."""
 
 
 def emits_callback(

@@ -4,11 +4,13 @@ A route reads, calls, answers; every error leaves through one middleware as a Ne
 """
 
 import asyncio
+import json
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
@@ -18,6 +20,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request
 from bridge.failures import MAX_FAILURE_BYTES
+from bridge.payloads import CONTENT_TYPE, JSON
 from bridge.wire import encode_handler_error
 
 MAX_BODY_BYTES = MAX_FAILURE_BYTES
@@ -48,8 +51,8 @@ class Readiness:
         return not self._is_stopping and await self._check()
 
 
-def create_app(readiness: Readiness, *, has_method_errors: bool) -> web.Application:
-    """An application with health routes and the error middleware.
+def create_app(readiness: Readiness, *, description: Mapping[str, Any], has_method_errors: bool) -> web.Application:
+    """An application with health routes, its OpenAPI *description*, and the error middleware.
 
     *has_method_errors* tells whether a wrong method is answered with 405; a start must get 404, because server 1.29
     retries a 405.
@@ -63,10 +66,15 @@ def create_app(readiness: Readiness, *, has_method_errors: bool) -> web.Applicat
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
+    async def describe(_: web.Request) -> web.Response:
+        return answer(200, {CONTENT_TYPE: JSON}, document)
+
+    document = json.dumps(description).encode()
     app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(_hide_versions)
     app.router.add_get("/livez", alive)
     app.router.add_get("/readyz", ready)
+    app.router.add_get("/openapi.json", describe)
     return app
 
 

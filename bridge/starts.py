@@ -37,6 +37,8 @@ class StartRequest:
     """How long the caller is still willing to wait."""
     scheduled_time: datetime | None = None
     attempt: int = 1
+    wait: timedelta | None = None
+    """How long the caller would wait for the outcome in the answer; whole seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Finished:
 StartAnswer = Running | Finished
 
 
-class _OperationInfo(BaseModel):
+class OperationInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     token: str
@@ -87,6 +89,8 @@ def encode_start(
         headers[wire.OPERATION_TIMEOUT] = wire.encode_duration(request.operation_timeout)
     if request.scheduled_time is not None:
         headers[wire.SCHEDULED_TIME] = wire.encode_instant(request.scheduled_time)
+    if request.wait is not None:
+        headers[wire.PREFER] = wire.encode_wait(request.wait)
     path = wire.operation_path(request.service, request.operation)
     if request.callback_url is not None:
         path += f"?callback={quote(request.callback_url, safe='')}"
@@ -128,6 +132,7 @@ def decode_start(
         operation_timeout=wire.decode_duration(headers.get(wire.OPERATION_TIMEOUT, "")),
         scheduled_time=scheduled_time,
         attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 1,
+        wait=wire.decode_wait(headers.get(wire.PREFER, "")),
     )
 
 
@@ -135,7 +140,7 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body."""
     if isinstance(answer, Running):
         status, headers = 201, {CONTENT_TYPE: JSON}
-        info = _OperationInfo.model_construct(
+        info = OperationInfo.model_construct(
             token=answer.operation_token,
             state="running",
             progress=None if answer.progress is None else answer.progress.SerializeToString(),
@@ -173,7 +178,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             return Finished(outcome=decode_outcome(state, headers, body), target=target)
         case 201:
             try:
-                info = _OperationInfo.model_validate_json(body)
+                info = OperationInfo.model_validate_json(body)
             except ValidationError:
                 message = "status 201 without an operation token"
                 raise RemoteProtocolError(message) from None

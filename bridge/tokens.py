@@ -46,8 +46,8 @@ class CallbackClaims(BaseModel):
     """The handler that may answer; selects the keys of the message signature."""
     op: str
     """service/operation, a label."""
-    auth: Literal["sig"] = "sig"
-    """What must prove the message beside the token."""
+    auth: Literal["sig", "server"] = "sig"
+    """What must prove the message beside the token: a signature, or nothing, because Temporal's server sends it."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
@@ -99,6 +99,7 @@ class CallbackTokens:
         task_token: str | None,
         now: datetime,
         deadline: datetime,
+        auth: Literal["sig", "server"] = "sig",
     ) -> CallbackToken:
         """Sign the claims of one attempt. *task_token* is base64url; *deadline* the operation's, not the attempt's."""
         claims = CallbackClaims(
@@ -107,6 +108,7 @@ class CallbackTokens:
             aud=self._audience,
             peer=peer,
             op=operation,
+            auth=auth,
             ns=self._namespace,
             wf=workflow_id,
             run=run_id,

@@ -40,6 +40,11 @@ SCHEDULED_TIME = "Bridge-Scheduled-Time"
 ATTEMPT = "Bridge-Attempt"
 """Ours, on a start: the attempt of the waiting activity; above 1 it is a renewal. Information only."""
 
+CALLBACK_TOKEN = "Bridge-Token"  # noqa: S105 - a header's name
+"""Ours, on a completion that Temporal's server sends: the callback token, kept out of the URL since it proves alone."""
+PREFER = "Prefer"
+"""On a start, RFC 7240: `wait=N` asks to hold the request open for up to N seconds."""
+
 MAX_OPERATION_TOKEN = 4096
 
 _MARK = "bridge"
@@ -136,6 +141,17 @@ def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelt
     except (ValueError, TypeError, OverflowError):
         return None
     return min(wait, timedelta(hours=1)) if wait > timedelta(0) else None
+
+
+def encode_wait(wait: timedelta) -> str:
+    """The preference to be answered later than at once; whole seconds (RFC 7240 section 4.3)."""
+    return f"wait={int(wait.total_seconds())}"
+
+
+def decode_wait(text: str) -> timedelta | None:
+    """How long the sender would wait; None if it says nothing that can be read."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", text, re.IGNORECASE)
+    return timedelta(seconds=int(found[1])) if found and int(found[1]) else None
 
 
 def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], bytes]:

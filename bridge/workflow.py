@@ -8,7 +8,7 @@ and sandbox-safe: imports only the SDK, nexusrpc and the standard library.
 import asyncio
 from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, assert_never, overload
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, assert_never, get_args, overload
 
 import nexusrpc
 from temporalio import exceptions, workflow
@@ -21,6 +21,7 @@ from bridge.calls import (
     UNSUCCESSFUL_MESSAGE,
     OperationCall,
     Renewals,
+    Transport,
 )
 
 DEFAULT_SCHEDULE_TO_CLOSE = timedelta(hours=24)
@@ -70,28 +71,31 @@ class OperationHandle(Generic[_OutputT]):
     operation's own failure, a CancelledError, a TimeoutError, or a `nexusrpc.HandlerError`.
     """
 
-    def __init__(self, task: asyncio.Task[_OutputT]) -> None:
-        self._task = task
+    def __init__(self, carried: asyncio.Task[_OutputT] | workflow.NexusOperationHandle[_OutputT]) -> None:
+        self._carried = carried
 
     @property
     def operation_token(self) -> str | None:
-        """Always None: the call is known to be scheduled, not yet started, when the handle is made."""
-        return None
+        """Of a call over native Nexus. Else None: it is known to be scheduled, not yet started."""
+        return None if isinstance(self._carried, asyncio.Task) else self._carried.operation_token
 
     def cancel(self) -> bool:
         """Cancel the operation, by the call's cancellation type. Returns whether the call was still under way."""
-        return self._task.cancel()
+        return self._carried.cancel()
 
     def __await__(self) -> Generator[Any, Any, _OutputT]:
-        return self._task.__await__()
+        return self._carried.__await__()
 
 
 class OperationClient(Generic[_ServiceT]):
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
-    def __init__(self, *, endpoint: str, service: str, first_lease: timedelta, renewals: Renewals) -> None:
+    def __init__(
+        self, *, endpoint: str, service: str, transport: Transport | None, first_lease: timedelta, renewals: Renewals
+    ) -> None:
         self._endpoint = endpoint
         self._service = service
+        self._transport = transport
         self._first_lease = first_lease
         self._renewals = renewals
 
@@ -125,7 +129,8 @@ class OperationClient(Generic[_ServiceT]):
     ) -> OperationHandle[Any]:
         """Start an operation and return its handle.
 
-        Returns as soon as the call is scheduled; a start that fails surfaces when the handle is awaited.
+        Returns as soon as the call is scheduled; a start that fails surfaces when the handle is awaited. Over native
+        Nexus it returns, and fails, as that does: when the handler has taken the operation on.
 
         Args:
             operation: The operation, or its name.
@@ -139,7 +144,19 @@ class OperationClient(Generic[_ServiceT]):
         name = operation if isinstance(operation, str) else operation.name
         if not isinstance(operation, str):
             output_type = operation.output_type
+        if self._transport == "nexus":
+            native = workflow.create_nexus_client(service=self._service, endpoint=self._endpoint)
+            # No call is unbounded, and each is shown by name, whatever carries it.
+            options = {
+                **options,
+                "schedule_to_close_timeout": options.get("schedule_to_close_timeout") or DEFAULT_SCHEDULE_TO_CLOSE,
+                "summary": options.get("summary") or self._shown(name),
+            }
+            return OperationHandle(await native.start_operation(name, input, output_type=output_type, **options))
         return self._start(name, input, output_type, **options)
+
+    def _shown(self, name: str) -> str:
+        return f"{self._endpoint}: {self._service}/{name}"
 
     def _start(
         self,
@@ -170,8 +187,9 @@ class OperationClient(Generic[_ServiceT]):
             renewal_maximum_ms=_milliseconds("renewals", self._renewals.maximum),
             renewal_coefficient=self._renewals.coefficient,
             headers=_checked_headers(headers or {}),
+            transport=self._transport,
         )
-        shown = f"{self._endpoint}: {self._service}/{name}"
+        shown = self._shown(name)
         # Minted in workflow code: replays and renewals must name the same start.
         request_id = str(workflow.uuid4())
         activity: workflow.ActivityHandle[Any] = workflow.start_activity(
@@ -334,6 +352,7 @@ def create_client(
     *,
     service: type[_ServiceT],
     endpoint: str,
+    transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
 ) -> OperationClient[_ServiceT]: ...
@@ -344,6 +363,7 @@ def create_client(
     *,
     service: str,
     endpoint: str,
+    transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
 ) -> OperationClient[Any]: ...
@@ -353,6 +373,7 @@ def create_client(
     *,
     service: type[Any] | str,
     endpoint: str,
+    transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
 ) -> OperationClient[Any]:
@@ -360,12 +381,17 @@ def create_client(
 
     Args:
         service: The contract, a class decorated with `nexusrpc.service`, or its name.
-        endpoint: Name of an endpoint in the caller's settings.
+        endpoint: Name of an endpoint in the caller's settings; over native Nexus, of one on Temporal's server.
+        transport: How the calls travel; None leaves it to the endpoint's settings, where "callback" is the default.
+            "callback": the handler POSTs the outcome. "wait": a short operation's outcome comes in the answer to its
+            start, a longer one's as with "callback". "poll": the handler is asked at a fixed interval, for a caller
+            that cannot be reached from outside. "nexus": Temporal's own Nexus carries the call; which command a
+            workflow issues is decided in its code, so only here and never in settings.
         first_lease: How long the first attempt waits for the callback before the call asks the handler again.
         renewals: How it goes on asking; by default after 1 minute, doubled up to an hour.
 
     Raises:
-        ValueError: *service* is no contract, or *first_lease* is not positive.
+        ValueError: *service* is no contract, *transport* none of the four, or *first_lease* not positive.
     """
     if isinstance(service, str):
         name = service
@@ -377,7 +403,16 @@ def create_client(
     if first_lease <= timedelta(0):
         message = "first_lease must be positive"
         raise ValueError(message)
-    return OperationClient(endpoint=endpoint, service=name, first_lease=first_lease, renewals=renewals or Renewals())
+    if transport is not None and transport not in get_args(Transport):
+        message = f"transport={transport!r}: none of {', '.join(get_args(Transport))}"
+        raise ValueError(message)
+    return OperationClient(
+        endpoint=endpoint,
+        service=name,
+        transport=transport,
+        first_lease=first_lease,
+        renewals=renewals or Renewals(),
+    )
 
 
 def _milliseconds(name: str, duration: timedelta) -> int:

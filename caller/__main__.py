@@ -8,7 +8,7 @@ from typing import NoReturn
 from bridge import command
 from bridge.namespace import Namespace
 from bridge.server import Readiness, serve, stop_on_signals
-from bridge.settings import load
+from bridge.settings import SettingsError, load
 from bridge.signatures import MessageVerifier
 from caller.completion import Completer
 from caller.receiver import create_receiver
@@ -36,6 +36,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     command.configure_logging(arguments.log_level)
     stop = stop_on_signals()
     settings = load(CallerSettings)
+    if settings.receiver is None:
+        message = "no receiver in the settings: without one there is nothing to serve"
+        raise SettingsError(message)
     client = await command.connect(settings.data_converter)
 
     def clock() -> datetime:
@@ -46,7 +49,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
         completer=Completer(client=client),
         tokens=settings.callback_tokens(client.namespace),
         verifiers={
-            name: MessageVerifier(peer.completion_keys, public_base=settings.receiver.url)
+            name: None
+            if peer.completion_keys is None
+            else MessageVerifier(peer.completion_keys, public_base=settings.receiver.url)
             for name, peer in settings.handlers.items()
         },
         readiness=readiness,

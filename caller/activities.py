@@ -28,6 +28,8 @@ from bridge.calls import (
     START_OPERATION_ACTIVITY,
     UNSUCCESSFUL_MESSAGE,
     OperationCall,
+    Transport,
+    poll_delay,
     renewal_delay,
     unreached_delay,
 )
@@ -36,9 +38,9 @@ from bridge.links import WorkflowRef
 from bridge.payloads import MAX_PAYLOAD_BYTES
 from bridge.progress import MAX_PROGRESS_BYTES
 from bridge.starts import Finished, Running, StartRequest
-from caller.callbacks import CallbackUrls, WaitingAttempt
+from caller.callbacks import Callback, CallbackUrls, WaitingAttempt
 from caller.completion import Completer, Wait
-from caller.endpoints import Endpoints, NotStartedError
+from caller.endpoints import Endpoints, NotStartedError, Place
 from caller.known import Known, describe_target
 
 STILL_RUNNING = "bridge.StillRunning"
@@ -58,11 +60,12 @@ class OperationActivities:
         *,
         client: Client,
         endpoints: Endpoints,
-        callbacks: CallbackUrls,
+        callbacks: CallbackUrls | None,
         completer: Completer,
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
     ) -> None:
+        """*callbacks*: None where we have no receiver."""
         self._client = client
         self._endpoints = endpoints
         self._callbacks = callbacks
@@ -87,7 +90,9 @@ class OperationActivities:
         if remaining <= timedelta(0):
             activity.raise_complete_async()
         try:
-            request = self._request(call, info)
+            place = self._endpoints.place(call.endpoint)
+            transport: Transport = call.transport or place.endpoint.transport
+            request = self._request(call, info, place, transport, is_known=known is not None)
             payload = await self._encoded(operation_input)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
@@ -106,11 +111,15 @@ class OperationActivities:
                 if until <= now < call.deadline:
                     _fail(_timed_out(TimeoutType.START_TO_CLOSE))
                 told = Known.from_answer(answer, started=now) if known is None else None
-                if info.attempt == 1:
+                if info.attempt == 1 and transport != "poll":
                     self._tell_later(info.task_token, told)
                     activity.raise_complete_async()
                 await self._tell(info.task_token, told or known, progress=answer.progress)
-                delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
+                if transport == "poll":
+                    interval = timedelta(seconds=place.endpoint.poll_interval_s)
+                    delay = poll_delay(call, now=now, interval=interval, until=until)
+                else:
+                    delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
                 if delay is not None:
                     message = f"still running: {describe_target(answer.target)}"
                     raise ApplicationError(
@@ -126,35 +135,51 @@ class OperationActivities:
         self._is_closing.set()
         await asyncio.gather(*self._pending_details, return_exceptions=True)
 
-    def _request(self, call: OperationCall, info: activity.Info) -> StartRequest:
+    def _request(
+        self, call: OperationCall, info: activity.Info, place: Place, transport: Transport, *, is_known: bool
+    ) -> StartRequest:
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
         now = self._clock()
-        attempt = WaitingAttempt(
-            handler=self._endpoints.handler_of(call.endpoint),
-            operation=f"{call.service}/{call.operation}",
-            workflow_id=workflow_id,
-            run_id=run_id,
-            request_id=info.activity_id,
-            attempt=info.attempt,
-            task_token=info.task_token,
-            deadline=call.deadline,
-        )
-        try:
-            callback_url = self._callbacks.mint(attempt, now=now)
-        except ValueError as error:
-            raise bad_request(str(error)) from None
         caller = WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+        callback, wait = None, None
+        if transport != "poll":
+            callback = self._mint(call, info, place, now=now)
+        if transport == "wait" and not is_known:
+            # Once it is known to run, a renewal has no reason to hold anything.
+            wait = min(timedelta(seconds=place.endpoint.wait_s), timedelta(milliseconds=call.first_lease_ms) / 2)
         return StartRequest(
             service=call.service,
             operation=call.operation,
             request_id=info.activity_id,
-            callback_url=callback_url,
+            callback_url=None if callback is None else callback.url,
+            callback_headers={} if callback is None else callback.headers,
             headers=call.headers,
             links=[caller.to_link()],
             operation_timeout=call.close_deadline(now) - now,
             scheduled_time=call.scheduled_time,
             attempt=info.attempt,
+            wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
+
+    def _mint(self, call: OperationCall, info: activity.Info, place: Place, *, now: datetime) -> Callback:
+        if self._callbacks is None:
+            message = 'the settings have no receiver: only transport="poll" works without one'
+            raise bad_request(message)
+        attempt = WaitingAttempt(
+            handler=place.endpoint.handler,
+            operation=f"{call.service}/{call.operation}",
+            workflow_id=info.workflow_id or "",
+            run_id=info.workflow_run_id or "",
+            request_id=info.activity_id,
+            attempt=info.attempt,
+            task_token=info.task_token,
+            deadline=call.deadline,
+            completions=place.peer.completions,
+        )
+        try:
+            return self._callbacks.mint(attempt, now=now)
+        except ValueError as error:
+            raise bad_request(str(error)) from None
 
     async def _encoded(self, operation_input: RawValue) -> Payload:
         # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.

@@ -3,11 +3,14 @@
 import base64
 import binascii
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from bridge.addresses import MAX_CALLBACK_URL
-from bridge.tokens import CallbackTokens
+from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
+from bridge.wire import CALLBACK_TOKEN
 
 _CALLBACK_ID_BYTES = 16
 
@@ -25,6 +28,16 @@ class WaitingAttempt:
     attempt: int
     task_token: bytes
     deadline: datetime
+    completions: Literal["signature", "server"] = "signature"
+    """How the handler's completions prove themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callback:
+    """Where to send an outcome, and what to send with it."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class CallbackUrls:
@@ -34,12 +47,15 @@ class CallbackUrls:
         self._base = receiver_url.rstrip("/")
         self._tokens = tokens
 
-    def mint(self, attempt: WaitingAttempt, *, now: datetime) -> str:
-        """A signed URL for *attempt*. The task token is left out where the URL would be too long with it.
+    def mint(self, attempt: WaitingAttempt, *, now: datetime) -> Callback:
+        """A signed callback for *attempt*. The task token is left out where it would be too long with it.
+
+        A token that lets a completion in by itself travels in a header: URLs are logged.
 
         Raises:
             ValueError: Even then it is longer than Temporal allows.
         """
+        by_server = attempt.completions == "server"
         for task_token in (encode_task_token(attempt.task_token), None):
             callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
             token = self._tokens.mint(
@@ -53,10 +69,14 @@ class CallbackUrls:
                 task_token=task_token,
                 now=now,
                 deadline=attempt.deadline,
+                auth="server" if by_server else "sig",
             )
-            url = f"{self._base}/callbacks/{callback_id}?sig={token}"
-            if len(url) <= MAX_CALLBACK_URL:
-                return url
+            url = f"{self._base}/callbacks/{callback_id}"
+            callback = (
+                Callback(url=url, headers={CALLBACK_TOKEN: token}) if by_server else Callback(url=f"{url}?sig={token}")
+            )
+            if len(callback.url) <= MAX_CALLBACK_URL and len(token) <= MAX_TOKEN_CHARACTERS:
+                return callback
         message = (
             f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
             "shorten the workflow id, the service or operation name, or the receiver's URL"

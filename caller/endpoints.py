@@ -16,7 +16,7 @@ from bridge.http import REQUEST_TIMEOUT, HttpClient
 from bridge.signatures import MessageKind, MessageSigner
 from bridge.starts import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.wire import LINK, decode_retry_after
-from caller.settings import CallerSettings, Endpoint
+from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
 _AnswerT = TypeVar("_AnswerT")
 
@@ -32,8 +32,11 @@ class NotStartedError(BridgeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class Place:
+    """Where calls through one endpoint go."""
+
     endpoint: Endpoint
+    peer: HandlerPeer
     signer: MessageSigner
 
 
@@ -41,20 +44,12 @@ class Endpoints:
     """The configured endpoints of one caller."""
 
     def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
-        self._places: Mapping[str, _Place] = {
-            name: _Place(endpoint=endpoint, signer=MessageSigner(settings.handlers[endpoint.handler].start_keys))
-            for name, endpoint in settings.endpoints.items()
-        }
+        self._places: dict[str, Place] = {}
+        for name, endpoint in settings.endpoints.items():
+            peer = settings.handlers[endpoint.handler]
+            self._places[name] = Place(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
         self._http = http
         self._clock = clock
-
-    def handler_of(self, name: str) -> str:
-        """The handler behind endpoint *name*.
-
-        Raises:
-            nexusrpc.HandlerError: NOT_FOUND, no such endpoint in the settings.
-        """
-        return self._place(name).endpoint.handler
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start, freshly signed, and read the answer.
@@ -63,7 +58,7 @@ class Endpoints:
             NotStartedError: The handler was not reached, or refused; `reason` says which.
             nexusrpc.HandlerError: There is no such endpoint, or the start is of a form that cannot be sent.
         """
-        timeout = min(REQUEST_TIMEOUT, remaining)
+        timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
         return await self._send(
             name, MessageKind.START, message, more=request.headers, timeout=timeout, decode=decode_answer
@@ -92,7 +87,7 @@ class Endpoints:
         timeout: timedelta,  # noqa: ASYNC109 - handed to the HTTP client
         decode: Callable[[int, Mapping[str, str], Sequence[str], bytes], _AnswerT],
     ) -> _AnswerT:
-        place = self._place(name)
+        place = self.place(name)
         path, fields, body = message
         url, headers = place.endpoint.url + path, CIMultiDict(fields)
         retry_after = None
@@ -115,7 +110,12 @@ class Endpoints:
         except (BridgeError, HandlerError) as error:
             raise NotStartedError(error, retry_after=retry_after) from None
 
-    def _place(self, name: str) -> _Place:
+    def place(self, name: str) -> Place:
+        """What stands behind endpoint *name*.
+
+        Raises:
+            nexusrpc.HandlerError: NOT_FOUND, no such endpoint in the settings.
+        """
         place = self._places.get(name)
         if place is None:
             message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._places)})"

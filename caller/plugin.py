@@ -40,9 +40,9 @@ class CallerPlugin(SessionPlugin):
         activities = OperationActivities(
             client=client,
             endpoints=endpoints,
-            callbacks=CallbackUrls(
-                receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)
-            ),
+            callbacks=None
+            if settings.receiver is None
+            else CallbackUrls(receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)),
             completer=Completer(client=client),
             clock=self._clock,
         )

@@ -1,8 +1,9 @@
 """The receiver: an HTTP service that turns completions into completed activities.
 
 It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
-message signature of that handler, over the headers before the body is read, over the body before it is parsed. It keeps
-no state, so any number of copies may run.
+message signature of that handler, over the headers before the body is read, over the body before it is parsed. Only a
+token of our own minting can dispense with the signature: for completions that Temporal's server sends. It keeps no
+state, so any number of copies may run.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +15,11 @@ from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.completions import decode_completion
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
+from bridge.openapi import describe_receiver
 from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
-from bridge.signatures import MessageKind, MessageVerifier
-from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
-from bridge.wire import LINK, OPERATION_STATE, OperationState, encode_handler_error
+from bridge.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
+from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
+from bridge.wire import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
 from caller.callbacks import decode_task_token
 from caller.completion import Completer, CompletionAnswer, Wait
 
@@ -28,40 +30,37 @@ def create_receiver(
     *,
     completer: Completer,
     tokens: CallbackTokens,
-    verifiers: Mapping[str, MessageVerifier],
+    verifiers: Mapping[str, MessageVerifier | None],
     readiness: Readiness,
     clock: Callable[[], datetime],
 ) -> web.Application:
-    """The receiver's application; *verifiers* by handler name."""
+    """The receiver's application; *verifiers* by handler name, None for one whose Temporal server completes."""
 
     async def complete(request: web.Request) -> web.Response:
         facts = request[FACTS]
-        text = request.query.getall("sig", [])
+        text = [*request.query.getall("sig", []), *request.headers.getall(CALLBACK_TOKEN, [])]
         if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
             reason = "callback token missing, repeated or too long"
             raise UntrustedError(reason)
         claims = tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
-        verifier = verifiers.get(claims.peer)
-        if verifier is None:
-            reason = "unknown handler"
-            raise UntrustedError(reason)
-        verified = verifier.verify(
-            MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
-        )
+        verified = _verify(verifiers, claims, request)
         refuse_unusable_headers(request)
+        headers: Mapping[str, str] = request.headers if verified is None else verified.headers
+        links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
         body = await read_body(request)
-        verified.check_body(body)
+        if verified is not None:
+            verified.check_body(body)
         wait = Wait(
             workflow_id=claims.wf,
             run_id=claims.run,
             request_id=claims.rid,
             task_token=decode_task_token(claims.tt),
         )
-        if verified.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
+        if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
             return _respond(await completer.is_waiting(wait))
-        completion = decode_completion(verified.headers, _lines(verified.headers), body)
+        completion = decode_completion(headers, links, body)
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
@@ -69,9 +68,31 @@ def create_receiver(
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 
-    app = create_app(readiness, has_method_errors=True)
+    app = create_app(readiness, description=describe_receiver(), has_method_errors=True)
     app.router.add_post("/callbacks/{callback_id}", complete)
     return app
+
+
+def _verify(
+    verifiers: Mapping[str, MessageVerifier | None], claims: CallbackClaims, request: web.Request
+) -> Verified | None:
+    """What the handler vouches for; None where the token says that nobody signs.
+
+    Raises:
+        UntrustedError: The signature does not hold, or the settings and the token disagree about who has to sign.
+    """
+    verifier = verifiers.get(claims.peer)
+    if claims.auth == "server":
+        if claims.peer not in verifiers or verifier is not None or SIGNATURE_INPUT in request.headers:
+            reason = "a signature where the token expects none"
+            raise UntrustedError(reason)
+        return None
+    if verifier is None:
+        reason = "unknown handler"
+        raise UntrustedError(reason)
+    return verifier.verify(
+        MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
+    )
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

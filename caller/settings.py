@@ -1,6 +1,6 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
@@ -16,8 +16,18 @@ class HandlerPeer(BaseModel):
 
     start_keys: KeyRing
     """Signs our starts."""
-    completion_keys: KeyRing
-    """Verifies its completions."""
+    completions: Literal["signature", "server"] = "signature"
+    """How its completions prove themselves. "server": they are sent by its Temporal server, which cannot sign, so that
+    the callback token alone lets them in."""
+    completion_keys: KeyRing | None = None
+    """Verifies its completions; needed for "signature" unless we have no receiver."""
+
+    @model_validator(mode="after")
+    def _has_one_proof(self) -> Self:
+        if self.completions == "server" and self.completion_keys is not None:
+            message = 'completions = "server" with completion_keys: a handler that uses both ways needs two names'
+            raise ValueError(message)
+        return self
 
 
 class Endpoint(BaseModel):
@@ -29,6 +39,12 @@ class Endpoint(BaseModel):
     """Base URL of the handler's service for us: `https://payments.example/c/<our name>`."""
     handler: Name
     """Which of `handlers` is behind it."""
+    transport: Literal["callback", "wait", "poll"] = "callback"
+    """How calls travel that do not choose for themselves."""
+    wait_s: int = Field(default=5, ge=1, le=60)
+    """Seconds that the handler is asked to hold a start open, with "wait"; at most half of the call's first lease."""
+    poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
+    """Seconds between two questions, with "poll"."""
     networks: tuple[IPvAnyNetwork, ...] = ()
     """Non-public networks that its host may resolve to."""
     allow_insecure: bool = False
@@ -66,9 +82,10 @@ class CallerSettings(BridgeSettings):
 
     name: Name
     """Our name with the handlers."""
-    receiver: Receiver
-    callback_keys: KeyRing
-    """Signs and verifies callback tokens; nobody outside the caller's side has them."""
+    receiver: Receiver | None = None
+    """None if nobody can reach us from outside: then every call has to be polled for."""
+    callback_keys: KeyRing | None = None
+    """Signs and verifies callback tokens; nobody outside the caller's side has them. Goes with `receiver`."""
     handlers: dict[Name, HandlerPeer] = Field(min_length=1)
     endpoints: dict[Name, Endpoint] = Field(min_length=1)
     data_converter: str | None = None
@@ -81,13 +98,29 @@ class CallerSettings(BridgeSettings):
                 known = ", ".join(self.handlers)
                 message = f"endpoints.{name}.handler: no handler {endpoint.handler!r} (known: {known})"
                 raise ValueError(message)
+            if self.receiver is None and endpoint.transport != "poll":
+                message = f'endpoints.{name}.transport: "{endpoint.transport}" needs a receiver'
+                raise ValueError(message)
+        if (self.receiver is None) != (self.callback_keys is None):
+            message = "receiver and callback_keys go together"
+            raise ValueError(message)
         rings = {"callback_keys": self.callback_keys}
         for name, peer in self.handlers.items():
+            if self.receiver is not None and peer.completions == "signature" and peer.completion_keys is None:
+                message = f'handlers.{name}.completion_keys: missing (or is completions = "server" meant?)'
+                raise ValueError(message)
             rings[f"handlers.{name}.start_keys"] = peer.start_keys
             rings[f"handlers.{name}.completion_keys"] = peer.completion_keys
-        require_distinct_keys(rings)
+        require_distinct_keys({where: ring for where, ring in rings.items() if ring is not None})
         return self
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
-        """What mints and verifies the callback tokens of our workflows in *namespace*."""
+        """What mints and verifies the callback tokens of our workflows in *namespace*.
+
+        Raises:
+            ValueError: There is no receiver in the settings.
+        """
+        if self.receiver is None or self.callback_keys is None:
+            message = "the settings have no receiver"
+            raise ValueError(message)
         return CallbackTokens(self.callback_keys, issuer=self.name, audience=self.receiver.id, namespace=namespace)

@@ -18,6 +18,7 @@ from bridge.settings import SettingsError, load
 from bridge.tokens import OperationTokens
 from handler.canceler import Canceler
 from handler.command import add_deliveries_command
+from handler.holds import Holds
 from handler.operations import SyncOperations, service_handlers_in
 from handler.plugin import HandlerPlugin
 from handler.service import create_service
@@ -92,6 +93,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         hash_key=decode_key(settings.hash_key),
         task_queue=settings.task_queue,
         retention=namespace.retention,
+        holds=Holds(client, limit=settings.service.held_starts),
         clock=clock,
         is_eager=arguments.with_worker,
     )

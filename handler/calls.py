@@ -13,6 +13,8 @@ ATTACHED_MEMO_KEY = "bridge-attached"
 """Memo field of the calls that were attached to the runs before this one, which continued as new."""
 ATTACH_SIGNAL = "bridge.attach"
 """Attaches a call to a run; its input is that call as a `CallMemo`."""
+NATIVE_CALLER = "nexus:"
+"""Before the namespace of a caller that came by native Nexus; no caller in the settings can have such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class CallMemo:
     caller_run_id: str = ""
     on_orphaned: str = "keep"
     """"keep" or "cancel": what becomes of the target when nobody waits any more."""
+    held_ms: int = 0
+    """How long after the first run's start the start itself is held open: its answer tells an earlier ending."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.errors import UntrustedError, not_found
 from bridge.namespace import is_open
 from bridge.tokens import OperationTokens
+from handler.calls import NATIVE_CALLER
 from handler.runs import Runs
 from handler.starter import translated
 
@@ -19,8 +20,10 @@ class Canceler:
         self._tokens = tokens
         self._runs = Runs(client)
 
-    async def cancel(self, caller: str, operation_token: str) -> None:
+    async def cancel(self, caller: str | None, operation_token: str) -> None:
         """Ask the target behind *operation_token* to cancel. Asked twice, or after its end, nothing happens.
+
+        *caller* is None for a native Nexus call, where the token alone tells whose operation it is.
 
         Raises:
             nexusrpc.HandlerError: NOT_FOUND if the token never was one of ours for this caller; else Temporal is away.
@@ -30,7 +33,8 @@ class Canceler:
         except UntrustedError:
             message = "no such operation"
             raise not_found(message) from None
-        if claims.caller != caller:
+        is_own = claims.caller.startswith(NATIVE_CALLER) if caller is None else claims.caller == caller
+        if not is_own:
             message = "no such operation"
             raise not_found(message)
         try:
@@ -38,7 +42,7 @@ class Canceler:
             if run is None or not is_open(run):
                 return
             memo = await self._runs.memo(run)
-            if memo is None or memo.caller != caller:
+            if memo is None or memo.caller != claims.caller:
                 # The id has passed to somebody else's run since.
                 return
             await self._client.workflow_service.request_cancel_workflow_execution(
@@ -48,7 +52,7 @@ class Canceler:
                     identity=self._client.identity,
                     # The operation's own id: however often it is asked for, history shows one request.
                     request_id=claims.rid,
-                    reason=f"canceled by {caller}",
+                    reason=f"canceled by {claims.caller}",
                 ),
                 retry=True,
             )

@@ -156,7 +156,7 @@ class _Inbound(WorkflowInboundInterceptor):
             told = too_large(content.ByteSize(), self.max_outcome_bytes).failure or Failure()
             state, content = "failed", _failure_payload(told, "failed")
         close_time = workflow.now()
-        told_calls: set[str] = set()
+        told_calls = _told_by_answer()
         while untold := [call for request_id, call in self._calls.items() if request_id not in told_calls]:
             told_calls.update(call.request_id for call in untold)
             deliveries = [_delivery(call, state, close_time) for call in untold if call.callback_url is not None]
@@ -235,6 +235,18 @@ def _own_call() -> CallMemo | None:
     except Exception as error:  # noqa: BLE001 - whatever the converter raises on a foreign value
         workflow.logger.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
         return None
+
+
+def _told_by_answer() -> set[str]:
+    """The call that started this run, while its start is held open to answer with the outcome.
+
+    Both times are the server's. Should the answer be lost, the caller asks again.
+    """
+    info, own = workflow.info(), _own_call()
+    if own is None or info.run_id != info.first_execution_run_id:
+        return set()
+    age = workflow.now() - info.workflow_start_time
+    return {own.request_id} if age < timedelta(milliseconds=own.held_ms) else set()
 
 
 def _carried_calls() -> list[CallMemo]:

@@ -3,13 +3,18 @@
 Payloads and failures are passed on as they stand in history, codec and all.
 """
 
+import asyncio
+from datetime import timedelta
+
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, TimeoutType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.links import WorkflowRef
 from bridge.outcomes import Outcome
 
 
@@ -26,9 +31,43 @@ async def read_outcome(client: Client, workflow_id: str, run_id: str) -> Outcome
     return outcome_of(response.history.events[-1]) if response.history.events else None
 
 
+async def wait_for_outcome(
+    client: Client, target: WorkflowRef, *, within: timedelta
+) -> tuple[Outcome, WorkflowRef] | None:
+    """The outcome of *target*, or of the run that carries it on, with that run; None if it does not end in time."""
+    loop, run_id, page_token = asyncio.get_running_loop(), target.run_id, b""
+    end = loop.time() + within.total_seconds()
+    while (remaining := end - loop.time()) > 0:
+        try:
+            response = await client.workflow_service.get_workflow_execution_history(
+                GetWorkflowExecutionHistoryRequest(
+                    namespace=client.namespace,
+                    execution=WorkflowExecution(workflow_id=target.workflow_id, run_id=run_id),
+                    history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+                    wait_new_event=True,
+                    next_page_token=page_token,
+                ),
+                timeout=timedelta(seconds=remaining),
+            )
+        except RPCError as error:
+            if error.status in {RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}:
+                return None
+            raise
+        page_token = response.next_page_token
+        if not response.history.events:
+            continue
+        event = response.history.events[-1]
+        if (outcome := outcome_of(event)) is not None:
+            return outcome, WorkflowRef(namespace=client.namespace, workflow_id=target.workflow_id, run_id=run_id)
+        run_id, page_token = _next_run_id(event), b""
+        if not run_id:
+            return None
+    return None
+
+
 def outcome_of(event: HistoryEvent) -> Outcome | None:
     """The outcome that a closing event tells; None for any other event, and where another run carries on."""
-    if _is_followed(event):
+    if _next_run_id(event):
         return None
     match event.event_type:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
@@ -55,7 +94,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
             return None
 
 
-def _is_followed(event: HistoryEvent) -> bool:
-    """Whether the event names the run that comes next: by a retry policy, or by cron."""
+def _next_run_id(event: HistoryEvent) -> str:
+    """The run that comes next, by continue-as-new, a retry policy or cron; empty if the event names none."""
     attributes = getattr(event, event.WhichOneof("attributes") or "", None)
-    return bool(getattr(attributes, "new_execution_run_id", ""))
+    return str(getattr(attributes, "new_execution_run_id", ""))

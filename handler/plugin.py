@@ -2,18 +2,28 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.worker import ReplayerConfig, WorkerConfig
 
+from bridge.keys import decode_key
+from bridge.namespace import Namespace
+from bridge.operations import Targets
 from bridge.settings import load
+from bridge.tokens import OperationTokens
 from bridge.worker import SessionPlugin
+from handler.canceler import Canceler
 from handler.courier import Courier
 from handler.deliveries import DeliveryWorkflow
 from handler.delivery import DeliveryActivities
+from handler.holds import Holds
 from handler.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
+from handler.nexus import TargetOperation, nexus_services
 from handler.orphans import OrphanActivities
 from handler.settings import HandlerSettings
+from handler.starter import Starter
 from handler.sweep import SweepActivities
 from handler.sweeps import SweepWorkflow
 
@@ -65,10 +75,36 @@ class HandlerPlugin(SessionPlugin):
             clock=self._clock,
         )
         sweeps = SweepActivities(client=client, max_outcome_bytes=self._limit(client.data_converter))
+        if self._settings.nexus:
+            # Beside what the worker's author serves himself.
+            native = self._nexus_services(client, config)
+            config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
         own = (deliveries.deliver_completion, sweeps.sweep, orphans.watch_callers, orphans.cancel_orphan)
         config["activities"] = [*config.get("activities", ()), *own]
         config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(client.data_converter)]
         return super().configure_worker(config)
+
+    def _nexus_services(self, client: Client, config: WorkerConfig) -> list[Any]:
+        tokens = OperationTokens(self._settings.operation_keys)
+        starter = Starter(
+            client=client,
+            tokens=tokens,
+            hash_key=decode_key(self._settings.hash_key),
+            task_queue=config.get("task_queue") or self._settings.task_queue,
+            retention=Namespace(client, clock=self._clock).retention,
+            holds=Holds(client, limit=0),
+            clock=self._clock,
+            # The worker that takes the call runs the target too, most often.
+            is_eager=True,
+        )
+        canceler = Canceler(client=client, tokens=tokens)
+        targets = Targets(config.get("workflows", ()))
+        return nexus_services(
+            targets,
+            lambda target: TargetOperation(
+                target, starter=starter, canceler=canceler, data_converter=client.data_converter
+            ),
+        )
 
     def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
         """Add the interceptor: histories hold its commands."""

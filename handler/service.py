@@ -3,26 +3,34 @@
 It keeps no state, so any number of copies may run. `{caller}` in a route selects whose keys must verify, nothing else.
 """
 
-from collections.abc import Mapping
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.common.v1 import Callback
 
 from bridge.addresses import AllowList
 from bridge.cancels import decode_cancel
 from bridge.errors import UntrustedError, bad_request, not_found
+from bridge.keys import KeyRing
+from bridge.openapi import describe_handler_service
 from bridge.operations import Target, Targets
 from bridge.payloads import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.settings import Name
 from bridge.signatures import MessageKind, MessageVerifier, Verified
-from bridge.starts import Running, StartAnswer, decode_start, encode_answer
-from bridge.wire import LINK, REQUEST_ID
+from bridge.starts import Running, StartAnswer, StartRequest, decode_start, encode_answer
+from bridge.wire import CALLBACK_TOKEN, LINK, REQUEST_ID
 from handler.canceler import Canceler
 from handler.operations import SyncOperations
 from handler.settings import CallerPeer, HandlerSettings
 from handler.starter import Starter
+
+_PROOFS = (CALLBACK_TOKEN.lower(), "temporal-callback-token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,7 @@ class _Caller:
     name: str
     peer: CallerPeer
     verifier: MessageVerifier | None
-    """None: this caller's policy is "none"."""
+    """None: this caller does not sign."""
     allow_list: AllowList
 
 
@@ -68,7 +76,8 @@ def create_service(
         if target is None:
             result: StartAnswer = await operations.start(start_request, payload)
         else:
-            result = await starter.start(caller.name, target, start_request, payload)
+            callback = _server_callback(target, start_request)
+            result = await starter.start(caller.name, target, start_request, payload, server_callback=callback)
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
@@ -88,7 +97,11 @@ def create_service(
         await canceler.cancel(caller.name, token)
         return web.Response(status=202)
 
-    app = create_app(readiness, has_method_errors=False)
+    async def let_go(_: web.Application) -> None:
+        starter.close()
+
+    app = create_app(readiness, description=describe_handler_service(), has_method_errors=False)
+    app.on_shutdown.append(let_go)
     app.router.add_post("/c/{caller}/{service}/{operation}", start)
     app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
     # The form of Temporal's server 1.29.
@@ -110,11 +123,43 @@ def _authenticate(
     if caller is None:
         reason = "unknown caller"
         raise UntrustedError(reason)
-    if caller.verifier is None:
-        return caller, None
-    return caller, caller.verifier.verify(
-        kind, method=request.method, raw_path=request.raw_path, headers=request.headers
-    )
+    if caller.verifier is not None:
+        return caller, caller.verifier.verify(
+            kind, method=request.method, raw_path=request.raw_path, headers=request.headers
+        )
+    if caller.peer.bearer_keys is not None:
+        _check_bearer(caller.peer.bearer_keys, request.headers.getall("Authorization", []))
+    else:
+        _check_network(caller.peer, request.remote)
+    return caller, None
+
+
+def _check_bearer(ring: KeyRing, found: Sequence[str]) -> None:
+    scheme, _, text = found[0].partition(" ") if len(found) == 1 else ("", "", "")
+    given = hashlib.sha256(text.strip().encode()).digest()
+    # Every key is compared, and by digests: how long it takes tells nothing.
+    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in ring.keys.values()]
+    if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, each) for each in known):
+        reason = "bearer secret missing or unknown"
+        raise UntrustedError(reason)
+
+
+def _check_network(peer: CallerPeer, address: str | None) -> None:
+    if address is None or not any(ipaddress.ip_address(address) in network for network in peer.networks):
+        reason = "unsigned, and from outside the caller's networks"
+        raise UntrustedError(reason)
+
+
+def _server_callback(target: Target, request: StartRequest) -> Callback.Nexus | None:
+    """The callback to be left to Temporal's server; None where the target's worker has to tell.
+
+    Only one that carries its own proof can be left to a server, which does not sign. Nothing else is passed to it: its
+    sender lets a callback's header replace the protocol's own, and be routed by one named `source`.
+    """
+    if target.delivery != "server" or request.callback_url is None:
+        return None
+    proofs = {name: request.callback_headers[name] for name in _PROOFS if name in request.callback_headers}
+    return Callback.Nexus(url=request.callback_url, header=proofs) if proofs else None
 
 
 def _authorise(

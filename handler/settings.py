@@ -3,7 +3,7 @@
 import ipaddress
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
 from bridge.addresses import AllowList, Destination
 from bridge.keys import KeyRing, decode_key
@@ -15,12 +15,19 @@ class CallerPeer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    auth: Literal["signature", "none"] = "signature"
-    """How it proves itself. "none" trusts the network, and is refused on a public listener."""
+    auth: Literal["signature", "bearer", "none"] = "signature"
+    """How it proves itself. "bearer" and "none" are for callers that cannot sign, as Temporal's own server: a secret
+    that a proxy adds to its requests, or the network that they come from; "none" is refused on a public listener."""
     start_keys: KeyRing | None = None
-    """Verifies its starts."""
+    """Verifies its starts, with "signature"."""
+    bearer_keys: KeyRing | None = None
+    """With "bearer": each key's text is one that `Authorization: Bearer …` may carry."""
+    networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
+    """Where its requests may come from, with "none"."""
+    completions: Literal["signature", "server"] = "signature"
+    """How our completions prove themselves to it. "server": it takes those that our Temporal server sends, unsigned."""
     completion_keys: KeyRing | None = None
-    """Signs our completions for it."""
+    """Signs our completions for it; a caller with "bearer" or "none" may do without."""
     operations: tuple[str, ...]
     """What it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
@@ -28,15 +35,30 @@ class CallerPeer(BaseModel):
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        if self.auth == "signature" and (self.start_keys is None or self.completion_keys is None):
+        if self.auth == "signature" and (self.start_keys is None or not (self.completion_keys or self.is_unsigned)):
             message = 'auth = "signature" needs start_keys and completion_keys'
             raise ValueError(message)
-        if self.auth == "none" and self.start_keys is not None:
-            message = 'auth = "none" with start_keys: say which of the two is meant'
+        if self.auth == "bearer" and self.bearer_keys is None:
+            message = 'auth = "bearer" needs bearer_keys'
+            raise ValueError(message)
+        for auth, field, keys in (
+            ("signature", "start_keys", self.start_keys),
+            ("bearer", "bearer_keys", self.bearer_keys),
+        ):
+            if self.auth != auth and keys is not None:
+                message = f'auth = "{self.auth}" with {field}: say which of the two is meant'
+                raise ValueError(message)
+        if self.is_unsigned and self.completion_keys is not None:
+            message = 'completions = "server" with completion_keys: say which of the two is meant'
             raise ValueError(message)
         for each in self.callbacks:
             require_https(each.url, allow_insecure=each.allow_insecure)
         return self
+
+    @property
+    def is_unsigned(self) -> bool:
+        """Whether its receiver takes what Temporal's server sends."""
+        return self.completions == "server"
 
     @property
     def allow_list(self) -> AllowList:
@@ -56,6 +78,8 @@ class Service(BaseModel):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8081, ge=0, le=65535)
+    held_starts: int = Field(default=100, ge=0)
+    """Starts that may be held open at once, for callers that prefer to wait; beyond that they are answered at once."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 
@@ -87,6 +111,9 @@ class HandlerSettings(BridgeSettings):
     hash_key: SecretStr
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
+    nexus: bool = False
+    """Whether our workers serve their targets as native Nexus operations too. Who may call them is then decided where
+    the Nexus endpoint is registered."""
     sweep: bool = True
     """Whether the service sees to it that a sweep runs. False starts none; one that runs is left alone."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
@@ -110,7 +137,8 @@ class HandlerSettings(BridgeSettings):
             "hash_key": KeyRing(signing="hash", keys={"hash": self.hash_key}),
         }
         for name, caller in self.callers.items():
-            for field, ring in (("start_keys", caller.start_keys), ("completion_keys", caller.completion_keys)):
+            for field in ("start_keys", "bearer_keys", "completion_keys"):
+                ring: KeyRing | None = getattr(caller, field)
                 if ring is not None:
                     rings[f"callers.{name}.{field}"] = ring
             if caller.auth == "none" and not self.service.is_private:

@@ -14,10 +14,10 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from nexusrpc import HandlerError, HandlerErrorType
-from temporalio.api.common.v1 import Memo, Payload, Payloads, RetryPolicy, WorkflowType
+from temporalio.api.common.v1 import Callback, Memo, Payload, Payloads, RetryPolicy, WorkflowType
 from temporalio.api.enums.v1 import WorkflowExecutionStatus, WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflow.v1 import OnConflictOptions, WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     SignalWorkflowExecutionRequest,
     StartWorkflowExecutionRequest,
@@ -25,6 +25,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
+from yarl import URL
 
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.links import WorkflowRef, to_temporal_link
@@ -32,7 +33,9 @@ from bridge.namespace import is_open
 from bridge.operations import Target
 from bridge.starts import Finished, Running, StartAnswer, StartRequest
 from bridge.tokens import OperationTokens
+from bridge.wire import OPERATION_TOKEN
 from handler.calls import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.holds import Holds
 from handler.outcomes import read_outcome
 from handler.runs import Runs
 
@@ -47,6 +50,9 @@ _RETENTION_MARGIN = timedelta(minutes=10)
 
 _PASSED_ON = frozenset({"temporal-callback-token", "source", "bridge-token"})
 """Callback headers that a caller may ask us to send. Anything else could replace what the protocol says."""
+
+_HOLD_MARGIN = timedelta(milliseconds=500)
+"""For the task in which a held run ends: its ending must reach the start that is still held."""
 
 _TEMPORAL_IS_AWAY = frozenset(
     {
@@ -73,6 +79,20 @@ class _Identity:
     temporal_request_id: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """One start, and all that is known of it."""
+
+    caller: str
+    target: Target
+    request: StartRequest
+    payload: Payload
+    identity: _Identity
+    token: str
+    server_callback: Callback.Nexus | None
+    hold: timedelta | None
+
+
 class Starter:
     """Starts targets in one handler namespace."""
 
@@ -84,6 +104,7 @@ class Starter:
         hash_key: bytes,
         task_queue: str,
         retention: Callable[[], Awaitable[timedelta]],
+        holds: Holds,
         clock: Callable[[], datetime],
         is_eager: bool = False,
     ) -> None:
@@ -94,37 +115,72 @@ class Starter:
         self._hash_key = hash_key
         self._task_queue = task_queue
         self._retention = retention
+        self._holds = holds
         self._clock = clock
         self._is_eager = is_eager
 
-    async def start(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> StartAnswer:
+    async def start(
+        self,
+        caller: str,
+        target: Target,
+        request: StartRequest,
+        payload: Payload,
+        *,
+        server_callback: Callback.Nexus | None = None,
+    ) -> StartAnswer:
         """Start *target* for the authenticated *caller*, or find out how its operation stands.
 
         The answer to a renewal carries the progress that a running target has reported.
 
+        Args:
+            caller: Its name, as authenticated.
+            target: What the operation stands for.
+            request: The start; one that prefers to wait is held open for a while.
+            payload: The operation's input.
+            server_callback: Where Temporal's server shall tell the outcome, instead of the target's worker.
+
         Raises:
             nexusrpc.HandlerError: The input is refused, the id is held by somebody else, or Temporal is away.
         """
-        answer = await self._answer(caller, target, request, payload)
+        with self._holds.reserve(request.wait) as hold:
+            try:
+                identity = await self._identify(caller, target, request, payload)
+                start = _Start(
+                    caller=caller,
+                    target=target,
+                    request=request,
+                    payload=payload,
+                    identity=identity,
+                    token=self._tokens.mint(
+                        caller=caller, workflow_id=identity.workflow_id, request_id=request.request_id
+                    ),
+                    server_callback=server_callback,
+                    hold=hold,
+                )
+                answer = await self._answer(start)
+                if hold is not None and answer.target is not None and isinstance(answer, Running):
+                    answer = await self._holds.outcome_of(answer.target, within=hold) or answer
+            except RPCError as error:
+                raise translated(error) from None
         if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
             return replace(answer, progress=await self._runs.progress(answer.target))
         return answer
 
-    async def _answer(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> StartAnswer:
-        identity = await self._identify(caller, target, request, payload)
-        token = self._tokens.mint(caller=caller, workflow_id=identity.workflow_id, request_id=request.request_id)
-        try:
-            if await self._is_too_old(request):
-                return await self._answer_for_holder(caller, target, request, identity, token=token, may_start=False)
-            started = await self._start(caller, target, request, payload, identity, token=token)
-            if started is not None and started.status in {
-                WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
-                WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED,
-            }:
-                return Running(operation_token=token, target=self._runs.ref(identity.workflow_id, started.run_id))
-            return await self._answer_for_holder(caller, target, request, identity, token=token, may_start=True)
-        except RPCError as error:
-            raise translated(error) from None
+    def close(self) -> None:
+        """Let go of the starts that are held open."""
+        self._holds.close()
+
+    async def _answer(self, start: _Start) -> StartAnswer:
+        if await self._is_too_old(start.request):
+            return await self._answer_for_holder(start, may_start=False)
+        started = await self._start(start)
+        if started is not None and started.status in {
+            WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
+            WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_UNSPECIFIED,
+        }:
+            target = self._runs.ref(start.identity.workflow_id, started.run_id)
+            return Running(operation_token=start.token, target=target)
+        return await self._answer_for_holder(start, may_start=True)
 
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
         converter = self._client.data_converter
@@ -167,35 +223,37 @@ class Starter:
             return False
         return self._clock() - request.scheduled_time > await self._retention() - _RETENTION_MARGIN
 
-    async def _start(
-        self,
-        caller: str,
-        target: Target,
-        request: StartRequest,
-        payload: Payload,
-        identity: _Identity,
-        *,
-        token: str,
-    ) -> StartWorkflowExecutionResponse | None:
+    async def _start(self, start: _Start) -> StartWorkflowExecutionResponse | None:
         """Ask for the run. None if the workflow id is held by a run that this start did not make."""
-        links = [link for link in map(to_temporal_link, request.links) if link is not None]
-        memo = self._memo(caller, request, identity, token=token, on_orphaned=target.on_orphaned)
-        [memo_payload] = await self._client.data_converter.encode([memo])
+        response = await self._ask(start, OnConflictOptions())
+        return response if response is not None and response.started else None
+
+    async def _ask(self, start: _Start, on_conflict: OnConflictOptions) -> StartWorkflowExecutionResponse | None:
+        """None if the run that holds the workflow id has closed."""
+        target, request, identity = start.target, start.request, start.identity
+        [memo] = await self._client.data_converter.encode([self._memo(start)])
+        callbacks = []
+        if (callback := start.server_callback) is not None:
+            # The token tells of a completion that overtakes the answer which operation it ends.
+            header = {**callback.header, OPERATION_TOKEN.lower(): start.token}
+            callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
         try:
-            response = await self._client.workflow_service.start_workflow_execution(
+            return await self._client.workflow_service.start_workflow_execution(
                 StartWorkflowExecutionRequest(
                     namespace=self._client.namespace,
                     workflow_id=identity.workflow_id,
                     workflow_type=WorkflowType(name=target.workflow_type),
                     task_queue=TaskQueue(name=target.task_queue or self._task_queue),
-                    input=Payloads(payloads=[payload]),
+                    input=Payloads(payloads=[start.payload]),
                     identity=self._client.identity,
                     request_id=identity.temporal_request_id,
                     workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
                     workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
-                    memo=Memo(fields={MEMO_KEY: memo_payload}),
+                    on_conflict_options=on_conflict,
+                    memo=Memo(fields={MEMO_KEY: memo}),
                     retry_policy=_retry_policy(target),
-                    links=links,
+                    links=[link for link in map(to_temporal_link, request.links) if link is not None],
+                    completion_callbacks=callbacks,
                     workflow_execution_timeout=_bound(target, request),
                     request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
                 ),
@@ -206,41 +264,36 @@ class Starter:
         except RPCError as error:
             if error.status is RPCStatusCode.ALREADY_EXISTS:
                 return None
+            if callback is not None and _refuses_callback(error):
+                raise _callback_refused(callback.url) from None
             raise
-        return response if response.started else None
 
-    def _memo(
-        self, caller: str, request: StartRequest, identity: _Identity, *, token: str, on_orphaned: str
-    ) -> CallMemo:
-        source = WorkflowRef.from_links(request.links)
+    def _memo(self, start: _Start) -> CallMemo:
+        request, source = start.request, WorkflowRef.from_links(start.request.links)
         deadline = self._clock() + (request.operation_timeout or DEFAULT_DEADLINE)
         return CallMemo(
-            caller=caller,
+            caller=start.caller,
             request_id=request.request_id,
-            input_hash=identity.input_hash,
+            input_hash=start.identity.input_hash,
             service=request.service,
             operation=request.operation,
-            operation_token=token,
-            callback_url=request.callback_url,
-            callback_headers={name: each for name, each in request.callback_headers.items() if name in _PASSED_ON},
+            operation_token=start.token,
+            # What the server tells, no worker has to.
+            callback_url=None if start.server_callback is not None else request.callback_url,
+            callback_headers={name: each for name, each in request.callback_headers.items() if name in _PASSED_ON}
+            if start.server_callback is None
+            else {},
             deadline_ms=int(deadline.timestamp() * 1000),
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
-            on_orphaned=on_orphaned,
+            on_orphaned=start.target.on_orphaned,
+            held_ms=0 if start.hold is None else int((start.hold - _HOLD_MARGIN) / timedelta(milliseconds=1)),
         )
 
-    async def _answer_for_holder(
-        self,
-        caller: str,
-        target: Target,
-        request: StartRequest,
-        identity: _Identity,
-        *,
-        token: str,
-        may_start: bool,
-    ) -> StartAnswer:
-        """Answer by the run that holds the workflow id, if its memo shows that *caller* may know of it."""
+    async def _answer_for_holder(self, start: _Start, *, may_start: bool) -> StartAnswer:
+        """Answer by the run that holds the workflow id, if its memo shows that the caller may know of it."""
+        target, identity = start.target, start.identity
         for _ in range(_LOOKS):
             holder = await self._runs.describe(identity.workflow_id)
             if holder is None and not may_start:
@@ -250,34 +303,40 @@ class Starter:
                 break
             memo = await self._runs.memo(holder)
             # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
-            is_own = memo is not None and memo.caller == caller
+            is_own = memo is not None and memo.caller == start.caller
             # So is the workflow type: two operations may lead to one id, and one's outcome is not the other's.
             if holder.type.name != target.workflow_type or (not is_own and not target.shared):
                 message = "the workflow id that this input leads to is taken"
                 raise bad_request(message)
-            is_same = is_own and memo is not None and memo.request_id == request.request_id
+            is_same = is_own and memo is not None and memo.request_id == start.request.request_id
             if is_same and memo is not None and memo.input_hash != identity.input_hash:
                 message = "this request id was used before with another input"
                 raise bad_request(message)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_open(holder):
-                call = self._memo(caller, request, identity, token=token, on_orphaned=target.on_orphaned)
-                if is_same or await self._attach(target, holder, identity, call):
-                    return Running(operation_token=token, target=ref)
+                if is_same or await self._attach(start, holder):
+                    return Running(operation_token=start.token, target=ref)
             elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:
                 return Finished(outcome=outcome.fitted(), target=ref)
             # It closed, or went on as another run, between two reads: look again.
         message = "the run is changing, try again"
         raise UnavailableError(message)
 
-    async def _attach(self, target: Target, holder: WorkflowExecutionInfo, identity: _Identity, call: CallMemo) -> bool:
-        """Have the run tell *call* too. False if it closed before it could promise that.
+    async def _attach(self, start: _Start, holder: WorkflowExecutionInfo) -> bool:
+        """Have the run tell this call too. False if it closed before it could promise that.
 
         Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
         """
-        if not target.instrumented or (call.callback_url is None and target.on_orphaned == "keep"):
+        if start.server_callback is not None:
+            options = OnConflictOptions(
+                attach_request_id=True, attach_completion_callbacks=True, attach_links=bool(start.request.links)
+            )
+            return await self._ask(start, options) is not None
+        if not start.target.instrumented or (start.request.callback_url is None and start.target.on_orphaned == "keep"):
             # Nobody to do it, or nobody to tell or to mind: renewals or the sweep find the outcome.
             return True
+        # Held or not, an attached call is told by the run.
+        call = replace(self._memo(start), held_ms=0)
         try:
             await self._client.workflow_service.signal_workflow_execution(
                 SignalWorkflowExecutionRequest(
@@ -287,7 +346,7 @@ class Starter:
                     input=Payloads(payloads=await self._client.data_converter.encode([call])),
                     identity=self._client.identity,
                     # A renewal attaches again, and is one event with the first.
-                    request_id=identity.temporal_request_id,
+                    request_id=start.identity.temporal_request_id,
                 ),
                 retry=True,
             )
@@ -296,6 +355,21 @@ class Starter:
                 return False
             raise
         return True
+
+
+def _refuses_callback(error: RPCError) -> bool:
+    return error.status is RPCStatusCode.INVALID_ARGUMENT and "callback" in error.message.lower()
+
+
+def _callback_refused(url: str) -> UnavailableError:
+    """Our operator's fault, not the caller's: the call goes on as soon as it is mended."""
+    place = URL(url).authority
+    message = (
+        f"the handler's Temporal server refuses to send completions to {place}: "
+        "its operator has to allow that in component.callbacks.allowedAddresses (from 1.32: callback.allowedAddresses)"
+    )
+    _log.error("bridge.server_callback_refused", extra={"bridge.callback_host": place})
+    return UnavailableError(message, retry_after=timedelta(seconds=10))
 
 
 def _bound(target: Target, request: StartRequest) -> Duration | None:

@@ -44,6 +44,14 @@ class StackOptions:
     handlers: int = 1
     order_workers: int = 1
     payment_workers: int = 1
+    handlers_with_worker: int = 0
+    """How many of the handler services host a worker too, and start targets eagerly."""
+    public_receiver_url: str | None = None
+    """Where handlers reach the receivers, if something stands before them."""
+    public_service_url: str | None = None
+    """Where callers reach the handler services, if something stands before them."""
+    durable: bool = False
+    """Give our own server a database file, so that it can be restarted."""
     keep: bool = False
     """Keep settings and logs afterwards."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -57,7 +65,9 @@ class Stack:
     folder: Path
     server: Server
     receiver_url: str
+    """Where the receivers listen."""
     service_url: str
+    """Where the handler services listen."""
     processes: dict[str, asyncio.subprocess.Process]
 
     def description(self) -> dict[str, Any]:
@@ -87,8 +97,23 @@ class Stack:
         return lines
 
 
-def write_settings(folder: Path, *, receiver_url: str, service_url: str) -> None:
-    """The two sides' settings, with fresh keys. Each file holds only what its side may know."""
+def port_of(url: str) -> int:
+    """The port of a URL as we write it: explicit, without a path."""
+    return int(url.rpartition(":")[2])
+
+
+def write_settings(
+    folder: Path,
+    *,
+    receiver_url: str,
+    service_url: str,
+    receiver_port: int | None = None,
+    service_port: int | None = None,
+) -> None:
+    """The two sides' settings, with fresh keys. Each file holds only what its side may know.
+
+    The ports are those to listen on, where they are not the URLs' own.
+    """
 
     def ring(key: str) -> str:
         return f'{{ signing = "k1", keys = {{ k1 = "{key}" }} }}'
@@ -100,7 +125,7 @@ callback_keys = {ring(new_key())}
 
 [receiver]
 url = "{receiver_url}"
-port = {receiver_url.rpartition(":")[2]}
+port = {receiver_port or port_of(receiver_url)}
 allow_insecure = true
 
 [handlers.{HANDLER_NAMESPACE}]
@@ -121,7 +146,7 @@ hash_key = "{new_key()}"
 
 [service]
 url = "{service_url}"
-port = {service_url.rpartition(":")[2]}
+port = {service_port or port_of(service_url)}
 allow_insecure = true
 
 [callers.{CALLER_NAMESPACE}]
@@ -147,6 +172,7 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
             port=options.port,
             ui=options.ui,
             log=folder / "temporal.log",
+            database=folder / "temporal.db" if options.durable else None,
         ) as server:
             receiver_port, service_port = free_ports(2)
             stack = Stack(
@@ -156,7 +182,13 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
                 service_url=f"http://127.0.0.1:{service_port}",
                 processes={},
             )
-            write_settings(folder, receiver_url=stack.receiver_url, service_url=stack.service_url)
+            write_settings(
+                folder,
+                receiver_url=options.public_receiver_url or stack.receiver_url,
+                service_url=options.public_service_url or stack.service_url,
+                receiver_port=receiver_port,
+                service_port=service_port,
+            )
             try:
                 await with_ticker("starting receiver, handler service and workers", _start_all(stack, options))
                 yield stack
@@ -180,8 +212,12 @@ def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
         ("order-worker", options.order_workers, "caller", ["examples.payments.workers", "orders"]),
         ("payment-worker", options.payment_workers, "handler", ["examples.payments.workers", "payments"]),
     ]
+
+    def more(kind: str, number: int) -> list[str]:
+        return ["--with-worker"] if kind == "handler" and number <= options.handlers_with_worker else []
+
     return {
-        name if count == 1 else f"{name}-{number}": (side, command)
+        name if count == 1 else f"{name}-{number}": (side, [*command, *more(name, number)])
         for name, count, side, command in kinds
         for number in range(1, count + 1)
     }

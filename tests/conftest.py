@@ -12,13 +12,17 @@ from scripts.temporal_server import Server, running_server
 from tests.helpers import CALLER, HANDLER
 from tests.world import World, running_world
 
+ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
+
 _exit_code = pytest.StashKey[int]()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def server() -> AsyncIterator[Server]:
     address = os.environ.get("TEMPORAL_ADDRESS")
-    async with running_server(namespaces=[CALLER, HANDLER], address=address) as running:
+    async with running_server(
+        namespaces=[CALLER, HANDLER], address=address, dynamic_config=[ALLOW_CALLBACKS_TO_LOOPBACK]
+    ) as running:
         yield running
 
 

@@ -39,7 +39,9 @@ class Keys:
         self.hash = new_key()
 
 
-def caller_settings(keys: Keys, *, receiver_url: str, endpoint_url: str, **changes: Any) -> CallerSettings:
+def caller_settings(
+    keys: Keys, *, receiver_url: str, endpoint_url: str, endpoint: dict[str, Any] | None = None, **changes: Any
+) -> CallerSettings:
     return CallerSettings.model_validate(
         {
             "name": CALLER,
@@ -52,6 +54,7 @@ def caller_settings(keys: Keys, *, receiver_url: str, endpoint_url: str, **chang
                     "handler": HANDLER,
                     "networks": ["127.0.0.0/8"],
                     "allow_insecure": True,
+                    **(endpoint or {}),
                 }
             },
         }
@@ -59,7 +62,9 @@ def caller_settings(keys: Keys, *, receiver_url: str, endpoint_url: str, **chang
     )
 
 
-def handler_settings(keys: Keys, *, receiver_url: str, service_url: str, **changes: Any) -> HandlerSettings:
+def handler_settings(
+    keys: Keys, *, receiver_url: str, service_url: str, caller: dict[str, Any] | None = None, **changes: Any
+) -> HandlerSettings:
     return HandlerSettings.model_validate(
         {
             "name": HANDLER,
@@ -75,6 +80,7 @@ def handler_settings(keys: Keys, *, receiver_url: str, service_url: str, **chang
                     "callbacks": [
                         {"url": f"{receiver_url}/callbacks", "networks": ["127.0.0.0/8"], "allow_insecure": True}
                     ],
+                    **(caller or {}),
                 }
             },
         }

@@ -12,6 +12,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
+from bridge.calls import Transport
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class CallPlan:
     cancellation: int = int(workflow.NexusOperationCancellationType.WAIT_COMPLETED)
     schedule_to_start: float = 0.0
     start_to_close: float = 0.0
+    transport: Transport | None = None
     cancel_after: bool = False
     """Cancel the call, not the workflow, on the signal `cancel_call`."""
 
@@ -248,6 +250,7 @@ class CallingWorkflow:
         client = bridge.create_client(
             service=ProbeService,
             endpoint=plan.endpoint,
+            transport=plan.transport,
             first_lease=timedelta(seconds=plan.first_lease),
             renewals=bridge.Renewals(initial=timedelta(seconds=plan.renewal), maximum=timedelta(seconds=3600)),
         )

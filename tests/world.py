@@ -12,11 +12,14 @@ from typing import Any
 from aiohttp import web
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
+from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from bridge.calls import Transport
 from bridge.keys import decode_key
 from bridge.namespace import Namespace
 from bridge.operations import Target, Targets
@@ -30,6 +33,7 @@ from caller.settings import CallerSettings
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.canceler import Canceler
+from handler.holds import Holds
 from handler.operations import SyncOperations
 from handler.plugin import HandlerPlugin
 from handler.service import create_service
@@ -111,6 +115,13 @@ class World:
         self._executor = ThreadPoolExecutor(2)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
+        self.endpoint_options: dict[str, Any] = {}
+        """Further settings of the caller's endpoint."""
+        self.peer_options: dict[str, Any] = {}
+        """Further settings of the caller on the handler's side."""
+        self.handler_options: dict[str, Any] = {}
+        """Further settings of the handler."""
+        self.nexus_endpoint = f"native-{self.id}"
         receiver_port, service_port = free_ports(2)
         self.receiver = Listener(receiver_port, self._make_receiver)
         self.service = Listener(service_port, self._make_service)
@@ -127,14 +138,21 @@ class World:
     # Settings are made anew at every start, so that a test may change keys in between.
     @property
     def caller_settings(self) -> CallerSettings:
-        return caller_settings(self.keys, receiver_url=self.receiver.url, endpoint_url=self.endpoint_url)
+        return caller_settings(
+            self.keys, receiver_url=self.receiver.url, endpoint_url=self.endpoint_url, endpoint=self.endpoint_options
+        )
 
     @property
     def handler_settings(self) -> HandlerSettings:
         if self._handler_settings is not None:
             return self._handler_settings
         return handler_settings(
-            self.keys, receiver_url=self.receiver.url, service_url=self.service.url, task_queue=self.payment_queue
+            self.keys,
+            receiver_url=self.receiver.url,
+            service_url=self.service.url,
+            caller=self.peer_options,
+            task_queue=self.payment_queue,
+            **self.handler_options,
         )
 
     def override_handler_settings(self, settings: HandlerSettings) -> None:
@@ -146,7 +164,12 @@ class World:
         return create_receiver(
             completer=Completer(client=self.caller_client),
             tokens=settings.callback_tokens(CALLER),
-            verifiers={HANDLER: MessageVerifier(self.keys.completion, public_base=self.receiver.url)},
+            verifiers={
+                name: None
+                if peer.completion_keys is None
+                else MessageVerifier(peer.completion_keys, public_base=self.receiver.url)
+                for name, peer in settings.handlers.items()
+            },
             readiness=Readiness(Namespace(self.caller_client, clock=clock).is_reachable),
             clock=clock,
         )
@@ -171,6 +194,7 @@ class World:
                 hash_key=decode_key(settings.hash_key),
                 task_queue=self.payment_queue,
                 retention=namespace.retention,
+                holds=Holds(self.handler_client, limit=settings.service.held_starts),
                 clock=clock,
             ),
             canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
@@ -202,6 +226,17 @@ class World:
                 **self.worker_options,
             )
         await stack.enter_async_context(worker)
+
+    async def create_nexus_endpoint(self, target: EndpointTarget | None = None) -> None:
+        """Register `nexus_endpoint` on the server: our handler's worker, or *target*."""
+        worker = EndpointTarget.Worker(namespace=HANDLER, task_queue=self.payment_queue)
+        spec = EndpointSpec(name=self.nexus_endpoint, target=target or EndpointTarget(worker=worker))
+        await self.caller_client.operator_service.create_nexus_endpoint(CreateNexusEndpointRequest(spec=spec))
+
+    def plan(self, transport: Transport, **options: Any) -> CallPlan:
+        """How to call by *transport*."""
+        endpoint = self.nexus_endpoint if transport == "nexus" else "payments"
+        return CallPlan(transport=transport, endpoint=endpoint, **options)
 
     async def start_sweep(self) -> None:
         """As every replica of the service does when it starts."""
