@@ -22,7 +22,7 @@ from bridge.errors import DestinationRefusedError, RemoteProtocolError, Transpor
 
 REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
-_CONNECTIONS_PER_HOST = 10
+_CONNECTIONS_PER_HOST = 100
 _LARGE = 1024 * 1024
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bridge.calls import DEADLINE_MARGIN, LAST_RENEWAL, OperationCall, Renewals, renewal_delay, unreached_delay
+from bridge.calls import (
+    DEADLINE_MARGIN,
+    LAST_POLL,
+    LAST_RENEWAL,
+    OperationCall,
+    Renewals,
+    poll_delay,
+    renewal_delay,
+    unreached_delay,
+)
 
 SCHEDULED = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -207,6 +216,25 @@ def test_renewals_without_sense_are_refused(initial: timedelta, coefficient: flo
     """At import of the workflow, not in the middle of a call."""
     with pytest.raises(ValueError, match="renewals"):
         Renewals(initial=initial, coefficient=coefficient, maximum=maximum)
+
+
+@pytest.mark.parametrize(
+    ("left", "until", "delay"),
+    [
+        pytest.param(HOUR, HOUR, 5 * SECOND, id="the interval"),
+        pytest.param(4 * SECOND, 4 * SECOND, 3 * SECOND, id="the last one is a second before the deadline"),
+        pytest.param(1.9 * SECOND, HOUR, None, id="too late for another"),
+        pytest.param(HOUR, 2 * SECOND, 2 * SECOND, id="until the operation may run no longer"),
+        pytest.param(HOUR, -SECOND, LAST_POLL, id="which it may not any more"),
+    ],
+)
+def test_a_poll_comes_at_a_fixed_interval_and_in_time(
+    left: timedelta, until: timedelta, delay: timedelta | None
+) -> None:
+    """No jitter and no growth: whoever polls has said how often."""
+    one = call(deadline=HOUR)
+    now = one.deadline - left
+    assert poll_delay(one, now=now, interval=5 * SECOND, until=now + until) == delay
 
 
 def test_the_default_renewals_are_those_of_the_schedule() -> None:

@@ -218,7 +218,7 @@ def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPat
 def test_every_missing_field_is_named_at_once() -> None:
     """Nobody mends settings one error at a time."""
     message = message_of(CallerSettings)
-    for field in ("name", "receiver", "callback_keys", "handlers", "endpoints"):
+    for field in ("name", "handlers", "endpoints"):
         assert f"  {field}: Field required" in message
     assert "BRIDGE_CONFIG" in message
     for field in ("name", "task_queue", "service", "operation_keys", "hash_key", "callers"):
@@ -322,6 +322,16 @@ def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configur
         ),
         pytest.param(put("receiver/url", "https://orders.example/?"), "receiver.url:", id="receiver with a query"),
         pytest.param(put("receiver/port", 65536), "receiver.port:", id="port out of range"),
+        pytest.param(drop("receiver"), "settings: endpoints.payments.transport:", id="callbacks without a receiver"),
+        pytest.param(drop("callback_keys"), "settings: receiver and callback_keys", id="receiver without its keys"),
+        pytest.param(drop(COMPLETION), f"settings: {COMPLETION.replace('/', '.')}: missing", id="no completion keys"),
+        pytest.param(
+            put(f"handlers/{HANDLER}/completions", "server"), f"handlers.{HANDLER}:", id="server and completion keys"
+        ),
+        pytest.param(
+            put("endpoints/payments/transport", "nexus"), "endpoints.payments.transport:", id="nexus by setting"
+        ),
+        pytest.param(put("endpoints/payments/wait_s", 0), "endpoints.payments.wait_s:", id="no wait"),
         pytest.param(put("receiver/hots", "127.0.0.1"), "receiver.hots:", id="misspelled field"),
         pytest.param(put("handlers", {}), "handlers:", id="no handlers"),
         pytest.param(put("handlers/bad name", {}), "handlers.bad name", id="handler of a bad name"),
@@ -393,7 +403,18 @@ PEER = f"callers/{CALLER}"
         pytest.param(drop(f"{PEER}/start_keys"), f"callers.{CALLER}:", id="signature without start keys"),
         pytest.param(drop(f"{PEER}/completion_keys"), f"callers.{CALLER}:", id="signature without completion keys"),
         pytest.param(drop(f"{PEER}/operations"), f"callers.{CALLER}.operations:", id="no operations"),
-        pytest.param(put(f"{PEER}/auth", "bearer"), f"callers.{CALLER}.auth:", id="unknown auth"),
+        pytest.param(put(f"{PEER}/auth", "basic"), f"callers.{CALLER}.auth:", id="unknown auth"),
+        pytest.param(put(f"{PEER}/auth", "bearer"), f"callers.{CALLER}:", id="auth bearer without its keys"),
+        pytest.param(
+            put(f"{PEER}/bearer_keys", {"signing": "k1", "keys": {"k1": new_key()}}),
+            f"callers.{CALLER}:",
+            id="signature with bearer keys",
+        ),
+        pytest.param(
+            put(f"{PEER}/completions", "server"), f"callers.{CALLER}:", id="server completions with completion keys"
+        ),
+        pytest.param(put(f"{PEER}/networks", ["localhost"]), f"callers.{CALLER}.networks.0:", id="network by name"),
+        pytest.param(put("service/held_starts", -1), "service.held_starts:", id="fewer than no held starts"),
         pytest.param(put(f"{PEER}/auth", "none"), f"callers.{CALLER}:", id="auth none with start keys"),
         pytest.param(
             put(f"{PEER}/callbacks", [{"url": "http://orders.example"}]), f"callers.{CALLER}:", id="http callback"
@@ -464,6 +485,18 @@ def test_without_callbacks_a_caller_gets_none(configured: Configured) -> None:
     del tree["callers"][CALLER]["callbacks"]
     configured(tree)
     assert load(HandlerSettings).callers[CALLER].allow_list.destinations == ()
+
+
+def test_a_caller_that_polls_needs_no_receiver(configured: Configured) -> None:
+    """Nobody reaches it from outside, so it has neither callback tokens nor completions to verify."""
+    tree = caller_tree()
+    for field in ("receiver", "callback_keys", COMPLETION):
+        drop(field)(tree)
+    put("endpoints/payments/transport", "poll")(tree)
+    configured(tree)
+    settings = load(CallerSettings)
+    with pytest.raises(ValueError, match="no receiver"):
+        settings.callback_tokens("order-prod")
 
 
 @pytest.mark.parametrize("side", ["receiver", "endpoint", "service", "callback"])

@@ -17,10 +17,12 @@ from bridge.wire import (
     decode_handler_error,
     decode_instant,
     decode_retry_after,
+    decode_wait,
     encode_duration,
     encode_handler_error,
     encode_http_date,
     encode_instant,
+    encode_wait,
     operation_path,
     require_state,
 )
@@ -463,3 +465,31 @@ def test_a_gateways_error_text_loses_the_url_it_quotes() -> None:
     error = decode_handler_error(404, {"Content-Type": "application/json"}, body)
     assert "secret" not in error.message
     assert error.message.startswith("Cannot POST")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("wait=5", 5),
+        ("Wait=10", 10),
+        ("respond-async, wait=10", 10),
+        ("respond-async; wait=1, handling=lenient", 1),
+        ('wait = "7"', 7),
+        ("wait=0", None),
+        ("wait=-1", None),
+        ("wait=5s", None),
+        ("wait=1.5", None),
+        ("await=5", None),
+        ("wait", None),
+        ("wait=9999999", None),
+        ("", None),
+    ],
+)
+def test_a_preference_to_wait_is_read_leniently(text: str, seconds: int | None) -> None:
+    """RFC 7240: several preferences in one line, any order; what cannot be read is no preference."""
+    assert decode_wait(text) == (None if seconds is None else timedelta(seconds=seconds))
+
+
+def test_a_preference_to_wait_is_written_in_whole_seconds() -> None:
+    """RFC 7240 knows no fractions."""
+    assert encode_wait(timedelta(seconds=4.9)) == "wait=4"

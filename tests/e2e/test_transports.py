@@ -1,6 +1,5 @@
 """One contract, one workflow, four ways to travel: the same assertions on each."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import get_args
@@ -15,7 +14,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from bridge.calls import Transport
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallingWorkflow, Reply
+from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
 from tests.world import World, events, running_world
 
 
@@ -166,7 +165,8 @@ async def test_two_workflows_wait_for_one_run(world: World, transport: Transport
     second = await world.call(ask, world.plan(transport))
     await assert_eventually(partial(_both_known, world, transport, second))
     await target.signal("say", "for both")
-    assert await asyncio.gather(first.result(), second.result()) == [Reply("for both")] * 2
+    assert await first.result() == Reply("for both")
+    assert await second.result() == Reply("for both")
 
 
 async def _both_known(world: World, transport: Transport, second: WorkflowHandle[CallingWorkflow, Reply]) -> None:
@@ -174,3 +174,37 @@ async def _both_known(world: World, transport: Transport, second: WorkflowHandle
         assert "NEXUS_OPERATION_STARTED" in await events(second)
     else:
         assert len(world.service.requests) >= (1 if transport == "wait" else 2)
+
+
+@pytest.mark.parametrize(
+    ("by_setting", "by_client", "answered"),
+    [
+        pytest.param("wait", None, ([200], []), id="the endpoint's setting"),
+        pytest.param("poll", "wait", ([200], []), id="the client's choice comes first"),
+        pytest.param("wait", "callback", ([201], [200]), id="and may be the default"),
+    ],
+)
+async def test_an_endpoint_may_choose_for_calls_that_do_not(
+    world: World, by_setting: str, by_client: Transport | None, answered: tuple[list[int], list[int]]
+) -> None:
+    """A change of the setting moves calls without a change of any workflow."""
+    world.endpoint_options["transport"] = by_setting
+    await world.stop_worker("caller")
+    await world.start_worker("caller")
+    handle = await world.call(Ask(world.key(), text="moved"), CallPlan(transport=by_client))
+    assert await handle.result() == Reply("moved")
+    assert (world.service.statuses, world.receiver.statuses) == answered
+
+
+async def test_polls_leave_no_events(world: World) -> None:
+    """Three polls or none: the caller's history is the same."""
+    ask = Ask(world.key(), "wait")
+    polled = await world.call(ask, CallPlan(transport="poll"))
+    target = await world.until_started(ask)
+    await world.until_attempt(polled, 4)
+    await target.signal("say", "done")
+    assert await polled.result() == Reply("done")
+    called = await world.call(Ask(world.key(), text="done"), CallPlan(transport="callback"))
+    await called.result()
+    assert await events(polled) == await events(called)
+    assert world.receiver.requests[1:] == [], "only the other call has a receiver"
