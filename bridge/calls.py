@@ -28,6 +28,16 @@ failure can travel unchanged as its cause.
 UNSUCCESSFUL_MESSAGE = "nexus operation completed unsuccessfully"
 """What Temporal's server says of a Nexus operation that ended badly; ours reads the same."""
 
+STILL_RUNNING = "bridge.StillRunning"
+"""Error type of an attempt that learned no more than that."""
+
+MAX_INPUT_BYTES = 2 * 1024 * 1024 - 64 * 1024
+"""Largest input of an operation, before the payload codec.
+
+A workflow that schedules more than 2 MiB is terminated by server 1.29. The rest is for the call's own record and for
+what an encrypting codec adds.
+"""
+
 DEADLINE_MARGIN = timedelta(seconds=5)
 """A renewal is due at least this long before the deadline, so that its answer still counts."""
 

@@ -7,6 +7,7 @@ ended badly, which is an outcome). Ours are the small tree below. No error's tex
 from datetime import timedelta
 
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.failure.v1 import Failure
 
 
 class BridgeError(Exception):
@@ -35,6 +36,9 @@ class DestinationRefusedError(BridgeError):
 
 class ToldHandlerError(HandlerError):
     """A peer's own word that a request failed: a HandlerError in the body, not a proxy's bare status."""
+
+    told_cause: Failure | None = None
+    """What caused it, as the peer's data converter and codec made it."""
 
 
 class WaitOverError(ToldHandlerError):

@@ -17,6 +17,9 @@ from bridge.wire import OperationState
 OUTCOME_TOO_LARGE = "OutcomeTooLarge"
 """Error type of the failure that stands for an outcome too large to cross."""
 
+CANCELED_MESSAGE = "operation canceled"
+"""What every canceled operation is told by, as by Temporal's server: a closing event keeps no words of the target's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

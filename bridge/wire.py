@@ -13,6 +13,7 @@ from typing import assert_never
 from urllib.parse import quote
 
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import (
     OutcomeUnknownError,
@@ -21,7 +22,7 @@ from bridge.errors import (
     UnavailableError,
     WaitOverError,
 )
-from bridge.failures import HANDLER_ERROR_TYPE, WireFailure, parse_failure
+from bridge.failures import HANDLER_ERROR_TYPE, WireFailure, decode_failure, encode_failure, parse_failure
 from bridge.payloads import CONTENT_TYPE, JSON
 
 REQUEST_ID = "Nexus-Request-Id"
@@ -53,6 +54,9 @@ _MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
     "wait-over": WaitOverError,
 }
 """Errors of ours that no proxy can be mistaken for, by the mark in their metadata."""
+
+_MAX_CAUSE_BYTES = 256 * 1024
+"""A larger cause of a failed request is left out: it must fit a failed activity."""
 
 _SECRET = re.compile(r"\S*(?:://|%3A%2F%2F|callback=|sig=|sig%3D)\S*", re.IGNORECASE)
 """What may be a callback URL in somebody else's error text: gateways like to quote the request."""
@@ -171,14 +175,15 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     for mark, marked in _MARKED.items():
         if isinstance(error, marked):
             metadata[_MARK] = mark
-    return (
-        _STATUSES[kind],
-        headers,
+    cause = error.told_cause if isinstance(error, ToldHandlerError) else None
+    body = WireFailure(
         # A message may quote JSON input, and JSON can spell lone surrogates, which no UTF-8 can.
-        WireFailure(
-            message=error.message.encode(errors="replace").decode(), metadata=metadata, details=details
-        ).to_json(),
+        message=error.message.encode(errors="replace").decode(),
+        metadata=metadata,
+        details=details,
+        cause=encode_failure(cause) if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None,
     )
+    return _STATUSES[kind], headers, body.to_json()
 
 
 def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -> HandlerError:
@@ -203,9 +208,22 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
             error_class = ToldHandlerError
     if kind is None:
         kind = HandlerErrorType.UNKNOWN
-    # A default that is merely written out is no override: native Nexus shows none either.
-    bare = error_class(message, type=kind)
-    return bare if override in {None, bare.retryable} else error_class(message, type=kind, retryable_override=override)
+    error = error_class(message, type=kind)
+    if override not in {None, error.retryable}:
+        # A default that is merely written out is no override: native Nexus shows none either.
+        error = error_class(message, type=kind, retryable_override=override)
+    if isinstance(error, ToldHandlerError) and failure is not None:
+        error.told_cause = _cause(failure)
+    return error
+
+
+def _cause(failure: WireFailure) -> Failure | None:
+    """What *failure* names as its cause; None where there is none that can be kept."""
+    try:
+        cause = None if failure.cause is None else decode_failure(failure.cause, canceled=False)
+    except RemoteProtocolError:
+        return None
+    return cause if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None
 
 
 def require_state(text: str | None) -> OperationState:

@@ -8,7 +8,7 @@ and sandbox-safe: imports only the SDK, nexusrpc and the standard library.
 import asyncio
 from collections.abc import Callable, Generator, Mapping
 from datetime import timedelta
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, assert_never, get_args, overload
+from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, assert_never, get_args, overload
 
 import nexusrpc
 from temporalio import exceptions, workflow
@@ -16,8 +16,10 @@ from temporalio.common import RetryPolicy
 
 from bridge.calls import (
     CANCEL_OPERATION_ACTIVITY,
+    MAX_INPUT_BYTES,
     OPERATION_UNSUCCESSFUL,
     START_OPERATION_ACTIVITY,
+    STILL_RUNNING,
     UNSUCCESSFUL_MESSAGE,
     OperationCall,
     Renewals,
@@ -145,6 +147,8 @@ class OperationClient(Generic[_ServiceT]):
         if not isinstance(operation, str):
             output_type = operation.output_type
         if self._transport == "nexus":
+            if (refusal := _too_large(input)) is not None:
+                raise _error(self._endpoint, self._service, name) from refusal
             native = workflow.create_nexus_client(service=self._service, endpoint=self._endpoint)
             # No call is unbounded, and each is shown by name, whatever carries it.
             options = {
@@ -190,6 +194,8 @@ class OperationClient(Generic[_ServiceT]):
             transport=self._transport,
         )
         shown = self._shown(name)
+        if (refusal := _too_large(operation_input)) is not None:
+            return OperationHandle(asyncio.create_task(_refused(call, refusal), name=f"call: {shown}"))
         # Minted in workflow code: replays and renewals must name the same start.
         request_id = str(workflow.uuid4())
         activity: workflow.ActivityHandle[Any] = workflow.start_activity(
@@ -240,6 +246,22 @@ class OperationClient(Generic[_ServiceT]):
         """Start an operation and wait for its result: `start_operation`, then await the handle."""
         handle: OperationHandle[Any] = await self.start_operation(operation, input, output_type=output_type, **options)
         return await handle
+
+
+def _too_large(operation_input: Any) -> nexusrpc.HandlerError | None:
+    """Why *operation_input* cannot be sent; None if it can.
+
+    Found out here, because the server lets no activity run that could: it terminates the workflow.
+    """
+    size = workflow.payload_converter().to_payload(operation_input).ByteSize()
+    if size <= MAX_INPUT_BYTES:
+        return None
+    message = f"the operation's input of {size} bytes is over the limit of {MAX_INPUT_BYTES}"
+    return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
+
+
+async def _refused(call: OperationCall, refusal: nexusrpc.HandlerError) -> NoReturn:
+    raise _operation_error(call) from refusal
 
 
 async def _outcome(
@@ -316,12 +338,16 @@ def _retrieve(activity: "asyncio.Future[Any]") -> None:
 
 
 def _operation_error(call: OperationCall) -> exceptions.NexusOperationError:
+    return _error(call.endpoint, call.service, call.operation)
+
+
+def _error(endpoint: str, service: str, operation: str) -> exceptions.NexusOperationError:
     return exceptions.NexusOperationError(
         UNSUCCESSFUL_MESSAGE,
         scheduled_event_id=0,
-        endpoint=call.endpoint,
-        service=call.service,
-        operation=call.operation,
+        endpoint=endpoint,
+        service=service,
+        operation=operation,
         operation_token="",
     )
 
@@ -343,8 +369,17 @@ def _reason(error: exceptions.ActivityError) -> BaseException:
             timeout = exceptions.TimeoutError(
                 "operation timed out", type=exceptions.TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[]
             )
-            timeout.__cause__ = cause
+            timeout.__cause__ = _trouble(cause)
             return timeout
+
+
+def _trouble(error: BaseException | None) -> BaseException | None:
+    """What went wrong last in *error*'s chain; None if the operation merely ran on, as native Nexus tells it."""
+    while isinstance(error, exceptions.TimeoutError) or (
+        isinstance(error, exceptions.ApplicationError) and error.type == STILL_RUNNING
+    ):
+        error = error.cause
+    return error
 
 
 @overload

@@ -26,6 +26,7 @@ from temporalio.service import RPCError
 from bridge.calls import (
     OPERATION_UNSUCCESSFUL,
     START_OPERATION_ACTIVITY,
+    STILL_RUNNING,
     UNSUCCESSFUL_MESSAGE,
     OperationCall,
     Transport,
@@ -33,7 +34,7 @@ from bridge.calls import (
     renewal_delay,
     unreached_delay,
 )
-from bridge.errors import OutcomeUnknownError, bad_request
+from bridge.errors import OutcomeUnknownError, ToldHandlerError, bad_request
 from bridge.links import WorkflowRef
 from bridge.payloads import MAX_PAYLOAD_BYTES
 from bridge.progress import MAX_PROGRESS_BYTES
@@ -43,11 +44,10 @@ from caller.completion import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, Place
 from caller.known import Known, describe_target
 
-STILL_RUNNING = "bridge.StillRunning"
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 
 _DETAILS_DELAY = timedelta(seconds=1)
-"""How long the target's name is kept back: a call that ends sooner is not charged for telling it."""
+"""How long the target's name is kept back: of a call that ends sooner the server has nothing to write."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class OperationActivities:
         except HandlerError as error:
             _fail(error)
         except NotStartedError as error:
+            await self._explain(error.reason)
             self._answer_not_started(call, info, error, known=known)
         match answer:
             case Finished():
@@ -190,6 +191,15 @@ class OperationActivities:
             message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)
         return payload
+
+    async def _explain(self, reason: Exception) -> None:
+        """Chain what the handler told of its reason, decoded: our worker encodes it anew."""
+        if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
+            return
+        try:
+            reason.__cause__ = await self._client.data_converter.decode_failure(reason.told_cause)
+        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
+            _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
 
     def _answer_not_started(
         self, call: OperationCall, info: activity.Info, error: NotStartedError, *, known: Known | None

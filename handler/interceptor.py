@@ -25,7 +25,7 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
-from bridge.outcomes import too_large
+from bridge.outcomes import CANCELED_MESSAGE, too_large
 from handler.calls import ATTACH_SIGNAL, ATTACHED_MEMO_KEY, MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.deliveries import (
     ATTEMPT_TIMEOUT,
@@ -113,8 +113,10 @@ class _Inbound(WorkflowInboundInterceptor):
             if state is None or not self._calls:
                 raise
             failure = self._failure_of(error)
-            if state == "canceled" or not _may_be_retried():
-                await self._tell(state, _failure_payload(failure, state))
+            if state == "canceled":
+                await self._tell(state, _failure_payload(_canceled()))
+            elif not _may_be_retried():
+                await self._tell(state, _failure_payload(failure))
             if state == "failed" and exceptions.is_cancelled_exception(error):
                 # Told as failed; a cancel that came meanwhile must not turn this very error into a cancellation.
                 raise exceptions.FailureError(failure.message, failure=failure) from error
@@ -154,7 +156,7 @@ class _Inbound(WorkflowInboundInterceptor):
         self._has_ended = True
         if content.ByteSize() > self.max_outcome_bytes:
             told = too_large(content.ByteSize(), self.max_outcome_bytes).failure or Failure()
-            state, content = "failed", _failure_payload(told, "failed")
+            state, content = "failed", _failure_payload(told)
         close_time = workflow.now()
         told_calls = _told_by_answer()
         while untold := [call for request_id, call in self._calls.items() if request_id not in told_calls]:
@@ -299,13 +301,14 @@ async def _shielded(delivering: Sequence[Coroutine[Any, Any, None]]) -> None:
         task.result()
 
 
-def _failure_payload(failure: Failure, state: str) -> Payload:
-    told = failure
-    if state == "canceled" and not failure.HasField("canceled_failure_info"):
-        # Canceled through an activity or a child: to the caller it is a cancellation, with that as its cause.
-        told = Failure(message="operation canceled", cause=failure)
-        told.canceled_failure_info.SetInParent()
+def _canceled() -> Failure:
+    failure = Failure(message=CANCELED_MESSAGE)
+    failure.canceled_failure_info.SetInParent()
+    return failure
+
+
+def _failure_payload(failure: Failure) -> Payload:
     return Payload(
         metadata={"encoding": b"binary/protobuf", "messageType": _FAILURE_TYPE},
-        data=told.SerializeToString(deterministic=True),
+        data=failure.SerializeToString(deterministic=True),
     )

@@ -23,7 +23,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.errors import bad_request
+from bridge.errors import ToldHandlerError, bad_request
 from bridge.http import REQUEST_TIMEOUT
 from bridge.links import decode_links, encode_links
 from bridge.operations import Targets
@@ -110,7 +110,12 @@ class SyncOperations:
                 result = await self._handler.start_operation(context, _Input(payload, self._data_converter))
         except OperationError as error:
             outcome = await self._unsuccessful(error)
-        except (ApplicationError, WorkflowAlreadyStartedError, RPCError) as error:
+        except HandlerError as error:
+            raise await self._told(error, cause=error.__cause__) from None
+        except ApplicationError as error:
+            _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
+            raise await self._told(_translated(error), cause=error) from None
+        except (WorkflowAlreadyStartedError, RPCError) as error:
             _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
             raise _translated(error) from None
         except TimeoutError:
@@ -129,11 +134,21 @@ class SyncOperations:
         links = decode_links([encode_links(context.outbound_links)])
         return Finished(outcome=outcome.fitted(), target=None, links=links)
 
+    async def _told(self, error: HandlerError, *, cause: BaseException | None) -> HandlerError:
+        """*error* with its *cause* in the form that crosses."""
+        if cause is None:
+            return error
+        told = ToldHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
+        told.told_cause = Failure()
+        await self._data_converter.encode_failure(cause, told.told_cause)
+        return told
+
     async def _unsuccessful(self, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
         final = ApplicationError(error.message, type="OperationError", non_retryable=True)
         told = CancelledError(error.message) if is_canceled else final
         told.__cause__ = error.__cause__
+        told.__traceback__ = error.__traceback__
         await self._data_converter.encode_failure(told, failure)
         return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
 

@@ -67,10 +67,10 @@ class OrphanActivities:
         if call.callback_url is None:
             # Cannot be asked; it asks itself, until its deadline.
             return True
+        # With the headers of a completion: the callback's proof may be among them.
+        headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
-            answer = await self._courier.post(
-                call.caller, call.callback_url, {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}, b"", more=()
-            )
+            answer = await self._courier.post(call.caller, call.callback_url, headers, b"", more=call.callback_headers)
         except BridgeError:
             return True
         if answer.status == 200:

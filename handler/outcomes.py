@@ -15,7 +15,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.links import WorkflowRef
-from bridge.outcomes import Outcome
+from bridge.outcomes import CANCELED_MESSAGE, Outcome
 
 
 async def read_outcome(client: Client, workflow_id: str, run_id: str) -> Outcome | None:
@@ -76,7 +76,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
             return Outcome.failed(event.workflow_execution_failed_event_attributes.failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED:
-            failure = Failure(message="operation canceled")
+            failure = Failure(message=CANCELED_MESSAGE)
             failure.canceled_failure_info.details.CopyFrom(event.workflow_execution_canceled_event_attributes.details)
             return Outcome.canceled(failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
@@ -87,7 +87,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
             return Outcome.failed(failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
             # The event does not tell whose time was out, the run's or the execution's; to the caller it is the same.
-            failure = Failure(message="operation timed out: the target exceeded its own timeout")
+            failure = Failure(message="operation exceeded internal timeout")
             failure.timeout_failure_info.timeout_type = TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
             return Outcome.failed(failure)
         case _:

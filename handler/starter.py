@@ -225,11 +225,16 @@ class Starter:
 
     async def _start(self, start: _Start) -> StartWorkflowExecutionResponse | None:
         """Ask for the run. None if the workflow id is held by a run that this start did not make."""
-        response = await self._ask(start, OnConflictOptions())
+        response = await self._ask(start)
         return response if response is not None and response.started else None
 
-    async def _ask(self, start: _Start, on_conflict: OnConflictOptions) -> StartWorkflowExecutionResponse | None:
-        """None if the run that holds the workflow id has closed."""
+    async def _ask(
+        self, start: _Start, on_conflict: OnConflictOptions | None = None
+    ) -> StartWorkflowExecutionResponse | None:
+        """None if the run that holds the workflow id has closed.
+
+        *on_conflict* says what to attach to one that is open. Even empty options write an event to its history.
+        """
         target, request, identity = start.target, start.request, start.identity
         [memo] = await self._client.data_converter.encode([self._memo(start)])
         callbacks = []
@@ -264,8 +269,8 @@ class Starter:
         except RPCError as error:
             if error.status is RPCStatusCode.ALREADY_EXISTS:
                 return None
-            if callback is not None and _refuses_callback(error):
-                raise _callback_refused(callback.url) from None
+            if callback is not None and error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise _callback_refused(callback.url, error) from None
             raise
 
     def _memo(self, start: _Start) -> CallMemo:
@@ -357,12 +362,13 @@ class Starter:
         return True
 
 
-def _refuses_callback(error: RPCError) -> bool:
-    return error.status is RPCStatusCode.INVALID_ARGUMENT and "callback" in error.message.lower()
-
-
-def _callback_refused(url: str) -> UnavailableError:
-    """Our operator's fault, not the caller's: the call goes on as soon as it is mended."""
+def _callback_refused(url: str, error: RPCError) -> HandlerError:
+    """Why our server does not take a callback. Not the caller's fault: it may ask again until that has changed."""
+    if "callbacks to a workflow" in error.message:
+        message = "more calls wait for this run than the handler's Temporal server tells: ask again for the outcome"
+        return HandlerError(message, type=HandlerErrorType.RESOURCE_EXHAUSTED)
+    if "callback" not in error.message:
+        return translated(error)
     place = URL(url).authority
     message = (
         f"the handler's Temporal server refuses to send completions to {place}: "

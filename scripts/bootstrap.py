@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 VENV = ROOT / ".venv"
-NEEDS_DEVELOPMENT = {"test", "check"}
+REQUIREMENTS = {"test": "requirements-dev.txt", "check": "requirements-dev.txt", "bench": "requirements-bench.txt"}
+"""What a command installs that needs more than `requirements.txt`."""
 
 
 def say(text: str) -> None:
@@ -78,8 +79,7 @@ def ensure_venv(requirements: Path) -> Path:
 def main() -> None:
     """`bootstrap.py COMMAND [ARGUMENT …]`."""
     command, arguments = sys.argv[1], sys.argv[2:]
-    name = "requirements-dev.txt" if command in NEEDS_DEVELOPMENT else "requirements.txt"
-    python = ensure_venv(ROOT / "scripts" / name)
+    python = ensure_venv(ROOT / "scripts" / REQUIREMENTS.get(command, "requirements.txt"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     os.execve(str(python), [str(python), "-m", f"scripts.{command}", *arguments], environment)

@@ -1,4 +1,4 @@
-"""Format, lint, types, import contracts. `--fix` mends what ruff can mend."""
+"""Format, lint, types, import contracts, the compose file. `--fix` mends what ruff can mend."""
 
 import argparse
 import shutil
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from scripts.stack import ROOT
 
-PACKAGES = ("bridge", "caller", "handler", "examples", "scripts", "tests")
+PACKAGES = ("bridge", "caller", "handler", "deploy", "examples", "scripts", "tests")
 
 
 def main() -> NoReturn:
@@ -23,6 +23,8 @@ def main() -> NoReturn:
         ("lint", ["ruff", "check", *(["--fix"] if fix else []), "."]),
         ("types", ["mypy", *PACKAGES]),
         ("import contracts", ["lint-imports", "--no-cache"]),
+        # The specification's schema comes with the tool: no Docker, no network.
+        ("compose file", ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]),
     ]
     failed = []
     for name, (tool, *arguments) in checks:

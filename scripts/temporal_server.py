@@ -153,6 +153,8 @@ class Server:
     """Of its first process. None: it was there before us."""
     metrics: str | None = None
     """URL of its Prometheus metrics, where we know of one."""
+    http: str | None = None
+    """Base URL of its HTTP port, where completions of Nexus operations arrive, where we know of one."""
     restart: Callable[[float], Awaitable[None]] | None = None
     """Kill it, and start it again after so many seconds, on the same ports and with its database file if it has one."""
 
@@ -205,7 +207,11 @@ async def running_server(
     arguments = [str(binary), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(own_port)]
     arguments += ["--ui-port", str(ui_port)] if ui else ["--headless"]
     arguments += ["--http-port", str(http_port), "--metrics-port", str(metrics_port), "--log-level", "error"]
-    arguments += ["--db-filename", str(database)] if database is not None else []
+    if database is not None:
+        # For servers that are killed, on machines that are not: what was written stays with the operating system, and
+        # a sync of every transaction would make a busy disk stall all of it.
+        pragmas = ("journal_mode=wal", "synchronous=off")
+        arguments += ["--db-filename", str(database), *(f"--sqlite-pragma={pragma}" for pragma in pragmas)]
     for name in namespaces:
         arguments += ["--namespace", name]
     # As on Temporal Cloud; off by default in the open-source server. It saves a hop per call.
@@ -242,6 +248,7 @@ async def running_server(
                 version=version,
                 pid=process.pid,
                 metrics=f"http://127.0.0.1:{metrics_port}/metrics",
+                http=f"http://127.0.0.1:{http_port}",
                 restart=restart,
             )
         finally:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -15,6 +15,7 @@ from yarl import URL
 
 from bridge.signatures import MessageKind, MessageSigner
 from bridge.tokens import CallbackTokens
+from bridge.wire import CALLBACK_TOKEN
 from caller.callbacks import encode_task_token
 from tests.helpers import CALLER, HANDLER
 from tests.world import World
@@ -110,8 +111,9 @@ def completion(
     target_run_id: str = "target-run",
     now: datetime | None = None,
     tokens: CallbackTokens | None = None,
+    auth: Literal["sig", "server"] = "sig",
 ) -> Message:
-    """A good completion of one waiting activity."""
+    """A good completion of one waiting activity; *auth* "server" is one that needs no signature."""
     now = now or datetime.now(UTC)
     tokens = tokens or world.caller_settings.callback_tokens(CALLER)
     callback_id = secrets.token_urlsafe(16)
@@ -126,13 +128,20 @@ def completion(
         task_token=None if task_token is None else encode_task_token(task_token),
         now=now,
         deadline=now + timedelta(hours=1),
+        auth=auth,
     )
+    url, proof = f"{world.receiver.url}/callbacks/{callback_id}", {}
+    if auth == "server":
+        proof = {CALLBACK_TOKEN: token}
+    else:
+        url += f"?sig={token}"
     link = f"temporal:///namespaces/{HANDLER}/workflows/target/{target_run_id}/history"
     query = "eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference"
     return Message(
-        url=f"{world.receiver.url}/callbacks/{callback_id}?sig={token}",
+        url=url,
         headers=CIMultiDict(
             {
+                **proof,
                 "Content-Type": "application/json",
                 "Nexus-Operation-State": state,
                 "Nexus-Link": f'<{link}?{query}>; type="temporal.api.common.v1.Link.WorkflowEvent"',

@@ -115,6 +115,8 @@ class World:
         self._executor = ThreadPoolExecutor(2)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
+        self.caller_options: dict[str, Any] = {}
+        """Further settings of the caller."""
         self.endpoint_options: dict[str, Any] = {}
         """Further settings of the caller's endpoint."""
         self.peer_options: dict[str, Any] = {}
@@ -139,7 +141,11 @@ class World:
     @property
     def caller_settings(self) -> CallerSettings:
         return caller_settings(
-            self.keys, receiver_url=self.receiver.url, endpoint_url=self.endpoint_url, endpoint=self.endpoint_options
+            self.keys,
+            receiver_url=self.receiver.url,
+            endpoint_url=self.endpoint_url,
+            endpoint=self.endpoint_options,
+            **self.caller_options,
         )
 
     @property

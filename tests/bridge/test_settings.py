@@ -114,6 +114,8 @@ def test_both_sides_read_their_file(configured: Configured) -> None:
     """The settings of the guide, complete and as small as they get."""
     configured(caller_tree())
     caller = load(CallerSettings)
+    assert caller.receiver is not None
+    assert caller.callback_keys is not None
     assert caller.receiver.url == "https://orders.example/bridge"
     assert caller.endpoints["payments"].handler == HANDLER
     assert len(caller.callback_keys.raw()) == 2
@@ -139,6 +141,8 @@ def test_the_environment_goes_over_the_file(configured: Configured, monkeypatch:
     monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__NETWORKS", '["10.0.0.0/8"]')
     settings = load(CallerSettings)
     assert settings.name == "from-environment"
+    assert settings.receiver is not None
+    assert settings.callback_keys is not None
     assert (settings.receiver.port, settings.receiver.url) == (9999, "https://orders.example/bridge")
     assert settings.callback_keys.keys["2027-01"].get_secret_value() == key
     assert settings.callback_keys.keys["2027-02"].get_secret_value() == tree["callback_keys"]["keys"]["2027-02"]

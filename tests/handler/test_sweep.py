@@ -185,7 +185,7 @@ async def test_a_target_out_of_time_is_told(swept: World, field: str, monkeypatc
     failure = await failure_of(await swept.call(ask, LONG))
     assert isinstance(failure, TimeoutError)
     assert failure.type is TimeoutType.START_TO_CLOSE
-    assert failure.message == "operation timed out: the target exceeded its own timeout"
+    assert failure.message == "operation exceeded internal timeout"
     await assert_told_once(swept, ask)
 
 

@@ -1,0 +1,37 @@
+"""Whether this container's worker polls its task queue: `python -m deploy.worker_health QUEUE`, exit code 0 or 1."""
+
+import asyncio
+import os
+import socket
+import sys
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.service import RPCError
+
+from bridge import command
+from bridge.settings import SettingsError
+
+
+async def polls(queue: str) -> bool:
+    """Whether Temporal knows of a poller of *queue* on this host, seen within the last minutes."""
+    client = await command.connect(data_converter=None)
+    described = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+    )
+    # The SDK's default identity is process@host, and a container's host name is its own.
+    return any(poller.identity.endswith(f"@{socket.gethostname()}") for poller in described.pollers)
+
+
+if __name__ == "__main__":
+    try:
+        is_healthy = asyncio.run(polls(sys.argv[1]))
+    except (RPCError, SettingsError):
+        is_healthy = False
+    # Not by the interpreter's own end, which may abort after the SDK was used (temporalio/sdk-python issue 300).
+    os._exit(0 if is_healthy else 1)

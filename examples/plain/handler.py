@@ -1,0 +1,108 @@
+"""A handler without Temporal: payments of up to 100 are made at once, of up to 10 000 after a while, more is declined.
+
+`python -m examples.plain.handler PORT`. START_KEY and COMPLETION_KEY are the two rings that it shares with its caller,
+RECEIVER is the URL that the caller's callbacks begin with, `https://orders.example/callbacks/`.
+
+What it leaves out, and a real one needs: it remembers payments in memory, so one that is restarted pays again when it
+is asked again (a database row for each request id, written before the answer, mends that); it serves one caller and one
+operation; it tells an outcome once, because a caller that was not reached asks again anyway.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict
+from yarl import URL
+
+from examples.plain.signatures import decode_key, is_signed, sign
+
+Outcome = tuple[str, dict[str, Any]]
+"""State, and result or Failure."""
+
+SETTLEMENT = float(os.environ.get("PAYMENT_SETTLEMENT_SECONDS", "5"))
+
+
+async def pay(payment: dict[str, Any]) -> Outcome:
+    """Pay for one order."""
+    if payment["amount"] > 10_000:
+        return "failed", {"message": "card declined", "details": {"order_id": payment["order_id"]}}
+    try:
+        await asyncio.sleep(0 if payment["amount"] <= 100 else SETTLEMENT)
+    except asyncio.CancelledError:
+        return "canceled", {"message": "payment canceled"}
+    return "succeeded", {"payment_id": f"p-{payment['order_id']}", "status": "paid"}
+
+
+def authentication(key: bytes) -> Middleware:
+    """Lets nobody in but the holder of *key*."""
+
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        kind, body = "cancel" if request.path.endswith("/cancel") else "start", await request.read()
+        if not is_signed(f"bridge-{kind}", request.raw_path, request.headers, body, key=key):
+            return web.Response(status=401)
+        return await handler(request)
+
+    return authenticate
+
+
+def create_app(*, start_key: bytes, completion_key: bytes, receiver: str) -> web.Application:
+    """The handler's routes; the keys are those of its one caller, whose callbacks begin with *receiver*."""
+    payments: dict[str, asyncio.Task[Outcome]] = {}
+    deliveries: set[asyncio.Task[None]] = set()
+
+    async def start(request: web.Request) -> web.Response:
+        request_id, callback = request.headers.get("Nexus-Request-Id", ""), request.query.get("callback", "")
+        if not request_id or not callback.startswith(receiver):
+            return web.Response(status=400)
+        is_new = request_id not in payments
+        if is_new:
+            payments[request_id] = asyncio.create_task(pay(await request.json()))
+        payment = payments[request_id]
+        await asyncio.wait({payment}, timeout=0.1)
+        if payment.done():
+            state, content = payment.result()
+            return respond(200 if state == "succeeded" else 424, content, {"Nexus-Operation-State": state})
+        if is_new:
+            deliveries.add(asyncio.create_task(deliver(callback, request_id, payment)))
+        return respond(201, {"token": request_id, "state": "running"}, {})
+
+    async def cancel(request: web.Request) -> web.Response:
+        payment = payments.get(request.headers.get("Nexus-Operation-Token", ""))
+        if payment is not None:
+            payment.cancel()
+        return web.Response(status=404 if payment is None else 202)
+
+    async def deliver(callback: str, token: str, payment: asyncio.Task[Outcome]) -> None:
+        state, content = await payment
+        body = json.dumps(content).encode()
+        headers = CIMultiDict(
+            {"Content-Type": "application/json", "Nexus-Operation-State": state, "Nexus-Operation-Token": token}
+        )
+        sign("bridge-completion", callback, headers, body, key=completion_key)
+        async with aiohttp.ClientSession() as session:
+            await session.post(URL(callback, encoded=True), headers=headers, data=body, allow_redirects=False)
+
+    app = web.Application(middlewares=[authentication(start_key)])
+    app.router.add_post("/PaymentService/process", start)
+    app.router.add_post("/PaymentService/process/cancel", cancel)
+    return app
+
+
+def respond(status: int, content: dict[str, Any], headers: dict[str, str]) -> web.Response:
+    """JSON without a charset: with one, Temporal would not take it for JSON."""
+    return web.Response(
+        status=status, headers={"Content-Type": "application/json", **headers}, body=json.dumps(content).encode()
+    )
+
+
+if __name__ == "__main__":
+    keys = {name: decode_key(os.environ[name.upper()]) for name in ("start_key", "completion_key")}
+    app = create_app(**keys, receiver=os.environ["RECEIVER"])
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)

@@ -1,0 +1,37 @@
+"""A receiver without Temporal: prints every outcome that it is told as one line of JSON.
+
+`python -m examples.plain.receiver PORT`. With COMPLETION_KEY set it takes only what the holder of that key signed; a
+real one always does, and makes its callback URLs hard to guess.
+"""
+
+import json
+import os
+import sys
+
+from aiohttp import web
+
+from examples.plain.signatures import decode_key, is_signed
+
+
+def create_app(completion_key: bytes | None) -> web.Application:
+    """Callback URLs are `/completions/{name of the call}`."""
+
+    async def complete(request: web.Request) -> web.Response:
+        body, state = await request.read(), request.headers.get("Nexus-Operation-State")
+        if completion_key is not None and not is_signed(
+            "bridge-completion", request.raw_path, request.headers, body, key=completion_key
+        ):
+            return web.Response(status=401)
+        if state != "running":  # that would be the question whether anybody still waits: yes
+            told = {"call": request.match_info["call"], "state": state, "content": json.loads(body or "null")}
+            print(json.dumps(told), flush=True)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/completions/{call}", complete)
+    return app
+
+
+if __name__ == "__main__":
+    key = os.environ.get("COMPLETION_KEY")
+    web.run_app(create_app(decode_key(key) if key else None), host="127.0.0.1", port=int(sys.argv[1]), print=None)

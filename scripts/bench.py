@@ -1,0 +1,299 @@
+"""Measure the bridge beside activity wrappers, native Nexus and a child workflow.
+
+Everything runs on this machine: a Temporal server of its own for each setting, and every mode as separate processes
+beside it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
+A full run takes up to 20 minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
+report only if --output names a folder. Progress goes to standard error; Ctrl-C stops everything.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from scripts.bench_measure import LONG_CALLS, Plan, computed, count_requests, fill, run_batch
+from scripts.bench_plots import draw
+from scripts.bench_report import markdown, summary
+from scripts.bench_results import Batch, LongCall, Memory, Results, ratios, to_json
+from scripts.bench_world import (
+    BRIDGE,
+    CHILD,
+    DEFAULT,
+    DEFAULT_EAGER,
+    MODES,
+    NEXUS,
+    NEXUS_EAGER,
+    POLL,
+    RAISED,
+    RAISED_EAGER,
+    SERVER,
+    SYNC,
+    WAIT,
+    Mode,
+    Setting,
+    World,
+    running_world,
+)
+from scripts.stack import ROOT
+from scripts.temporal_server import say
+from scripts.up import end, until_stopped
+
+LIMIT_S = 1500.0
+"""Whatever happens, a run ends after that."""
+
+PARTS = ("latency", "throughput", "targets", "long", "memory")
+SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
+SUBJECTS = (BRIDGE, SERVER, WAIT)
+REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL)
+
+ONE_SECOND, ONE_MINUTE = 1.0, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    """One call at a time."""
+    calls: int
+    """Of each mode in such a round."""
+    throughput_rounds: int
+    levels: dict[int, int]
+    """Calls in flight, and how many calls are made so."""
+    target_rounds: int
+    in_flight_for_memory: int
+    has_minute: bool
+    """Whether targets of a minute, and long calls shortened to one, are made."""
+    settings: Sequence[Setting]
+    throughput_levels_elsewhere: Sequence[int]
+    """In settings other than the first."""
+
+
+FULL = Size(
+    rounds=5,
+    calls=20,
+    throughput_rounds=2,
+    levels={10: 50, 50: 150, 200: 300},
+    target_rounds=2,
+    in_flight_for_memory=10_000,
+    has_minute=True,
+    settings=SETTINGS,
+    throughput_levels_elsewhere=(50,),
+)
+QUICK = Size(
+    rounds=2,
+    calls=8,
+    throughput_rounds=1,
+    levels={50: 60},
+    target_rounds=1,
+    in_flight_for_memory=300,
+    has_minute=False,
+    settings=(DEFAULT_EAGER,),
+    throughput_levels_elsewhere=(),
+)
+
+
+class Bench:
+    """One run: what has been measured so far."""
+
+    def __init__(self, *, size: Size, modes: Sequence[Mode], parts: Sequence[str]) -> None:
+        self._size = size
+        self._modes = modes
+        self._parts = parts
+        self._began = time.monotonic()
+        self._batches: list[Batch] = []
+        self._long_calls: list[LongCall] = []
+        self._memory: list[Memory] = []
+        self._server = ""
+
+    async def run(self) -> Results:
+        """Measure everything, setting by setting."""
+        for setting in self._size.settings:
+            if {"latency", "throughput", "targets"} & set(self._parts):
+                await self._measure_setting(setting)
+        await self._measure_minute()
+        if "memory" in self._parts and BRIDGE in self._modes:
+            await self._measure_memory()
+        return Results(
+            server=self._server,
+            settings=[{"name": each.name, "flags": each.dynamic_config} for each in self._size.settings],
+            batches=self._batches,
+            long_calls=self._long_calls,
+            memory=self._memory,
+        )
+
+    def _say(self, text: str) -> None:
+        say(f"[{time.monotonic() - self._began:4.0f} s] {text}")
+
+    async def _enter(self, stack: AsyncExitStack, modes: Sequence[Mode], setting: Setting, **environment: str) -> World:
+        world = await stack.enter_async_context(running_world(modes, setting, environment=environment))
+        self._server = world.server.version
+        return world
+
+    async def _measure_setting(self, setting: Setting) -> None:
+        is_first = setting is self._size.settings[0]
+        # A question every five seconds is as slow in every setting.
+        modes = [mode for mode in self._modes if is_first or mode is not POLL]
+        async with AsyncExitStack() as stack:
+            world = await self._enter(stack, modes, setting, PAYMENT_SETTLEMENT_SECONDS=str(ONE_SECOND))
+            await self._warm_up(world, modes)
+            if "latency" in self._parts:
+                plan = Plan(name="latency", calls=self._size.calls, seconds=8)
+                await self._take_turns(world, modes, plan, rounds=self._size.rounds)
+            if "throughput" in self._parts:
+                for level, calls in self._size.levels.items():
+                    if is_first or level in self._size.throughput_levels_elsewhere:
+                        plan = Plan(name="throughput", calls=calls, in_flight=level, seconds=8)
+                        await self._take_turns(world, modes, plan, rounds=self._size.throughput_rounds)
+            if "targets" in self._parts and is_first:
+                plan = Plan(name="second", calls=3, target_seconds=ONE_SECOND, seconds=3)
+                await self._take_turns(world, modes, plan, rounds=self._size.target_rounds)
+
+    async def _warm_up(self, world: World, modes: Sequence[Mode]) -> None:
+        self._say(f"{world.setting.name}: warming up")
+        # Together, because nothing is read from them.
+        plan = Plan(name="warm-up", calls=10, in_flight=5, seconds=5, is_alone=False)
+        await asyncio.gather(*(run_batch(world, mode, plan) for mode in modes))
+        await world.measure_idle(modes[0])
+
+    async def _take_turns(self, world: World, modes: Sequence[Mode], plan: Plan, *, rounds: int) -> None:
+        for number in range(rounds):
+            self._say(
+                f"{world.setting.name}: targets of {plan.target_seconds:g} s, {plan.in_flight} in flight, "
+                f"round {number + 1} of {rounds}"
+            )
+            for mode in modes:
+                self._batches.append(await run_batch(world, mode, replace(plan, round=number)))
+
+    async def _measure_minute(self) -> None:
+        """Targets of a minute, of all modes at once, and beside them the long calls, shortened to a minute."""
+        plans = [computed(each) for each in LONG_CALLS]
+        if not self._size.has_minute:
+            self._long_calls = plans if "long" in self._parts else []
+            return
+        targets = self._modes if "targets" in self._parts else []
+        long_modes = [
+            replace(BRIDGE, name=f"long-{number}", environment=plan.environment)
+            for number, plan in enumerate(LONG_CALLS)
+            if "long" in self._parts
+        ]
+        if not targets and not long_modes:
+            return
+        async with AsyncExitStack() as stack:
+            environment = {"PAYMENT_SETTLEMENT_SECONDS": str(ONE_MINUTE)}
+            world = await self._enter(stack, [*targets, *long_modes], DEFAULT_EAGER, **environment)
+            self._say("targets of a minute, all modes at once, and shortened calls of an hour and a day")
+            plan = Plan(name="minute", calls=5, in_flight=5, target_seconds=ONE_MINUTE, is_alone=False)
+            batches, counts = await asyncio.gather(
+                asyncio.gather(*(run_batch(world, mode, plan) for mode in targets)),
+                asyncio.gather(*(count_requests(world, mode) for mode in long_modes)),
+            )
+        self._batches += batches
+        self._long_calls = [replace(each, counted_requests=count) for each, count in zip(plans, counts, strict=False)]
+
+    async def _measure_memory(self) -> None:
+        environment = {"ORDER_FIRST_LEASE_SECONDS": "7200"}
+        async with running_world([BRIDGE], DEFAULT_EAGER, is_split=True, environment=environment) as world:
+            self._server = world.server.version
+            self._say("memory: warming up")
+            calls = min(1000, self._size.in_flight_for_memory)
+            await run_batch(world, BRIDGE, Plan(name="warm-up", calls=calls, in_flight=50, samples=1))
+            self._say(f"memory: bringing {self._size.in_flight_for_memory} calls into flight")
+            self._memory = list(await fill(world, BRIDGE, calls=self._size.in_flight_for_memory, seconds=240))
+
+
+def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        message = f"no {what} {', '.join(unknown)}; there are: {', '.join(known)}"
+        raise argparse.ArgumentTypeError(message)
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    modes, settings = (
+        [mode.name for mode in MODES],
+        [each.name.replace(", ", "-").replace(" ", "-") for each in SETTINGS],
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="less of everything, default server only; under two minutes"
+    )
+    parser.add_argument("--json", action="store_true", help="print rows and ratios as one JSON object, the last line")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where bench.md and its plots go (default: docs, for a full run)"
+    )
+    parser.add_argument(
+        "--modes",
+        type=lambda text: _chosen(text, modes, "mode"),
+        default=modes,
+        metavar="A,B",
+        help=f"measure only these of: {', '.join(modes)}",
+    )
+    parser.add_argument(
+        "--parts",
+        type=lambda text: _chosen(text, PARTS, "part"),
+        default=list(PARTS),
+        metavar="A,B",
+        help=f"measure only these of: {', '.join(PARTS)}",
+    )
+    parser.add_argument(
+        "--settings",
+        type=lambda text: _chosen(text, settings, "setting"),
+        metavar="A,B",
+        help=f"run the server only so: {', '.join(settings)}",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of one call at a time")
+    return parser
+
+
+async def _bench(arguments: argparse.Namespace) -> int:
+    size = QUICK if arguments.quick else FULL
+    if arguments.rounds is not None:
+        size = replace(size, rounds=arguments.rounds)
+    if arguments.settings is not None:
+        named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
+        size = replace(size, settings=[named[name] for name in arguments.settings])
+    modes = [mode for mode in MODES if mode.name in arguments.modes]
+    is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)
+    output = arguments.output or (ROOT / "docs" if is_whole and len(size.settings) == len(SETTINGS) else None)
+
+    async def work() -> int:
+        async with asyncio.timeout(LIMIT_S):
+            results = await Bench(size=size, modes=modes, parts=arguments.parts).run()
+        compared = ratios(
+            results, subjects=[mode.name for mode in SUBJECTS], references=[mode.name for mode in REFERENCES]
+        )
+        say(summary(compared))
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            plots = draw(results, output)
+            command = shlex.join(["./scripts/bench", *sys.argv[1:]])
+            deployments = {mode.name: mode.deployment for mode in modes}
+            text = markdown(results, compared, deployments=deployments, command=command, plots=plots)
+            (output / "bench.md").write_text(text)
+            say(f"report: {output / 'bench.md'}")
+        if arguments.json:
+            print(json.dumps(to_json(results, compared)), flush=True)
+        return 0
+
+    return await until_stopped(work)
+
+
+def main() -> NoReturn:
+    """Parse the command line, measure and report."""
+    end(_bench(_parser().parse_args()))
+
+
+if __name__ == "__main__":
+    main()

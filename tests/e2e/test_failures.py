@@ -1,0 +1,323 @@
+"""What goes wrong at the target is caught as over native Nexus: the same chain of errors, side by side.
+
+Each case runs the same target behind five handlers and callers at once: the SDK's own on both sides, with no code of
+ours, which is what the others are measured by; our targets over native Nexus; and the bridge's transports. A poll is
+answered as a held start is, only a second later: it is left to the fewer cases of the encrypted world.
+"""
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import pytest_asyncio
+from google.protobuf.json_format import MessageToJson
+from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
+from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes
+from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from caller import CallerPlugin
+from caller.activities import HANDLER_NOT_REACHED
+from handler import HandlerPlugin
+from scripts.temporal_server import Server
+from tests import failing
+from tests.codec import Scrambler
+from tests.failing import Answers, BoundedWorkflow, CatchingWorkflow, Trial, Trials, Way
+from tests.helpers import HANDLER, assert_eventually
+from tests.workflows import Ask, CallPlan
+from tests.world import World, events, running_world
+
+By = Literal["sdk", "nexus", "callback", "wait", "poll"]
+Error = dict[str, str]
+Act = Literal["", "cancel the call", "cancel the target", "terminate the target"]
+
+BRIDGE: tuple[By, ...] = ("callback", "wait", "poll")
+
+
+def _prepare(world: World) -> None:
+    world.handler_options = {"nexus": True}
+    world.peer_options = {"operations": ["TrialService/*", "AnswerService/*"]}
+    world.endpoint_options = {"poll_interval_s": 0.2, "wait_s": 1}
+    world.targets = [*failing.TARGETS]
+    world.services = [Answers()]
+
+
+@contextlib.asynccontextmanager
+async def _trying(server: Server, converter: DataConverter) -> AsyncIterator[World]:
+    """A world whose targets stand behind our handler and behind a worker that is the SDK's alone."""
+    async with AsyncExitStack() as stack:
+        world = await stack.enter_async_context(
+            running_world(server, without=("caller", "handler"), converters=(converter, converter), prepare=_prepare)
+        )
+        await world.create_nexus_endpoint()
+        target = EndpointTarget(worker=EndpointTarget.Worker(namespace=HANDLER, task_queue=f"sdk-{world.id}"))
+        spec = EndpointSpec(name=f"sdk-{world.id}", target=target)
+        await world.caller_client.operator_service.create_nexus_endpoint(CreateNexusEndpointRequest(spec=spec))
+        of_targets: dict[str, Any] = {"workflows": failing.TARGETS, "activities": [failing.fail]}
+        for worker in (
+            Worker(
+                world.handler_client,
+                task_queue=world.payment_queue,
+                nexus_service_handlers=[Answers()],
+                plugins=[HandlerPlugin(world.handler_settings)],
+                **of_targets,
+            ),
+            Worker(
+                world.handler_client,
+                task_queue=target.worker.task_queue,
+                nexus_service_handlers=[Trials(), Answers()],
+                **of_targets,
+            ),
+            Worker(
+                world.caller_client,
+                task_queue=world.order_queue,
+                workflows=[CatchingWorkflow],
+                plugins=[CallerPlugin(world.caller_settings)],
+            ),
+        ):
+            await stack.enter_async_context(worker)
+        yield world
+
+
+# One world for all cases: none of them leaves anything behind that another could see.
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def world(server: Server) -> AsyncIterator[World]:
+    async with _trying(server, DataConverter.default) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def encrypted_world(server: Server) -> AsyncIterator[World]:
+    converter = DataConverter(
+        payload_codec=Scrambler(), failure_converter_class=DefaultFailureConverterWithEncodedAttributes
+    )
+    async with _trying(server, converter) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that goes wrong."""
+
+    behaviour: str
+    operation: str = "fail"
+    act: Act = ""
+    """What is done once the target runs."""
+    deadline: float = 30.0
+    lease: float = 30.0
+    differs: Callable[[list[Error]], list[Error]] = list
+    """From what native Nexus tells to what the bridge tells, where the two are known to differ."""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.behaviour, self.act)))
+
+
+def told_once(native: list[Error]) -> list[Error]:
+    """Server 1.29 tells a handler's error twice, the first time in words of its own.
+
+    The handler's stack stays with the handler: who may not call, or called wrongly, is not shown its code.
+    """
+    operation, wrapper, error, *causes = native
+    assert wrapper["class"] == error["class"] == "HandlerError"
+    kind = re.sub(r".*'(.*)'>", r"\1", error["type"])
+    assert wrapper["text"] in {f"handler error ({kind}): {text}" for text in (error["text"], "Encoded failure")}
+    return [operation, error | {"has_stack": "False"}, *causes]
+
+
+def in_our_words(text: str) -> Callable[[list[Error]], list[Error]]:
+    """As `told_once`; what native Nexus says is the SDK's text, about its own parts."""
+
+    def differ(native: list[Error]) -> list[Error]:
+        operation, error, *causes = told_once(native)
+        return [operation, error | {"text": text, "message": repr(text)}, *causes]
+
+    return differ
+
+
+def by_whom_and_why(native: list[Error]) -> list[Error]:
+    """The bridge reads the closing event, which says more than the server's completion does."""
+    operation, terminated = native
+    assert terminated["text"] == "operation terminated"
+    text = "operation terminated by WORKER: out of paper"
+    return [operation, terminated | {"text": text, "message": repr(text)}]
+
+
+def of_its_kind(native: list[Error]) -> list[Error]:
+    """The server leaves the kind of the timeout out; to the caller it was the operation's run that took too long."""
+    operation, timeout = native
+    assert timeout["type"] == "None"
+    return [operation, timeout | {"type": "<TimeoutType.START_TO_CLOSE: 1>"}]
+
+
+CASES = [
+    Case("application error with everything"),
+    Case("application error with nothing"),
+    Case("application error without words"),
+    Case("cancellation that nobody asked for"),
+    Case("timeout of its own"),
+    Case("timeout with details"),
+    Case("termination as an error"),
+    Case("server error"),
+    Case("handler error in the chain"),
+    Case("failure from another language"),
+    Case("activity fails"),
+    Case("activity fails for good"),
+    Case("activity runs too long"),
+    Case("activity falls silent"),
+    Case("activity is out of time"),
+    Case("activity is never taken"),
+    Case("child fails"),
+    Case("child's activity fails"),
+    Case("child is out of time"),
+    Case("child is canceled"),
+    # Canceled, by whomever: a closing event keeps none of the target's own words, and no transport tells them.
+    Case("waits", act="cancel the call"),
+    Case("waits", act="cancel the target"),
+    Case("waits for an activity", act="cancel the call"),
+    Case("waits for an activity", act="cancel the target"),
+    Case("answers a cancel in its own words", act="cancel the call"),
+    Case("answers a cancel with another failure", act="cancel the call"),
+    Case("waits", act="terminate the target", lease=1.0, differs=by_whom_and_why),
+    Case("waits", operation="bounded", lease=1.0, differs=of_its_kind),
+    Case("waits", deadline=2.0),
+    # No outcome: the request itself failed.
+    Case("refused", differs=told_once),
+    Case("returns", operation="unserved", differs=in_our_words("no such operation")),
+    # Operations that need no workflow.
+    Case("operation fails", operation="answer"),
+    Case("operation fails for a reason", operation="answer"),
+    Case("operation is canceled", operation="answer"),
+    Case("operation is canceled for a reason", operation="answer"),
+    Case("handler refuses", operation="answer", differs=told_once),
+    Case("handler refuses for a reason", operation="answer", differs=told_once),
+    Case("handler gives up", operation="answer", differs=told_once),
+    Case("application error for good", operation="answer", differs=in_our_words("rates were withdrawn")),
+]
+
+SECRET_CASES = [
+    case
+    for case in CASES
+    if case.behaviour
+    in {
+        *("application error with everything", "failure from another language", "activity fails", "child fails"),
+        *("operation fails for a reason", "handler refuses for a reason", "answers a cancel in its own words"),
+    }
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_the_caller_catches_what_it_would_catch_over_native_nexus(world: World, case: Case) -> None:
+    """Class, message, type, details, retryability and the whole chain of causes; event ids are the target's own."""
+    await _catches_the_same(world, case, ("callback", "wait"))
+
+
+@pytest.mark.parametrize("case", SECRET_CASES, ids=str)
+async def test_it_catches_the_same_where_failures_are_encrypted(encrypted_world: World, case: Case) -> None:
+    """Messages and stacks too, as the failure converter has it; and each side's codec undoes only its own."""
+    await _catches_the_same(encrypted_world, case, BRIDGE)
+
+
+@pytest.mark.parametrize("by", BRIDGE)
+async def test_no_history_shows_what_is_encrypted(encrypted_world: World, by: By) -> None:
+    """Neither side's, nor any detail of the pending activity."""
+    trial, handle = await _call(encrypted_world, Case("application error with everything"), by)
+    assert (await handle.result())[1]["text"] == "Declined: declined"
+    target = encrypted_world.handler_client.get_workflow_handle(failing.workflow_id(trial))
+    with contextlib.suppress(WorkflowFailureError):
+        await target.result()
+    for each in (handle, target):
+        history = "".join(MessageToJson(event) for event in (await each.fetch_history()).events)
+        assert "Encoded failure" in history
+        assert "declined" not in history
+        assert "the inner reason" not in history
+
+
+async def test_a_call_out_of_time_names_what_kept_it_from_the_handler(server: Server) -> None:
+    """More than native Nexus tells, where the last error is seen only as long as the operation is pending."""
+    async with running_world(server, without=("service", "handler")) as world:
+        handle = await world.call(Ask(world.key()), CallPlan(deadline=3.0))
+        with pytest.raises(WorkflowFailureError) as caught:
+            await handle.result()
+    timeout = caught.value.cause.__cause__
+    assert isinstance(timeout, TemporalTimeoutError)
+    assert isinstance(timeout.cause, ApplicationError)
+    assert timeout.cause.type == HANDLER_NOT_REACHED
+
+
+async def _catches_the_same(world: World, case: Case, transports: tuple[By, ...]) -> None:
+    ways: tuple[By, ...] = ("sdk", "nexus", *transports)
+    caught = dict(zip(ways, await asyncio.gather(*(_catch(world, case, by) for by in ways)), strict=True))
+    native = caught.pop("sdk")
+    assert len(native) > 1, "nothing was caught"
+    assert caught == {"nexus": native} | dict.fromkeys(transports, case.differs(native))
+
+
+async def _catch(world: World, case: Case, by: By) -> list[Error]:
+    trial, handle = await _call(world, case, by)
+    if case.act:
+        target = world.handler_client.get_workflow_handle(failing.workflow_id(trial))
+        await assert_eventually(partial(_runs, target, case))
+        match case.act:
+            case "cancel the call":
+                await handle.signal(CatchingWorkflow.cancel_call)
+            case "cancel the target":
+                await target.cancel()
+            case "terminate the target":
+                await target.terminate(reason="out of paper")
+    return [_comparable(error, trial) for error in await handle.result()]
+
+
+async def _call(
+    world: World, case: Case, by: By
+) -> tuple[Trial, WorkflowHandle[CatchingWorkflow, list[dict[str, str]]]]:
+    trial = Trial(key=f"{by}-{uuid.uuid4().hex}", behaviour=case.behaviour)
+    endpoints = {"sdk": f"sdk-{world.id}", "nexus": world.nexus_endpoint}
+    way = Way(
+        transport=None if by == "sdk" else by,
+        endpoint=endpoints.get(by, "payments"),
+        operation=case.operation,
+        deadline=case.deadline,
+        lease=case.lease,
+        cancels=case.act == "cancel the call",
+    )
+    if case.operation == "bounded" and by != "sdk":
+        # The bridge gives its targets no timeout of their own but the caller's; this one has been started by hand.
+        await world.handler_client.start_workflow(
+            BoundedWorkflow.run,
+            trial,
+            id=failing.workflow_id(trial),
+            task_queue=world.payment_queue,
+            execution_timeout=failing.OWN_TIMEOUT,
+        )
+    return trial, await world.caller_client.start_workflow(
+        CatchingWorkflow.run, args=[trial, way], id=f"catching-{trial.key}", task_queue=world.order_queue
+    )
+
+
+async def _runs(target: WorkflowHandle[Any, Any], case: Case) -> None:
+    try:
+        seen = await events(target)
+    except RPCError as error:
+        raise AssertionError from error
+    assert ("ACTIVITY_TASK_SCHEDULED" if "activity" in case.behaviour else "WORKFLOW_TASK_COMPLETED") in seen
+
+
+def _comparable(error: Error, trial: Trial) -> Error:
+    """Without what must differ from call to call: ids, and who works."""
+
+    def neutral(text: str) -> str:
+        text = re.sub(r"\b\d+@[\w.-]+", "WORKER", text.replace(trial.key, "KEY"))
+        return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "RUN", text)
+
+    return {name: neutral(text) for name, text in error.items()}

@@ -1,0 +1,108 @@
+"""What docs/protocol.md and the OpenAPI documents say is what is sent."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import jsonschema
+import pytest_asyncio
+from multidict import CIMultiDict
+
+from bridge.openapi import describe_handler_service, describe_receiver
+from examples.plain.signatures import decode_key, is_signed
+from scripts.temporal_server import Server
+from tests.exchanges import KEYS, SIGNED_AT, Exchange, Message, Page
+from tests.record_protocol import DOCUMENT, record
+
+Recorded = tuple[dict[str, Exchange], dict[str, Exchange]]
+
+PROOFS = {"repr-digest", "signature-input", "signature"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def recorded(server: Server) -> AsyncIterator[Recorded]:
+    yield await record(server)
+
+
+async def test_the_document_shows_what_is_really_sent(recorded: Recorded) -> None:
+    """Every exchange, and no other. If one has changed for good: `python -m tests.record_protocol`."""
+    shown = {name: each.text() for name, each in recorded[1].items()}
+    for name, text in Page(DOCUMENT.read_text()).exchanges():
+        assert shown.pop(name) == text, f"{name} differs; python -m tests.record_protocol writes it anew"
+    assert not shown, "recorded, but not in the document"
+
+
+async def test_the_document_prints_the_keys_that_its_examples_are_signed_with(recorded: Recorded) -> None:
+    """So they are test vectors; and only ids and times were replaced, not what is covered."""
+    text = DOCUMENT.read_text()
+    assert all(key in text for key in KEYS.values())
+    signed = 0
+    for real, shown in zip(recorded[0].values(), recorded[1].values(), strict=True):
+        before, after = (each.request.header("Signature-Input") for each in (real, shown))
+        assert re.sub(r"created=\d+", "", before) == re.sub(r"created=\d+", "", after)
+        signed += bool(after)
+        assert not after or f"created={int(SIGNED_AT.timestamp())};" in after
+    assert signed > 15
+
+
+async def test_what_we_sign_verifies_without_our_code(recorded: Recorded, monkeypatch: Any) -> None:
+    """By the seventy lines that the document names, with the document's keys and at the document's time."""
+    monkeypatch.setattr("examples.plain.signatures._Verifier.max_clock_skew", timedelta(days=36500))
+    for exchange in recorded[1].values():
+        request = exchange.request
+        if told := re.search(r'tag="([a-z-]+)"', request.header("Signature-Input")):
+            path, headers = request.first_line.split(" ")[1], CIMultiDict(request.headers)
+            assert is_signed(told[1], path, headers, request.body, key=decode_key(KEYS[told[1]]))
+            assert not is_signed(told[1], path, headers, request.body + b" ", key=decode_key(KEYS[told[1]]))
+
+
+async def test_every_exchange_is_as_the_openapi_documents_describe_it(recorded: Recorded) -> None:
+    """Path, parameters, required headers, body, status, answer's headers and body."""
+    for name, exchange in recorded[0].items():
+        is_completion = exchange.route.startswith("/callbacks")
+        check(describe_receiver() if is_completion else describe_handler_service(), exchange, name)
+
+
+def check(document: Mapping[str, Any], exchange: Exchange, name: str) -> None:
+    path = document["paths"][exchange.route]
+    operation = path["post"]
+    parameters = {each["name"].lower(): each for each in path["parameters"] + operation["parameters"]}
+    sent = {header.lower(): value for header, value in exchange.request.headers}
+    for parameter in parameters.values():
+        value = sent.get(parameter["name"].lower()) if parameter["in"] == "header" else None
+        if value is not None:
+            is_valid(value, parameter["schema"], document, name)
+        elif parameter["in"] == "header":
+            assert not parameter["required"], f"{name}: {parameter['name']}"
+    told = {scheme["name"].lower() for scheme in document["components"]["securitySchemes"].values() if "name" in scheme}
+    for header in sent:
+        assert header in parameters.keys() | told or not is_ours(header), f"{name}: {header} is not described"
+    answers = operation["responses"]
+    answer = answers.get(str(exchange.status)) or answers[f"{exchange.status // 100}XX"]
+    assert exchange.answer.body == b"" or answer["content"], name
+    described = {header.lower(): each["schema"] for header, each in answer["headers"].items()}
+    for header, value in exchange.answer.headers:
+        if is_ours(header.lower()):
+            is_valid(value, described[header.lower()], document, name)
+    if schema := answer["content"].get(media_type(exchange.answer), {}).get("schema"):
+        is_valid(json.loads(exchange.answer.body), schema, document, name)
+
+
+def is_ours(header: str) -> bool:
+    names = {"operation-timeout", "request-timeout", "prefer", "retry-after"}
+    return header.startswith(("nexus-", "bridge-")) or header in names | PROOFS
+
+
+def media_type(message: Message) -> str:
+    return message.header("Content-Type").partition(";")[0]
+
+
+def is_valid(value: Any, schema: Mapping[str, Any], document: Mapping[str, Any], name: str) -> None:
+    if schema.get("type") == "integer":
+        value = int(value)
+    # With the components beside it, its references lead somewhere.
+    whole = {**schema, "components": document["components"]}
+    errors = list(jsonschema.Draft202012Validator(whole).iter_errors(value))
+    assert not errors, f"{name}: {errors[0].message}"
