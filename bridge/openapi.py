@@ -23,17 +23,17 @@ _SCHEMA = "#/components/schemas/{model}"
 _TEXT: Json = {"type": "string"}
 _INSTANT: Json = {"type": "string", "format": "date-time"}
 _DURATION: Json = {"type": "string", "examples": ["10000ms", "90s", "1h30m"]}
+_ID: Json = {"type": "string", "minLength": 1, "maxLength": 255}
 _TOKEN: Json = {"type": "string", "minLength": 1, "maxLength": wire.MAX_OPERATION_TOKEN}
+_GIVEN_TOKEN = wire.CALLBACK_PREFIX + wire.CALLBACK_TOKEN
 _HEADERS: Mapping[str, tuple[str, Json]] = {
-    wire.REQUEST_ID: (
-        "Names the call: the same on every repeat.",
-        {"type": "string", "minLength": 1, "maxLength": 255},
-    ),
+    wire.REQUEST_ID: ("Names the call: the same on every repeat.", _ID),
     wire.REQUEST_TIMEOUT: ("How long the sender waits for this answer.", _DURATION),
     wire.OPERATION_TIMEOUT: ("How long the caller is still willing to wait for the operation.", _DURATION),
     wire.SCHEDULED_TIME: ("When the caller scheduled the operation.", _INSTANT),
     wire.ATTEMPT: ("Above 1 the start is a renewal. Information only.", {"type": "integer", "minimum": 1}),
     wire.PREFER: ("`wait=N`: hold the start open for up to N seconds.", _TEXT),
+    _GIVEN_TOKEN: ("To be sent as `Bridge-Token` with the completion.", _TEXT),
     wire.LINK: ('`<URL>; type="TYPE"`, comma-separated.', _TEXT),
     wire.OPERATION_TOKEN: ("The handler's name for the operation.", _TOKEN),
     wire.OPERATION_STATE: ("How it stands.", {"type": "string", "enum": [each.value for each in wire.OperationState]}),
@@ -57,6 +57,7 @@ _ANY: Json = {name: {} for name in (payloads.JSON, payloads.PROTOBUF, payloads.O
 def describe_handler_service() -> Json:
     """The handler service: starts and cancels."""
     path, always = "/c/{caller}/{service}/{operation}", (*_PROOFS, wire.REQUEST_TIMEOUT)
+    known = (wire.OPERATION_TIMEOUT, wire.SCHEDULED_TIME, wire.ATTEMPT, wire.PREFER, _GIVEN_TOKEN, wire.LINK, *always)
     outcome = wire.OPERATION_STATE, wire.LINK
     callback = {**_TEXT, "format": "uri", "maxLength": MAX_CALLBACK_URL}
     start = _operation(
@@ -64,7 +65,7 @@ def describe_handler_service() -> Json:
         "Start an operation, or ask again how it stands.",
         _header(wire.REQUEST_ID, required=True),
         _parameter("callback", "query", callback, "Where to POST the outcome, byte for byte."),
-        *map(_header, (wire.OPERATION_TIMEOUT, wire.SCHEDULED_TIME, wire.ATTEMPT, wire.PREFER, wire.LINK, *always)),
+        *map(_header, known),
         body=_ANY,
         answers={
             "200": _answer("It has ended well; the body is its result.", _ANY, *outcome),

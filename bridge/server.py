@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.typedefs import Middleware
@@ -87,7 +87,7 @@ async def read_body(request: web.Request) -> bytes:
     """Read the whole body, within size and time.
 
     Raises:
-        nexusrpc.HandlerError: Too large (400), too slow (408 as UNAVAILABLE's sibling REQUEST_TIMEOUT).
+        nexusrpc.HandlerError: Too large or broken off (400), too slow (408 as UNAVAILABLE's sibling REQUEST_TIMEOUT).
     """
     try:
         async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
@@ -95,6 +95,10 @@ async def read_body(request: web.Request) -> bytes:
     except TimeoutError:
         message = "the body did not arrive in time"
         raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
+    except (ConnectionError, ClientPayloadError):
+        # Nobody is left to read the answer; but it is no fault of ours, and not to be logged as one.
+        message = "the body broke off"
+        raise bad_request(message) from None
     except web.HTTPRequestEntityTooLarge:
         message = f"the body is over {MAX_BODY_BYTES} bytes"
         raise bad_request(message) from None

@@ -8,7 +8,7 @@ signed: so the examples are test vectors for whoever implements a peer.
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -30,7 +30,10 @@ KEYS = {
 }
 """Those of the document, by the signature's tag."""
 
-_HIDDEN = {"accept", "accept-encoding", "connection", "content-length", "date", "server", "user-agent"}
+_HIDDEN = {
+    *("accept", "accept-encoding", "connection", "content-length", "date", "server"),
+    *("transfer-encoding", "user-agent"),
+}
 """Headers that say nothing in this protocol."""
 
 
@@ -107,12 +110,13 @@ class Recorder:
 class Stable:
     """Replaces what differs from run to run; the same value by the same, wherever it occurs."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, worlds: Iterable[World]) -> None:
         self._known: dict[str, str] = {}
-        for url, name in ((world.service.url, "payments"), (world.receiver.url, "orders")):
-            host, shown = url.removeprefix("http://"), f"https://{name}.example"
-            self._known |= {url: shown, quote(url, safe=""): quote(shown, safe=""), host: f"{name}.example"}
-        self._known |= {f"{world.id}-": "", world.id: ""}
+        for world in worlds:
+            for url, name in ((world.service.url, "payments"), (world.receiver.url, "orders")):
+                host, shown = url.removeprefix("http://"), f"https://{name}.example"
+                self._known |= {url: shown, quote(url, safe=""): quote(shown, safe=""), host: f"{name}.example"}
+            self._known |= {f"{world.id}-": "", world.id: ""}
         self._counts: dict[str, int] = {}
 
     def exchange(self, exchange: Exchange) -> Exchange:
@@ -142,6 +146,9 @@ class Stable:
                 return value.partition(" ")[0] + " SECRET"
             case "nexus-operation-token":
                 self._learn(value, "operation token")
+                return self._text(value)
+            case "bridge-token" | "nexus-callback-bridge-token":
+                self._learn(value, "callback token")
                 return self._text(value)
             case _:
                 return self._text(value)

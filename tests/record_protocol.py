@@ -5,7 +5,9 @@
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from temporalio.worker import Worker
 import bridge
 from bridge.calls import Transport
 from bridge.keys import KeyRing, new_key
+from bridge.operations import Targets
 from bridge.signatures import MessageKind, MessageSigner
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
@@ -24,6 +27,7 @@ from handler.settings import CallerPeer
 from scripts.stack import ROOT
 from scripts.temporal_server import Server, running_server
 from tests import peer
+from tests.conftest import ALLOW_CALLBACKS_TO_LOOPBACK
 from tests.exchanges import Exchange, Page, Recorder, Stable
 from tests.helpers import CALLER, HANDLER, assert_eventually
 from tests.workflows import Ask, CallPlan
@@ -58,10 +62,10 @@ class QuickOrder:
 class Scenes:
     """What happens, and which of the exchanges shows it."""
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: World, recorder: Recorder, shown: dict[str, Exchange]) -> None:
         self._world = world
         self._recorder = recorder
-        self.shown: dict[str, Exchange] = {}
+        self.shown = shown
 
     async def take(
         self, name: str, route: str, status: int, *, state: str | None = None, order: int | None = None
@@ -94,6 +98,14 @@ class Scenes:
             *(self._refused, self._asked),
         ):
             await scene()
+
+    async def play_by_server(self) -> None:
+        """Where Temporal's own server sends the completion."""
+        order = await self.order(15, 5000)
+        await self.take("start for a server", START, 201, order=15)
+        await self._payment(15).signal("approve")
+        await self.take("completion by a server", COMPLETION, 200, state="succeeded", order=15)
+        await order.result()
 
     async def _approved(self) -> None:
         order = await self.order(7, 5000)
@@ -202,17 +214,38 @@ def _state(exchange: Exchange) -> str:
 
 async def record(server: Server) -> tuple[dict[str, Exchange], dict[str, Exchange]]:
     """Every exchange by name: as it was, and as the document shows it."""
-    recorder = Recorder()
+    recorder, taken = Recorder(), dict[str, Exchange]()
+    async with _running_scenes(server, recorder, taken, prepare=_with_a_shop) as (world, scenes):
+        await scenes.play()
+    async with _running_scenes(server, recorder, taken, prepare=_told_by_server) as (other, scenes):
+        await scenes.play_by_server()
+    stable = Stable([world, other])
+    return taken, {name: stable.exchange(each) for name, each in taken.items()}
 
-    def prepare(world: World) -> None:
-        settings, ring = world.handler_settings, KeyRing.model_validate({"signing": "k1", "keys": {"k1": SECRET}})
-        shop = CallerPeer(auth="bearer", bearer_keys=ring, operations=("PaymentService/*",))
-        changes = {"orphan_check_s": 0.5, "callers": {**settings.callers, SHOP: shop}}
-        world.override_handler_settings(settings.model_copy(update=changes))
+
+def _with_a_shop(world: World) -> None:
+    settings, ring = world.handler_settings, KeyRing.model_validate({"signing": "k1", "keys": {"k1": SECRET}})
+    shop = CallerPeer(auth="bearer", bearer_keys=ring, operations=("PaymentService/*",))
+    changes = {"orphan_check_s": 0.5, "callers": {**settings.callers, SHOP: shop}}
+    world.override_handler_settings(settings.model_copy(update=changes))
+
+
+def _told_by_server(world: World) -> None:
+    world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
+    world.caller_options = {"handlers": {HANDLER: {"start_keys": world.keys.start, "completions": "server"}}}
+    world.peer_options = {"completions": "server", "completion_keys": None}
+
+
+@asynccontextmanager
+async def _running_scenes(
+    server: Server, recorder: Recorder, taken: dict[str, Exchange], *, prepare: Callable[[World], None]
+) -> AsyncIterator[tuple[World, Scenes]]:
+    def prepare_and_record(world: World) -> None:
+        prepare(world)
         recorder.attach(world.service)
         recorder.attach(world.receiver)
 
-    async with running_world(server, prepare=prepare) as world:
+    async with running_world(server, prepare=prepare_and_record) as world:
         worker = Worker(
             world.caller_client,
             task_queue=f"{world.order_queue}-quick",
@@ -220,15 +253,12 @@ async def record(server: Server) -> tuple[dict[str, Exchange], dict[str, Exchang
             plugins=[CallerPlugin(world.caller_settings)],
         )
         async with worker:
-            scenes = Scenes(world, recorder)
-            await scenes.play()
-    stable = Stable(world)
-    return scenes.shown, {name: stable.exchange(each) for name, each in scenes.shown.items()}
+            yield world, Scenes(world, recorder, taken)
 
 
 async def _main() -> None:
     logging.getLogger("temporalio").setLevel(logging.ERROR)
-    async with running_server(namespaces=[CALLER, HANDLER]) as server:
+    async with running_server(namespaces=[CALLER, HANDLER], dynamic_config=[ALLOW_CALLBACKS_TO_LOOPBACK]) as server:
         _, shown = await record(server)
     page = Page(DOCUMENT.read_text())
     DOCUMENT.write_text(page.with_exchanges({name: each.text() for name, each in shown.items()}))

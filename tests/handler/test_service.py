@@ -1,5 +1,6 @@
 """The handler service against bad input, strangers and repeats: each answer as documented, and nothing started."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import pytest_asyncio
 from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
+from yarl import URL
 
 from bridge.keys import new_key
 from bridge.signatures import MessageKind, MessageSigner
@@ -321,3 +323,24 @@ async def test_a_codec_that_is_away_is_no_fault_of_the_caller(server: Server) ->
         answer = await send(start(world, {"key": world.key()}), signer(world))
         assert (answer.status, answer.type) == (503, "UNAVAILABLE")
         assert "key store" not in answer.message
+
+
+async def test_a_caller_that_hangs_up_in_its_body_is_no_fault_of_ours(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Proxies do that when their own client is gone: nothing starts, and nobody is called out of bed."""
+    message = start(world, {"key": world.key()})
+    MessageSigner(world.keys.start).sign(MessageKind.START, message.url, message.headers, message.body)
+    lines = [f"POST {URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: handler"]
+    lines += [f"{name}: {value}" for name, value in message.headers.items()]
+    head = "\r\n".join([*lines, f"Content-Length: {len(message.body)}", "", ""])
+    _, writer = await asyncio.open_connection("127.0.0.1", world.service.port)
+    writer.write(head.encode() + message.body[:-5])
+    await writer.drain()
+    writer.transport.abort()
+
+    async def answered() -> None:
+        assert world.service.statuses == [400]
+
+    await assert_eventually(answered)
+    assert "bridge.internal_error" not in caplog.text

@@ -1,0 +1,76 @@
+"""A short chaos run, as a user makes it: every call ends once and rightly, whatever is killed."""
+
+import asyncio
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.chaos_schedule import VICTIMS, HarmKind
+from scripts.fault_proxy import FaultKind
+from scripts.stack import ROOT
+from tests.helpers import assert_eventually
+
+CHAOS = str(ROOT / "scripts" / "chaos")
+
+
+@pytest.mark.timeout(200)
+def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
+    """Two hundred calls, twenty kills, a server that is killed, receivers that are away, a bad network."""
+    done = subprocess.run(
+        [CHAOS, "--quick", "--seed", "1", "--json"], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    harm = told.pop("harm")
+    assert told.pop("slowest_recovery_s") >= 0
+    nothing = {"lost": 0, "wrong": 0, "double": 0, "pending": 0, "undelivered": 0}
+    assert told == {"seed": 1, "calls": 200, **nothing}, done.stderr
+    assert sum(harm[kind] for kind in VICTIMS) == 20
+    assert harm[HarmKind.RESTART_SERVER] == harm[HarmKind.RECEIVERS_AWAY] == 1
+    assert set(harm) == {each.value for each in (*HarmKind, *FaultKind) if each is not FaultKind.NONE}
+    assert all(harm[kind] for kind in (FaultKind.DUPLICATE, FaultKind.DELAY))
+
+
+async def test_an_interrupted_run_ends_all_that_it_started() -> None:
+    """Ctrl-C in the midst of it: no process of it is left."""
+    process = await asyncio.create_subprocess_exec(
+        *(CHAOS, "--quick", "--seed", "2"), stderr=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    assert process.stderr is not None
+    while b"seed 2:" not in (line := await asyncio.wait_for(process.stderr.readline(), 60)):
+        assert line, "it ended before it began"
+    children = _children(process.pid)
+    assert len(children) >= 9
+    drain = asyncio.create_task(process.stderr.read())
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 130
+    await drain
+
+    async def gone() -> None:
+        left = [child for child in children if Path(f"/proc/{child}").exists()]
+        assert not left
+
+    await assert_eventually(gone)
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--kills", "0"], id="no kills"),
+        pytest.param(["--calls", "0"], id="no calls"),
+        pytest.param(["--seconds", "1"], id="too short"),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_refused(arguments: list[str]) -> None:
+    """Before anything is started."""
+    done = subprocess.run([CHAOS, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "usage: scripts/chaos" in done.stderr
