@@ -63,6 +63,9 @@ class Finished:
 
 StartAnswer = Running | Finished
 
+_ANSWER_TIME = timedelta(seconds=1)
+"""Kept back of the time in which the sender wants an answer."""
+
 
 class OperationInfo(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -132,8 +135,18 @@ def decode_start(
         operation_timeout=wire.decode_duration(headers.get(wire.OPERATION_TIMEOUT, "")),
         scheduled_time=scheduled_time,
         attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 1,
-        wait=wire.decode_wait(headers.get(wire.PREFER, "")),
+        wait=_wait(headers),
     )
+
+
+def _wait(headers: Mapping[str, str]) -> timedelta | None:
+    """How long to hold the start: no longer than its sender waits for any answer."""
+    wait = wire.decode_wait(headers.get(wire.PREFER, ""))
+    request_timeout = wire.decode_duration(headers.get(wire.REQUEST_TIMEOUT, ""))
+    if wait is None or request_timeout is None:
+        return wait
+    room = request_timeout - _ANSWER_TIME
+    return min(wait, room) if room > timedelta(0) else None
 
 
 def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:

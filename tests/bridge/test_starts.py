@@ -199,6 +199,19 @@ def test_an_unreadable_attempt_is_the_first(text: str, attempt: int) -> None:
     assert decode(Bridge_Attempt=text).attempt == attempt
 
 
+@pytest.mark.parametrize(
+    ("request_timeout", "wait"),
+    [("15s", 5), ("4s", 3), ("1s", None), ("500ms", None), (None, 5)],
+)
+def test_a_start_is_held_no_longer_than_its_sender_waits(request_timeout: str | None, wait: int | None) -> None:
+    """Whatever it prefers: an answer that comes too late is none, and asked for again."""
+    headers = {"Nexus-Request-Id": "r", "Prefer": "wait=5"}
+    if request_timeout is not None:
+        headers["Request-Timeout"] = request_timeout
+    start = decode_start("s", "o", callback_url=None, headers=multi(headers), links=[])
+    assert start.wait == (None if wait is None else timedelta(seconds=wait))
+
+
 def test_a_bad_link_costs_nothing_but_itself() -> None:
     """Links are never essential."""
     assert decode("nonsense", f'<{CALLER.to_link().url}>; type="{CALLER.to_link().type}"').links == [CALLER.to_link()]

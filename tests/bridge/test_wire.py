@@ -493,3 +493,47 @@ def test_a_preference_to_wait_is_read_leniently(text: str, seconds: int | None) 
 def test_a_preference_to_wait_is_written_in_whole_seconds() -> None:
     """RFC 7240 knows no fractions."""
     assert encode_wait(timedelta(seconds=4.9)) == "wait=4"
+
+
+def caused(cause: Failure) -> HandlerError:
+    error = ToldHandlerError("no", type=HandlerErrorType.BAD_REQUEST)
+    error.told_cause = cause
+    return error
+
+
+def test_a_cause_crosses_undecoded() -> None:
+    """With its own chain, type and payloads."""
+    cause = Failure(message="why", stack_trace="here")
+    cause.application_failure_info.type = "Declined"
+    cause.application_failure_info.details.payloads.add(metadata={"encoding": b"binary/scrambled"}, data=b"\xff")
+    cause.cause.message = "the innermost"
+    status, headers, body = encode_handler_error(caused(cause))
+    error = decode_handler_error(status, multi(headers), body)
+    assert isinstance(error, ToldHandlerError)
+    assert error.told_cause == cause
+
+
+@pytest.mark.parametrize("part", ["encoded", "decoded"])
+def test_a_cause_too_large_for_an_activity_is_left_out(part: str) -> None:
+    """By whoever wrote it, and by whoever reads it."""
+    large = WireFailure(message="x" * (256 * 1024 + 1))
+    told = WireFailure(
+        message="no", metadata={"type": HANDLER_ERROR_TYPE}, details={"type": "BAD_REQUEST"}, cause=large
+    ).to_json()
+    if part == "encoded":
+        _, _, told = encode_handler_error(caused(Failure(message=large.message)))
+    error = decode_handler_error(400, multi(JSON), told)
+    assert isinstance(error, ToldHandlerError)
+    assert error.told_cause is None
+    assert error.message == "no"
+
+
+def test_a_cause_that_is_none_spoils_nothing() -> None:
+    """The error itself counts."""
+    broken = {"message": "", "metadata": {"type": FAILURE_TYPE}, "details": {"applicationFailureInfo": 7}}
+    body = json.dumps(
+        {"message": "no", "metadata": {"type": HANDLER_ERROR_TYPE}, "details": {"type": "NOT_FOUND"}, "cause": broken}
+    ).encode()
+    error = decode_handler_error(404, multi(JSON), body)
+    assert isinstance(error, ToldHandlerError)
+    assert (error.type, error.message, error.told_cause) == (HandlerErrorType.NOT_FOUND, "no", None)

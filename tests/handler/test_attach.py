@@ -40,6 +40,19 @@ async def test_two_calls_wait_for_one_run_and_both_are_told(world: World) -> Non
     assert world.receiver.statuses == [200, 200]
 
 
+async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(world: World) -> None:
+    """They ask for the run that holds the id, and change nothing about it."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    second = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+    await until_attached(world, ask, 1)
+    await world.until_attempt(second, 4)
+    names = await events(target)
+    assert names.count("WORKFLOW_EXECUTION_SIGNALED") == 1
+    assert "WORKFLOW_EXECUTION_OPTIONS_UPDATED" not in names
+
+
 async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_other(world: World) -> None:
     """Each has its own deadline; the one that ran out is answered 410 and nobody else notices."""
     ask = Ask(key=world.key(), behaviour="wait")

@@ -1,0 +1,506 @@
+"""Temporal's own server calls our handler service: a plain Nexus workflow, an endpoint with a URL target."""
+
+import asyncio
+import contextlib
+import os
+import re
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from multidict import CIMultiDict
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.nexus.v1 import EndpointTarget
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TerminatedError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+from yarl import URL
+
+from bridge.keys import KeyRing
+from bridge.operations import Targets
+from handler.settings import HandlerSettings
+from scripts.stack import ROOT
+from scripts.temporal_server import Server, find_binary
+from tests.helpers import CALLER, assert_eventually, ring
+from tests.native import NativeCaller, NativePlan
+from tests.services import Quotes
+from tests.workflows import Ask, Reply
+from tests.world import World, events, running_world
+
+SERVER = "order-server"
+"""What our handler calls the server of the caller's namespace."""
+PAGE = ROOT / "docs" / "interoperation.md"
+
+Native = WorkflowHandle[NativeCaller, Reply]
+Prepare = Callable[[World], None]
+
+
+def takes_calls_of_the_server(server: Server, **peer: Any) -> Prepare:
+    """The handler's second caller: *peer* says how it proves itself."""
+
+    def prepare(world: World) -> None:
+        completions = f"{server.http}/namespaces/{CALLER}/nexus/callback"
+        caller = {
+            "operations": ["ProbeService/*", "QuoteService/*"],
+            "callbacks": [{"url": completions, "networks": ["127.0.0.0/8"], "allow_insecure": True}],
+            **peer,
+        }
+        settings = world.handler_settings
+        world.override_handler_settings(
+            HandlerSettings.model_validate({**dict(settings), "callers": {**settings.callers, SERVER: caller}})
+        )
+        world.services = [Quotes()]
+
+    return prepare
+
+
+@contextlib.asynccontextmanager
+async def running_side(
+    server: Server, *, url: str | None = None, prepare: Prepare | None = None, **peer: Any
+) -> AsyncIterator[World]:
+    """A handler of ours, and a caller that is all Temporal's: no receiver, no plugin, no key."""
+    if server.http is None:
+        pytest.skip("only our own server's HTTP port is known")
+    prepare = prepare or takes_calls_of_the_server(server, **peer)
+    async with running_world(server, without=("receiver", "caller"), prepare=prepare) as world:
+        external = EndpointTarget.External(url=f"{url or world.service.url}/c/{SERVER}")
+        await world.create_nexus_endpoint(EndpointTarget(external=external))
+        async with Worker(world.caller_client, task_queue=world.order_queue, workflows=[NativeCaller]):
+            yield world
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(server: Server) -> AsyncIterator[World]:
+    async with running_side(server, auth="none") as made:
+        yield made
+
+
+async def call(world: World, ask: Ask, **plan: Any) -> Native:
+    return await world.caller_client.start_workflow(
+        NativeCaller.run,
+        args=[ask, NativePlan(endpoint=world.nexus_endpoint, **plan)],
+        id=f"native-{ask.key}",
+        task_queue=world.order_queue,
+    )
+
+
+async def cause_of(handle: Native) -> BaseException | None:
+    """What the caller's workflow caught, without the error that every Nexus operation is wrapped in."""
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    error = raised.value.cause
+    assert isinstance(error, NexusOperationError)
+    assert error.message == "nexus operation completed unsuccessfully"
+    return error.cause
+
+
+async def until_known_to_run(handle: Native) -> None:
+    async def started() -> None:
+        assert "NEXUS_OPERATION_STARTED" in await events(handle)
+
+    await assert_eventually(started)
+
+
+async def runs_of(world: World, ask: Ask) -> int:
+    """Runs of the target, started once however often it was asked for."""
+    workflow_id = world.target(ask).id
+    return len([each async for each in world.handler_client.list_workflows(f"WorkflowId = '{workflow_id}'")])
+
+
+async def is_unknown(handle: WorkflowHandle[Any, Any]) -> bool:
+    try:
+        await handle.describe()
+    except RPCError:
+        return True
+    return False
+
+
+async def deliveries_of(world: World, ask: Ask) -> list[Any]:
+    """How the delivery activities of the closed target ended: what the server answered."""
+    history = await world.target(ask).fetch_history()
+    completed = [
+        each.activity_task_completed_event_attributes.result
+        for each in history.events
+        if each.HasField("activity_task_completed_event_attributes")
+    ]
+    return [
+        value for result in completed for value in await world.handler_client.data_converter.decode(result.payloads)
+    ]
+
+
+async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(world: World) -> None:
+    """Started is recorded with our token; the completion goes to the server's own endpoint."""
+    ask = Ask(world.key(), "wait")
+    handle = await call(world, ask)
+    await until_known_to_run(handle)
+    target = await world.until_started(ask)
+    await target.signal("say", "from the handler")
+    assert await handle.result() == Reply("from the handler")
+    assert world.service.statuses == [201]
+    await target.result()
+    assert await deliveries_of(world, ask) == ["accepted"]
+
+
+async def test_one_server_may_tell_another(server: Server) -> None:
+    """Where the operation leaves the telling to the handler's own server: the target's worker has nothing to do."""
+
+    def prepare(world: World) -> None:
+        takes_calls_of_the_server(server, auth="none")(world)
+        world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
+
+    async with running_side(server, prepare=prepare) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await call(world, ask)
+        await until_known_to_run(handle)
+        target = await world.until_started(ask)
+        await target.terminate()
+        assert isinstance(await cause_of(handle), TerminatedError)
+        assert world.service.statuses == [201]
+
+
+async def test_an_outcome_that_is_there_already_is_the_answer_to_the_start(world: World) -> None:
+    """The same order again: no second run, no completion."""
+    ask = Ask(world.key(), text="once")
+    assert await (await call(world, ask)).result() == Reply("once")
+    again = await call(world, ask)
+    assert await again.result() == Reply("once")
+    assert "NEXUS_OPERATION_STARTED" not in await events(again)
+    assert world.service.statuses == [201, 200]
+    assert await runs_of(world, ask) == 1
+
+
+async def test_an_operation_without_a_workflow_is_answered_at_once(world: World) -> None:
+    """A plain nexusrpc operation: one request."""
+    handle = await call(world, Ask(world.key(), text="quoted"), operation="QuoteService/quote")
+    assert await handle.result() == Reply("quoted")
+    assert world.service.statuses == [200]
+
+
+@pytest.mark.parametrize("behaviour", ["fail", "cancel"])
+async def test_an_operation_without_a_workflow_that_fails_fails_the_call(world: World, behaviour: str) -> None:
+    handle = await call(world, Ask(world.key(), behaviour), operation="QuoteService/quote")
+    cause = await cause_of(handle)
+    if behaviour == "fail":
+        assert isinstance(cause, ApplicationError)
+        assert [str(each) for each in chain(cause)] == [
+            "OperationError: no such rate",
+            "Inner: the inner reason",
+            "ValueError: the innermost",
+        ]
+    else:
+        assert isinstance(cause, CancelledError)
+    assert world.service.statuses == [424]
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    return [] if error is None else [error, *chain(error.__cause__)]
+
+
+async def test_a_failure_arrives_with_its_whole_chain(world: World) -> None:
+    """Message, type, details and cause, as from a native handler; and the same when it is asked for again."""
+    ask = Ask(world.key(), "fail")
+    for _ in range(2):
+        causes = chain(await cause_of(await call(world, ask)))
+        outer, inner = (
+            each for each in causes if isinstance(each, ApplicationError) and each.type in {"Outer", "Inner"}
+        )
+        assert isinstance(outer, ApplicationError)
+        assert (outer.message, list(outer.details)) == ("the outer reason", [{"key": ask.key}, "two"])
+        assert isinstance(inner, ApplicationError)
+        assert (inner.message, inner.non_retryable, list(inner.details)) == ("the inner reason", True, [1])
+    assert world.service.statuses == [201, 424]
+
+
+async def test_a_cancel_by_the_server_cancels_the_target(world: World) -> None:
+    """The operation's token comes back in the path, or in its header, as the server's version has it."""
+    ask = Ask(world.key(), "cleanup")
+    handle = await call(world, ask)
+    await until_known_to_run(handle)
+    target = await world.until_started(ask)
+    await handle.cancel()
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, CancelledError)
+    with pytest.raises(WorkflowFailureError):
+        await target.result()
+    assert (await events(target))[-1] == "WORKFLOW_EXECUTION_CANCELED"
+    assert world.service.statuses == [201, 202]
+    path, _ = world.service.requests[1]
+    assert re.fullmatch(rf"/c/{SERVER}/ProbeService/probe(/[^/]+)?/cancel", path)
+
+
+async def test_a_cancel_does_not_decide(world: World) -> None:
+    ask = Ask(world.key(), "swallow cancel")
+    handle = await call(world, ask)
+    await until_known_to_run(handle)
+    await handle.cancel()
+    assert await handle.result() == Reply("went on all the same")
+
+
+async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(world: World) -> None:
+    """The server says that nobody waits; the target closes, and no delivery goes on."""
+    ask = Ask(world.key(), "wait")
+    handle = await call(world, ask, deadline=2.0)
+    cause = await cause_of(handle)
+    assert isinstance(cause, TemporalTimeoutError)
+    assert cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+    target = world.target(ask)
+    await target.signal("say", "too late")
+    await target.result()
+    assert await deliveries_of(world, ask) == ["gone"]
+    assert "START_CHILD_WORKFLOW_EXECUTION_INITIATED" not in await events(target)
+
+
+def spoil_first_answer(world: World, way: str, *, first: Callable[[], Awaitable[None]] | None = None) -> list[str]:
+    """The first start is acted upon, then *first* happens, then its answer is "lost" or "500". Returns who asked."""
+    asked: list[web.Request] = []
+    ids: list[str] = []
+
+    async def note(request: web.Request) -> None:
+        asked.append(request)
+        ids.append(request.headers["Nexus-Request-Id"])
+
+    async def spoil() -> None:
+        if len(asked) > 1:
+            return
+        if first is not None:
+            await first()
+        if way == "500":
+            raise web.HTTPInternalServerError
+        assert asked[0].transport is not None
+        asked[0].transport.abort()
+
+    world.service.before, world.service.after = note, spoil
+    return ids
+
+
+@pytest.mark.parametrize("way", ["lost", "500"])
+async def test_a_start_that_the_server_repeats_starts_the_target_once(world: World, way: str) -> None:
+    """The same request id gets the same token."""
+    ids = spoil_first_answer(world, way)
+    ask = Ask(world.key(), "wait")
+    handle = await call(world, ask)
+    await until_known_to_run(handle)
+    await world.target(ask).signal("say", "once")
+    assert await handle.result() == Reply("once")
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+    assert await runs_of(world, ask) == 1
+
+
+async def test_a_completion_may_overtake_the_answer_to_the_start(world: World) -> None:
+    """The answer is lost, the outcome is told all the same, with the token that the answer would have had."""
+    spoil_first_answer(world, "lost")
+    ask = Ask(world.key(), text="overtaken")
+    handle = await call(world, ask)
+    assert await handle.result() == Reply("overtaken")
+    [started] = [
+        each.nexus_operation_started_event_attributes
+        for each in (await handle.fetch_history()).events
+        if each.HasField("nexus_operation_started_event_attributes")
+    ]
+    memo = await (await world.target(ask).describe()).memo()
+    assert started.operation_token == memo["bridge"]["operation_token"]
+    assert await runs_of(world, ask) == 1
+
+
+async def test_a_repeated_start_is_answered_with_the_outcome_that_nobody_told(world: World) -> None:
+    """The target was terminated before the server asked again: no worker could tell, and no sweep runs here."""
+    ask = Ask(world.key(), "wait")
+
+    async def terminate() -> None:
+        await world.target(ask).terminate(reason="by the test")
+
+    ids = spoil_first_answer(world, "lost", first=terminate)
+    cause = await cause_of(await call(world, ask))
+    assert "by the test" in str(chain(cause)[-1])
+    assert len(ids) == 2
+    assert await runs_of(world, ask) == 1
+
+
+async def test_a_refused_input_fails_the_call_at_once(world: World) -> None:
+    """Final: a single request, and nothing is started."""
+    ask = Ask(world.key(), "refused")
+    cause = await cause_of(await call(world, ask))
+    assert isinstance(cause, HandlerError)
+    assert cause.type is HandlerErrorType.BAD_REQUEST
+    assert "the check says no" in str(cause)
+    assert world.service.statuses == [400]
+    assert await is_unknown(world.target(ask))
+
+
+async def test_a_call_goes_on_when_the_handler_service_is_back(world: World) -> None:
+    """The server keeps asking."""
+    await world.service.stop()
+    ask = Ask(world.key(), text="after the outage")
+    handle = await call(world, ask)
+
+    async def asked_in_vain() -> None:
+        pending = (await handle.describe()).raw_description.pending_nexus_operations
+        assert [each.HasField("last_attempt_failure") for each in pending] == [True]
+
+    await assert_eventually(asked_in_vain)
+    await world.service.start()
+    assert await handle.result() == Reply("after the outage")
+    assert world.service.statuses == [201]
+
+
+# Who may call.
+
+
+@contextlib.asynccontextmanager
+async def operators_proxy(authorization: str | None) -> AsyncIterator[tuple[str, Callable[[str], None]]]:
+    """In front of a handler service: adds the header that Temporal's server cannot. Its URL, and how to aim it."""
+    goal = ""
+
+    async def forward(request: web.Request) -> web.Response:
+        hop = {"host", "transfer-encoding", "content-length", "connection"}
+        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in hop)
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        async with (
+            aiohttp.ClientSession(auto_decompress=False) as session,
+            session.post(
+                URL(goal + request.raw_path, encoded=True),
+                headers=headers,
+                data=await request.read(),
+                skip_auto_headers=("Content-Type", "User-Agent"),
+            ) as answer,
+        ):
+            kept = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in hop)
+            return web.Response(status=answer.status, headers=kept, body=await answer.read() or None)
+
+    def aim(url: str) -> None:
+        nonlocal goal
+        goal = url
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}", aim
+    finally:
+        await runner.cleanup()
+
+
+def bearer(keys: KeyRing, key_id: str = "k1") -> str:
+    return f"Bearer {keys.keys[key_id].get_secret_value()}"
+
+
+async def assert_refused(world: World) -> None:
+    """401 to the server, which gives up at once; the caller's workflow is told, and nothing was started."""
+    ask = Ask(world.key())
+    cause = await cause_of(await call(world, ask))
+    assert isinstance(cause, HandlerError)
+    assert cause.type is HandlerErrorType.UNAUTHENTICATED
+    assert world.service.statuses == [401]
+    assert await is_unknown(world.target(ask))
+
+
+async def test_a_bearer_secret_that_a_proxy_adds_lets_the_servers_calls_in(server: Server) -> None:
+    """Start and cancel; every key of the ring counts, so that a new one can be rolled out."""
+    keys = ring()
+    rolled = KeyRing.model_validate({"signing": "new", "keys": {"new": ring().keys["k1"], "k1": keys.keys["k1"]}})
+    async with (
+        operators_proxy(bearer(keys)) as (url, aim),
+        running_side(server, url=url, auth="bearer", bearer_keys=rolled) as world,
+    ):
+        aim(world.service.url)
+        ask = Ask(world.key(), "cleanup")
+        handle = await call(world, ask)
+        await until_known_to_run(handle)
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+        assert world.service.statuses == [201, 202]
+
+
+@pytest.mark.parametrize("found", ["missing", "wrong", "basic"])
+async def test_a_wrong_or_missing_bearer_secret_is_refused(server: Server, found: str) -> None:
+    keys = ring()
+    sent = {"missing": None, "wrong": bearer(ring()), "basic": bearer(keys).replace("Bearer", "Basic")}[found]
+    async with (
+        operators_proxy(sent) as (url, aim),
+        running_side(server, url=url, auth="bearer", bearer_keys=keys) as world,
+    ):
+        aim(world.service.url)
+        await assert_refused(world)
+
+
+async def test_an_address_outside_the_callers_networks_is_refused(server: Server) -> None:
+    async with running_side(server, auth="none", networks=["10.0.0.0/8"]) as world:
+        await assert_refused(world)
+
+
+@pytest.mark.parametrize("adds", ["nothing", "its own start key", "another caller's secret"])
+async def test_by_default_the_servers_unsigned_calls_are_refused(server: Server, adds: str) -> None:
+    """Who has to sign has to sign: an Authorization does not stand for a signature."""
+    start_keys, completion_keys = ring(), ring()
+    sent = {"nothing": None, "its own start key": bearer(start_keys), "another caller's secret": bearer(ring())}[adds]
+    async with (
+        operators_proxy(sent) as (url, aim),
+        running_side(server, url=url, start_keys=start_keys, completion_keys=completion_keys) as world,
+    ):
+        aim(world.service.url)
+        await assert_refused(world)
+
+
+async def test_the_servers_calls_may_have_their_outcomes_sent_nowhere_else(world: World) -> None:
+    """The allow list is the cluster's own completion endpoint: another namespace's, or another host, is refused."""
+    async with aiohttp.ClientSession() as session:
+        for callback in (
+            f"{world.server.http}/namespaces/another/nexus/callback",
+            f"{world.receiver.url}/callbacks/x",
+            f"{world.server.http}/namespaces/{CALLER}/nexus/callback/../../../x",
+        ):
+            start = URL(f"{world.service.url}/c/{SERVER}/ProbeService/probe").with_query(callback=callback)
+            ask = Ask(world.key())
+            body = {"key": ask.key}
+            async with session.post(start, json=body, headers={"Nexus-Request-Id": ask.key}) as answer:
+                assert answer.status == 400
+            assert await is_unknown(world.target(ask))
+
+
+@pytest.mark.parametrize("auth", ["none", "bearer"])
+async def test_the_documents_settings_and_command_let_the_server_call(server: Server, auth: str) -> None:
+    """As they stand there, but for ports, keys and the endpoint's name."""
+    keys = ring()
+    toml, command = blocks(PAGE, "toml")[["none", "bearer"].index(auth)], blocks(PAGE, "sh")[1]
+    assert server.http is not None
+    text = toml.replace("http://127.0.0.1:7243", server.http).replace("BEARER-KEY", keys.keys["k1"].get_secret_value())
+    peer = tomllib.loads(text)["callers"][SERVER]
+    peer["operations"] = ["ProbeService/*"]
+    prepare = takes_calls_of_the_server(server, **peer)
+    async with (
+        operators_proxy(bearer(keys)) as (proxy, aim),
+        running_world(server, without=("receiver", "caller"), prepare=prepare) as world,
+    ):
+        aim(world.service.url)
+        url = proxy if auth == "bearer" else world.service.url
+        process = await asyncio.create_subprocess_exec(
+            str(await find_binary()),
+            *command.replace("payments-by-url", world.nexus_endpoint)
+            .replace("http://127.0.0.1:8081", url)
+            .removeprefix("temporal ")
+            .split(),
+            env={**os.environ, "TEMPORAL_ADDRESS": server.address},
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await process.wait() == 0
+        async with Worker(world.caller_client, task_queue=world.order_queue, workflows=[NativeCaller]):
+            assert await (await call(world, Ask(world.key(), text="documented"))).result() == Reply("documented")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -1,0 +1,234 @@
+"""Starts that are held open: whatever breaks while one is held, the call ends with the outcome, and one run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError
+
+from scripts.temporal_server import Server
+from tests.helpers import assert_eventually
+from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.world import World, events, running_world
+
+HELD_S = 20
+"""Longer than any test takes to end its target: what is answered earlier was not held to the end."""
+
+HELD = CallPlan(first_lease=600, transport="wait")
+"""No renewal comes by itself before the test is over."""
+
+Calling = WorkflowHandle[CallingWorkflow, Reply]
+
+
+def holding(world: World) -> None:
+    world.endpoint_options = {"wait_s": HELD_S}
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(server: Server) -> AsyncIterator[World]:
+    async with running_world(server, prepare=holding) as made:
+        yield made
+
+
+async def held(world: World, ask: Ask, plan: CallPlan = HELD) -> tuple[Calling, WorkflowHandle[Any, Any]]:
+    """A call whose start is held, and its target, which runs."""
+    handle = await world.call(ask, plan)
+    target = await world.until_started(ask)
+    assert world.service.statuses == [], "answered already"
+    return handle, target
+
+
+async def cause_of(handle: Calling) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause.cause
+
+
+async def runs_of(world: World, ask: Ask) -> int:
+    query = f"WorkflowId = '{world.target(ask).id}'"
+    return len([each async for each in world.handler_client.list_workflows(query)])
+
+
+async def assert_in_answer(world: World, target: WorkflowHandle[Any, Any], status: int) -> None:
+    """One request in all, and the target's worker told nobody."""
+    assert world.service.statuses == [status]
+    assert world.receiver.statuses == []
+    assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
+
+
+async def test_a_held_start_is_answered_when_the_target_ends(world: World) -> None:
+    handle, target = await held(world, Ask(world.key(), "wait"))
+    await target.signal("say", "in the answer")
+    assert await handle.result() == Reply("in the answer")
+    await assert_in_answer(world, target, 200)
+
+
+async def test_a_failure_within_the_hold_is_the_answer(world: World) -> None:
+    handle, target = await held(world, Ask(world.key(), "wait"))
+    await target.signal("say", "fail")
+    cause = await cause_of(handle)
+    assert isinstance(cause, ApplicationError)
+    assert (cause.type, cause.message) == ("Outer", "the outer reason")
+    assert isinstance(cause.cause, ApplicationError)
+    await assert_in_answer(world, target, 424)
+
+
+async def test_a_termination_within_the_hold_is_the_answer(world: World) -> None:
+    """By whom, and why: known without sweep and renewal."""
+    handle, target = await held(world, Ask(world.key(), "wait"))
+    await target.terminate(reason="by the test")
+    cause = await cause_of(handle)
+    assert isinstance(cause, TerminatedError)
+    assert cause.message.startswith("operation terminated by")
+    assert cause.message.endswith("by the test")
+    await assert_in_answer(world, target, 424)
+
+
+async def test_continuing_as_new_within_the_hold_does_not_end_it(world: World) -> None:
+    """The last run's outcome; what its worker tells besides is the same."""
+    handle, target = await held(world, Ask(world.key(), "continue on signal"))
+    await target.signal("say", "go")
+    assert await handle.result() == Reply("second run")
+
+    async def both_told() -> None:
+        assert (world.service.statuses, world.receiver.statuses) == ([200], [200])
+
+    await assert_eventually(both_told)
+    assert (await events(handle)).count("ACTIVITY_TASK_COMPLETED") == 1
+
+
+async def test_starts_beyond_the_places_are_answered_at_once(server: Server) -> None:
+    """With one place the second call waits for its callback; both get their results."""
+
+    def prepare(world: World) -> None:
+        holding(world)
+        settings = world.handler_settings
+        service = settings.service.model_copy(update={"held_starts": 1})
+        world.override_handler_settings(settings.model_copy(update={"service": service}))
+
+    async with running_world(server, prepare=prepare) as world:
+        asks = [Ask(world.key(), "wait") for _ in range(2)]
+        first, first_target = await held(world, asks[0])
+        second = await world.call(asks[1], HELD)
+
+        async def answered() -> None:
+            assert world.service.statuses == [201]
+
+        await assert_eventually(answered)
+        second_target = await world.until_started(asks[1])
+        await second_target.signal("say", "by callback")
+        assert await second.result() == Reply("by callback")
+        assert world.receiver.statuses == [200]
+        await first_target.signal("say", "in the answer")
+        assert await first.result() == Reply("in the answer")
+        assert world.service.statuses == [201, 200]
+        assert world.receiver.statuses == [200]
+
+        # The place is free again.
+        third = Ask(world.key(), "wait")
+        handle, target = await held_again(world, third)
+        await target.signal("say", "held")
+        assert await handle.result() == Reply("held")
+        assert world.service.statuses == [201, 200, 200]
+
+
+async def held_again(world: World, ask: Ask) -> tuple[Calling, WorkflowHandle[Any, Any]]:
+    handle = await world.call(ask, HELD)
+    return handle, await world.until_started(ask)
+
+
+async def test_a_service_that_stops_lets_go_of_what_it_holds(world: World) -> None:
+    """503, asked again of the next one, which finds the run and holds in its turn."""
+    ask = Ask(world.key(), "wait")
+    handle, target = await held(world, ask)
+    await asyncio.wait_for(world.service.stop(), HELD_S / 2)
+    assert world.service.statuses == [503]
+    await world.service.start()
+    await target.signal("say", "asked again")
+    assert await handle.result() == Reply("asked again")
+    assert world.service.statuses == [503, 200]
+    assert await runs_of(world, ask) == 1
+
+
+def connections(world: World) -> list[asyncio.Transport]:
+    """Of every request from now on."""
+    found: list[asyncio.Transport] = []
+
+    async def note(request: web.Request) -> None:
+        assert isinstance(request.transport, asyncio.Transport)
+        found.append(request.transport)
+
+    world.service.before = note
+    return found
+
+
+async def test_a_connection_that_breaks_while_held_costs_nothing_but_a_second_request(world: World) -> None:
+    opened = connections(world)
+    ask = Ask(world.key(), "wait")
+    handle, target = await held(world, ask)
+    opened[0].abort()
+
+    async def asked_again() -> None:
+        assert len(opened) == 2
+
+    await assert_eventually(asked_again)
+    await target.signal("say", "whole")
+    assert await handle.result() == Reply("whole")
+    assert await runs_of(world, ask) == 1
+
+
+async def test_an_answer_lost_after_the_target_ended_is_asked_for_again(world: World) -> None:
+    """Nobody else tells: the worker left it to the answer. The next attempt learns the outcome."""
+    opened = connections(world)
+
+    async def lose() -> None:
+        if len(opened) == 1:
+            opened[0].abort()
+
+    world.service.after = lose
+    ask = Ask(world.key(), "wait")
+    handle, target = await held(world, ask)
+    await target.signal("say", "learned")
+    assert await handle.result() == Reply("learned")
+    assert len(opened) == 2
+    assert world.receiver.statuses == []
+    assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
+    assert await runs_of(world, ask) == 1
+
+
+async def test_a_caller_whose_worker_goes_while_held_learns_the_outcome_from_its_next_attempt(world: World) -> None:
+    """The answer found nobody; whoever asks next is told."""
+    ask = Ask(world.key(), "wait")
+    handle, target = await held(world, ask)
+    await world.stop_worker("caller")
+    await target.signal("say", "while away")
+    await target.result()
+    await world.start_worker("caller")
+    assert await handle.result() == Reply("while away")
+    assert await runs_of(world, ask) == 1
+    assert len(await events(handle)) == 11
+
+
+async def test_what_outlasts_the_hold_is_told_by_callback(server: Server) -> None:
+    """201 after the hold; then as any other call, without a second start."""
+
+    def prepare(world: World) -> None:
+        world.endpoint_options = {"wait_s": 1}
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, HELD)
+
+        async def answered() -> None:
+            assert world.service.statuses == [201]
+
+        await assert_eventually(answered)
+        await world.target(ask).signal("say", "later")
+        assert await handle.result() == Reply("later")
+        assert world.service.statuses == [201]
+        assert world.receiver.statuses == [200]
