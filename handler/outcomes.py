@@ -4,6 +4,7 @@ Payloads and failures are passed on as they stand in history, codec and all.
 """
 
 import asyncio
+import contextlib
 from datetime import timedelta
 
 from temporalio.api.common.v1 import WorkflowExecution
@@ -12,10 +13,13 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.links import WorkflowRef
 from bridge.outcomes import CANCELED_MESSAGE, Outcome
+
+_LONG_POLL = timedelta(seconds=30)
+"""Longer than the server holds a poll (20 s). It answers with nothing a second before the deadline that it is told: the
+time that we wait for would so end in a second of polls without a pause."""
 
 
 async def read_outcome(client: Client, workflow_id: str, run_id: str) -> Outcome | None:
@@ -35,33 +39,28 @@ async def wait_for_outcome(
     client: Client, target: WorkflowRef, *, within: timedelta
 ) -> tuple[Outcome, WorkflowRef] | None:
     """The outcome of *target*, or of the run that carries it on, with that run; None if it does not end in time."""
-    loop, run_id, page_token = asyncio.get_running_loop(), target.run_id, b""
-    end = loop.time() + within.total_seconds()
-    while (remaining := end - loop.time()) > 0:
-        try:
-            response = await client.workflow_service.get_workflow_execution_history(
-                GetWorkflowExecutionHistoryRequest(
-                    namespace=client.namespace,
-                    execution=WorkflowExecution(workflow_id=target.workflow_id, run_id=run_id),
-                    history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
-                    wait_new_event=True,
-                    next_page_token=page_token,
-                ),
-                timeout=timedelta(seconds=remaining),
-            )
-        except RPCError as error:
-            if error.status in {RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}:
-                return None
-            raise
-        page_token = response.next_page_token
-        if not response.history.events:
-            continue
-        event = response.history.events[-1]
-        if (outcome := outcome_of(event)) is not None:
-            return outcome, WorkflowRef(namespace=client.namespace, workflow_id=target.workflow_id, run_id=run_id)
-        run_id, page_token = _next_run_id(event), b""
-        if not run_id:
-            return None
+    run_id, page_token = target.run_id, b""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within.total_seconds()):
+            while run_id:
+                response = await client.workflow_service.get_workflow_execution_history(
+                    GetWorkflowExecutionHistoryRequest(
+                        namespace=client.namespace,
+                        execution=WorkflowExecution(workflow_id=target.workflow_id, run_id=run_id),
+                        history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+                        wait_new_event=True,
+                        next_page_token=page_token,
+                    ),
+                    timeout=_LONG_POLL,
+                )
+                page_token = response.next_page_token
+                if not response.history.events:
+                    continue
+                event = response.history.events[-1]
+                if (outcome := outcome_of(event)) is not None:
+                    ref = WorkflowRef(namespace=client.namespace, workflow_id=target.workflow_id, run_id=run_id)
+                    return outcome, ref
+                run_id, page_token = _next_run_id(event), b""
     return None
 
 

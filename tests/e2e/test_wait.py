@@ -232,3 +232,26 @@ async def test_what_outlasts_the_hold_is_told_by_callback(server: Server) -> Non
         assert await handle.result() == Reply("later")
         assert world.service.statuses == [201]
         assert world.receiver.statuses == [200]
+
+
+async def test_a_hold_costs_one_question_to_temporal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in its last second, in which the server ends a long poll early."""
+    world.endpoint_options["wait_s"] = 2
+    await world.stop_worker("caller")
+    await world.start_worker("caller")
+    service, asked = world.handler_client.workflow_service, 0
+    ask_temporal = service.get_workflow_execution_history
+
+    async def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await ask_temporal(*arguments, **options)
+
+    monkeypatch.setattr(service, "get_workflow_execution_history", counting)
+    await world.call(Ask(world.key(), "wait"), HELD)
+
+    async def let_go() -> None:
+        assert world.service.statuses == [201]
+
+    await assert_eventually(let_go)
+    assert asked == 1
