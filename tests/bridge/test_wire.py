@@ -9,8 +9,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.failure.v1 import Failure
 
-from bridge.errors import OutcomeUnknownError, RemoteProtocolError, UnavailableError, bad_request, not_found
+from bridge.errors import (
+    OutcomeUnknownError,
+    RemoteProtocolError,
+    ToldHandlerError,
+    UnavailableError,
+    bad_request,
+    not_found,
+)
+from bridge.failures import FAILURE_TYPE, HANDLER_ERROR_TYPE, WireFailure
 from bridge.wire import (
     OperationState,
     decode_duration,

@@ -120,7 +120,9 @@ class Case:
     """From what native Nexus tells to what the bridge tells, where the two are known to differ."""
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, (self.behaviour, self.act)))
+        timed = self.deadline < Case.deadline and "until the deadline"
+        own = self.operation == "bounded" and "until its own timeout"
+        return ", ".join(each for each in (self.behaviour, self.act, timed, own) if each)
 
 
 def told_once(native: list[Error]) -> list[Error]:
