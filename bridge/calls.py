@@ -34,8 +34,8 @@ STILL_RUNNING = "bridge.StillRunning"
 MAX_INPUT_BYTES = 2 * 1024 * 1024 - 64 * 1024
 """Largest input of an operation, before the payload codec.
 
-A workflow that schedules more than 2 MiB is terminated by server 1.29. The rest is for the call's own record and for
-what an encrypting codec adds.
+A workflow that schedules more than 2 MiB after it is terminated by server 1.29. The rest is for the call's own record
+and for what an encrypting codec adds.
 """
 
 DEADLINE_MARGIN = timedelta(seconds=5)

@@ -138,9 +138,8 @@ class HttpClient:
                 connector=aiohttp.TCPConnector(
                     limit_per_host=self._connections_per_host, socket_factory=self._guard.open_socket
                 ),
-                timeout=aiohttp.ClientTimeout(
-                    total=REQUEST_TIMEOUT.total_seconds(), connect=CONNECT_TIMEOUT.total_seconds()
-                ),
+                # The whole is bounded by each call: a start may be held for longer than others may take.
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT.total_seconds()),
                 # One host's cookie must not ride on another caller's callback; a proxy variable must not bypass the
                 # guard; a compressed answer could be larger than it looks.
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -93,13 +93,21 @@ class OperationClient(Generic[_ServiceT]):
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
     def __init__(
-        self, *, endpoint: str, service: str, transport: Transport | None, first_lease: timedelta, renewals: Renewals
+        self,
+        *,
+        endpoint: str,
+        service: str,
+        transport: Transport | None,
+        first_lease: timedelta,
+        renewals: Renewals,
+        max_input_bytes: int | None,
     ) -> None:
         self._endpoint = endpoint
         self._service = service
         self._transport = transport
         self._first_lease = first_lease
         self._renewals = renewals
+        self._max_input_bytes = max_input_bytes
 
     @overload
     async def start_operation(
@@ -147,7 +155,7 @@ class OperationClient(Generic[_ServiceT]):
         if not isinstance(operation, str):
             output_type = operation.output_type
         if self._transport == "nexus":
-            if (refusal := _too_large(input)) is not None:
+            if (refusal := self._too_large(input)) is not None:
                 raise _error(self._endpoint, self._service, name) from refusal
             native = workflow.create_nexus_client(service=self._service, endpoint=self._endpoint)
             # No call is unbounded, and each is shown by name, whatever carries it.
@@ -158,6 +166,19 @@ class OperationClient(Generic[_ServiceT]):
             }
             return OperationHandle(await native.start_operation(name, input, output_type=output_type, **options))
         return self._start(name, input, output_type, **options)
+
+    def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:
+        """Why *operation_input* cannot be sent; None if it can.
+
+        Found out here, because the server lets no activity run that could: it terminates the workflow.
+        """
+        if self._max_input_bytes is None:
+            return None
+        size = workflow.payload_converter().to_payload(operation_input).ByteSize()
+        if size <= self._max_input_bytes:
+            return None
+        message = f"the operation's input of {size} bytes is over the limit of {self._max_input_bytes}"
+        return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
 
     def _shown(self, name: str) -> str:
         return f"{self._endpoint}: {self._service}/{name}"
@@ -194,7 +215,7 @@ class OperationClient(Generic[_ServiceT]):
             transport=self._transport,
         )
         shown = self._shown(name)
-        if (refusal := _too_large(operation_input)) is not None:
+        if (refusal := self._too_large(operation_input)) is not None:
             return OperationHandle(asyncio.create_task(_refused(call, refusal), name=f"call: {shown}"))
         # Minted in workflow code: replays and renewals must name the same start.
         request_id = str(workflow.uuid4())
@@ -246,18 +267,6 @@ class OperationClient(Generic[_ServiceT]):
         """Start an operation and wait for its result: `start_operation`, then await the handle."""
         handle: OperationHandle[Any] = await self.start_operation(operation, input, output_type=output_type, **options)
         return await handle
-
-
-def _too_large(operation_input: Any) -> nexusrpc.HandlerError | None:
-    """Why *operation_input* cannot be sent; None if it can.
-
-    Found out here, because the server lets no activity run that could: it terminates the workflow.
-    """
-    size = workflow.payload_converter().to_payload(operation_input).ByteSize()
-    if size <= MAX_INPUT_BYTES:
-        return None
-    message = f"the operation's input of {size} bytes is over the limit of {MAX_INPUT_BYTES}"
-    return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
 
 
 async def _refused(call: OperationCall, refusal: nexusrpc.HandlerError) -> NoReturn:
@@ -390,6 +399,7 @@ def create_client(
     transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
+    max_input_bytes: int | None = MAX_INPUT_BYTES,
 ) -> OperationClient[_ServiceT]: ...
 
 
@@ -401,6 +411,7 @@ def create_client(
     transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
+    max_input_bytes: int | None = MAX_INPUT_BYTES,
 ) -> OperationClient[Any]: ...
 
 
@@ -411,6 +422,7 @@ def create_client(
     transport: Transport | None = None,
     first_lease: timedelta = DEFAULT_FIRST_LEASE,
     renewals: Renewals | None = None,
+    max_input_bytes: int | None = MAX_INPUT_BYTES,
 ) -> OperationClient[Any]:
     """Create a client for the operations of *service* behind *endpoint*.
 
@@ -424,6 +436,9 @@ def create_client(
             workflow issues is decided in its code, so only here and never in settings.
         first_lease: How long the first attempt waits for the callback before the call asks the handler again.
         renewals: How it goes on asking; by default after 1 minute, doubled up to an hour.
+        max_input_bytes: A larger input, before the payload codec, is refused as a bad request. The default leaves room
+            for an encrypting codec; a compressing one may allow more. None refuses nothing: what passes 2 MiB after
+            the codec then ends as server and SDK will have it, on 1.29 by terminating the calling workflow.
 
     Raises:
         ValueError: *service* is no contract, *transport* none of the four, or *first_lease* not positive.
@@ -447,6 +462,7 @@ def create_client(
         transport=transport,
         first_lease=first_lease,
         renewals=renewals or Renewals(),
+        max_input_bytes=max_input_bytes,
     )
 
 

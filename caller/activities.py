@@ -89,17 +89,20 @@ class OperationActivities:
         remaining = call.deadline - self._clock()
         if remaining <= timedelta(0):
             activity.raise_complete_async()
+        poll: timedelta | None = None
         try:
             place = self._endpoints.place(call.endpoint)
-            transport: Transport = call.transport or place.endpoint.transport
+            transport = _transport(call, place, known)
+            poll = place.endpoint.poll_interval if transport == "poll" else None
             request = self._request(call, info, place, transport, is_known=known is not None)
             payload = await self._encoded(operation_input)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
-            _fail(error)
+            # Our own settings, or our own size.
+            self._answer_not_started(call, info, NotStartedError(error, retry_after=None), known=known, poll=poll)
         except NotStartedError as error:
             await self._explain(error.reason)
-            self._answer_not_started(call, info, error, known=known)
+            self._answer_not_started(call, info, error, known=known, poll=poll)
         match answer:
             case Finished():
                 wait = Wait(
@@ -111,14 +114,13 @@ class OperationActivities:
                 until = call.close_deadline(now if known is None else known.started or call.scheduled_time)
                 if until <= now < call.deadline:
                     _fail(_timed_out(TimeoutType.START_TO_CLOSE))
-                told = Known.from_answer(answer, started=now) if known is None else None
-                if info.attempt == 1 and transport != "poll":
+                told = Known.from_answer(answer, transport=transport, started=now) if known is None else None
+                if info.attempt == 1 and poll is None:
                     self._tell_later(info.task_token, told)
                     activity.raise_complete_async()
                 await self._tell(info.task_token, told or known, progress=answer.progress)
-                if transport == "poll":
-                    interval = timedelta(seconds=place.endpoint.poll_interval_s)
-                    delay = poll_delay(call, now=now, interval=interval, until=until)
+                if poll is not None:
+                    delay = poll_delay(call, now=now, interval=poll, until=until)
                 else:
                     delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
                 if delay is not None:
@@ -143,11 +145,15 @@ class OperationActivities:
         now = self._clock()
         caller = WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
         callback, wait = None, None
-        if transport != "poll":
+        # Of a renewal no callback counts: it may be left out where there is no receiver any more.
+        if transport != "poll" and not (is_known and self._callbacks is None):
             callback = self._mint(call, info, place, now=now)
         if transport == "wait" and not is_known:
-            # Once it is known to run, a renewal has no reason to hold anything.
-            wait = min(timedelta(seconds=place.endpoint.wait_s), timedelta(milliseconds=call.first_lease_ms) / 2)
+            # Once it is known to run, a renewal has no reason to hold anything. The answer must come while this attempt
+            # may run, and in time to say that the operation was taken on.
+            lease = info.start_to_close_timeout or timedelta(milliseconds=call.first_lease_ms)
+            rooms = [lease / 2] if call.start_deadline is None else [lease / 2, (call.start_deadline - now) / 2]
+            wait = min(timedelta(seconds=place.endpoint.wait_s), *rooms)
         return StartRequest(
             service=call.service,
             operation=call.operation,
@@ -202,7 +208,13 @@ class OperationActivities:
             _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
 
     def _answer_not_started(
-        self, call: OperationCall, info: activity.Info, error: NotStartedError, *, known: Known | None
+        self,
+        call: OperationCall,
+        info: activity.Info,
+        error: NotStartedError,
+        *,
+        known: Known | None,
+        poll: timedelta | None,
     ) -> NoReturn:
         reason = error.reason
         if isinstance(reason, OutcomeUnknownError):
@@ -221,7 +233,12 @@ class OperationActivities:
             },
         )
         now = self._clock()
-        delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=call.deadline - now)
+        if poll is not None:
+            # Its attempts count polls, not failures; and no callback will come instead.
+            interval = max(poll, error.retry_after or timedelta(0))
+            delay = poll_delay(call, now=now, interval=interval, until=call.deadline)
+        else:
+            delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=call.deadline - now)
         if known is None and call.start_deadline is not None:
             if now >= call.start_deadline:
                 _fail(_timed_out(TimeoutType.SCHEDULE_TO_START))
@@ -280,6 +297,11 @@ class OperationActivities:
             _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
             return []
         return [progress]
+
+
+def _transport(call: OperationCall, place: Place, known: Known | None) -> Transport:
+    """A call keeps the transport with which it was taken on, whatever the settings say since."""
+    return (known and known.transport) or call.transport or place.endpoint.transport
 
 
 def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:

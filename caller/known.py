@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from bridge.calls import Transport
 from bridge.links import WorkflowRef
 from bridge.starts import Running
 
@@ -22,18 +23,21 @@ class Known:
     link: str = ""
     started_ms: int = 0
     """When the first 201 was seen, Unix time in milliseconds; 0 if an early release recorded the details."""
+    transport: Transport | None = None
+    """How the operation was taken on."""
 
     @property
     def started(self) -> datetime | None:
         return datetime.fromtimestamp(self.started_ms / 1000, UTC) if self.started_ms else None
 
     @classmethod
-    def from_answer(cls, answer: Running, *, started: datetime) -> Self:
+    def from_answer(cls, answer: Running, *, transport: Transport, started: datetime) -> Self:
         return cls(
             operation_token=answer.operation_token,
             target=describe_target(answer.target),
             link="" if answer.target is None else answer.target.to_link().url,
             started_ms=int(started.timestamp() * 1000),
+            transport=transport,
         )
 
     @classmethod

@@ -63,6 +63,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
     command.configure_logging(arguments.log_level)
     stop = stop_on_signals()
     settings = load(HandlerSettings)
+    host = arguments.host or settings.service.host
+    try:
+        settings.check_host(host)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     module = command.import_module(arguments.module)
     try:
         targets = Targets.in_module(module)
@@ -125,7 +130,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         await serve(
             app,
             readiness,
-            host=arguments.host or settings.service.host,
+            host=host,
             port=settings.service.port if arguments.port is None else arguments.port,
             reuse_port=arguments.reuse_port,
             on_listening=lambda url: command.announce("handler", url),

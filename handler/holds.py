@@ -29,13 +29,12 @@ class Holds:
 
     def close(self) -> None:
         """Let go of all that are held, and hold no more."""
-        self._free = 0
         self._closing.set()
 
     @contextmanager
     def reserve(self, wait: timedelta | None) -> Iterator[timedelta | None]:
         """Take one of the places, and tell how long to hold; None if that was not asked for, or no place is free."""
-        if wait is None or self._free <= 0:
+        if wait is None or self._free <= 0 or self._closing.is_set():
             yield None
             return
         self._free -= 1

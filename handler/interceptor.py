@@ -158,7 +158,8 @@ class _Inbound(WorkflowInboundInterceptor):
             told = too_large(content.ByteSize(), self.max_outcome_bytes).failure or Failure()
             state, content = "failed", _failure_payload(told)
         close_time = workflow.now()
-        told_calls = _told_by_answer()
+        # While others have to be told the run stays open, and a start may not be held as long as that.
+        told_calls = _told_by_answer() if len(self._calls) == 1 else set()
         while untold := [call for request_id, call in self._calls.items() if request_id not in told_calls]:
             told_calls.update(call.request_id for call in untold)
             deliveries = [_delivery(call, state, close_time) for call in untold if call.callback_url is not None]

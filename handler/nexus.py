@@ -1,11 +1,15 @@
 """The same targets as native Nexus operations, for callers on the same cluster.
 
-Starts and cancels go through the one starter and the one canceler. Who may call is decided where the endpoint is
-registered; Temporal vouches for the calling namespace, and tells the outcome itself.
+Starts and cancels go through the one starter and the one canceler, and Temporal tells the outcome itself. Who may call
+is decided where the endpoint is registered. The calling namespace is known by the callback that its server made: a
+link, or any other header, may be the calling workflow's own invention. Servers from 1.30 may make callbacks that name
+none: to us all callers are one then.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import unquote
 
 from nexusrpc import OperationError, OperationErrorState
 from nexusrpc.handler import (
@@ -21,7 +25,6 @@ from temporalio.api.common.v1 import Callback, Payload
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
 
-from bridge.links import WorkflowRef
 from bridge.operations import Target
 from bridge.outcomes import Outcome
 from bridge.starts import Finished, StartRequest
@@ -29,6 +32,8 @@ from bridge.wire import OPERATION_TIMEOUT, OperationState, decode_duration
 from handler.calls import NATIVE_CALLER
 from handler.canceler import Canceler
 from handler.starter import Starter
+
+_CALLBACK_PATH = re.compile(r"^https?://[^/?#]+(?:/[^?#]*)?/namespaces/([^/?#]+)/nexus/callback$")
 
 
 class TargetOperation(OperationHandler[RawValue, RawValue]):
@@ -46,7 +51,6 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         input: RawValue,  # noqa: A002 - nexusrpc's parameter name
     ) -> StartOperationResultSync[RawValue] | StartOperationResultAsync:
         """Start the target, or answer with its outcome."""
-        caller = WorkflowRef.from_links(ctx.inbound_links)
         headers = {name.lower(): value for name, value in ctx.headers.items()}
         request = StartRequest(
             service=self._target.service,
@@ -59,7 +63,11 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         )
         callback = Callback.Nexus(url=ctx.callback_url, header=ctx.callback_headers) if ctx.callback_url else None
         answer = await self._starter.start(
-            _name(caller), self._target, request, await self._encoded(input.payload), server_callback=callback
+            _caller(ctx.callback_url),
+            self._target,
+            request,
+            await self._encoded(input.payload),
+            server_callback=callback,
         )
         if answer.target is not None:
             ctx.outbound_links.append(answer.target.to_link())
@@ -112,5 +120,6 @@ def _factory(target: Target, make: Callable[[Target], TargetOperation], name: st
     return operation_handler(name=target.operation)(factory)
 
 
-def _name(caller: WorkflowRef | None) -> str:
-    return NATIVE_CALLER + ("" if caller is None else caller.namespace)
+def _caller(callback_url: str | None) -> str:
+    found = _CALLBACK_PATH.search(callback_url or "")
+    return NATIVE_CALLER + (unquote(found[1]) if found else "")

@@ -13,6 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.errors import UnavailableError
 from bridge.links import WorkflowRef
 from bridge.progress import MAX_PROGRESS_BYTES, PROGRESS_QUERY
+from bridge.wire import OPERATION_TOKEN
 from handler.calls import MEMO_KEY, CallMemo
 
 _QUERY_TIMEOUT = timedelta(seconds=1)
@@ -41,6 +42,14 @@ class Runs:
                 return None
             raise
         return described.workflow_execution_info
+
+    async def has_callback(self, info: WorkflowExecutionInfo, operation_token: str) -> bool:
+        """Whether the server tells the operation of that token already: what is attached is carried to later runs."""
+        described = await self._client.workflow_service.describe_workflow_execution(
+            DescribeWorkflowExecutionRequest(namespace=self._client.namespace, execution=info.execution), retry=True
+        )
+        headers = (each.callback.nexus.header for each in described.callbacks)
+        return any(header.get(OPERATION_TOKEN.lower()) == operation_token for header in headers)
 
     async def memo(self, info: WorkflowExecutionInfo) -> CallMemo | None:
         """The call that started the run; None if no call did."""

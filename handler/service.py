@@ -76,7 +76,7 @@ def create_service(
         if target is None:
             result: StartAnswer = await operations.start(start_request, payload)
         else:
-            callback = _server_callback(target, start_request)
+            callback = _server_callback(caller.peer, target, start_request)
             result = await starter.start(caller.name, target, start_request, payload, server_callback=callback)
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
@@ -130,13 +130,13 @@ def _authenticate(
     if caller.peer.bearer_keys is not None:
         _check_bearer(caller.peer.bearer_keys, request.headers.getall("Authorization", []))
     else:
-        _check_network(caller.peer, request.remote)
+        _check_network(caller.peer, request)
     return caller, None
 
 
 def _check_bearer(ring: KeyRing, found: Sequence[str]) -> None:
     scheme, _, text = found[0].partition(" ") if len(found) == 1 else ("", "", "")
-    given = hashlib.sha256(text.strip().encode()).digest()
+    given = hashlib.sha256(text.strip().encode(errors="surrogateescape")).digest()
     # Every key is compared, and by digests: how long it takes tells nothing.
     known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in ring.keys.values()]
     if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, each) for each in known):
@@ -144,19 +144,22 @@ def _check_bearer(ring: KeyRing, found: Sequence[str]) -> None:
         raise UntrustedError(reason)
 
 
-def _check_network(peer: CallerPeer, address: str | None) -> None:
-    if address is None or not any(ipaddress.ip_address(address) in network for network in peer.networks):
+def _check_network(peer: CallerPeer, request: web.Request) -> None:
+    address = request.remote
+    # Behind a proxy, whose address this then is, it tells nothing of where the request comes from.
+    is_forwarded = any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via"))
+    if address is None or is_forwarded or not any(ipaddress.ip_address(address) in each for each in peer.networks):
         reason = "unsigned, and from outside the caller's networks"
         raise UntrustedError(reason)
 
 
-def _server_callback(target: Target, request: StartRequest) -> Callback.Nexus | None:
-    """The callback to be left to Temporal's server; None where the target's worker has to tell.
+def _server_callback(peer: CallerPeer, target: Target, request: StartRequest) -> Callback.Nexus | None:
+    """The callback to be left to Temporal's server; None where the target's worker has to tell, or has to sign.
 
     Only one that carries its own proof can be left to a server, which does not sign. Nothing else is passed to it: its
     sender lets a callback's header replace the protocol's own, and be routed by one named `source`.
     """
-    if target.delivery != "server" or request.callback_url is None:
+    if target.delivery != "server" or request.callback_url is None or peer.completion_keys is not None:
         return None
     proofs = {name: request.callback_headers[name] for name in _PROOFS if name in request.callback_headers}
     return Callback.Nexus(url=request.callback_url, header=proofs) if proofs else None

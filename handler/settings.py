@@ -141,8 +141,17 @@ class HandlerSettings(BridgeSettings):
                 ring: KeyRing | None = getattr(caller, field)
                 if ring is not None:
                     rings[f"callers.{name}.{field}"] = ring
-            if caller.auth == "none" and not self.service.is_private:
-                message = f'callers.{name}.auth: "none" needs a private listener, service.host is {self.service.host}'
-                raise ValueError(message)
         require_distinct_keys(rings)
+        self.check_host(self.service.host)
         return self
+
+    def check_host(self, host: str) -> None:
+        """Refuse to listen on *host* where that is public and some caller is trusted for its network alone.
+
+        Raises:
+            ValueError: Names the caller.
+        """
+        for name, caller in self.callers.items():
+            if caller.auth == "none" and not self.service.model_copy(update={"host": host}).is_private:
+                message = f'callers.{name}.auth: "none" needs a private listener, service.host is {host}'
+                raise ValueError(message)

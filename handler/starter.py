@@ -51,8 +51,7 @@ _RETENTION_MARGIN = timedelta(minutes=10)
 _PASSED_ON = frozenset({"temporal-callback-token", "source", "bridge-token"})
 """Callback headers that a caller may ask us to send. Anything else could replace what the protocol says."""
 
-_HOLD_MARGIN = timedelta(milliseconds=500)
-"""For the task in which a held run ends: its ending must reach the start that is still held."""
+_MAX_HOLD_MARGIN = timedelta(seconds=2)
 
 _TEMPORAL_IS_AWAY = frozenset(
     {
@@ -293,7 +292,7 @@ class Starter:
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
             on_orphaned=start.target.on_orphaned,
-            held_ms=0 if start.hold is None else int((start.hold - _HOLD_MARGIN) / timedelta(milliseconds=1)),
+            held_ms=0 if start.hold is None else int(_told_by_answer_for(start.hold) / timedelta(milliseconds=1)),
         )
 
     async def _answer_for_holder(self, start: _Start, *, may_start: bool) -> StartAnswer:
@@ -332,16 +331,17 @@ class Starter:
 
         Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
         """
-        if start.server_callback is not None:
+        if start.server_callback is not None and not await self._runs.has_callback(holder, start.token):
             options = OnConflictOptions(
                 attach_request_id=True, attach_completion_callbacks=True, attach_links=bool(start.request.links)
             )
-            return await self._ask(start, options) is not None
-        if not start.target.instrumented or (start.request.callback_url is None and start.target.on_orphaned == "keep"):
-            # Nobody to do it, or nobody to tell or to mind: renewals or the sweep find the outcome.
-            return True
+            if await self._ask(start, options) is None:
+                return False
         # Held or not, an attached call is told by the run.
         call = replace(self._memo(start), held_ms=0)
+        if not start.target.instrumented or (call.callback_url is None and start.target.on_orphaned == "keep"):
+            # Nobody to do it, or nobody to tell or to mind: the server, renewals or the sweep find the outcome.
+            return True
         try:
             await self._client.workflow_service.signal_workflow_execution(
                 SignalWorkflowExecutionRequest(
@@ -376,6 +376,11 @@ def _callback_refused(url: str, error: RPCError) -> HandlerError:
     )
     _log.error("bridge.server_callback_refused", extra={"bridge.callback_host": place})
     return UnavailableError(message, retry_after=timedelta(seconds=10))
+
+
+def _told_by_answer_for(hold: timedelta) -> timedelta:
+    """The rest is for the task in which a run ends: its ending must reach the start while that is still held."""
+    return hold - min(hold / 5, _MAX_HOLD_MARGIN)
 
 
 def _bound(target: Target, request: StartRequest) -> Duration | None:
