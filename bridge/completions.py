@@ -10,9 +10,11 @@ from nexusrpc import HandlerErrorType
 from bridge import wire
 from bridge.links import WorkflowRef, decode_links, encode_links
 from bridge.outcomes import Outcome, decode_outcome, encode_outcome
+from bridge.payloads import CONTENT_TYPE, JSON
 
 _FINAL_STATUSES = frozenset({410, 413, 422}) | frozenset(range(300, 400))
 _GONE_STATUSES = frozenset({404, 409, 410})
+_NOT_FOUND = 404
 _TOO_EARLY = 425
 
 _RESERVED_PREFIXES = ("content-", "nexus-", "proxy-")
@@ -87,6 +89,9 @@ def classify_answer(
     error = wire.decode_handler_error(status, headers, body)
     if status in _FINAL_STATUSES:
         is_final = True
+    elif status == _NOT_FOUND and headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() != JSON:
+        # No receiver's word, but that of a proxy in front of none: during a deploy, say.
+        is_final = False
     elif error.type is not HandlerErrorType.UNKNOWN:
         # A type in the body, or a retry hint, beats the status, also one that says that nobody waits.
         is_final = not error.retryable
