@@ -47,6 +47,8 @@ from scripts.up import end, until_stopped
 
 LIMIT_S = 1500.0
 """Whatever happens, a run ends after that."""
+MEMORY_LIMIT_S = 240.0
+"""How long calls are brought into flight, if it does not go faster."""
 
 PARTS = ("latency", "throughput", "targets", "long", "memory")
 SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
@@ -62,42 +64,45 @@ class Size:
 
     rounds: int
     """One call at a time."""
+    rounds_elsewhere: int
+    """The same, in settings other than the first."""
     calls: int
     """Of each mode in such a round."""
+    seconds: float
+    """No call of a round is begun after that."""
     throughput_rounds: int
     levels: dict[int, int]
     """Calls in flight, and how many calls are made so."""
-    target_rounds: int
-    in_flight_for_memory: int
-    has_minute: bool
-    """Whether targets of a minute, and long calls shortened to one, are made."""
+    is_thorough: bool
+    """Whether longer targets and memory are measured, too."""
     settings: Sequence[Setting]
-    throughput_levels_elsewhere: Sequence[int]
-    """In settings other than the first."""
 
 
 FULL = Size(
-    rounds=5,
+    rounds=4,
+    rounds_elsewhere=2,
     calls=20,
+    seconds=8,
     throughput_rounds=2,
-    levels={10: 50, 50: 150, 200: 300},
-    target_rounds=2,
-    in_flight_for_memory=10_000,
-    has_minute=True,
+    levels={10: 50, 50: 120, 200: 280},
+    is_thorough=True,
     settings=SETTINGS,
-    throughput_levels_elsewhere=(50,),
 )
 QUICK = Size(
     rounds=2,
-    calls=8,
+    rounds_elsewhere=1,
+    calls=5,
+    seconds=3,
     throughput_rounds=1,
-    levels={50: 60},
-    target_rounds=1,
-    in_flight_for_memory=300,
-    has_minute=False,
+    levels={50: 100},
+    is_thorough=False,
     settings=(DEFAULT_EAGER,),
-    throughput_levels_elsewhere=(),
 )
+LEAD_IN = 6
+"""Calls before those of a round: `history.transferProcessorMaxPollRPS` allows a burst, which is then used up."""
+IN_FLIGHT_FOR_MEMORY = 10_000
+ELSEWHERE = {RAISED_EAGER.name: 50}
+"""Calls in flight that throughput is measured with in a setting other than the first."""
 
 
 class Bench:
@@ -119,7 +124,7 @@ class Bench:
             if {"latency", "throughput", "targets"} & set(self._parts):
                 await self._measure_setting(setting)
         await self._measure_minute()
-        if "memory" in self._parts and BRIDGE in self._modes:
+        if "memory" in self._parts and BRIDGE in self._modes and self._size.is_thorough:
             await self._measure_memory()
         return Results(
             server=self._server,
@@ -138,44 +143,53 @@ class Bench:
         return world
 
     async def _measure_setting(self, setting: Setting) -> None:
-        is_first = setting is self._size.settings[0]
-        # A question every five seconds is as slow in every setting.
-        modes = [mode for mode in self._modes if is_first or mode is not POLL]
+        size, is_first = self._size, setting is self._size.settings[0]
+        modes = [
+            mode
+            for mode in self._modes
+            # A question every five seconds is as slow in every setting, and without eager start two modes are one.
+            if (is_first or mode is not POLL) and (setting.is_eager or mode is not NEXUS_EAGER)
+        ]
         async with AsyncExitStack() as stack:
             world = await self._enter(stack, modes, setting, PAYMENT_SETTLEMENT_SECONDS=str(ONE_SECOND))
             await self._warm_up(world, modes)
             if "latency" in self._parts:
-                plan = Plan(name="latency", calls=self._size.calls, seconds=8)
-                await self._take_turns(world, modes, plan, rounds=self._size.rounds)
+                plan = Plan(name="latency", calls=size.calls, lead_in=LEAD_IN, seconds=size.seconds)
+                rounds = size.rounds if is_first else size.rounds_elsewhere
+                await self._take_turns(world, modes, plan, rounds=rounds)
             if "throughput" in self._parts:
-                for level, calls in self._size.levels.items():
-                    if is_first or level in self._size.throughput_levels_elsewhere:
-                        plan = Plan(name="throughput", calls=calls, in_flight=level, seconds=8)
-                        await self._take_turns(world, modes, plan, rounds=self._size.throughput_rounds)
-            if "targets" in self._parts and is_first:
+                for level, calls in size.levels.items():
+                    if is_first or ELSEWHERE.get(setting.name) == level:
+                        plan = Plan(name="throughput", calls=calls, in_flight=level, seconds=size.seconds)
+                        await self._take_turns(world, modes, plan, rounds=size.throughput_rounds if is_first else 1)
+            if "targets" in self._parts and is_first and size.is_thorough:
                 plan = Plan(name="second", calls=3, target_seconds=ONE_SECOND, seconds=3)
-                await self._take_turns(world, modes, plan, rounds=self._size.target_rounds)
+                await self._take_turns(world, modes, plan)
 
     async def _warm_up(self, world: World, modes: Sequence[Mode]) -> None:
         self._say(f"{world.setting.name}: warming up")
         # Together, because nothing is read from them.
-        plan = Plan(name="warm-up", calls=10, in_flight=5, seconds=5, is_alone=False)
+        plan = Plan(name="warm-up", calls=10, in_flight=5, seconds=5, samples=0, is_alone=False)
         await asyncio.gather(*(run_batch(world, mode, plan) for mode in modes))
         await world.measure_idle(modes[0])
 
-    async def _take_turns(self, world: World, modes: Sequence[Mode], plan: Plan, *, rounds: int) -> None:
+    async def _take_turns(self, world: World, modes: Sequence[Mode], plan: Plan, *, rounds: int = 1) -> None:
         for number in range(rounds):
             self._say(
                 f"{world.setting.name}: targets of {plan.target_seconds:g} s, {plan.in_flight} in flight, "
                 f"round {number + 1} of {rounds}"
             )
             for mode in modes:
-                self._batches.append(await run_batch(world, mode, replace(plan, round=number)))
+                # The wrapper that polls is as slow in every round, and takes more time than all others.
+                if mode is not POLL:
+                    self._batches.append(await run_batch(world, mode, replace(plan, round=number)))
+                elif number == 0:
+                    self._batches.append(await run_batch(world, mode, replace(plan, lead_in=0)))
 
     async def _measure_minute(self) -> None:
         """Targets of a minute, of all modes at once, and beside them the long calls, shortened to a minute."""
         plans = [computed(each) for each in LONG_CALLS]
-        if not self._size.has_minute:
+        if not self._size.is_thorough:
             self._long_calls = plans if "long" in self._parts else []
             return
         targets = self._modes if "targets" in self._parts else []
@@ -203,10 +217,9 @@ class Bench:
         async with running_world([BRIDGE], DEFAULT_EAGER, is_split=True, environment=environment) as world:
             self._server = world.server.version
             self._say("memory: warming up")
-            calls = min(1000, self._size.in_flight_for_memory)
-            await run_batch(world, BRIDGE, Plan(name="warm-up", calls=calls, in_flight=50, samples=1))
-            self._say(f"memory: bringing {self._size.in_flight_for_memory} calls into flight")
-            self._memory = list(await fill(world, BRIDGE, calls=self._size.in_flight_for_memory, seconds=240))
+            await run_batch(world, BRIDGE, Plan(name="warm-up", calls=500, in_flight=50, samples=0))
+            self._say(f"memory: bringing {IN_FLIGHT_FOR_MEMORY} calls into flight")
+            self._memory = list(await fill(world, BRIDGE, calls=IN_FLIGHT_FOR_MEMORY, seconds=MEMORY_LIMIT_S))
 
 
 def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
@@ -236,9 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--modes",
         type=lambda text: _chosen(text, modes, "mode"),
-        default=modes,
         metavar="A,B",
-        help=f"measure only these of: {', '.join(modes)}",
+        help=f"measure only these of: {', '.join(modes)} (default: all; with --quick all but {SERVER.name})",
     )
     parser.add_argument(
         "--parts",
@@ -264,7 +276,8 @@ async def _bench(arguments: argparse.Namespace) -> int:
     if arguments.settings is not None:
         named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
         size = replace(size, settings=[named[name] for name in arguments.settings])
-    modes = [mode for mode in MODES if mode.name in arguments.modes]
+    chosen = arguments.modes or [mode.name for mode in MODES if not arguments.quick or mode is not SERVER]
+    modes = [mode for mode in MODES if mode.name in chosen]
     is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)
     output = arguments.output or (ROOT / "docs" if is_whole and len(size.settings) == len(SETTINGS) else None)
 

@@ -33,6 +33,8 @@ class Plan:
     target_seconds: float = 0
     calls: int
     in_flight: int = 1
+    lead_in: int = 0
+    """Calls made before, of which nothing is kept: a server that was idle lets the first few pass without waiting."""
     seconds: float = 60
     """No call is begun after that."""
     samples: int = 20
@@ -65,25 +67,30 @@ async def used(world: World, mode: Mode, into: list[Usage]) -> AsyncIterator[Non
 
 async def run_batch(world: World, mode: Mode, plan: Plan) -> Batch:
     """Make the calls of *plan*, and read what they took."""
+    amount = SETTLES if plan.target_seconds else AT_ONCE
+    prefix = f"{mode.name}-{plan.name}-{plan.round}-{plan.in_flight}"
+    for number in range(plan.lead_in):
+        await (await start_order(world, mode, Order(order_id=f"{prefix}-before-{number}", amount=amount))).result()
     numbers = iter(range(plan.calls))
     order_ms: list[float] = []
     ids: list[str] = []
-    began = time.perf_counter()
-    amount = SETTLES if plan.target_seconds else AT_ONCE
+    began, full_calls, full_seconds = 0.0, 0, 0.0
 
     async def caller() -> None:
+        nonlocal full_calls, full_seconds
         for number in numbers:
             started = time.perf_counter()
             if ids and started - began > plan.seconds:
                 return
-            order_id = f"{mode.name}-{plan.name}-{plan.round}-{plan.in_flight}-{number}"
-            handle = await start_order(world, mode, Order(order_id=order_id, amount=amount))
+            full_calls, full_seconds = len(ids), started - began
+            handle = await start_order(world, mode, Order(order_id=f"{prefix}-{number}", amount=amount))
             await handle.result()
             order_ms.append((time.perf_counter() - started) * 1000)
-            ids.append(order_id)
+            ids.append(f"{prefix}-{number}")
 
     usage: list[Usage] = []
     async with used(world, mode, usage):
+        began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(plan.in_flight)))
         elapsed = time.perf_counter() - began
     return Batch(
@@ -92,9 +99,13 @@ async def run_batch(world: World, mode: Mode, plan: Plan) -> Batch:
         round=plan.round,
         target_seconds=plan.target_seconds,
         in_flight=plan.in_flight,
+        full_calls=full_calls,
+        full_seconds=full_seconds,
         seconds=elapsed,
         order_ms=order_ms,
-        samples=await asyncio.gather(*(read_call(world, mode, each) for each in ids[-plan.samples :])),
+        samples=await asyncio.gather(
+            *(read_call(world, mode, each) for each in ids[max(0, len(ids) - plan.samples) :])
+        ),
         server_cpu_s=usage[0].server_cpu_s if plan.is_alone else None,
         client_cpu_s=usage[0].client_cpu_s,
         http_requests=usage[0].http_requests,
@@ -201,7 +212,8 @@ async def fill(world: World, mode: Mode, *, calls: int, seconds: float) -> Seque
 
     await asyncio.gather(*(starter() for _ in range(20)))
     while (in_flight := sum(world.http_requests(mode).values()) - seen) < started:
-        say(f"  {in_flight} of {started} calls in flight")
+        resident = ", ".join(f"{role} {size / 1e6:.1f} MB" for role, size in world.resident_bytes(mode).items())
+        say(f"  {in_flight} of {started} calls in flight; {resident}")
         if time.monotonic() - began > seconds:
             break
         await asyncio.sleep(2)

@@ -16,8 +16,9 @@ the median with the lowest and the highest round. Absolute times are this machin
 _COMPARED = """\
 The order and the payment are those of [examples/payments](../examples/payments); what differs is the call. All workers
 have the SDK's default options. `sync-1a` and `poll-1b` are activity wrappers around an HTTP API: one request held until
-the payment has ended, and a question every 5 s. `child` needs both workflows in one namespace: it stands for what two
-namespaces cannot have."""
+the payment has ended, and a question every 5 s. `nexus` is native Nexus with the handler as Temporal's documentation
+writes it; in `nexus-eager` that handler also asks for eager start, as the bridge's does. `child` needs both workflows
+in one namespace: it stands for what two namespaces cannot have."""
 
 _NOT_EAGER = """\
 Where it says *not eager*, nothing is dispatched or started eagerly, and a bridge's handler service and worker are
@@ -26,7 +27,8 @@ processes of their own."""
 _LATENCY = """\
 One call at a time (five, where a target takes a minute), in ms. *Order*: from the start of the order workflow to its
 result. *Call*: the caller's workflow time around the call. *Resumed*: from the event that makes the outcome certain to
-the caller's next workflow task."""
+the caller's next workflow task. Each round begins with a few calls that are not kept: a default server that was idle
+lets a burst of tasks pass at once, and every later hop waits for its poll rate."""
 
 _COST = """\
 CPU in ms, of the server (without what it uses when idle) and of the mode's own processes; the process that starts the
@@ -72,7 +74,7 @@ def markdown(
         *plot("latency", "distribution of the latencies"),
         _latencies(row for row in made if row.in_flight == 1 or row.target_seconds > 1),
         "## Throughput",
-        "A target that ends at once; calls per second with so many in flight.",
+        "A target that ends at once; calls per second with so many in flight, while all of these places are taken.",
         *plot("throughput", "throughput over concurrency"),
         _throughput([row for row in made if row.target_seconds == 0]),
         "## Cost of a call",

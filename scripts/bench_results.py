@@ -45,6 +45,10 @@ class Batch:
     round: int
     target_seconds: float
     in_flight: int
+    full_calls: int
+    """Calls that had ended when the last one was begun: until then as many were in flight as there should be."""
+    full_seconds: float
+    """How long that took. What comes after it, the last stragglers, says nothing about throughput."""
     seconds: float
     order_ms: Sequence[float]
     """Whole orders: from the start of the order workflow to its result, by the clock of whoever started it."""
@@ -61,7 +65,8 @@ class Batch:
 
     @property
     def calls_per_s(self) -> float:
-        return self.calls / self.seconds
+        """By the time in which all places were taken; by all of it where no call ended before the last was begun."""
+        return self.full_calls / self.full_seconds if self.full_calls else self.calls / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -294,8 +294,10 @@ async def _start_mode(world: World, mode: Mode, environment: Mapping[str, str], 
             path.write_text(adapted(path.read_text(), mode.replace))
     if mode.workflow == "NexusOrderWorkflow":
         await _create_nexus_endpoint(world.handler, mode.payment_queue)
+    # The sandbox imports workflow modules anew for every run: without cached byte code it would compile them, too.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     shared = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": str(ROOT),
         "TEMPORAL_ADDRESS": world.server.address,
         TOKEN_VARIABLE: secrets.token_urlsafe(),

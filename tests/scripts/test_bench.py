@@ -50,6 +50,8 @@ def batch(mode: str, round: int, order_ms: float, **changes: Any) -> Batch:  # n
         round=round,
         target_seconds=0,
         in_flight=1,
+        full_calls=0,
+        full_seconds=0.0,
         seconds=2.0,
         order_ms=[order_ms] * 4,
         samples=[sample(order_ms / 2)] * 4,
@@ -154,6 +156,12 @@ def test_a_row_holds_all_rounds_and_tells_costs_per_call() -> None:
     assert row.server_cpu_ms == pytest.approx(50)
     assert row.client_cpu_ms == pytest.approx(25)
     assert (row.http_requests, row.grpc_requests) == (2, 10)
+
+
+def test_throughput_is_told_by_the_time_in_which_all_places_were_taken() -> None:
+    """A last straggler does not count."""
+    assert batch("nexus", 0, 100, full_calls=3, full_seconds=0.5, seconds=9.0).calls_per_s == 6.0
+    assert batch("nexus", 0, 100, full_calls=0, full_seconds=0.0, seconds=2.0).calls_per_s == 2.0
 
 
 def call(first_lease: timedelta, renewals: Renewals) -> OperationCall:
