@@ -1,6 +1,6 @@
 """A caller that knows nothing of the bridge: Temporal's own Nexus client, on a worker without plugins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from temporalio import workflow
@@ -15,6 +15,7 @@ class NativePlan:
     endpoint: str
     operation: str = "ProbeService/probe"
     deadline: float = 60.0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @workflow.defn
@@ -24,6 +25,10 @@ class NativeCaller:
         service, _, operation = plan.operation.partition("/")
         client = workflow.create_nexus_client(service=service, endpoint=plan.endpoint)
         reply: Reply = await client.execute_operation(
-            operation, ask, output_type=Reply, schedule_to_close_timeout=timedelta(seconds=plan.deadline)
+            operation,
+            ask,
+            output_type=Reply,
+            schedule_to_close_timeout=timedelta(seconds=plan.deadline),
+            headers=plan.headers,
         )
         return reply

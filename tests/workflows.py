@@ -12,7 +12,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
-from bridge.calls import Transport
+from bridge.calls import MAX_INPUT_BYTES, Transport
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class ProbeWorkflow:
                 workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"), memo=memo)
             case "continue on signal":
                 await workflow.wait_condition(lambda: bool(self._said))
-                workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"))
+                behaviour = "wait" if self._said[0] == "and wait" else "return"
+                workflow.continue_as_new(Ask(key=ask.key, behaviour=behaviour, text="second run"))
             case "bug once":
                 if not workflow.unsafe.is_replaying() and workflow.info().get_current_history_length() < 5:
                     message = "a bug, not an ending"
@@ -224,6 +225,7 @@ class CallPlan:
     transport: Transport | None = None
     cancel_after: bool = False
     """Cancel the call, not the workflow, on the signal `cancel_call`."""
+    max_input_bytes: int | None = MAX_INPUT_BYTES
 
 
 def _maybe_seconds(seconds: float) -> timedelta | None:
@@ -253,6 +255,7 @@ class CallingWorkflow:
             transport=plan.transport,
             first_lease=timedelta(seconds=plan.first_lease),
             renewals=bridge.Renewals(initial=timedelta(seconds=plan.renewal), maximum=timedelta(seconds=3600)),
+            max_input_bytes=plan.max_input_bytes,
         )
         try:
             self._call = await client.start_operation(

@@ -327,6 +327,17 @@ async def test_a_slow_answer_is_a_transport_error_in_time(client: HttpClient, pe
     assert monotonic() - before < 3
 
 
+async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that is held takes longer than other requests may: nothing but its own time cuts it."""
+    monkeypatch.setattr("bridge.http.REQUEST_TIMEOUT", SOON)
+    async with HttpClient(user_agent="bridge/1") as client:
+        answer = asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=30)))
+        ended, _ = await asyncio.wait({answer}, timeout=3 * SOON.total_seconds())
+        assert not ended, "cut"
+        peer.finished.set()
+        assert (await answer).status == 200
+
+
 async def test_a_connection_that_is_never_accepted_is_a_transport_error_in_time(client: HttpClient) -> None:
     """Nor does a full backlog hold anybody up."""
     with socket.socket() as listening:

@@ -90,6 +90,22 @@ def test_bad_settings_refuse_to_start_and_name_the_field(
         assert key not in done.stderr + done.stdout
 
 
+def test_a_public_listener_is_refused_where_only_the_network_vouches(settings: Path) -> None:
+    """Also where the command line names it."""
+    path = settings / "handler.toml"
+    path.write_text(
+        re.sub("^(start|completion)_keys = .*\n", "", path.read_text(), flags=re.MULTILINE) + 'auth = "none"\n'
+    )
+    done = run(
+        *("handler", "serve", "--module", "examples.payments.payments", "--host", "0.0.0.0"),
+        BRIDGE_CONFIG=str(path),
+        TEMPORAL_ADDRESS="127.0.0.1:1",
+    )
+    assert done.returncode == 2
+    assert f'callers.{CALLER}.auth: "none" needs a private listener, service.host is 0.0.0.0' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

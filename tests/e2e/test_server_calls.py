@@ -443,6 +443,22 @@ async def test_an_address_outside_the_callers_networks_is_refused(server: Server
         await assert_refused(world)
 
 
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
+async def test_a_request_that_a_proxy_forwards_is_not_vouched_for_by_the_proxys_network(
+    world: World, name: str
+) -> None:
+    ask = Ask(world.key())
+    headers = {"Nexus-Request-Id": ask.key, name: "for=10.0.0.1"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{world.service.url}/c/{SERVER}/ProbeService/probe", json={"key": ask.key}, headers=headers
+        ) as answer,
+    ):
+        assert answer.status == 401
+    assert await is_unknown(world.target(ask))
+
+
 @pytest.mark.parametrize("adds", ["nothing", "its own start key", "another caller's secret"])
 async def test_by_default_the_servers_unsigned_calls_are_refused(server: Server, adds: str) -> None:
     """Who has to sign has to sign: an Authorization does not stand for a signature."""

@@ -24,10 +24,10 @@ import bridge
 from bridge.command import JsonFormatter
 from bridge.operations import Target, Targets
 from bridge.signatures import SIGNATURE_INPUT, MessageSigner
-from bridge.wire import CALLBACK_TOKEN
+from bridge.wire import CALLBACK_PREFIX, CALLBACK_TOKEN
 from scripts.temporal_server import Server
 from tests.helpers import HANDLER, assert_eventually, ring
-from tests.peer import Message, completion, failure_body, send
+from tests.peer import Message, completion, failure_body, send, start
 from tests.workflows import Ask, CallingWorkflow, CallPlan, ProbeService, Reply
 from tests.world import World, events, running_world
 
@@ -244,6 +244,26 @@ async def test_renewals_attach_nothing_more(world: World) -> None:
     for handle in (first, second):
         await world.until_attempt(handle, 4)
     assert await events(target) == before
+    assert len(await callbacks_of(target)) == 2
+    await target.signal("say", "both")
+    assert await first.result() == await second.result() == Reply("both")
+
+
+async def test_renewals_attach_nothing_more_to_a_later_run(world: World) -> None:
+    """What was attached to the first run is carried over with what was there from the start."""
+    ask = Ask(world.key(), "continue on signal")
+    first = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    second = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+    await assert_eventually(partial(assert_callbacks, target, 2))
+    first_run = (await target.describe()).run_id
+    await target.signal("say", "and wait")
+
+    async def went_on() -> None:
+        assert (await target.describe()).run_id != first_run
+
+    await assert_eventually(went_on)
+    await world.until_attempt(second, (await world.pending(second)).attempt + 2)
     assert len(await callbacks_of(target)) == 2
     await target.signal("say", "both")
     assert await first.result() == await second.result() == Reply("both")
@@ -471,6 +491,31 @@ async def test_a_call_whose_callback_has_no_proof_of_its_own_is_told_by_the_work
         assert await handle.result() == Reply("signed")
         assert signed == [True]
         assert world.receiver.statuses == [200]
+
+
+async def test_a_caller_that_expects_signatures_is_told_by_the_worker_whatever_proof_it_sends(server: Server) -> None:
+    """The handler's settings decide: an outcome for a caller with completion keys is signed."""
+
+    def prepare(world: World) -> None:
+        world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
+
+    async with running_world(server, without=("caller",), prepare=prepare) as world:
+        signed = []
+
+        async def note(request: web.Request) -> web.StreamResponse:
+            signed.append(SIGNATURE_INPUT in request.headers)
+            return web.Response()
+
+        world.receiver.before = note
+        ask = Ask(world.key(), "wait")
+        message = start(world, {"key": ask.key, "behaviour": ask.behaviour})
+        message.headers[CALLBACK_PREFIX + CALLBACK_TOKEN] = "a proof of its own"
+        assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        target = world.target(ask)
+        assert await callbacks_of(target) == []
+        await target.signal("say", "signed")
+        await target.result()
+        assert signed == [True]
 
 
 async def test_an_operation_told_by_its_worker_is_told_unsigned_to_whom_takes_only_that(server: Server) -> None:

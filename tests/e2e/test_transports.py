@@ -1,13 +1,18 @@
 """One contract, one workflow, four ways to travel: the same assertions on each."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.converter import PayloadCodec
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
@@ -15,7 +20,7 @@ from bridge.calls import Transport
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
 from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
-from tests.world import World, events, running_world
+from tests.world import World, events, running_world, with_codec
 
 
 def _all_transports(world: World) -> None:
@@ -208,3 +213,130 @@ async def test_polls_leave_no_events(world: World) -> None:
     await called.result()
     assert await events(polled) == await events(called)
     assert world.receiver.requests[1:] == [], "only the other call has a receiver"
+
+
+@pytest.mark.parametrize(
+    "deadline", [pytest.param(12.0, id="near the deadline"), pytest.param(600.0, id="far from the deadline")]
+)
+async def test_a_poll_that_fails_is_followed_by_the_next(world: World, deadline: float) -> None:
+    """After the interval, however many polls were before: no callback will come instead."""
+    ask = Ask(world.key(), "wait")
+    handle = await world.call(ask, CallPlan(transport="poll", deadline=deadline))
+    target = await world.until_started(ask)
+    # By then less than ten of twelve seconds are left, and a back-off by attempts would take half a minute.
+    await world.until_attempt(handle, 5)
+
+    async def fail_once(_: web.Request) -> web.StreamResponse:
+        world.service.before = None
+        return web.Response(status=503)
+
+    async def asked_again() -> None:
+        assert 503 in world.service.statuses[:-1]
+
+    world.service.before = fail_once
+    await assert_eventually(asked_again, within=5)
+    await target.signal("say", "asked again")
+    assert await handle.result() == Reply("asked again")
+
+
+async def _known(world: World, handle: WorkflowHandle[CallingWorkflow, Reply]) -> None:
+    activity = await world.pending(handle)
+    assert activity is not None, "the call has ended"
+    assert activity.heartbeat_details.payloads, "the 201 is not recorded yet"
+
+
+async def _restart_caller(world: World, endpoint: dict[str, Any], **options: Any) -> None:
+    """With other settings, as after a change of them."""
+    await world.stop_worker("caller")
+    world.endpoint_options |= endpoint
+    world.caller_options |= options
+    await world.start_worker("caller")
+
+
+async def _asked(world: World, times: int) -> None:
+    assert len(world.service.requests) >= times
+
+
+async def test_a_call_goes_on_without_the_receiver_that_it_began_with(world: World) -> None:
+    """Its renewals need no callback: they learn the outcome."""
+    ask = Ask(world.key(), "wait")
+    handle = await world.call(ask, CallPlan(transport="callback", first_lease=2, renewal=1))
+    target = await world.until_started(ask)
+    await assert_eventually(partial(_known, world, handle))
+
+    async def lose(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=200)
+
+    world.receiver.before = lose
+    await _restart_caller(world, {"transport": "poll"}, receiver=None, callback_keys=None)
+    await assert_eventually(partial(_asked, world, len(world.service.requests) + 1))
+    await target.signal("say", "learned")
+    assert await handle.result() == Reply("learned")
+
+
+async def test_a_call_goes_on_without_the_endpoint_that_it_began_with(world: World) -> None:
+    """Whose name was dropped too early: the attempts fail, the operation does not, and its callback arrives."""
+    ask = Ask(world.key(), "wait")
+    handle = await world.call(ask, CallPlan(transport="callback", first_lease=2, renewal=1))
+    target = await world.until_started(ask)
+    await assert_eventually(partial(_known, world, handle))
+    endpoints = world.caller_settings.endpoints
+    await _restart_caller(world, {}, endpoints={"others": endpoints["payments"]})
+
+    async def missed() -> None:
+        await _known(world, handle)
+        assert "no endpoint 'payments'" in (await world.pending(handle)).last_failure.message
+
+    await assert_eventually(missed)
+    await target.signal("say", "by callback")
+    assert await handle.result() == Reply("by callback")
+
+
+async def test_a_call_keeps_the_transport_with_which_it_was_taken_on(world: World) -> None:
+    """Polled for since its start, it has nobody else to tell it: a change of the setting is for later calls."""
+    await _restart_caller(world, {"transport": "poll"})
+    ask = Ask(world.key(), "wait")
+    polled = await world.call(ask)
+    target = await world.until_started(ask)
+    await assert_eventually(partial(_known, world, polled))
+    await _restart_caller(world, {"transport": "callback"})
+    await assert_eventually(partial(_asked, world, len(world.service.requests) + 3))
+    await target.signal("say", "polled for")
+    assert await polled.result() == Reply("polled for")
+    assert world.receiver.requests == []
+    called = await world.call(Ask(world.key(), text="called back"))
+    assert await called.result() == Reply("called back")
+    assert world.receiver.statuses == [200]
+
+
+class _Compressor(PayloadCodec):
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [
+            Payload(metadata={"encoding": b"binary/zlib"}, data=zlib.compress(each.SerializeToString()))
+            for each in payloads
+        ]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [Payload.FromString(zlib.decompress(each.data)) for each in payloads]
+
+
+async def test_a_client_may_allow_larger_inputs_where_a_codec_compresses(server: Server) -> None:
+    """What counts is what crosses."""
+    converter = with_codec(_Compressor())
+    async with running_world(server, converters=(converter, converter)) as world:
+
+        async def call(limit: int | None) -> Reply:
+            ask = Ask(world.key(), "end", text="x" * 3 * 1024 * 1024)
+            handle = await world.call(ask, CallPlan(transport="callback", max_input_bytes=limit))
+            return await handle.result()
+
+        assert tuple(await asyncio.gather(call(None), call(8 * 1024 * 1024))) == (Reply("end"), Reply("end"))
+
+
+async def test_a_client_may_refuse_smaller_inputs(world: World, transport: Transport) -> None:
+    handle = await world.call(Ask(world.key(), text="x" * 1000), world.plan(transport, max_input_bytes=1000))
+    error = (await _error(handle)).cause
+    assert isinstance(error, HandlerError)
+    assert error.type is HandlerErrorType.BAD_REQUEST
+    assert "is over the limit of 1000" in str(error)
+    assert world.service.requests == []

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from temporalio.client import WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from yarl import URL
 
+from handler.holds import Holds
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
 from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
@@ -232,6 +236,76 @@ async def test_what_outlasts_the_hold_is_told_by_callback(server: Server) -> Non
         assert await handle.result() == Reply("later")
         assert world.service.statuses == [201]
         assert world.receiver.statuses == [200]
+
+
+async def test_a_hold_leaves_time_to_say_that_the_operation_was_taken_on(world: World) -> None:
+    """With less time to start than the hold would take: let go early, so that the call does not time out."""
+    ask = Ask(world.key(), "wait")
+    handle = await world.call(ask, CallPlan(first_lease=600, transport="wait", schedule_to_start=5))
+
+    async def let_go() -> None:
+        assert world.service.statuses == [201]
+
+    await assert_eventually(let_go, within=HELD_S / 2)
+    await world.target(ask).signal("say", "taken on")
+    assert await handle.result() == Reply("taken on")
+
+
+async def test_a_hold_ends_before_the_operation_must(world: World) -> None:
+    """With less time to close than the hold would take: out of it, the call ends as it would with a callback."""
+    ask = Ask(world.key(), "wait")
+    handle = await world.call(ask, CallPlan(transport="wait", start_to_close=3, renewal=1, deadline=20))
+    cause = await cause_of(handle)
+    assert isinstance(cause, TemporalTimeoutError)
+    assert cause.type is TimeoutType.START_TO_CLOSE
+
+
+async def test_a_holder_does_not_wait_for_the_telling_of_others(server: Server) -> None:
+    """A call that attached cannot be told, so the run stays open: the held one is told by its callback."""
+
+    def prepare(world: World) -> None:
+        holding(world)
+        world.delivery_budget = timedelta(seconds=120)
+
+    async with running_world(server, prepare=prepare) as world:
+        callbacks: list[str] = []
+
+        async def note(request: web.Request) -> None:
+            callbacks.append(URL(request.query["callback"]).path)
+
+        async def refuse_the_second(request: web.Request) -> web.StreamResponse | None:
+            return web.Response(status=503) if request.path == callbacks[1] else None
+
+        world.service.before, world.receiver.before = note, refuse_the_second
+        ask = Ask(world.key(), "wait")
+        handle, target = await held(world, ask)
+        attached = await world.call(ask, CallPlan(first_lease=600))
+
+        async def answered() -> None:
+            assert world.service.statuses == [201]
+
+        await assert_eventually(answered)
+        await target.signal("say", "told")
+
+        async def told() -> None:
+            assert 200 in world.receiver.statuses
+
+        await assert_eventually(told)
+        assert await handle.result() == Reply("told")
+        assert (await target.describe()).status is WorkflowExecutionStatus.RUNNING
+        world.receiver.before = None
+        assert await attached.result() == Reply("told")
+
+
+async def test_no_place_is_given_once_holding_has_ended(world: World) -> None:
+    """Also none that is given back after that."""
+    holds = Holds(world.handler_client, limit=1)
+    second = timedelta(seconds=1)
+    with holds.reserve(second) as hold:
+        assert hold == second
+        holds.close()
+    with holds.reserve(second) as hold:
+        assert hold is None
 
 
 async def test_a_hold_costs_one_question_to_temporal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

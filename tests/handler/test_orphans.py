@@ -1,6 +1,7 @@
 """Targets that nobody waits for any more, and targets that tell where they stand."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 
 from bridge.namespace import is_open
+from bridge.operations import Targets
+from handler.deliveries import WATCH_CALLERS_ACTIVITY
 from scripts.temporal_server import Server
-from tests.helpers import assert_eventually
+from tests.helpers import HANDLER, assert_eventually
 from tests.workflows import Ask, CallPlan, Reply
 from tests.world import World, events, running_world
 
@@ -90,6 +93,46 @@ async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> Non
     await target.signal("say", "done")
     assert await second.result() == Reply("done")
     await until_status(target, WorkflowExecutionStatus.COMPLETED)
+
+
+@pytest.mark.parametrize("by", ["server", "nexus"])
+async def test_a_call_that_the_server_tells_counts_as_one_that_waits(server: Server, by: str) -> None:
+    """The first call's deadline passes; the target goes on for the one that attached."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"orphan_check_s": 0.5, "nexus": by == "nexus"}
+        if by == "server":
+            world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
+            world.caller_options = {"handlers": {HANDLER: {"start_keys": world.keys.start, "completions": "server"}}}
+            world.peer_options = {"completions": "server", "completion_keys": None}
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.create_nexus_endpoint()
+        plan = world.plan("nexus" if by == "nexus" else "callback", operation="minded", first_lease=600)
+        ask = Ask(key=world.key())
+        first = await world.call(ask, replace(plan, deadline=5))
+        target = minded(world, ask)
+        await until_watched(world, target)
+        second = await world.call(ask, plan)
+        with pytest.raises(WorkflowFailureError):
+            await first.result()
+
+        async def looked_again() -> None:
+            assert len(await activities_of(target)) >= 2
+
+        await assert_eventually(looked_again)
+        assert await activities_of(target) == [WATCH_CALLERS_ACTIVITY] * 2
+        await target.signal("say", "done")
+        assert await second.result() == Reply("done")
+
+
+async def activities_of(target: WorkflowHandle[Any, Any]) -> list[str]:
+    """What its worker scheduled, in order."""
+    return [
+        each.activity_task_scheduled_event_attributes.activity_type.name
+        for each in (await target.fetch_history()).events
+        if each.HasField("activity_task_scheduled_event_attributes")
+    ]
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 500, 503])

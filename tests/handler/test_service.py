@@ -206,6 +206,21 @@ async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None
     assert (await send(message, signer(quiet))).status == 401
 
 
+async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None:
+    """Not an internal error: whatever bytes a stranger sends."""
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": ring()}
+
+    async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
+        head = [f"POST /c/{CALLER}/ProbeService/probe HTTP/1.1", "Host: handler", "Content-Length: 0"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.service.port)
+        writer.write("\r\n".join([*head, "Authorization: Bearer "]).encode() + b"\xff\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"401"
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Server) -> None:
     """Authorised by caller and operation."""
     async with running_world(server, without=("caller", "handler", "receiver")) as world:

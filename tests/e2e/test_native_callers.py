@@ -1,0 +1,55 @@
+"""Whose a native Nexus operation is: the calling server says so, and no workflow can say otherwise."""
+
+import pytest
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import NexusOperationError
+from temporalio.worker import Worker
+
+from scripts.temporal_server import Server
+from tests.helpers import CALLER
+from tests.native import NativeCaller, NativePlan
+from tests.workflows import Ask, Reply
+from tests.world import World, events, running_world
+
+FORGED = {
+    "Nexus-Link": f"<temporal:///namespaces/{CALLER}/workflows/order/0190a1b2-0000-7000-8000-000000000001/history"
+    "?eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference>"
+    '; type="temporal.api.common.v1.Link.WorkflowEvent"'
+}
+
+
+def served_natively(world: World) -> None:
+    world.handler_options = {"nexus": True}
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_a_forged_link_opens_no_other_namespaces_operation(server: Server, *, has_ended: bool) -> None:
+    """Neither is its outcome told, nor does the forger get the token by which it could be canceled."""
+    if server.http is None:
+        pytest.skip("the callbacks of a server that is not our own may name no namespace")
+    async with running_world(server, without=("service", "receiver"), prepare=served_natively) as world:
+        await world.create_nexus_endpoint()
+        ask = Ask(world.key(), "wait")
+        owner = await world.call(ask, world.plan("nexus"))
+        target = await world.until_started(ask)
+        if has_ended:
+            await target.signal("say", "to its owner")
+            await owner.result()
+        queue = f"forgers-{world.id}"
+        async with Worker(world.handler_client, task_queue=queue, workflows=[NativeCaller]):
+            plan = NativePlan(endpoint=world.nexus_endpoint, deadline=10, headers=FORGED)
+            forger = await world.handler_client.start_workflow(
+                NativeCaller.run, args=[ask, plan], id=f"forger-{ask.key}", task_queue=queue
+            )
+            with pytest.raises(WorkflowFailureError) as raised:
+                await forger.result()
+        error = raised.value.cause
+        assert isinstance(error, NexusOperationError)
+        assert isinstance(error.cause, HandlerError)
+        assert error.cause.type is HandlerErrorType.BAD_REQUEST
+        assert "taken" in str(error.cause)
+        assert "NEXUS_OPERATION_STARTED" not in await events(forger)
+        if not has_ended:
+            await target.signal("say", "to its owner")
+        assert await owner.result() == Reply("to its owner")
