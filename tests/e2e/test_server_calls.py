@@ -103,8 +103,12 @@ async def cause_of(handle: Native) -> BaseException | None:
 
 
 async def until_known_to_run(handle: Native) -> None:
+    """Wait until the caller's workflow has been told: a cancel in that same task would end it before it asks."""
+
     async def started() -> None:
-        assert "NEXUS_OPERATION_STARTED" in await events(handle)
+        _, found, later = "\n".join(await events(handle)).partition("NEXUS_OPERATION_STARTED")
+        assert found
+        assert "WORKFLOW_TASK_COMPLETED" in later
 
     await assert_eventually(started)
 
