@@ -10,7 +10,7 @@ from nexusrpc import HandlerErrorType
 from bridge import wire
 from bridge.links import WorkflowRef, decode_links, encode_links
 from bridge.outcomes import Outcome, decode_outcome, encode_outcome
-from bridge.payloads import CONTENT_TYPE, JSON
+from bridge.payloads import is_json
 
 _FINAL_STATUSES = frozenset({410, 413, 422}) | frozenset(range(300, 400))
 _GONE_STATUSES = frozenset({404, 409, 410})
@@ -89,7 +89,7 @@ def classify_answer(
     error = wire.decode_handler_error(status, headers, body)
     if status in _FINAL_STATUSES:
         is_final = True
-    elif status == _NOT_FOUND and headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() != JSON:
+    elif status == _NOT_FOUND and not is_json(headers):
         # No receiver's word, but that of a proxy in front of none: during a deploy, say.
         is_final = False
     elif error.type is not HandlerErrorType.UNKNOWN:

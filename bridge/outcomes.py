@@ -11,7 +11,7 @@ from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import RemoteProtocolError
 from bridge.failures import decode_failure, encode_failure, parse_failure
-from bridge.payloads import CONTENT_TYPE, JSON, MAX_PAYLOAD_BYTES, decode_payload, encode_payload
+from bridge.payloads import CONTENT_TYPE, JSON, MAX_PAYLOAD_BYTES, decode_payload, encode_payload, is_json
 from bridge.wire import OperationState
 
 OUTCOME_TOO_LARGE = "OutcomeTooLarge"
@@ -77,7 +77,7 @@ def decode_outcome(state: OperationState, headers: Mapping[str, str], body: byte
     """
     if state is OperationState.SUCCEEDED:
         return Outcome.succeeded(decode_payload(headers, body))
-    if headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() != JSON:
+    if not is_json(headers):
         message = f"a {state.value} operation needs a Failure as {JSON}"
         raise RemoteProtocolError(message)
     failure = decode_failure(parse_failure(body), canceled=state is OperationState.CANCELED)

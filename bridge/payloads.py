@@ -26,6 +26,11 @@ _UNKNOWN = b"unknown/nexus-content"
 _PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^\s;",]+))\s*')
 
 
+def is_json(headers: Mapping[str, str]) -> bool:
+    """Whether the media type is JSON, whatever its parameters."""
+    return headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() == JSON
+
+
 def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
     """Return the content headers and body of *payload*; None is the absence of a value."""
     if payload is None:

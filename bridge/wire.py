@@ -23,7 +23,7 @@ from bridge.errors import (
     WaitOverError,
 )
 from bridge.failures import HANDLER_ERROR_TYPE, WireFailure, decode_failure, encode_failure, parse_failure
-from bridge.payloads import CONTENT_TYPE, JSON
+from bridge.payloads import CONTENT_TYPE, JSON, is_json
 
 REQUEST_ID = "Nexus-Request-Id"
 LINK = "Nexus-Link"
@@ -189,7 +189,7 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
 def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -> HandlerError:
     """Read the answer to a request that failed. A type in the body beats the status; texts are cut to a bound."""
     try:
-        failure = parse_failure(body) if _is_json(headers) else None
+        failure = parse_failure(body) if is_json(headers) else None
     except RemoteProtocolError:
         failure = None
     kind: HandlerErrorType | None = _TYPES.get(status)
@@ -244,7 +244,3 @@ def require_state(text: str | None) -> OperationState:
             raise RemoteProtocolError(message)
         case _:
             assert_never(state)
-
-
-def _is_json(headers: Mapping[str, str]) -> bool:
-    return headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() == JSON

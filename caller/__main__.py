@@ -9,7 +9,6 @@ from bridge import command
 from bridge.namespace import Namespace
 from bridge.server import Readiness, serve, stop_on_signals
 from bridge.settings import SettingsError, load
-from bridge.signatures import MessageVerifier
 from caller.completion import Completer
 from caller.receiver import create_receiver
 from caller.settings import CallerSettings
@@ -48,12 +47,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     app = create_receiver(
         completer=Completer(client=client),
         tokens=settings.callback_tokens(client.namespace),
-        verifiers={
-            name: None
-            if peer.completion_keys is None
-            else MessageVerifier(peer.completion_keys, public_base=settings.receiver.url)
-            for name, peer in settings.handlers.items()
-        },
+        verifiers=settings.completion_verifiers(),
         readiness=readiness,
         clock=clock,
     )

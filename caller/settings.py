@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validato
 
 from bridge.keys import KeyRing
 from bridge.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.signatures import MessageVerifier
 from bridge.tokens import CallbackTokens
 
 
@@ -118,6 +119,21 @@ class CallerSettings(BridgeSettings):
             rings[f"handlers.{name}.completion_keys"] = peer.completion_keys
         require_distinct_keys({where: ring for where, ring in rings.items() if ring is not None})
         return self
+
+    def completion_verifiers(self) -> dict[str, MessageVerifier | None]:
+        """What verifies the completions of each handler by name; None for one whose Temporal server completes.
+
+        Raises:
+            ValueError: There is no receiver in the settings.
+        """
+        if self.receiver is None:
+            message = "the settings have no receiver"
+            raise ValueError(message)
+        base = self.receiver.url
+        return {
+            name: None if peer.completion_keys is None else MessageVerifier(peer.completion_keys, public_base=base)
+            for name, peer in self.handlers.items()
+        }
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
         """What mints and verifies the callback tokens of our workflows in *namespace*.

@@ -2,8 +2,8 @@
 
 Starts and cancels go through the one starter and the one canceler, and Temporal tells the outcome itself. Who may call
 is decided where the endpoint is registered. The calling namespace is known by the callback that its server made: a
-link, or any other header, may be the calling workflow's own invention. Servers from 1.30 may make callbacks that name
-none: to us all callers are one then.
+link, or any other header, may be the calling workflow's own invention (and the callback too, of whoever may use the
+server's HTTP API for Nexus). Servers from 1.30 may make callbacks that name none: to us all callers are one then.
 """
 
 import re

@@ -24,7 +24,6 @@ from bridge.keys import decode_key
 from bridge.namespace import Namespace
 from bridge.operations import Target, Targets
 from bridge.server import AccessLogger, Readiness
-from bridge.signatures import MessageVerifier
 from bridge.tokens import OperationTokens
 from caller.completion import Completer
 from caller.plugin import CallerPlugin
@@ -170,12 +169,7 @@ class World:
         return create_receiver(
             completer=Completer(client=self.caller_client),
             tokens=settings.callback_tokens(CALLER),
-            verifiers={
-                name: None
-                if peer.completion_keys is None
-                else MessageVerifier(peer.completion_keys, public_base=self.receiver.url)
-                for name, peer in settings.handlers.items()
-            },
+            verifiers=settings.completion_verifiers(),
             readiness=Readiness(Namespace(self.caller_client, clock=clock).is_reachable),
             clock=clock,
         )

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.calls import OperationCall, Renewals
+from bridge.calls import Renewals
 from handler.deliveries import DELIVER_ACTIVITY
+from scripts.bench_measure import modelled
 from scripts.bench_report import PLOTS, markdown, summary
 from scripts.bench_results import (
     GOAL_SETTING,
@@ -164,20 +165,6 @@ def test_throughput_is_told_by_the_time_in_which_all_places_were_taken() -> None
     assert batch("nexus", 0, 100, full_calls=0, full_seconds=0.0, seconds=2.0).calls_per_s == 2.0
 
 
-def call(first_lease: timedelta, renewals: Renewals) -> OperationCall:
-    return OperationCall(
-        endpoint="payments",
-        service="PaymentService",
-        operation="process",
-        scheduled_time_ms=0,
-        schedule_to_close_ms=30 * 86_400_000,
-        first_lease_ms=int(first_lease.total_seconds() * 1000),
-        renewal_initial_ms=int(renewals.initial.total_seconds() * 1000),
-        renewal_maximum_ms=int(renewals.maximum.total_seconds() * 1000),
-        renewal_coefficient=renewals.coefficient,
-    )
-
-
 @pytest.mark.parametrize(
     ("ends", "seconds"),
     [
@@ -189,13 +176,13 @@ def call(first_lease: timedelta, renewals: Renewals) -> OperationCall:
 )
 def test_the_requests_of_a_call_follow_its_schedule(ends: float, seconds: list[float]) -> None:
     """The start, a renewal when the lease is over, further ones at doubled distances, and the callback."""
-    times = request_times(call(timedelta(seconds=30), Renewals()), ends=timedelta(seconds=ends))
+    times = request_times(modelled(timedelta(seconds=30), Renewals()), ends=timedelta(seconds=ends))
     assert [each.total_seconds() for each in times] == seconds
 
 
 def test_a_day_takes_at_most_one_request_an_hour_after_the_first_few() -> None:
     """The distance is capped."""
-    times = request_times(call(timedelta(seconds=30), Renewals()), ends=timedelta(days=1))
+    times = request_times(modelled(timedelta(seconds=30), Renewals()), ends=timedelta(days=1))
     assert len(times) <= 40
     assert max(later - earlier for earlier, later in pairwise(times)) == timedelta(hours=1)
 
