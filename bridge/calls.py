@@ -18,6 +18,9 @@ CANCEL_OPERATION_ACTIVITY = "bridge.cancel_operation"
 Transport = Literal["callback", "wait", "poll", "nexus"]
 """How one call travels; contract, handler and errors are the same for all."""
 
+CALL_ENDED = "bridge.call_ended"
+"""Name of the function outside the sandbox by which a workflow tells its own worker that a call has ended."""
+
 OPERATION_UNSUCCESSFUL = "bridge.OperationUnsuccessful"
 """Error type of the non-retryable wrapper around every failed outcome of the waiting activity.
 

@@ -15,6 +15,7 @@ from temporalio import exceptions, workflow
 from temporalio.common import RetryPolicy
 
 from bridge.calls import (
+    CALL_ENDED,
     CANCEL_OPERATION_ACTIVITY,
     MAX_INPUT_BYTES,
     OPERATION_UNSUCCESSFUL,
@@ -233,6 +234,9 @@ class OperationClient(Generic[_ServiceT]):
             summary=summary or shown,
         )
         activity.add_done_callback(_retrieve)
+        if (tell_worker := workflow.extern_functions().get(CALL_ENDED)) is not None:
+            # Saves a request to the server; nothing that the workflow does depends on it.
+            activity.add_done_callback(lambda _: tell_worker(request_id))
         task = asyncio.create_task(_outcome(activity, call, request_id, cancellation_type), name=f"call: {shown}")
         return OperationHandle(task)
 

@@ -72,7 +72,7 @@ class OperationActivities:
         self._completer = completer
         self._clock = clock
         self._jitter = jitter
-        self._pending_details: set[asyncio.Task[None]] = set()
+        self._pending_details: dict[str, asyncio.Task[None]] = {}
         self._is_closing = asyncio.Event()
 
     @activity.defn(name=START_OPERATION_ACTIVITY)
@@ -116,7 +116,7 @@ class OperationActivities:
                     _fail(_timed_out(TimeoutType.START_TO_CLOSE))
                 told = Known.from_answer(answer, transport=transport, started=now) if known is None else None
                 if info.attempt == 1 and poll is None:
-                    self._tell_later(info.task_token, told)
+                    self._tell_later(info.activity_id, info.task_token, told)
                     activity.raise_complete_async()
                 await self._tell(info.task_token, told or known, progress=answer.progress)
                 if poll is not None:
@@ -136,7 +136,12 @@ class OperationActivities:
     async def close(self) -> None:
         """Tell now what was to be told a little later."""
         self._is_closing.set()
-        await asyncio.gather(*self._pending_details, return_exceptions=True)
+        await asyncio.gather(*self._pending_details.values(), return_exceptions=True)
+
+    def forget(self, request_id: str) -> None:
+        """Keep to ourselves what was to be told of a call that has ended. For any thread, as workflows have theirs."""
+        if (task := self._pending_details.get(request_id)) is not None:
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _request(
         self, call: OperationCall, info: activity.Info, place: Place, transport: Transport, *, is_known: bool
@@ -257,15 +262,19 @@ class OperationActivities:
             next_retry_delay=delay,
         ) from None
 
-    def _tell_later(self, task_token: bytes, known: Known | None) -> None:
+    def _tell_later(self, request_id: str, task_token: bytes, known: Known | None) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
             await self._tell(task_token, known)
 
-        task = asyncio.create_task(later())
-        self._pending_details.add(task)
-        task.add_done_callback(self._pending_details.discard)
+        def drop(task: asyncio.Task[None]) -> None:
+            # A nudged activity begins again with attempt 1, perhaps while this one still tells.
+            if self._pending_details.get(request_id) is task:
+                del self._pending_details[request_id]
+
+        self._pending_details[request_id] = asyncio.create_task(later())
+        self._pending_details[request_id].add_done_callback(drop)
 
     async def _tell(self, task_token: bytes, known: Known | None, *, progress: Payload | None = None) -> None:
         """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""

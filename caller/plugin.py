@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from temporalio.worker import WorkerConfig
+from temporalio.worker import Interceptor, WorkerConfig, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
+from bridge.calls import CALL_ENDED
 from bridge.settings import load
 from bridge.worker import SessionPlugin
 from caller.activities import OperationActivities
@@ -50,9 +51,25 @@ class CallerPlugin(SessionPlugin):
         self._activities.append(activities)
         own = (activities.start_operation, cancels.cancel_operation)
         config["activities"] = [*config.get("activities", ()), *own]
+        config["interceptors"] = [*config.get("interceptors", ()), _EndedCalls(activities)]
         return super().configure_worker(config)
 
     async def before_close(self) -> None:
         """Tell now which targets the calls wait for, where that was to be told a little later."""
         for activities in self._activities:
             await activities.close()
+
+
+class _EndedCalls(Interceptor):
+    """Lets the workflows of a worker tell its activities that a call has ended."""
+
+    def __init__(self, activities: OperationActivities) -> None:
+        self._activities = activities
+
+    def workflow_interceptor_class(
+        self,
+        input: WorkflowInterceptorClassInput,  # noqa: A002
+    ) -> type[WorkflowInboundInterceptor] | None:
+        """Adds a function that can be called from inside the sandbox, and no interceptor."""
+        input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
+        return None

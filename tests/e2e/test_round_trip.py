@@ -1,6 +1,9 @@
 """One call, all the way: every hop on a real server and real sockets."""
 
+from typing import Any
+
 import pytest
+from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
@@ -121,6 +124,29 @@ async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
     activity = await world.pending(handle)
     assert f"still running: payment-prod/probe-{ask.key}" in activity.last_failure.message
     await world.target(ask).signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+async def test_where_a_call_stands_is_told_only_while_it_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request saved for each call that ends at once; a worker that stops tells of the others what it knows."""
+    workflow_service = world.caller_client.workflow_service
+    record = workflow_service.record_activity_task_heartbeat
+    told: list[bytes] = []
+
+    async def spy(request: RecordActivityTaskHeartbeatRequest, **options: Any) -> Any:
+        told.append(request.details.payloads[0].data)
+        return await record(request, **options)
+
+    monkeypatch.setattr(workflow_service, "record_activity_task_heartbeat", spy)
+    short, waiting = Ask(key=world.key("short"), text="done"), Ask(key=world.key("waiting"), behaviour="wait")
+    handle = await world.call(waiting)
+    await world.until_started(waiting)
+    assert await (await world.call(short)).result() == Reply("done")
+    await world.stop_worker("caller")
+
+    assert [waiting.key.encode() in each for each in told] == [True]
+    await world.start_worker("caller")
+    await world.target(waiting).signal("say", "done")
     assert await handle.result() == Reply("done")
 
 
