@@ -30,6 +30,8 @@ def draw(results: Results, folder: Path) -> list[str]:
 
 def _latency(figure: Figure, results: Results, made: Sequence[Row]) -> bool:
     modes = [row.mode for row in made if row.in_flight == 1 and row.mode != _SLOW]
+    if not modes:
+        return False
     left, right = figure.subplots(1, 2)
     for mode in modes:
         batches = [
@@ -42,7 +44,7 @@ def _latency(figure: Figure, results: Results, made: Sequence[Row]) -> bool:
     left.set(title="whole order", xlabel="ms", ylabel="share of calls", xlim=(0, None))
     right.set(title="the call itself", xlabel="ms", xlim=(0, None))
     right.legend(fontsize="small")
-    return bool(modes)
+    return True
 
 
 def _distribution(axes: Axes, label: str, values: Sequence[float]) -> None:

@@ -56,17 +56,7 @@ def markdown(
     def plot(name: str, title: str) -> list[str]:
         return [f"![{title}]({PLOTS[name]})"] if name in drawn else []
 
-    flags = [[f"**{each['name']}**", ", ".join(map(_code, each["flags"]))] for each in results.settings]
-    sections = [
-        "# Benchmark",
-        _INTRODUCTION.format(command=command, server=results.server),
-        "## Goals",
-        _goals(compared),
-        "## What is compared",
-        _COMPARED,
-        _table(["mode", "processes beside the server"], [[_code(name), text] for name, text in deployments.items()]),
-        _table(["setting", "flags of the server"], flags),
-        _NOT_EAGER,
+    measured = [
         "## Ratios",
         *(part for setting in dict.fromkeys(row.setting for row in made) for part in _ratios(compared, setting)),
         "## Latency",
@@ -81,6 +71,19 @@ def markdown(
         _COST,
         *plot("cpu", "CPU per call"),
         _costs(made),
+    ]
+    flags = [[f"**{each['name']}**", ", ".join(map(_code, each["flags"]))] for each in results.settings]
+    sections = [
+        "# Benchmark",
+        _INTRODUCTION.format(command=command, server=results.server),
+        "## Goals",
+        _goals(compared),
+        "## What is compared",
+        _COMPARED,
+        _table(["mode", "processes beside the server"], [[_code(name), text] for name, text in deployments.items()]),
+        _table(["setting", "flags of the server"], flags),
+        _NOT_EAGER,
+        *(measured if made else []),
         *_long_calls(results.long_calls),
         *_memory(results.memory),
     ]

@@ -205,10 +205,16 @@ GOALS: dict[tuple[str, str, str], float] = {
     ("the call itself, p50", "bridge-interceptor", "child"): 0.3,
     ("server CPU, 1 in flight", "bridge-interceptor", "nexus"): 0.95,
     ("server CPU, 50 in flight", "bridge-interceptor", "nexus"): 0.95,
+    ("server CPU, 1 in flight", "bridge-server", "nexus"): 0.8,
+    ("server CPU, 50 in flight", "bridge-server", "nexus"): 0.8,
     ("server CPU, 1 in flight", "wait", "nexus"): 0.8,
     ("server CPU, 50 in flight", "wait", "nexus"): 0.8,
     ("all CPU, 1 in flight", "bridge-interceptor", "nexus"): 1.0,
     ("all CPU, 50 in flight", "bridge-interceptor", "nexus"): 1.0,
+    ("all CPU, 1 in flight", "bridge-server", "nexus"): 1.0,
+    ("all CPU, 50 in flight", "bridge-server", "nexus"): 1.0,
+    ("all CPU, 1 in flight", "wait", "nexus"): 1.0,
+    ("all CPU, 50 in flight", "wait", "nexus"): 1.0,
     ("calls per second, 50 in flight", "bridge-interceptor", "nexus"): 1.0,
 }
 """By figure, mode and what it is compared with, on the default server with eager dispatch."""
