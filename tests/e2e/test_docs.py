@@ -15,21 +15,25 @@ from scripts.stack import ROOT
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 
+def sections(page: Path) -> set[str]:
+    """The anchors of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
-    """Also those to the sections of the page itself."""
-    text = page.read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    sections = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in sections
-        elif "://" not in target:
-            assert (page.parent / target).exists(), target
+    """Also those to a section, of the page itself or of another."""
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" not in target:
+            name, _, section = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.exists(), target
+            assert not section or section in sections(file), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
