@@ -13,6 +13,7 @@ from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
 from bridge.calls import MAX_INPUT_BYTES, Transport
+from bridge.operations import Target
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,33 @@ class FlakyWorkflow:
             message = f"attempt {attempt} failed"
             raise ApplicationError(message, type="Flaky")
         return Reply(f"attempt {attempt}")
+
+
+@workflow.defn(name="foreign-type", sandboxed=False)
+class ForeignWorkflow:
+    """As another team wrote it: its worker knows nothing of the bridge."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        match ask.behaviour:
+            case "wait":
+                await workflow.wait_condition(lambda: False)
+            case "fail":
+                message = "card declined"
+                raise ApplicationError(message, {"code": 51}, type="Declined")
+            case _:
+                pass
+        return Reply(ask.text, "b" * ask.size)
+
+
+def foreign_target(task_queue: str) -> Target:
+    return bridge.external_target(
+        service=ProbeService,
+        operation=ProbeService.foreign,
+        workflow_type="foreign-type",
+        workflow_id=lambda ask: f"probe-{ask.key}",
+        task_queue=task_queue,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
 from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
@@ -105,6 +106,7 @@ class World:
         self.keys = Keys()
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
         self.delivery_budget = timedelta(seconds=10)
+        self.handler_runtime: Runtime | None = None
         self.worker_options: dict[str, Any] = {}
         self.max_outcome_bytes: int | None = None
         self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
@@ -134,7 +136,9 @@ class World:
     async def connect(self) -> None:
         address = self.server.address
         self.caller_client = await Client.connect(address, namespace=CALLER, data_converter=self._converters[0])
-        self.handler_client = await Client.connect(address, namespace=HANDLER, data_converter=self._converters[1])
+        self.handler_client = await Client.connect(
+            address, namespace=HANDLER, data_converter=self._converters[1], runtime=self.handler_runtime
+        )
 
     # Settings are made anew at every start, so that a test may change keys in between.
     @property

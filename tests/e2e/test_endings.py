@@ -11,8 +11,10 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, Re
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import NexusOperationError, TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 
+from handler.delivery import CONTRADICTED_METRIC
 from scripts.temporal_server import Server
 from tests.helpers import assert_eventually
 from tests.workflows import Ask, CallPlan, LeavingCaller, Reply
@@ -168,8 +170,12 @@ async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) 
 async def test_what_was_announced_stands_when_the_target_is_terminated_just_after(server: Server) -> None:
     """The caller has its result; the sweep's later "terminated" is a conflict, counted and dropped."""
 
+    metrics = MetricBuffer(100_000)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=metrics))
+
     def prepare(world: World) -> None:
         world.delivery_budget = timedelta(seconds=60)
+        world.handler_runtime = runtime
         world.override_handler_settings(world.handler_settings.model_copy(update={"sweep_interval_s": 0.5}))
 
     async with running_world(server, prepare=prepare) as world:
@@ -189,8 +195,13 @@ async def test_what_was_announced_stands_when_the_target_is_terminated_just_afte
         await target.terminate(reason="too late")
         go_on.set()
 
+        counted: list[float] = []
+
         async def contradicted() -> None:
             assert 409 in world.receiver.statuses
+            updates = metrics.retrieve_updates()
+            counted.extend(each.value for each in updates if each.metric.name == CONTRADICTED_METRIC)
+            assert counted == [1]
 
         await assert_eventually(contradicted)
         assert (await target.describe()).status == WorkflowExecutionStatus.TERMINATED

@@ -12,7 +12,6 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from google.protobuf.json_format import MessageToJson
-from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -20,15 +19,14 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker
 
-import bridge
 from bridge.command import JsonFormatter
-from bridge.operations import Target, Targets
+from bridge.operations import Targets
 from bridge.signatures import SIGNATURE_INPUT, MessageSigner
 from bridge.wire import CALLBACK_PREFIX, CALLBACK_TOKEN
 from scripts.temporal_server import Server
 from tests.helpers import HANDLER, assert_eventually, ring
 from tests.peer import Message, completion, failure_body, send, start
-from tests.workflows import Ask, CallingWorkflow, CallPlan, ProbeService, Reply
+from tests.workflows import Ask, CallingWorkflow, CallPlan, ForeignWorkflow, Reply, foreign_target
 from tests.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
@@ -139,32 +137,12 @@ async def test_a_target_out_of_time_is_told_by_the_server(
     await assert_told_by_server_only(world, world.target(ask))
 
 
-@workflow.defn(name="foreign-type", sandboxed=False)
-class ForeignWorkflow:
-    """As another team wrote it: its worker knows nothing of the bridge."""
-
-    @workflow.run
-    async def run(self, ask: Ask) -> Reply:
-        return Reply(ask.text)
-
-
-def foreign_target(world: World) -> Target:
-    return bridge.external_target(
-        service=ProbeService,
-        operation=ProbeService.foreign,
-        workflow_type="foreign-type",
-        workflow_id=lambda ask: f"probe-{ask.key}",
-        task_queue=f"foreign-{world.id}",
-        delivery="server",
-    )
-
-
 async def test_a_target_on_any_worker_is_told_by_the_server(server: Server) -> None:
     """Neither plugin nor sweep: the handler runs its service, and no worker of ours at all."""
 
     def prepare(world: World) -> None:
         takes_unsigned(world)
-        world.targets.append(foreign_target(world))
+        world.targets.append(replace(foreign_target(f"foreign-{world.id}"), delivery="server"))
 
     async with running_world(server, without=("handler",), prepare=prepare) as world:
         ask = Ask(world.key(), text="from afar")

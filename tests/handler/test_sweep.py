@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
@@ -32,7 +31,16 @@ from handler.sweeps import SweepPlace, sweep_query
 from scripts.temporal_server import Server
 from tests.codec import Scrambler
 from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallPlan, FlakyWorkflow, ProbeService, ProbeWorkflow, Reply
+from tests.workflows import (
+    Ask,
+    CallPlan,
+    FlakyWorkflow,
+    ForeignWorkflow,
+    ProbeService,
+    ProbeWorkflow,
+    Reply,
+    foreign_target,
+)
 from tests.world import World, clock, events, running_world, with_codec
 
 LONG = CallPlan(first_lease=600)
@@ -40,36 +48,9 @@ FLAKY = CallPlan(first_lease=600, operation="flaky")
 FOREIGN = CallPlan(first_lease=600, operation="foreign")
 
 
-@workflow.defn(name="foreign-type", sandboxed=False)
-class ForeignWorkflow:
-    """As another team wrote it: its worker knows nothing of the bridge."""
-
-    @workflow.run
-    async def run(self, ask: Ask) -> Reply:
-        match ask.behaviour:
-            case "wait":
-                await workflow.wait_condition(lambda: False)
-            case "fail":
-                message = "card declined"
-                raise ApplicationError(message, {"code": 51}, type="Declined")
-            case _:
-                pass
-        return Reply(ask.text, "b" * ask.size)
-
-
-def foreign_target(world: World) -> Target:
-    return bridge.external_target(
-        service=ProbeService,
-        operation=ProbeService.foreign,
-        workflow_type="foreign-type",
-        workflow_id=lambda ask: f"probe-{ask.key}",
-        task_queue=f"foreign-{world.id}",
-    )
-
-
 def hasten(world: World) -> None:
     set_interval(world, 0.1)
-    world.targets.append(foreign_target(world))
+    world.targets.append(foreign_target(f"foreign-{world.id}"))
 
 
 def set_interval(world: World, seconds: float) -> None:
