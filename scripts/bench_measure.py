@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from temporalio.client import WorkflowHandle
 
-from bridge.calls import OperationCall, Renewals
+from bridge.calls import Renewals
 from bridge.workflow import DEFAULT_FIRST_LEASE
 from examples.payments.orders import Order, OrderReceipt
 from scripts.bench_results import Batch, LongCall, Memory, Sample, read_sample, request_times
@@ -154,26 +154,11 @@ LONG_CALLS = (
 )
 
 
-def modelled(first_lease: timedelta, renewals: Renewals) -> OperationCall:
-    """A call that paces itself so, with time enough."""
-    return OperationCall(
-        endpoint="payments",
-        service="PaymentService",
-        operation="process",
-        scheduled_time_ms=0,
-        schedule_to_close_ms=30 * 86_400_000,
-        first_lease_ms=int(first_lease.total_seconds() * 1000),
-        renewal_initial_ms=int(renewals.initial.total_seconds() * 1000),
-        renewal_maximum_ms=int(renewals.maximum.total_seconds() * 1000),
-        renewal_coefficient=renewals.coefficient,
-    )
-
-
 def computed(plan: LongPlan) -> LongCall:
     """The requests of a long call by its schedule, as it is and shortened."""
 
     def count(seconds: float, first_lease: timedelta, renewals: Renewals) -> int:
-        return len(request_times(modelled(first_lease, renewals), ends=timedelta(seconds=seconds)))
+        return len(request_times(first_lease, renewals, ends=timedelta(seconds=seconds)))
 
     shortened = plan.seconds / plan.factor
     return LongCall(

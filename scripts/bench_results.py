@@ -16,7 +16,7 @@ from typing import Any
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.calls import OperationCall, renewal_delay
+from bridge.calls import OperationCall, Renewals, renewal_delay
 from handler.deliveries import DELIVER_ACTIVITY
 
 _CLOSED = frozenset({EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED})
@@ -402,11 +402,22 @@ def http_requests(log: bytes) -> Counter[str]:
     return counted
 
 
-def request_times(call: OperationCall, *, ends: timedelta) -> list[timedelta]:
+def request_times(first_lease: timedelta, renewals: Renewals, *, ends: timedelta) -> list[timedelta]:
     """When the HTTP requests of a call are made whose target ends at *ends*: the start, renewals, and the callback.
 
     As `caller.activities` paces itself, without jitter and without the time that requests take.
     """
+    call = OperationCall(
+        endpoint="payments",
+        service="PaymentService",
+        operation="process",
+        scheduled_time_ms=0,
+        schedule_to_close_ms=30 * 86_400_000,
+        first_lease_ms=int(first_lease.total_seconds() * 1000),
+        renewal_initial_ms=int(renewals.initial.total_seconds() * 1000),
+        renewal_maximum_ms=int(renewals.maximum.total_seconds() * 1000),
+        renewal_coefficient=renewals.coefficient,
+    )
     times = [timedelta(0)]
     due: timedelta | None = timedelta(milliseconds=call.first_lease_ms)
     while due is not None and due < ends:

@@ -15,7 +15,6 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.calls import Renewals
 from handler.deliveries import DELIVER_ACTIVITY
-from scripts.bench_measure import modelled
 from scripts.bench_report import PLOTS, markdown, summary
 from scripts.bench_results import (
     GOAL_SETTING,
@@ -176,13 +175,13 @@ def test_throughput_is_told_by_the_time_in_which_all_places_were_taken() -> None
 )
 def test_the_requests_of_a_call_follow_its_schedule(ends: float, seconds: list[float]) -> None:
     """The start, a renewal when the lease is over, further ones at doubled distances, and the callback."""
-    times = request_times(modelled(timedelta(seconds=30), Renewals()), ends=timedelta(seconds=ends))
+    times = request_times(timedelta(seconds=30), Renewals(), ends=timedelta(seconds=ends))
     assert [each.total_seconds() for each in times] == seconds
 
 
 def test_a_day_takes_at_most_one_request_an_hour_after_the_first_few() -> None:
     """The distance is capped."""
-    times = request_times(modelled(timedelta(seconds=30), Renewals()), ends=timedelta(days=1))
+    times = request_times(timedelta(seconds=30), Renewals(), ends=timedelta(days=1))
     assert len(times) <= 40
     assert max(later - earlier for earlier, later in pairwise(times)) == timedelta(hours=1)
 
