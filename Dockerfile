@@ -1,6 +1,6 @@
 # One image for receiver, handler service and both example workers; the command says which.
 FROM python:3.11.14-slim-bookworm AS packages
-COPY scripts/requirements.txt /requirements.txt
+COPY scripts/requirements/run.txt /requirements.txt
 RUN python -m venv /venv \
     && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements.txt
 

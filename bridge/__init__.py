@@ -10,10 +10,10 @@ at once. When the target has ended, an interceptor on its worker POSTs the outco
 caller's receiver completes the waiting activity. The messages are Nexus RPC over HTTP.
 """
 
-from bridge.calls import Renewals
-from bridge.operations import emits_callback, external_target
-from bridge.progress import report_progress
-from bridge.workflow import OperationClient, OperationHandle, create_client
+from bridge.workflow.call import Renewals
+from bridge.workflow.client import OperationClient, OperationHandle, create_client
+from bridge.workflow.progress import report_progress
+from bridge.workflow.targets import emits_callback, external_target
 
 __all__ = [
     "OperationClient",

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NoReturn
 
-from bridge import command
-from bridge.namespace import Namespace
-from bridge.server import Readiness, serve, stop_on_signals
-from bridge.settings import SettingsError, load
-from caller.completion import Completer
+from bridge.admin import command
+from bridge.runtime.http_server import Readiness, serve, stop_on_signals
+from bridge.runtime.settings import SettingsError, load
+from bridge.runtime.temporal import Namespace
+from caller.completer import Completer
 from caller.receiver import create_receiver
 from caller.settings import CallerSettings
 

@@ -9,13 +9,13 @@ from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
-from bridge.cancels import CancelRequest, decode_cancel_answer, encode_cancel
 from bridge.errors import BridgeError, bad_request, not_found
-from bridge.failures import MAX_FAILURE_BYTES
-from bridge.http import REQUEST_TIMEOUT, HttpClient
-from bridge.signatures import MessageKind, MessageSigner
-from bridge.starts import StartAnswer, StartRequest, decode_answer, encode_start
-from bridge.wire import LINK, decode_retry_after
+from bridge.protocol.cancel import CancelRequest, decode_cancel_answer, encode_cancel
+from bridge.protocol.failure import MAX_FAILURE_BYTES
+from bridge.protocol.headers import LINK, decode_retry_after
+from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
+from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.security.signatures import MessageKind, MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
 _AnswerT = TypeVar("_AnswerT")

@@ -5,15 +5,15 @@ from datetime import UTC, datetime
 
 from temporalio.worker import Interceptor, WorkerConfig, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
 
-from bridge.calls import CALL_ENDED
-from bridge.settings import load
-from bridge.worker import SessionPlugin
-from caller.activities import OperationActivities
-from caller.callbacks import CallbackUrls
-from caller.cancels import CancelActivities
-from caller.completion import Completer
+from bridge.runtime.settings import load
+from bridge.runtime.worker_plugin import SessionPlugin
+from bridge.workflow.call import CALL_ENDED
+from caller.callback_urls import CallbackUrls
+from caller.cancel_activity import CancelActivities
+from caller.completer import Completer
 from caller.endpoints import Endpoints
 from caller.settings import CallerSettings
+from caller.waiting_activity import OperationActivities
 
 USER_AGENT = "callback-bridge-caller/0.1"
 
@@ -27,7 +27,7 @@ class CallerPlugin(SessionPlugin):
         """Read the settings where none are given.
 
         Raises:
-            bridge.settings.SettingsError: They cannot be used.
+            bridge.runtime.settings.SettingsError: They cannot be used.
         """
         super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(CallerSettings)

@@ -13,15 +13,15 @@ from typing import assert_never
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 
-from bridge.completions import decode_completion
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
-from bridge.openapi import describe_receiver
-from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
-from bridge.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
-from bridge.tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
-from bridge.wire import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
-from caller.callbacks import decode_task_token
-from caller.completion import Completer, CompletionAnswer, Wait
+from bridge.protocol.completion import decode_completion
+from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
+from bridge.protocol.openapi import describe_receiver
+from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
+from bridge.security.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
+from caller.callback_urls import decode_task_token
+from caller.completer import Completer, CompletionAnswer, Wait
 
 GONE = 410
 

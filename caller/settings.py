@@ -5,10 +5,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
-from bridge.keys import KeyRing
-from bridge.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
-from bridge.signatures import MessageVerifier
-from bridge.tokens import CallbackTokens
+from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.security.callback_tokens import CallbackTokens
+from bridge.security.keys import KeyRing
+from bridge.security.signatures import MessageVerifier
 
 
 class HandlerPeer(BaseModel):

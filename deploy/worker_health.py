@@ -10,8 +10,8 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.service import RPCError
 
-from bridge import command
-from bridge.settings import SettingsError
+from bridge.admin import command
+from bridge.runtime.settings import SettingsError
 
 
 async def polls(queue: str) -> bool:

@@ -9,22 +9,22 @@ from typing import NoReturn
 
 from temporalio.worker import Worker
 
-from bridge import command
-from bridge.keys import decode_key
-from bridge.namespace import Namespace
-from bridge.operations import Targets
-from bridge.server import Readiness, serve, stop_on_signals
-from bridge.settings import SettingsError, load
-from bridge.tokens import OperationTokens
-from handler.canceler import Canceler
-from handler.command import add_deliveries_command
-from handler.holds import Holds
-from handler.operations import SyncOperations, service_handlers_in
+from bridge.admin import command
+from bridge.runtime.http_server import Readiness, serve, stop_on_signals
+from bridge.runtime.settings import SettingsError, load
+from bridge.runtime.temporal import Namespace
+from bridge.security.callback_tokens import OperationTokens
+from bridge.security.keys import decode_key
+from bridge.workflow.targets import Targets
+from handler.admin.command import add_deliveries_command
 from handler.plugin import HandlerPlugin
 from handler.service import create_service
 from handler.settings import HandlerSettings
-from handler.starter import Starter
-from handler.sweep import start_sweep
+from handler.start.canceler import Canceler
+from handler.start.held_starts import Holds
+from handler.start.starter import Starter
+from handler.start.sync_operations import SyncOperations, service_handlers_in
+from handler.sweep.activity import start_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -8,24 +8,24 @@ from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.worker import ReplayerConfig, WorkerConfig
 
-from bridge.keys import decode_key
-from bridge.namespace import Namespace
-from bridge.operations import Targets
-from bridge.settings import load
-from bridge.tokens import OperationTokens
-from bridge.worker import SessionPlugin
-from handler.canceler import Canceler
-from handler.courier import Courier
-from handler.deliveries import DeliveryWorkflow
-from handler.delivery import DeliveryActivities
-from handler.holds import Holds
-from handler.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
-from handler.nexus import TargetOperation, nexus_services
-from handler.orphans import OrphanActivities
+from bridge.runtime.settings import load
+from bridge.runtime.temporal import Namespace
+from bridge.runtime.worker_plugin import SessionPlugin
+from bridge.security.callback_tokens import OperationTokens
+from bridge.security.keys import decode_key
+from bridge.workflow.targets import Targets
+from handler.delivery.abandoned import OrphanActivities
+from handler.delivery.activity import DeliveryActivities
+from handler.delivery.callback_client import Courier
+from handler.delivery.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
+from handler.delivery.workflow import DeliveryWorkflow
 from handler.settings import HandlerSettings
-from handler.starter import Starter
-from handler.sweep import SweepActivities
-from handler.sweeps import SweepWorkflow
+from handler.start.canceler import Canceler
+from handler.start.held_starts import Holds
+from handler.start.native_nexus import TargetOperation, nexus_services
+from handler.start.starter import Starter
+from handler.sweep.activity import SweepActivities
+from handler.sweep.workflow import SweepWorkflow
 
 USER_AGENT = "callback-bridge-handler/0.1"
 
@@ -55,7 +55,7 @@ class HandlerPlugin(SessionPlugin):
             clock: Tells the time.
 
         Raises:
-            bridge.settings.SettingsError: The settings cannot be used.
+            bridge.runtime.settings.SettingsError: The settings cannot be used.
         """
         super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT, workflows=[DeliveryWorkflow, SweepWorkflow])
         self._settings = settings if settings is not None else load(HandlerSettings)

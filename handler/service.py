@@ -13,22 +13,22 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.common.v1 import Callback
 
-from bridge.addresses import AllowList
-from bridge.cancels import decode_cancel
 from bridge.errors import UntrustedError, bad_request, not_found
-from bridge.keys import KeyRing
-from bridge.openapi import describe_handler_service
-from bridge.operations import Target, Targets
-from bridge.payloads import MAX_PAYLOAD_BYTES, decode_payload
-from bridge.server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
-from bridge.settings import Name
-from bridge.signatures import MessageKind, MessageVerifier, Verified
-from bridge.starts import Running, StartAnswer, StartRequest, decode_start, encode_answer
-from bridge.wire import CALLBACK_TOKEN, LINK, REQUEST_ID
-from handler.canceler import Canceler
-from handler.operations import SyncOperations
+from bridge.protocol.cancel import decode_cancel
+from bridge.protocol.headers import CALLBACK_TOKEN, LINK, REQUEST_ID
+from bridge.protocol.openapi import describe_handler_service
+from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
+from bridge.protocol.start import Running, StartAnswer, StartRequest, decode_start, encode_answer
+from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.runtime.settings import Name
+from bridge.security.egress import AllowList
+from bridge.security.keys import KeyRing
+from bridge.security.signatures import MessageKind, MessageVerifier, Verified
+from bridge.workflow.targets import Target, Targets
 from handler.settings import CallerPeer, HandlerSettings
-from handler.starter import Starter
+from handler.start.canceler import Canceler
+from handler.start.starter import Starter
+from handler.start.sync_operations import SyncOperations
 
 _PROOFS = (CALLBACK_TOKEN.lower(), "temporal-callback-token")
 

@@ -5,9 +5,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.addresses import AllowList, Destination
-from bridge.keys import KeyRing, decode_key
-from bridge.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.security.egress import AllowList, Destination
+from bridge.security.keys import KeyRing, decode_key
 
 
 class CallerPeer(BaseModel):

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 VENV = ROOT / ".venv"
-REQUIREMENTS = {"test": "requirements-dev.txt", "check": "requirements-dev.txt", "bench": "requirements-bench.txt"}
-"""What a command installs that needs more than `requirements.txt`."""
+REQUIREMENTS = {"test": "dev.txt", "check": "dev.txt", "bench": "bench.txt"}
+"""What a command installs that needs more than `run.txt`."""
 
 
 def say(text: str) -> None:
@@ -79,10 +79,10 @@ def ensure_venv(requirements: Path) -> Path:
 def main() -> None:
     """`bootstrap.py COMMAND [ARGUMENT …]`."""
     command, arguments = sys.argv[1], sys.argv[2:]
-    python = ensure_venv(ROOT / "scripts" / REQUIREMENTS.get(command, "requirements.txt"))
+    python = ensure_venv(ROOT / "scripts" / "requirements" / REQUIREMENTS.get(command, "run.txt"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    os.execve(str(python), [str(python), "-m", f"scripts.{command}", *arguments], environment)
+    os.execve(str(python), [str(python), "-m", f"scripts.commands.{command}", *arguments], environment)
 
 
 if __name__ == "__main__":

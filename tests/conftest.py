@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from scripts.temporal_server import Server, running_server
-from tests.helpers import CALLER, HANDLER
-from tests.world import World, running_world
+from scripts.environment.server import Server, running_server
+from tests.support.helpers import CALLER, HANDLER
+from tests.support.world import World, running_world
 
 ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
 

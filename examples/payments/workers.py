@@ -11,8 +11,8 @@ import os
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from bridge import command
-from bridge.server import stop_on_signals
+from bridge.admin import command
+from bridge.runtime.http_server import stop_on_signals
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow

@@ -16,16 +16,16 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 from temporalio.worker import Worker
 from temporalio.workflow import NexusOperationCancellationType
 
-from bridge.keys import new_key
-from bridge.payloads import MAX_PAYLOAD_BYTES
-from bridge.signatures import MessageKind, MessageSigner
-from bridge.tokens import CallbackTokens
-from scripts.temporal_server import Server, running_server
+from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from bridge.security.callback_tokens import CallbackTokens
+from bridge.security.keys import new_key
+from bridge.security.signatures import MessageKind, MessageSigner
+from scripts.environment.server import Server, running_server
 from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
-from tests.helpers import CALLER, assert_eventually, ring
-from tests.peer import Message, Spoil, completion, failure_body, send
-from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
-from tests.world import World, events, running_world
+from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.peer import Message, Spoil, completion, failure_body, send
+from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600, deadline=3600)
 

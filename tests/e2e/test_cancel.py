@@ -11,12 +11,12 @@ from temporalio.exceptions import CancelledError, NexusOperationError, TimeoutTy
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
-from bridge.signatures import MessageKind, MessageSigner
-from scripts.temporal_server import Server
-from tests.helpers import CALLER, assert_eventually
-from tests.peer import Message, send, start
-from tests.workflows import Ask, CallPlan
-from tests.world import World, events, running_world
+from bridge.security.signatures import MessageKind, MessageSigner
+from scripts.environment.server import Server
+from tests.support.helpers import CALLER, assert_eventually
+from tests.support.peer import Message, send, start
+from tests.support.workflows import Ask, CallPlan
+from tests.support.world import World, events, running_world
 
 
 async def started_call(world: World, kind: CancellationType, behaviour: str = "cleanup") -> Any:

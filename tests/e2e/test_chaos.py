@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.chaos_schedule import VICTIMS, HarmKind
-from scripts.fault_proxy import FaultKind
-from scripts.stack import ROOT
-from tests.helpers import assert_eventually
+from scripts.chaos_run.fault_proxy import FaultKind
+from scripts.chaos_run.schedule import VICTIMS, HarmKind
+from scripts.environment.stack import ROOT
+from tests.support.helpers import assert_eventually
 
 CHAOS = str(ROOT / "scripts" / "chaos")
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
-from bridge.keys import new_key
+from bridge.security.keys import new_key
 from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
-from scripts.stack import ROOT, write_settings
-from scripts.temporal_server import Server, free_ports, running_server
-from tests.helpers import CALLER, HANDLER, assert_eventually
-from tests.workflows import Ask, Reply
-from tests.world import World
+from scripts.environment.server import Server, free_ports, running_server
+from scripts.environment.stack import ROOT, write_settings
+from tests.support.helpers import CALLER, HANDLER, assert_eventually
+from tests.support.workflows import Ask, Reply
+from tests.support.world import World
 
 
 def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -179,7 +179,7 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
             async def closed() -> None:
                 try:
                     _, third = await asyncio.open_connection("127.0.0.1", port)
-                except ConnectionRefusedError:
+                except ConnectionError:
                     return
                 third.close()
                 await third.wait_closed()
@@ -213,7 +213,7 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
         text = re.sub(old, new, text, flags=re.MULTILINE)
     (settings / "handler.toml").write_text(text)
     async with process(
-        *(sys.executable, "-m", "handler", "serve", "--module", "tests.workflows", "--with-worker"),
+        *(sys.executable, "-m", "handler", "serve", "--module", "tests.support.workflows", "--with-worker"),
         *("--port", str(world.service.port)),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=world.server.address,
@@ -230,7 +230,7 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
 async def test_a_module_may_have_operations_without_workflows_only(server: Server, settings: Path) -> None:
     """Then it starts no workflow, and serves all the same."""
     async with process(
-        *(sys.executable, "-m", "handler", "serve", "--module", "tests.services", "--port", "0"),
+        *(sys.executable, "-m", "handler", "serve", "--module", "tests.support.services", "--port", "0"),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=server.address,
         TEMPORAL_NAMESPACE=HANDLER,

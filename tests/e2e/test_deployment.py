@@ -19,9 +19,9 @@ from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE
 from examples.payments.payments import PAYMENT_QUEUE
 from handler.settings import HandlerSettings
-from scripts.stack import ROOT
-from scripts.temporal_server import Server, find_binary
-from tests.world import World
+from scripts.environment.server import Server, find_binary
+from scripts.environment.stack import ROOT
+from tests.support.world import World
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bridge.keys import new_key
+from bridge.security.keys import new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings
-from scripts.stack import ROOT
+from scripts.environment.stack import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
@@ -76,7 +76,7 @@ def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
 def test_every_ending_names_a_test_that_exists() -> None:
     """The table of endings is a table of tests."""
     page = (ROOT / "docs" / "endings.md").read_text()
-    rows = re.findall(r"`((?:e2e|handler|caller)/test_\w+\.py)` `(test_\w+)`", page)
+    rows = re.findall(r"`((?:e2e|handler|caller)/[\w/]+\.py)` `(test_\w+)`", page)
     cancels = [("e2e/test_cancel.py", name) for name in re.findall(r"\| `(test_\w+)` \|$", page, flags=re.MULTILINE)]
     assert len(rows) > 20
     assert len(cancels) == 4

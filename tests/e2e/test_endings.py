@@ -14,11 +14,11 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from temporalio.service import RPCError
 
-from handler.delivery import CONTRADICTED_METRIC
-from scripts.temporal_server import Server
-from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallPlan, LeavingCaller, Reply
-from tests.world import World, events, running_world
+from handler.delivery.activity import CONTRADICTED_METRIC
+from scripts.environment.server import Server
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import Ask, CallPlan, LeavingCaller, Reply
+from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
 

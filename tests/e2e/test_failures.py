@@ -28,15 +28,15 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from caller import CallerPlugin
-from caller.activities import HANDLER_NOT_REACHED
+from caller.waiting_activity import HANDLER_NOT_REACHED
 from handler import HandlerPlugin
-from scripts.temporal_server import Server
-from tests import failing
-from tests.codec import Scrambler
-from tests.failing import Answers, BoundedWorkflow, CatchingWorkflow, Trial, Trials, Way
-from tests.helpers import HANDLER, assert_eventually
-from tests.workflows import Ask, CallPlan
-from tests.world import World, events, running_world
+from scripts.environment.server import Server
+from tests.support import failing
+from tests.support.codec import Scrambler
+from tests.support.failing import Answers, BoundedWorkflow, CatchingWorkflow, Trial, Trials, Way
+from tests.support.helpers import HANDLER, assert_eventually
+from tests.support.workflows import Ask, CallPlan
+from tests.support.world import World, events, running_world
 
 By = Literal["sdk", "nexus", "callback", "wait", "poll"]
 Error = dict[str, str]

@@ -6,11 +6,11 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import NexusOperationError
 from temporalio.worker import Worker
 
-from scripts.temporal_server import Server
-from tests.helpers import CALLER
-from tests.native import NativeCaller, NativePlan
-from tests.workflows import Ask, Reply
-from tests.world import World, events, running_world
+from scripts.environment.server import Server
+from tests.support.helpers import CALLER
+from tests.support.native import NativeCaller, NativePlan
+from tests.support.workflows import Ask, Reply
+from tests.support.world import World, events, running_world
 
 FORGED = {
     "Nexus-Link": f"<temporal:///namespaces/{CALLER}/workflows/order/0190a1b2-0000-7000-8000-000000000001/history"

@@ -21,15 +21,15 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, PayloadCodec, PayloadConverter
 from temporalio.worker import Replayer, Worker
 
-from bridge.calls import MAX_INPUT_BYTES, Transport
+from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from caller import CallerPlugin
 from handler import HandlerPlugin
-from scripts.temporal_server import Server
-from tests import echoes
-from tests.codec import Scrambler
-from tests.echoes import BigCaller, EchoCaller, NothingCaller, Paid, PayCaller, Route, echo_id
-from tests.helpers import CALLER
-from tests.world import World, events, running_world, with_codec
+from scripts.environment.server import Server
+from tests.support import echoes
+from tests.support.codec import Scrambler
+from tests.support.echoes import BigCaller, EchoCaller, NothingCaller, Paid, PayCaller, Route, echo_id
+from tests.support.helpers import CALLER
+from tests.support.world import World, events, running_world, with_codec
 
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 

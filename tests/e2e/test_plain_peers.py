@@ -18,15 +18,15 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 import bridge
-from bridge.keys import KeyRing, new_key
+from bridge.security.keys import KeyRing, new_key
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
-from scripts.stack import ROOT
-from scripts.temporal_server import Server, free_ports, stop_process
+from scripts.environment.server import Server, free_ports, stop_process
+from scripts.environment.stack import ROOT
 from tests.e2e.test_docs import blocks
-from tests.helpers import HANDLER, assert_eventually, caller_settings, handler_settings
-from tests.world import World, running_world
+from tests.support.helpers import HANDLER, assert_eventually, caller_settings, handler_settings
+from tests.support.world import World, running_world
 
 Process = asyncio.subprocess.Process
 

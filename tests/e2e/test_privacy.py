@@ -9,14 +9,14 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToJson
 from temporalio.client import WorkflowFailureError
 
-from bridge.command import JsonFormatter
-from bridge.signatures import MessageSigner
-from scripts.temporal_server import Server
-from tests.codec import Scrambler
-from tests.helpers import assert_eventually
-from tests.peer import send, start
-from tests.workflows import Ask, CallPlan, Reply
-from tests.world import World, running_world, with_codec
+from bridge.admin.command import JsonFormatter
+from bridge.security.signatures import MessageSigner
+from scripts.environment.server import Server
+from tests.support.codec import Scrambler
+from tests.support.helpers import assert_eventually
+from tests.support.peer import send, start
+from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.world import World, running_world, with_codec
 
 PLANTED = "planted-4711"
 CALLBACK_TOKEN = "?sig="

@@ -10,11 +10,11 @@ import jsonschema
 import pytest_asyncio
 from multidict import CIMultiDict
 
-from bridge.openapi import describe_handler_service, describe_receiver
+from bridge.protocol.openapi import describe_handler_service, describe_receiver
 from examples.plain.signatures import decode_key, is_signed
-from scripts.temporal_server import Server
-from tests.exchanges import KEYS, SIGNED_AT, Exchange, Message, Page
-from tests.record_protocol import DOCUMENT, record
+from scripts.environment.server import Server
+from tests.support.exchanges import KEYS, SIGNED_AT, Exchange, Message, Page
+from tests.support.record_protocol import DOCUMENT, record
 
 Recorded = tuple[dict[str, Exchange], dict[str, Exchange]]
 
@@ -27,13 +27,13 @@ async def recorded(server: Server) -> AsyncIterator[Recorded]:
 
 
 async def test_the_document_shows_what_is_really_sent(server: Server, recorded: Recorded) -> None:
-    """Every exchange, and no other. If one has changed for good: `python -m tests.record_protocol`."""
+    """Every exchange, and no other. If one has changed for good: `python -m tests.support.record_protocol`."""
     shown = {name: each.text() for name, each in recorded[1].items()}
     for name, text in Page(DOCUMENT.read_text()).exchanges():
         told = shown.pop(name)
         if name == "completion by a server" and not server.version.startswith("1.29."):
             continue  # later servers write a few headers otherwise
-        assert told == text, f"{name} differs; python -m tests.record_protocol writes it anew"
+        assert told == text, f"{name} differs; python -m tests.support.record_protocol writes it anew"
     assert not shown, "recorded, but not in the document"
 
 

@@ -16,13 +16,13 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from bridge.keys import KeyRing
-from scripts.stack import ROOT, write_settings
-from scripts.temporal_server import Server
-from tests.codec import Scrambler
-from tests.helpers import CALLER, assert_eventually, ring
-from tests.workflows import Ask, CallPlan, Reply
-from tests.world import World, events, running_world, with_codec
+from bridge.security.keys import KeyRing
+from scripts.environment.server import Server
+from scripts.environment.stack import ROOT, write_settings
+from tests.support.codec import Scrambler
+from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.world import World, events, running_world, with_codec
 
 SHORT = CallPlan(first_lease=1, renewal=1)
 """Renewals every second: a lost callback is made up for soon."""
@@ -232,7 +232,7 @@ async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> 
 async def order_worker_process(world: World, folder: Path) -> Any:
     """A worker for CallingWorkflow as a process of its own, to be killed for real."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.calling_worker", world.order_queue),
+        *(sys.executable, "-m", "tests.support.calling_worker", world.order_queue),
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),

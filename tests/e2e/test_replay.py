@@ -22,10 +22,10 @@ from caller.plugin import CallerPlugin
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.plugin import HandlerPlugin
-from scripts.temporal_server import Server
-from tests.helpers import Keys, caller_settings, handler_settings
-from tests.workflows import CALLERS, TARGETS, Ask, CallPlan
-from tests.world import World, running_world
+from scripts.environment.server import Server
+from tests.support.helpers import Keys, caller_settings, handler_settings
+from tests.support.workflows import CALLERS, TARGETS, Ask, CallPlan
+from tests.support.world import World, running_world
 
 HISTORIES = Path(__file__).parent / "histories"
 VERSION = "0.1"

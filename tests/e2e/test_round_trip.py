@@ -7,11 +7,11 @@ from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
-from bridge.payloads import MAX_PAYLOAD_BYTES
+from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
-from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallPlan, NothingCaller, Reply
-from tests.world import World, events
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import Ask, CallPlan, NothingCaller, Reply
+from tests.support.world import World, events
 
 
 async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: World) -> None:

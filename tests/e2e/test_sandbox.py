@@ -5,9 +5,9 @@ import sys
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from bridge.worker import WORKFLOW_SAFE_MODULES
-from tests.sandboxed import ImportingWorkflow
-from tests.world import World
+from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES
+from tests.support.sandboxed import ImportingWorkflow
+from tests.support.world import World
 
 FORBIDDEN = ("aiohttp", "itsdangerous", "tenacity", "pydantic_settings")
 

@@ -24,16 +24,16 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 from yarl import URL
 
-from bridge.keys import KeyRing
-from bridge.operations import Targets
+from bridge.security.keys import KeyRing
+from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
-from scripts.stack import ROOT
-from scripts.temporal_server import Server, find_binary
-from tests.helpers import CALLER, assert_eventually, ring
-from tests.native import NativeCaller, NativePlan
-from tests.services import Quotes
-from tests.workflows import Ask, Reply
-from tests.world import World, events, running_world
+from scripts.environment.server import Server, find_binary
+from scripts.environment.stack import ROOT
+from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.native import NativeCaller, NativePlan
+from tests.support.services import Quotes
+from tests.support.workflows import Ask, Reply
+from tests.support.world import World, events, running_world
 
 SERVER = "order-server"
 """What our handler calls the server of the caller's namespace."""

@@ -19,15 +19,15 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker
 
-from bridge.command import JsonFormatter
-from bridge.operations import Targets
-from bridge.signatures import SIGNATURE_INPUT, MessageSigner
-from bridge.wire import CALLBACK_PREFIX, CALLBACK_TOKEN
-from scripts.temporal_server import Server
-from tests.helpers import HANDLER, assert_eventually, ring
-from tests.peer import Message, completion, failure_body, send, start
-from tests.workflows import Ask, CallingWorkflow, CallPlan, ForeignWorkflow, Reply, foreign_target
-from tests.world import World, events, running_world
+from bridge.admin.command import JsonFormatter
+from bridge.protocol.headers import CALLBACK_PREFIX, CALLBACK_TOKEN
+from bridge.security.signatures import SIGNATURE_INPUT, MessageSigner
+from bridge.workflow.targets import Targets
+from scripts.environment.server import Server
+from tests.support.helpers import HANDLER, assert_eventually, ring
+from tests.support.peer import Message, completion, failure_body, send, start
+from tests.support.workflows import Ask, CallingWorkflow, CallPlan, ForeignWorkflow, Reply, foreign_target
+from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
 """No renewal comes before the test is over: who tells is the server."""

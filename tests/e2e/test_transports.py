@@ -16,11 +16,11 @@ from temporalio.converter import PayloadCodec
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from bridge.calls import Transport
-from scripts.temporal_server import Server
-from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
-from tests.world import World, events, running_world, with_codec
+from bridge.workflow.call import Transport
+from scripts.environment.server import Server
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.world import World, events, running_world, with_codec
 
 
 def _all_transports(world: World) -> None:

@@ -13,11 +13,11 @@ from temporalio.exceptions import ApplicationError, NexusOperationError, Termina
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from yarl import URL
 
-from handler.holds import Holds
-from scripts.temporal_server import Server
-from tests.helpers import assert_eventually
-from tests.workflows import Ask, CallingWorkflow, CallPlan, Reply
-from tests.world import World, events, running_world
+from handler.start.held_starts import Holds
+from scripts.environment.server import Server
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.world import World, events, running_world
 
 HELD_S = 20
 """Longer than any test takes to end its target: what is answered earlier was not held to the end."""

@@ -11,14 +11,14 @@ from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
 from yarl import URL
 
-from bridge.keys import new_key
-from bridge.signatures import MessageKind, MessageSigner
-from scripts.temporal_server import Server
-from tests.codec import Scrambler
-from tests.helpers import CALLER, assert_eventually, ring
-from tests.peer import Answered, Message, Spoil, send, start
-from tests.workflows import Ask
-from tests.world import World, running_world, with_codec
+from bridge.security.keys import new_key
+from bridge.security.signatures import MessageKind, MessageSigner
+from scripts.environment.server import Server
+from tests.support.codec import Scrambler
+from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.peer import Answered, Message, Spoil, send, start
+from tests.support.workflows import Ask
+from tests.support.world import World, running_world, with_codec
 
 UNAUTHENTICATED = (
     b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},'

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.calls import Renewals
-from handler.deliveries import DELIVER_ACTIVITY
-from scripts.bench_report import PLOTS, markdown, summary
-from scripts.bench_results import (
+from bridge.workflow.call import Renewals
+from handler.delivery.workflow import DELIVER_ACTIVITY
+from scripts.benchmark.report import PLOTS, markdown, summary
+from scripts.benchmark.results import (
     GOAL_SETTING,
     Batch,
     LongCall,

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from examples.payments.payments import NEEDS_REVIEW, PAID_AT_ONCE, SETTLES
-from scripts.chaos_schedule import (
+from scripts.chaos_run.fault_proxy import FaultKind
+from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
     START_FAULTS,
     VICTIMS,
@@ -16,8 +17,7 @@ from scripts.chaos_schedule import (
     plan_faults,
     plan_harm,
 )
-from scripts.fault_proxy import FaultKind
-from scripts.stack import StackOptions, plan
+from scripts.environment.stack import StackOptions, plan
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:

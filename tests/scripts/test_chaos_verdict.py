@@ -12,11 +12,11 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.calls import START_OPERATION_ACTIVITY
-from handler.calls import ATTACH_SIGNAL, MEMO_KEY
-from handler.deliveries import DELIVER_ACTIVITY, DELIVERY_WORKFLOW
-from scripts.chaos_schedule import Call, CallKind
-from scripts.chaos_verdict import HarmDone, Run, Verdict, answer_of, judge, recoveries
+from bridge.workflow.call import START_OPERATION_ACTIVITY
+from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
+from handler.delivery.workflow import DELIVER_ACTIVITY, DELIVERY_WORKFLOW
+from scripts.chaos_run.schedule import Call, CallKind
+from scripts.chaos_run.verdict import HarmDone, Run, Verdict, answer_of, judge, recoveries
 
 CALL = Call(workflow_id="order-7-a", order_id="7", kind=CallKind.AT_ONCE, at=0, own_s=0)
 

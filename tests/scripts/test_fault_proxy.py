@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from scripts.fault_proxy import Fault, FaultKind, FaultProxy
-from tests.helpers import assert_eventually
+from scripts.chaos_run.fault_proxy import Fault, FaultKind, FaultProxy
+from tests.support.helpers import assert_eventually
 
 
 @dataclass

@@ -1,0 +1,246 @@
+"""The wire's alphabet: header names, durations, instants, and how a failed request is answered.
+
+Nexus RPC over HTTP (nexus-rpc/api `SPEC.md`), in the dialect that Temporal servers from 1.29 on speak. Sans-I/O: pure
+functions over headers and bytes.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from enum import Enum
+from typing import assert_never
+from urllib.parse import quote
+
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.failure.v1 import Failure
+
+from bridge.errors import (
+    OutcomeUnknownError,
+    RemoteProtocolError,
+    ToldHandlerError,
+    UnavailableError,
+    WaitOverError,
+)
+from bridge.protocol.failure import HANDLER_ERROR_TYPE, WireFailure, decode_failure, encode_failure, parse_failure
+from bridge.protocol.payload import CONTENT_TYPE, JSON, is_json
+
+REQUEST_ID = "Nexus-Request-Id"
+LINK = "Nexus-Link"
+OPERATION_TOKEN = "Nexus-Operation-Token"  # noqa: S105 - a header's name
+OPERATION_STATE = "Nexus-Operation-State"
+OPERATION_START_TIME = "Nexus-Operation-Start-Time"
+OPERATION_CLOSE_TIME = "Nexus-Operation-Close-Time"
+OPERATION_TIMEOUT = "Operation-Timeout"
+REQUEST_TIMEOUT = "Request-Timeout"
+REQUEST_RETRYABLE = "Nexus-Request-Retryable"
+CALLBACK_PREFIX = "Nexus-Callback-"
+RETRY_AFTER = "Retry-After"
+SCHEDULED_TIME = "Bridge-Scheduled-Time"
+"""Ours, on a start: when the caller's workflow scheduled the operation, RFC 3339."""
+ATTEMPT = "Bridge-Attempt"
+"""Ours, on a start: the attempt of the waiting activity; above 1 it is a renewal. Information only."""
+
+CALLBACK_TOKEN = "Bridge-Token"  # noqa: S105 - a header's name
+"""Ours, on a completion that Temporal's server sends: the callback token, kept out of the URL since it proves alone."""
+PREFER = "Prefer"
+"""On a start, RFC 7240: `wait=N` asks to hold the request open for up to N seconds."""
+
+MAX_OPERATION_TOKEN = 4096
+
+_MARK = "bridge"
+_MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
+    "outcome-unknown": OutcomeUnknownError,
+    "wait-over": WaitOverError,
+}
+"""Errors of ours that no proxy can be mistaken for, by the mark in their metadata."""
+
+_MAX_CAUSE_BYTES = 256 * 1024
+"""A larger cause of a failed request is left out: it must fit a failed activity."""
+
+_SECRET = re.compile(r"\S*(?:://|%3A%2F%2F|callback=|sig=|sig%3D)\S*", re.IGNORECASE)
+"""What may be a callback URL in somebody else's error text: gateways like to quote the request."""
+
+_STATUSES: dict[HandlerErrorType, int] = {
+    HandlerErrorType.BAD_REQUEST: 400,
+    HandlerErrorType.UNAUTHENTICATED: 401,
+    HandlerErrorType.UNAUTHORIZED: 403,
+    HandlerErrorType.NOT_FOUND: 404,
+    HandlerErrorType.REQUEST_TIMEOUT: 408,
+    HandlerErrorType.CONFLICT: 409,
+    HandlerErrorType.RESOURCE_EXHAUSTED: 429,
+    HandlerErrorType.INTERNAL: 500,
+    HandlerErrorType.UNKNOWN: 500,
+    HandlerErrorType.NOT_IMPLEMENTED: 501,
+    HandlerErrorType.UNAVAILABLE: 503,
+    HandlerErrorType.UPSTREAM_TIMEOUT: 520,
+}
+_TYPES: dict[int, HandlerErrorType] = {
+    status: kind for kind, status in _STATUSES.items() if kind is not HandlerErrorType.UNKNOWN
+}
+
+_UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
+_LONGEST = timedelta(days=365_000)
+"""Longer than any peer's duration type, short enough to be added to the time of day."""
+_INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
+class OperationState(str, Enum):
+    """How an operation stands."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+def operation_path(service: str, operation: str) -> str:
+    """`/{service}/{operation}`, each percent-encoded as one segment, in RFC 3986 normal form."""
+    return f"/{quote(service, safe='')}/{quote(operation, safe='')}"
+
+
+def encode_duration(duration: timedelta) -> str:
+    """Whole milliseconds: the one unit that every reader takes."""
+    return f"{max(0, round(duration.total_seconds() * 1000))}ms"
+
+
+def decode_duration(text: str) -> timedelta | None:
+    """Read the spec's durations and Go's (`1m29.9s`); None for anything else, or a length no clock reaches."""
+    parts = _DURATION_PART.findall(text) if len(text) <= 64 else []
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    milliseconds = sum(float(number) * _UNITS_MS[unit] for number, unit in parts)
+    return timedelta(milliseconds=milliseconds) if milliseconds <= _LONGEST / timedelta(milliseconds=1) else None
+
+
+def encode_http_date(instant: datetime) -> str:
+    """IMF-fixdate; Go's reader wants the literal GMT."""
+    return format_datetime(instant.astimezone(UTC), usegmt=True)
+
+
+def encode_instant(instant: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def decode_instant(text: str) -> datetime | None:
+    """Read RFC 3339; None for anything else."""
+    # Of nine fractional digits, as servers from 1.31 send them, Python keeps six.
+    if not _INSTANT.fullmatch(text.upper()):
+        return None
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
+    """The wait that a peer asked for, at most an hour; None when it asked for none that can be read."""
+    text = headers.get(RETRY_AFTER, "").strip()
+    if re.fullmatch(r"\d{1,9}", text):
+        return min(timedelta(seconds=int(text)), timedelta(hours=1))
+    try:
+        wait = parsedate_to_datetime(text) - now
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(wait, timedelta(hours=1)) if wait > timedelta(0) else None
+
+
+def encode_wait(wait: timedelta) -> str:
+    """The preference to be answered later than at once; whole seconds (RFC 7240 section 4.3)."""
+    return f"wait={int(wait.total_seconds())}"
+
+
+def decode_wait(text: str) -> timedelta | None:
+    """How long the sender would wait; None if it says nothing that can be read."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", text, re.IGNORECASE)
+    return timedelta(seconds=int(found[1])) if found and int(found[1]) else None
+
+
+def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer to a request that failed.
+
+    The type stands in the status (for servers up to 1.30) and in the body (for later ones); both must agree.
+    """
+    headers = {CONTENT_TYPE: JSON}
+    # UNKNOWN is for reading only.
+    kind = HandlerErrorType.INTERNAL if error.type is HandlerErrorType.UNKNOWN else error.type
+    details: dict[str, object] = {"type": kind.value, "retryableOverride": error.retryable}
+    if error.retryable_override is not None:
+        headers[REQUEST_RETRYABLE] = "true" if error.retryable_override else "false"
+    if isinstance(error, UnavailableError):
+        headers[RETRY_AFTER] = str(max(1, round(error.retry_after.total_seconds())))
+    metadata = {"type": HANDLER_ERROR_TYPE}
+    for mark, marked in _MARKED.items():
+        if isinstance(error, marked):
+            metadata[_MARK] = mark
+    cause = error.told_cause if isinstance(error, ToldHandlerError) else None
+    body = WireFailure(
+        # A message may quote JSON input, and JSON can spell lone surrogates, which no UTF-8 can.
+        message=error.message.encode(errors="replace").decode(),
+        metadata=metadata,
+        details=details,
+        cause=encode_failure(cause) if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None,
+    )
+    return _STATUSES[kind], headers, body.to_json()
+
+
+def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -> HandlerError:
+    """Read the answer to a request that failed. A type in the body beats the status; texts are cut to a bound."""
+    try:
+        failure = parse_failure(body) if is_json(headers) else None
+    except RemoteProtocolError:
+        failure = None
+    kind: HandlerErrorType | None = _TYPES.get(status)
+    error_class: type[HandlerError] = HandlerError
+    override = {"true": True, "false": False}.get(headers.get(REQUEST_RETRYABLE, "").lower())
+    message = f"unexpected answer with status {status}" if kind is None else f"answered with status {status}"
+    if failure is not None:
+        message = _SECRET.sub("…", failure.message[:1000]) or message
+        if failure.kind == HANDLER_ERROR_TYPE and isinstance(failure.details, dict):
+            told = failure.details.get("type")
+            kind = HandlerErrorType.__members__.get(told, kind) if isinstance(told, str) else kind
+            retryable = failure.details.get("retryableOverride")
+            override = retryable if isinstance(retryable, bool) else override
+            if marked := _MARKED.get(failure.metadata.get(_MARK, "")):
+                return marked(message)
+            error_class = ToldHandlerError
+    if kind is None:
+        kind = HandlerErrorType.UNKNOWN
+    error = error_class(message, type=kind)
+    if override not in {None, error.retryable}:
+        # A default that is merely written out is no override: native Nexus shows none either.
+        error = error_class(message, type=kind, retryable_override=override)
+    if isinstance(error, ToldHandlerError) and failure is not None:
+        error.told_cause = _cause(failure)
+    return error
+
+
+def _cause(failure: WireFailure) -> Failure | None:
+    """What *failure* names as its cause; None where there is none that can be kept."""
+    try:
+        cause = None if failure.cause is None else decode_failure(failure.cause, canceled=False)
+    except RemoteProtocolError:
+        return None
+    return cause if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None
+
+
+def require_state(text: str | None) -> OperationState:
+    """The final state named by a header.
+
+    Raises:
+        RemoteProtocolError: None of the three.
+    """
+    try:
+        state = OperationState(text)
+    except ValueError:
+        state = OperationState.RUNNING
+    match state:
+        case OperationState.SUCCEEDED | OperationState.FAILED | OperationState.CANCELED:
+            return state
+        case OperationState.RUNNING:
+            message = f"{OPERATION_STATE} is missing or not one of succeeded, failed, canceled"
+            raise RemoteProtocolError(message)
+        case _:
+            assert_never(state)

@@ -1,0 +1,1 @@
+"""Delivering the outcome of a target to its callers."""

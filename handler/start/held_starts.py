@@ -1,0 +1,65 @@
+"""Starts that are held open: the outcome of a short operation comes in the answer to its start.
+
+So many at most, and none once the service stops: a held start that is let go is asked again, and finds its run.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from temporalio.client import Client
+
+from bridge.errors import UnavailableError
+from bridge.protocol.link import WorkflowRef
+from bridge.protocol.start import Finished
+from handler.delivery.close_event import wait_for_outcome
+
+MAX_WAIT = timedelta(seconds=60)
+"""No start is held longer, whatever its caller prefers."""
+
+
+class Holds:
+    """The starts that one service holds open."""
+
+    def __init__(self, client: Client, *, limit: int) -> None:
+        self._client = client
+        self._free = limit
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Let go of all that are held, and hold no more."""
+        self._closing.set()
+
+    @contextmanager
+    def reserve(self, wait: timedelta | None) -> Iterator[timedelta | None]:
+        """Take one of the places, and tell how long to hold; None if that was not asked for, or no place is free."""
+        if wait is None or self._free <= 0 or self._closing.is_set():
+            yield None
+            return
+        self._free -= 1
+        try:
+            yield min(wait, MAX_WAIT)
+        finally:
+            self._free += 1
+
+    async def outcome_of(self, target: WorkflowRef, *, within: timedelta) -> Finished | None:
+        """The outcome of *target* if it ends in time.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, the service is stopping.
+            temporalio.service.RPCError: Temporal did not say.
+        """
+        waiting = asyncio.ensure_future(wait_for_outcome(self._client, target, within=within))
+        closing = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait({waiting, closing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closing.cancel()
+            if not waiting.done():
+                waiting.cancel()
+        if not waiting.done():
+            message = "the service is stopping"
+            raise UnavailableError(message)
+        found = waiting.result()
+        return None if found is None else Finished(outcome=found[0].fitted(), target=found[1])

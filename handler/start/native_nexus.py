@@ -1,0 +1,125 @@
+"""The same targets as native Nexus operations, for callers on the same cluster.
+
+Starts and cancels go through the one starter and the one canceler, and Temporal tells the outcome itself. Who may call
+is decided where the endpoint is registered. The calling namespace is known by the callback that its server made: a
+link, or any other header, may be the calling workflow's own invention (and the callback too, of whoever may use the
+server's HTTP API for Nexus). Servers from 1.30 may make callbacks that name none: to us all callers are one then.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import unquote
+
+from nexusrpc import OperationError, OperationErrorState
+from nexusrpc.handler import (
+    CancelOperationContext,
+    OperationHandler,
+    StartOperationContext,
+    StartOperationResultAsync,
+    StartOperationResultSync,
+    operation_handler,
+    service_handler,
+)
+from temporalio.api.common.v1 import Callback, Payload
+from temporalio.common import RawValue
+from temporalio.converter import DataConverter
+
+from bridge.protocol.headers import OPERATION_TIMEOUT, OperationState, decode_duration
+from bridge.protocol.outcome import Outcome
+from bridge.protocol.start import Finished, StartRequest
+from bridge.workflow.targets import Target
+from handler.delivery.records import NATIVE_CALLER
+from handler.start.canceler import Canceler
+from handler.start.starter import Starter
+
+_CALLBACK_PATH = re.compile(r"^https?://[^/?#]+(?:/[^?#]*)?/namespaces/([^/?#]+)/nexus/callback$")
+
+
+class TargetOperation(OperationHandler[RawValue, RawValue]):
+    """One target as a Nexus operation."""
+
+    def __init__(self, target: Target, *, starter: Starter, canceler: Canceler, data_converter: DataConverter) -> None:
+        self._target = target
+        self._starter = starter
+        self._canceler = canceler
+        self._data_converter = data_converter
+
+    async def start(
+        self,
+        ctx: StartOperationContext,
+        input: RawValue,  # noqa: A002 - nexusrpc's parameter name
+    ) -> StartOperationResultSync[RawValue] | StartOperationResultAsync:
+        """Start the target, or answer with its outcome."""
+        headers = {name.lower(): value for name, value in ctx.headers.items()}
+        request = StartRequest(
+            service=self._target.service,
+            operation=self._target.operation,
+            request_id=ctx.request_id,
+            callback_url=ctx.callback_url,
+            headers=headers,
+            links=ctx.inbound_links,
+            operation_timeout=decode_duration(headers.get(OPERATION_TIMEOUT.lower(), "")),
+        )
+        callback = Callback.Nexus(url=ctx.callback_url, header=ctx.callback_headers) if ctx.callback_url else None
+        answer = await self._starter.start(
+            _caller(ctx.callback_url),
+            self._target,
+            request,
+            await self._encoded(input.payload),
+            server_callback=callback,
+        )
+        if answer.target is not None:
+            ctx.outbound_links.append(answer.target.to_link())
+        if isinstance(answer, Finished):
+            return StartOperationResultSync(await self._result(answer.outcome))
+        return StartOperationResultAsync(answer.operation_token)
+
+    async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
+        """Ask the target to cancel. Temporal does not say who asks; the token is signed, and of a native call."""
+        del ctx
+        await self._canceler.cancel(None, token)
+
+    async def _encoded(self, payload: Payload) -> Payload:
+        # The worker has undone our codec to show us the input, and puts it on again for the result.
+        codec = self._data_converter.payload_codec
+        return payload if codec is None else (await codec.encode([payload]))[0]
+
+    async def _result(self, outcome: Outcome) -> RawValue:
+        codec = self._data_converter.payload_codec
+        if outcome.failure is not None:
+            error = await self._data_converter.decode_failure(outcome.failure)
+            is_canceled = outcome.state is OperationState.CANCELED
+            state = OperationErrorState.CANCELED if is_canceled else OperationErrorState.FAILED
+            raise OperationError(outcome.failure.message, state=state) from error
+        result = outcome.result or Payload(metadata={"encoding": b"binary/null"})
+        return RawValue(result if codec is None else (await codec.decode([result]))[0])
+
+
+def nexus_services(targets: Iterable[Target], make: Callable[[Target], TargetOperation]) -> list[Any]:
+    """A Nexus service handler for each service that *targets* belong to."""
+    services: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        operations = services.setdefault(target.service, {})
+        name = f"operation_{len(operations)}"
+        operations[name] = _factory(target, make, name)
+    return [_service(name, operations)() for name, operations in services.items()]
+
+
+def _service(name: str, operations: dict[str, Any]) -> type[Any]:
+    decorate: Callable[[type[Any]], type[Any]] = service_handler(name=name)
+    return decorate(type(name, (), operations))
+
+
+def _factory(target: Target, make: Callable[[Target], TargetOperation], name: str) -> Any:
+    def factory(_: object) -> OperationHandler[RawValue, RawValue]:
+        return make(target)
+
+    # nexusrpc knows methods by this name.
+    factory.__name__ = name
+    return operation_handler(name=target.operation)(factory)
+
+
+def _caller(callback_url: str | None) -> str:
+    found = _CALLBACK_PATH.search(callback_url or "")
+    return NATIVE_CALLER + (unquote(found[1]) if found else "")

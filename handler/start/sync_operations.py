@@ -1,0 +1,202 @@
+"""Operations that need no workflow: nexusrpc's own service handlers, carried out while their start is answered.
+
+nexusrpc finds and runs the team's function; here its input and outcome are mapped by the client's data converter, and
+its errors as Temporal's own worker maps them. Nothing is remembered: a start that is sent again runs the function
+again, under the same request id.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from datetime import datetime
+from types import ModuleType
+from typing import Any
+
+from nexusrpc import HandlerError, HandlerErrorType, OperationError, OperationErrorState, get_service_definition
+from nexusrpc.handler import Handler, OperationTaskCancellation, StartOperationContext, StartOperationResultSync
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.errors import ToldHandlerError, bad_request
+from bridge.protocol.headers import decode_duration
+from bridge.protocol.link import decode_links, encode_links
+from bridge.protocol.outcome import Outcome
+from bridge.protocol.start import Finished, StartRequest
+from bridge.runtime.http_client import REQUEST_TIMEOUT
+from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
+from bridge.workflow.targets import Targets
+
+# What is in neither table is internal and retryable; a refused login too, for it was ours and not the caller's.
+_RPC_ERRORS = {
+    RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
+    RPCStatusCode.NOT_FOUND: HandlerErrorType.NOT_FOUND,
+    RPCStatusCode.RESOURCE_EXHAUSTED: HandlerErrorType.RESOURCE_EXHAUSTED,
+    RPCStatusCode.UNIMPLEMENTED: HandlerErrorType.NOT_IMPLEMENTED,
+    RPCStatusCode.ABORTED: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.UNAVAILABLE: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
+}
+_FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
+
+_log = logging.getLogger(__name__)
+
+
+def service_handlers_in(module: ModuleType) -> list[Any]:
+    """Every instance of a class decorated with `service_handler` that has a name in *module*."""
+    found = [each for _, each in inspect.getmembers(module) if get_service_definition(type(each)) is not None]
+    return list({id(each): each for each in found}.values())
+
+
+class SyncOperations:
+    """The operations of a team's service handlers."""
+
+    def __init__(
+        self,
+        services: Sequence[Any],
+        *,
+        targets: Targets,
+        data_converter: DataConverter,
+        executor: Executor,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Collect the operations of *services*; those that are plain functions run in *executor*.
+
+        Raises:
+            ValueError: Something else is among them, or an operation is claimed twice, be it by one of *targets*.
+        """
+        try:
+            self._handler = Handler(services, executor)
+        except (TypeError, RuntimeError, KeyError) as error:
+            # A missing operation, because the instance is one of the contract and not of a handler.
+            reason = f"a mere contract, nothing carries out {error}" if isinstance(error, KeyError) else str(error)
+            message = f"service handlers: {reason}"
+            raise ValueError(message) from None
+        self._data_converter = data_converter
+        self._clock = clock
+        handlers = self._handler.service_handlers.items()
+        self.names = frozenset((service, name) for service, each in handlers for name in each.operation_handlers)
+        """Service and operation of each."""
+        for target in targets:
+            if (target.service, target.operation) in self.names:
+                message = f"{target.service}/{target.operation} is claimed by {target.name} and a service handler"
+                raise ValueError(message)
+
+    async def start(self, request: StartRequest, payload: Payload) -> Finished:
+        """Carry out one of the operations.
+
+        Raises:
+            nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
+        """
+        timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
+        own = {name: each for name, each in request.headers.items() if not name.startswith(RESERVED_PREFIXES)}
+        limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
+        context = StartOperationContext(
+            service=request.service,
+            operation=request.operation,
+            headers={name: each for name, each in own.items() if name not in RESERVED_HEADERS},
+            task_cancellation=cancellation,
+            request_deadline=self._clock() + timeout,
+            request_id=request.request_id,
+            inbound_links=list(request.links),
+        )
+        try:
+            async with limit:
+                result = await self._handler.start_operation(context, _Input(payload, self._data_converter))
+        except OperationError as error:
+            outcome = await self._unsuccessful(error)
+        except HandlerError as error:
+            raise await self._told(error, cause=error.__cause__) from None
+        except ApplicationError as error:
+            _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
+            raise await self._told(_translated(error), cause=error) from None
+        except (WorkflowAlreadyStartedError, RPCError) as error:
+            _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
+            raise _translated(error) from None
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = "the operation took longer than the request may"
+            raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
+        else:
+            if not isinstance(result, StartOperationResultSync):
+                message = "an operation that goes on after its start has to be a workflow"
+                raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
+            outcome = Outcome.succeeded((await self._data_converter.encode([result.value]))[0])
+        finally:
+            cancellation.cancel()
+        # Read back, because a link that cannot be read is left out.
+        links = decode_links([encode_links(context.outbound_links)])
+        return Finished(outcome=outcome.fitted(), target=None, links=links)
+
+    async def _told(self, error: HandlerError, *, cause: BaseException | None) -> HandlerError:
+        """*error* with its *cause* in the form that crosses."""
+        if cause is None:
+            return error
+        told = ToldHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
+        told.told_cause = Failure()
+        await self._data_converter.encode_failure(cause, told.told_cause)
+        return told
+
+    async def _unsuccessful(self, error: OperationError) -> Outcome:
+        is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
+        final = ApplicationError(error.message, type="OperationError", non_retryable=True)
+        told = CancelledError(error.message) if is_canceled else final
+        told.__cause__ = error.__cause__
+        told.__traceback__ = error.__traceback__
+        await self._data_converter.encode_failure(told, failure)
+        return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
+
+
+class _Input:
+    """The input, until nexusrpc has found its type."""
+
+    def __init__(self, payload: Payload, data_converter: DataConverter) -> None:
+        self._payload = payload
+        self._data_converter = data_converter
+
+    async def consume(self, as_type: type[Any] | None = None) -> Any:
+        try:
+            [value] = await self._data_converter.decode([self._payload], None if as_type is None else [as_type])
+        except Exception as error:  # noqa: BLE001 - whatever the team's own converter raises on foreign bytes
+            message = f"the input is not a {getattr(as_type, '__name__', as_type)} ({type(error).__name__})"
+            raise bad_request(message) from None
+        return value
+
+
+class _Cancellation(OperationTaskCancellation):
+    """Tells a thread that is still at it that the request is over."""
+
+    def __init__(self) -> None:
+        self._in_threads, self._in_loop = threading.Event(), asyncio.Event()
+
+    def cancel(self) -> None:
+        self._in_threads.set()
+        self._in_loop.set()
+
+    def is_cancelled(self) -> bool:
+        return self._in_threads.is_set()
+
+    def cancellation_reason(self) -> str | None:
+        return "the request is over" if self.is_cancelled() else None
+
+    def wait_until_cancelled_sync(self, timeout: float | None = None) -> bool:
+        return self._in_threads.wait(timeout)
+
+    async def wait_until_cancelled(self) -> None:
+        await self._in_loop.wait()
+
+
+def _translated(error: ApplicationError | WorkflowAlreadyStartedError | RPCError) -> HandlerError:
+    if isinstance(error, RPCError):
+        # Its text may quote anything; an application's is written to be read elsewhere.
+        message = f"the operation's own call of Temporal failed: {error.status.name}"
+        kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
+        return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)
+    is_retryable = isinstance(error, ApplicationError) and not error.non_retryable
+    return HandlerError(error.message, type=HandlerErrorType.INTERNAL, retryable_override=is_retryable)

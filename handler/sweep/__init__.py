@@ -1,0 +1,1 @@
+"""Finding closed targets whose outcome no worker could deliver."""

@@ -1,0 +1,1 @@
+"""The benchmark: what it runs, measures and reports."""

@@ -1,0 +1,241 @@
+"""The report: Markdown from the results. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from scripts.benchmark.results import FIGURES, LongCall, Memory, Ratio, Results, Row, rows
+
+PLOTS = {"latency": "bench-latency.svg", "throughput": "bench-throughput.svg", "cpu": "bench-cpu.svg"}
+"""Files beside the report."""
+
+
+_INTRODUCTION = """\
+Written by `{command}`; Temporal server {server}, on one machine with everything else of the run. What to keep are the
+ratios: in every round all modes take turns under the same conditions, a ratio is computed round by round, and shown as
+the median with the lowest and the highest round. Absolute times are this machine's."""
+
+_COMPARED = """\
+The order and the payment are those of [examples/payments](../examples/payments); what differs is the call. All workers
+have the SDK's default options. `sync-1a` and `poll-1b` are activity wrappers around an HTTP API: one request held until
+the payment has ended, and a question every 5 s. `nexus` is native Nexus with the handler as Temporal's documentation
+writes it; in `nexus-eager` that handler also asks for eager start, as the bridge's does. `child` needs both workflows
+in one namespace: it stands for what two namespaces cannot have."""
+
+_NOT_EAGER = """\
+Where it says *not eager*, nothing is dispatched or started eagerly, and a bridge's handler service and worker are
+processes of their own."""
+
+_LATENCY = """\
+One call at a time (five, where a target takes a minute), in ms. *Order*: from the start of the order workflow to its
+result. *Call*: the caller's workflow time around the call. *Resumed*: from the event that makes the outcome certain to
+the caller's next workflow task. Each round begins with a few calls that are not kept: a default server that was idle
+lets a burst of tasks pass at once, and every later hop waits for its poll rate."""
+
+_COST = """\
+CPU in ms, of the server (without what it uses when idle) and of the mode's own processes; the process that starts the
+orders is the same for all, and left out. HTTP requests are counted in the services' access logs, gRPC requests by the
+server (its frontend; long polls and the starter's two are among them). Events and bytes are those of the histories, of
+caller + target."""
+
+_LONG = """\
+By the schedule in `bridge/workflow/call.py` with the default lease and renewals: the start, the renewals, the
+callback. A call
+of the same form, but shortened (duration and renewals alike, the first lease to 2 s), was made too where a count is
+shown."""
+
+_MEMORY = """\
+Resident, in MB, of `bridge-interceptor` with every process by itself: after a warm-up, and how much more with so many
+calls in flight. A worker keeps its 1 000 latest workflows in a cache, whatever they wait for."""
+
+
+def markdown(
+    results: Results, compared: Sequence[Ratio], *, deployments: Mapping[str, str], command: str, plots: Iterable[str]
+) -> str:
+    """The whole report; *deployments* by mode, *plots* the names (of `PLOTS`) that were drawn."""
+    made = rows(results.batches)
+    drawn = set(plots)
+
+    def plot(name: str, title: str) -> list[str]:
+        return [f"![{title}]({PLOTS[name]})"] if name in drawn else []
+
+    measured = [
+        "## Ratios",
+        *(part for setting in dict.fromkeys(row.setting for row in made) for part in _ratios(compared, setting)),
+        "## Latency",
+        _LATENCY,
+        *plot("latency", "distribution of the latencies"),
+        _latencies(row for row in made if row.in_flight == 1 or row.target_seconds > 1),
+        "## Throughput",
+        "A target that ends at once; calls per second with so many in flight, while all of these places are taken.",
+        *plot("throughput", "throughput over concurrency"),
+        _throughput([row for row in made if row.target_seconds == 0]),
+        "## Cost of a call",
+        _COST,
+        *plot("cpu", "CPU per call"),
+        _costs(made),
+    ]
+    flags = [[f"**{each['name']}**", ", ".join(map(_code, each["flags"]))] for each in results.settings]
+    sections = [
+        "# Benchmark",
+        _INTRODUCTION.format(command=command, server=results.server),
+        "## Goals",
+        _goals(compared),
+        "## What is compared",
+        _COMPARED,
+        _table(["mode", "processes beside the server"], [[_code(name), text] for name, text in deployments.items()]),
+        _table(["setting", "flags of the server"], flags),
+        _NOT_EAGER,
+        *(measured if made else []),
+        *_long_calls(results.long_calls),
+        *_memory(results.memory),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rules = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rules, *lines))
+
+
+def _number(value: float | None) -> str:
+    """Three digits are all that repeats."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _spread(ratio: Ratio) -> str:
+    if ratio.low == ratio.high:
+        return _number(ratio.value)
+    return f"{_number(ratio.value)} ({_number(ratio.low)} to {_number(ratio.high)})"
+
+
+def _goals(compared: Sequence[Ratio]) -> str:
+    lines = [
+        [
+            each.figure,
+            f"`{each.mode}`",
+            "" if each.against == "limit" else _code(each.against),
+            _spread(each),
+            f"{'≥' if each.is_more_better else '≤'} {_number(each.goal)}",
+            "met" if each.met else "**missed**",
+        ]
+        for each in compared
+        if each.goal is not None
+    ]
+    return _table(["figure", "mode", "as a multiple of", "measured", "goal", ""], lines)
+
+
+def _ratios(compared: Sequence[Ratio], setting: str) -> list[str]:
+    """One table: a line for each figure and mode, a column for each mode it is compared with."""
+    here = [each for each in compared if each.setting == setting and each.against != "limit"]
+    against = list(dict.fromkeys(each.against for each in here))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for each in here:
+        cells.setdefault((each.figure, each.mode), {})[each.against] = _spread(each)
+    lines = [
+        [figure, f"`{mode}`", *(found.get(name, "") for name in against)] for (figure, mode), found in cells.items()
+    ]
+    head = ["figure", "mode", *(f"of `{name}`" for name in against)]
+    return [f"### {setting[0].upper()}{setting[1:]}", _table(head, lines)] if lines else []
+
+
+def _latencies(made: Iterable[Row]) -> str:
+    head = ["setting", "target", "mode", "calls", "order p50, p90, p99", "call p50, p90, p99", "resumed p50, p90, p99"]
+    lines = [
+        [
+            row.setting,
+            f"{row.target_seconds:g} s",
+            f"`{row.mode}`",
+            str(row.calls),
+            _three(row.p50_ms, row.p90_ms, row.p99_ms),
+            _three(row.call_p50_ms, row.call_p90_ms, row.call_p99_ms),
+            _three(row.resume_p50_ms, row.resume_p90_ms, row.resume_p99_ms),
+        ]
+        for row in made
+    ]
+    return _table(head, lines)
+
+
+def _three(*values: float) -> str:
+    return ", ".join(map(_number, values))
+
+
+def _throughput(made: Sequence[Row]) -> str:
+    levels = sorted({row.in_flight for row in made})
+    found = {(row.setting, row.mode, row.in_flight): _number(row.calls_per_s) for row in made}
+    groups = dict.fromkeys((row.setting, row.mode) for row in made)
+    lines = [
+        [setting, f"`{mode}`", *(found.get((setting, mode, each), "") for each in levels)] for setting, mode in groups
+    ]
+    return _table(["setting", "mode", *map(str, levels)], lines)
+
+
+def _costs(made: Iterable[Row]) -> str:
+    head = ["setting", "target", "in flight", "mode", "server CPU", "own CPU", "HTTP", "gRPC", "events", "bytes"]
+    lines = [
+        [
+            row.setting,
+            f"{row.target_seconds:g} s",
+            str(row.in_flight),
+            f"`{row.mode}`",
+            _number(row.server_cpu_ms),
+            _number(row.client_cpu_ms),
+            _number(row.http_requests),
+            _number(row.grpc_requests),
+            f"{row.caller_events:g} + {row.target_events:g}",
+            f"{row.caller_bytes:.0f} + {row.target_bytes:.0f}",
+        ]
+        for row in made
+    ]
+    return _table(head, lines)
+
+
+def _long_calls(calls: Sequence[LongCall]) -> list[str]:
+    if not calls:
+        return []
+    head = ["call", "by the schedule", "goal", "shortened to", "by its schedule", "counted"]
+    lines = [
+        [
+            each.name,
+            str(each.requests),
+            f"≤ {each.limit}",
+            "" if each.shortened_seconds is None else f"{each.shortened_seconds:g} s",
+            "" if each.shortened_requests is None else str(each.shortened_requests),
+            "" if each.counted_requests is None else str(each.counted_requests),
+        ]
+        for each in calls
+    ]
+    return [
+        "## HTTP requests of long calls",
+        _LONG,
+        _table(head, lines),
+    ]
+
+
+def _memory(processes: Sequence[Memory]) -> list[str]:
+    if not processes:
+        return []
+    lines = [
+        [each.role, str(each.in_flight), f"{each.before_bytes / 1e6:.1f}", f"{each.growth_mb:+.1f}"]
+        for each in processes
+    ]
+    return [
+        "## Memory",
+        _MEMORY,
+        _table(["process", "in flight", "before", "growth"], lines),
+    ]
+
+
+def summary(compared: Sequence[Ratio]) -> str:
+    """The ratios as lines of text, for a terminal."""
+    names = {figure.name for figure in FIGURES}
+    lines = []
+    for each in compared:
+        verdict = "" if each.met is None else f"   goal {_number(each.goal)}: {'met' if each.met else 'MISSED'}"
+        of = f"x {each.against}" if each.figure in names else ""
+        lines.append(f"{each.setting:20} {each.figure:44} {each.mode:19} {_spread(each):24} {of:10}{verdict}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The chaos run: its schedule, its faults and its verdict."""

@@ -1,0 +1,226 @@
+"""What a chaos run does, decided before it begins: which calls are made, what harm is done, and when.
+
+Pure: the same seed and sizes give the same plan. Each call's answer is known by construction.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from scripts.chaos_run.fault_proxy import Fault, FaultKind
+
+
+class CallKind(str, Enum):
+    """How a payment behaves."""
+
+    AT_ONCE = "at once"
+    SETTLES = "settles"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    DECLINED = "declined"
+    REFUSED = "refused"
+    """Before anything starts: the target never runs."""
+    TWICE = "twice"
+    """One order, asked for by two calling workflows: both get the one payment's answer."""
+
+
+# Of every twenty calls. An order that is asked for twice is two calls.
+_MIX = (
+    *(CallKind.AT_ONCE,) * 7,
+    *(CallKind.SETTLES,) * 4,
+    *(CallKind.APPROVED,) * 1,
+    *(CallKind.REJECTED,) * 1,
+    *(CallKind.DECLINED,) * 2,
+    *(CallKind.REFUSED,) * 1,
+    *(CallKind.TWICE,) * 2,
+)
+
+_AMOUNTS = {
+    CallKind.AT_ONCE: 42.0,
+    CallKind.SETTLES: 420.0,
+    CallKind.APPROVED: 4_200.0,
+    CallKind.REJECTED: 4_200.0,
+    CallKind.DECLINED: 42_000.0,
+    CallKind.REFUSED: -42.0,
+    CallKind.TWICE: 420.0,
+}
+
+REVIEW_S = 1.0
+"""How long after an order was sent its reviewer decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call to make, by a calling workflow of its own."""
+
+    workflow_id: str
+    order_id: str
+    kind: CallKind
+    at: float
+    """Seconds after the load began."""
+    own_s: float
+    """How long it takes where nothing disturbs it: what the payment waits for, in seconds."""
+
+    @property
+    def amount(self) -> float:
+        return _AMOUNTS[self.kind]
+
+    @property
+    def target_runs(self) -> int:
+        """How often the target of its order runs."""
+        return 0 if self.kind is CallKind.REFUSED else 1
+
+    @property
+    def answer(self) -> str:
+        """The one right answer, in the words of `chaos_verdict.answer_of`."""
+        match self.kind:
+            case CallKind.AT_ONCE | CallKind.SETTLES | CallKind.TWICE:
+                return f"order {self.order_id}: paid, payment p-{self.order_id}"
+            case CallKind.APPROVED:
+                return f"order {self.order_id}: approved, payment p-{self.order_id}"
+            case CallKind.REJECTED:
+                return f"order {self.order_id}: PaymentRejected p-{self.order_id}"
+            case CallKind.DECLINED:
+                return f"order {self.order_id}: CardDeclined {self.order_id}"
+            case CallKind.REFUSED:
+                return "refused: the amount must be positive"
+
+
+def plan_calls(seed: int, *, calls: int, seconds: float, settlement: float) -> tuple[Call, ...]:
+    """*calls* calls over *seconds*, evenly but for chance."""
+    chance = random.Random(f"{seed} calls")
+    orders = enumerate(_kinds(chance))
+    planned: list[Call] = []
+    while len(planned) < calls:
+        number, kind = next(orders)
+        at = (len(planned) + chance.random()) * seconds / calls
+        match kind:
+            case CallKind.SETTLES | CallKind.TWICE:
+                own_s = settlement
+            case CallKind.APPROVED | CallKind.REJECTED:
+                own_s = REVIEW_S
+            case _:
+                own_s = 0.0
+        first = Call(workflow_id=f"order-{number}-a", order_id=str(number), kind=kind, at=at, own_s=own_s)
+        planned.append(first)
+        if kind is CallKind.TWICE:
+            # While the payment runs, or after it has ended.
+            later = min(at + chance.uniform(0, 2 * settlement), seconds)
+            left = max(0.0, at + settlement - later)
+            planned.append(replace(first, workflow_id=f"order-{number}-b", at=later, own_s=left))
+    return tuple(sorted(planned[:calls], key=lambda call: call.at))
+
+
+def _kinds(chance: random.Random) -> Iterator[CallKind]:
+    while True:
+        yield from chance.sample(_MIX, k=len(_MIX))
+
+
+class HarmKind(str, Enum):
+    """A harm of the schedule; those of the network are `FaultKind`."""
+
+    KILL_CALLER_WORKER = "kill_caller_worker"
+    KILL_RECEIVER = "kill_receiver"
+    KILL_HANDLER_SERVICE = "kill_handler_service"
+    KILL_HANDLER_WORKER = "kill_handler_worker"
+    RESTART_SERVER = "restart_server"
+    RECEIVERS_AWAY = "receivers_away"
+
+
+VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
+    HarmKind.KILL_CALLER_WORKER: ("order-worker-1", "order-worker-2"),
+    HarmKind.KILL_RECEIVER: ("receiver-1", "receiver-2"),
+    HarmKind.KILL_HANDLER_SERVICE: ("handler-1", "handler-2"),
+    HarmKind.KILL_HANDLER_WORKER: ("payment-worker-1", "payment-worker-2"),
+}
+"""Processes by the harm that kills one of them, named as `stack.plan` does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harm:
+    """One harm to be done."""
+
+    at: float
+    """Seconds after the load began."""
+    kind: HarmKind
+    victims: tuple[str, ...] = ()
+    """Processes to kill; none for the server."""
+    down_s: float
+    """How long they stay away before they are started again."""
+
+
+def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: float) -> tuple[Harm, ...]:
+    """*kills* kills over *seconds*, *restarts* of the server, and once both receivers away for *away_s*."""
+    chance = random.Random(f"{seed} harm")
+    # Early enough that what it has delayed is under way again when the last harm is done.
+    away_at = chance.uniform(0.15, 0.4) * seconds
+    harms = [
+        Harm(
+            at=away_at,
+            kind=HarmKind.RECEIVERS_AWAY,
+            victims=VICTIMS[HarmKind.KILL_RECEIVER],
+            down_s=away_s,
+        )
+    ]
+    harms += [
+        Harm(
+            at=(number + chance.uniform(0.2, 0.8)) * seconds / restarts,
+            kind=HarmKind.RESTART_SERVER,
+            down_s=chance.uniform(1, 3),
+        )
+        for number in range(restarts)
+    ]
+    order = _victims(chance)
+    for number in range(kills):
+        at = (number + chance.random()) * seconds / kills
+        kind, victim = next(order)
+        while kind is HarmKind.KILL_RECEIVER and away_at - 1 < at < away_at + away_s + 1:
+            kind, victim = next(order)
+        harms.append(Harm(at=at, kind=kind, victims=(victim,), down_s=chance.uniform(0.2, 2)))
+    return tuple(sorted(harms, key=lambda harm: harm.at))
+
+
+def _victims(chance: random.Random) -> Iterator[tuple[HarmKind, str]]:
+    """Every process equally often, in an order that never repeats."""
+    everyone = [(kind, name) for kind, names in VICTIMS.items() for name in names]
+    while True:
+        yield from chance.sample(everyone, k=len(everyone))
+
+
+# Of every hundred requests; the rest passes.
+START_FAULTS: Mapping[FaultKind, int] = {
+    FaultKind.LATENCY: 10,
+    FaultKind.RESET: 3,
+    FaultKind.CUT: 3,
+    FaultKind.DUPLICATE: 5,
+    FaultKind.REPLY_LOST: 2,
+}
+CALLBACK_FAULTS: Mapping[FaultKind, int] = {
+    FaultKind.LATENCY: 10,
+    FaultKind.RESET: 3,
+    FaultKind.CUT: 3,
+    FaultKind.DUPLICATE: 10,
+    FaultKind.DELAY: 5,
+    FaultKind.REPLY_LOST: 2,
+}
+
+_SECONDS: Mapping[FaultKind, tuple[float, float]] = {
+    FaultKind.LATENCY: (0.05, 0.5),
+    # Beyond the first lease at times: the renewal is then ahead of the callback.
+    FaultKind.DELAY: (2, 7),
+    FaultKind.DUPLICATE: (0, 2),
+}
+
+
+def plan_faults(seed: int, name: str, shares: Mapping[FaultKind, int]) -> Iterator[Fault]:
+    """What happens to each request in turn, without end: of every hundred, each kind its share."""
+    chance = random.Random(f"{seed} {name}")
+    kinds: Sequence[FaultKind] = [kind for kind, share in shares.items() for _ in range(share)]
+    passing = [FaultKind.NONE] * (100 - len(kinds))
+    while True:
+        for kind in chance.sample([*kinds, *passing], k=100):
+            first, last = _SECONDS.get(kind, (0, 0))
+            # Half of the duplicates come at the same moment as the first, to race it.
+            at_once = kind is FaultKind.DUPLICATE and chance.random() < 0.5
+            yield Fault(kind=kind, seconds=0.0 if at_once else chance.uniform(first, last))

@@ -1,0 +1,381 @@
+"""Make calls with known answers while a seeded schedule does harm, then judge by the histories what became of them.
+
+Starts the example with two of each process, a Temporal server with a database file, and a bad network between the two
+sides; kills and restarts all of these. Exits 1 if any call was lost, answered wrongly, made twice, is still pending, or
+has an outcome that nobody was told. The same seed and sizes give the same schedule. Everything is on the loopback.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError, RPCStatusCode
+
+from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
+from handler.sweep.workflow import SWEEP_WORKFLOW
+from scripts.chaos_run.fault_proxy import FaultKind, FaultProxy
+from scripts.chaos_run.schedule import (
+    CALLBACK_FAULTS,
+    REVIEW_S,
+    START_FAULTS,
+    Call,
+    CallKind,
+    Harm,
+    HarmKind,
+    plan_calls,
+    plan_faults,
+    plan_harm,
+)
+from scripts.chaos_run.verdict import HarmDone, Recovery, Run, Verdict, judge, recoveries
+from scripts.commands.up import end, until_stopped
+from scripts.environment.server import say
+from scripts.environment.stack import (
+    CALLER_NAMESPACE,
+    HANDLER_NAMESPACE,
+    Stack,
+    StackOptions,
+    port_of,
+    running_stack,
+    start_process,
+)
+
+_TICK_S = 10.0
+_AGAIN_S = 0.5
+"""Between two tries while the server is away."""
+_LOAD_PATIENCE_S = 180.0
+"""How much longer than planned it may take until all calls are made and all harm is mended."""
+_READS_AT_ONCE = 16
+
+_REVIEWS = {CallKind.APPROVED: "approve", CallKind.REJECTED: "reject"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one run does."""
+
+    seed: int
+    calls: int
+    kills: int
+    seconds: float
+    """How long calls are made and harm is done."""
+    restarts: int
+    """Of the Temporal server."""
+    away_s: float
+    """How long both receivers are away."""
+    first_lease: float
+    renewal: float
+    """Every renewal comes after so many seconds: they do not grow longer."""
+    settlement: float
+    patience: float
+    """How long after the last harm the rest may take before it counts as pending, in seconds."""
+    keep: bool
+
+
+async def run_chaos(plan: Plan, *, as_json: bool) -> int:
+    """One run; returns the exit code."""
+    starts = FaultProxy(plan_faults(plan.seed, "starts", START_FAULTS))
+    callbacks = FaultProxy(plan_faults(plan.seed, "callbacks", CALLBACK_FAULTS))
+    async with starts.running(), callbacks.running():
+        options = StackOptions(
+            ui=False,
+            durable=True,
+            first_lease=plan.first_lease,
+            renewal=plan.renewal,
+            renewal_maximum=plan.renewal,
+            settlement=plan.settlement,
+            receivers=2,
+            handlers=2,
+            order_workers=2,
+            payment_workers=2,
+            handlers_with_worker=1,
+            public_receiver_url=callbacks.url,
+            public_service_url=starts.url,
+            keep=plan.keep,
+        )
+        async with running_stack(options) as stack:
+            starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
+            # The SDK's core tells of every try that finds the server away.
+            quiet = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
+            clients = [
+                await Client.connect(stack.server.address, namespace=namespace, runtime=quiet)
+                for namespace in (CALLER_NAMESPACE, HANDLER_NAMESPACE)
+            ]
+            calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
+            harms = plan_harm(
+                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, away_s=plan.away_s
+            )
+            disturbance = Disturbance(stack, options)
+            say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
+            progress = asyncio.create_task(_tell_progress(clients, calls, disturbance))
+            try:
+                await _load(clients, calls, disturbance.carry_out(harms), patience=plan.seconds + _LOAD_PATIENCE_S)
+                starts.calm()
+                callbacks.calm()
+                await _until_quiet(clients, plan.patience)
+            finally:
+                progress.cancel()
+            say("reading the histories of both namespaces …")
+            runs = [await _read_runs(client) for client in clients]
+    faults = starts.counts + callbacks.counts
+    del faults[FaultKind.NONE]
+    counts = Counter({kind.value: 0 for kind in (*HarmKind, *FaultKind) if kind is not FaultKind.NONE})
+    counts.update(harm.name for harm in disturbance.done)
+    counts.update({kind.value: count for kind, count in faults.items()})
+    verdict = judge(calls, callers=runs[0], handlers=runs[1])
+    slowest = recoveries(calls, callers=runs[0], handlers=runs[1], harms=disturbance.done)
+    _tell(plan, verdict, counts, slowest, disturbance)
+    if as_json:
+        recovery_s = round(slowest[0].recovery_s, 1) if slowest else None
+        facts = {"seed": plan.seed, "calls": len(calls), "harm": counts, **verdict.counts()}
+        print(json.dumps({**facts, "slowest_recovery_s": recovery_s}), flush=True)
+    return 1 if any(verdict.counts().values()) else 0
+
+
+class Disturbance:
+    """Does the harm of a schedule to a running stack, and mends it."""
+
+    def __init__(self, stack: Stack, options: StackOptions) -> None:
+        self._stack = stack
+        self._options = options
+        self._busy = {name: asyncio.Lock() for name in stack.processes}
+        self.done: list[HarmDone] = []
+        self.died: list[str] = []
+        """Processes that ended though nobody killed them, or that did not come back."""
+
+    async def carry_out(self, harms: Sequence[Harm]) -> None:
+        """Do every harm at its time; returns when the last has been mended."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for harm in harms:
+                await asyncio.sleep(max(0.0, began + harm.at - time.monotonic()))
+                group.create_task(self._do(harm))
+        await asyncio.gather(*(self._mend(name) for name in self._stack.processes))
+
+    async def _do(self, harm: Harm) -> None:
+        began = time.time()
+        if harm.kind is HarmKind.RESTART_SERVER:
+            assert self._stack.server.restart is not None
+            await self._stack.server.restart(harm.down_s)
+        else:
+            await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
+        self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
+
+    async def _kill(self, name: str, down_s: float) -> None:
+        # One that is just being started again is killed as soon as it is up.
+        async with self._busy[name]:
+            process = self._stack.processes[name]
+            if process.returncode is not None:
+                self.died.append(f"{name} with code {process.returncode}")
+            else:
+                process.kill()
+                await process.wait()
+            await asyncio.sleep(down_s)
+            await self._start(name)
+
+    async def _mend(self, name: str) -> None:
+        async with self._busy[name]:
+            process = self._stack.processes[name]
+            if process.returncode is not None:
+                self.died.append(f"{name} with code {process.returncode}")
+                await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        """Start it until it stays: without the server it refuses to."""
+        for _ in range(60):
+            try:
+                await start_process(self._stack, self._options, name)
+            except (RuntimeError, TimeoutError):
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+        self.died.append(f"{name} does not start any more")
+
+
+async def _load(
+    clients: Sequence[Client], calls: Sequence[Call], harm: Coroutine[Any, Any, None], *, patience: float
+) -> None:
+    """Make all calls while *harm* is done; returns when all are made and all of it is mended, or *patience* is over."""
+    try:
+        async with asyncio.timeout(patience), asyncio.TaskGroup() as load:
+            load.create_task(harm)
+            for call in calls:
+                load.create_task(_make(clients, call))
+    except TimeoutError:
+        # The verdict tells what became of it.
+        say("not all calls could be made, or not all harm mended, in time")
+    except ExceptionGroup as errors:
+        message = f"the run cannot go on: {errors.exceptions[0]}"
+        raise RuntimeError(message) from errors
+
+
+async def _make(clients: Sequence[Client], call: Call) -> None:
+    """Start one calling workflow at its time, and review its payment where it needs that."""
+    await asyncio.sleep(call.at)
+    while True:
+        try:
+            await clients[0].start_workflow(
+                OrderWorkflow.run,
+                Order(order_id=call.order_id, amount=call.amount),
+                id=call.workflow_id,
+                task_queue=ORDER_QUEUE,
+                # Whatever became of an earlier try, it is started once.
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            )
+            break
+        except WorkflowAlreadyStartedError:
+            break
+        except RPCError:
+            await asyncio.sleep(_AGAIN_S)
+    if call.kind in _REVIEWS:
+        await asyncio.sleep(REVIEW_S)
+        await _review(clients[1], call, _REVIEWS[call.kind])
+
+
+async def _review(client: Client, call: Call, decision: str) -> None:
+    payment = client.get_workflow_handle(f"payment-{call.order_id}")
+    while True:
+        try:
+            await payment.signal(decision)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
+                return
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
+
+
+async def _count(client: Client, query: str) -> int:
+    return (await client.count_workflows(query)).count
+
+
+_OPEN = f"ExecutionStatus = 'Running' AND WorkflowType != '{SWEEP_WORKFLOW}'"
+
+
+async def _until_quiet(clients: Sequence[Client], patience: float) -> None:
+    """Wait until nothing is open in either namespace; return all the same when *patience* is over."""
+    quiet = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            # Visibility may show a run late: looked at more than once.
+            while quiet < 5:
+                await asyncio.sleep(_AGAIN_S)
+                quiet = 0 if any([await _count(client, _OPEN) for client in clients]) else quiet + 1
+
+
+async def _tell_progress(clients: Sequence[Client], calls: Sequence[Call], disturbance: Disturbance) -> None:
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(_TICK_S)
+        try:
+            [closed] = [await _count(clients[0], "ExecutionStatus != 'Running' AND WorkflowType = 'OrderWorkflow'")]
+            waiting = [await _count(client, _OPEN) for client in clients]
+        except RPCError:
+            state = "the server is away"
+        else:
+            state = f"{closed} of {len(calls)} calls ended, open {waiting[0]} + {waiting[1]}"
+        say(f"{time.monotonic() - began:.0f} s: {state}, {len(disturbance.done)} harms done")
+
+
+async def _read_runs(client: Client) -> list[Run]:
+    """Every run of a namespace with its history, but the sweep's."""
+    found = [run async for run in client.list_workflows(f"WorkflowType != '{SWEEP_WORKFLOW}'")]
+    gate = asyncio.Semaphore(_READS_AT_ONCE)
+
+    async def read(workflow_id: str, run_id: str) -> Run:
+        async with gate:
+            history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+        return Run(namespace=client.namespace, workflow_id=workflow_id, run_id=run_id, events=history.events)
+
+    return list(await asyncio.gather(*(read(run.id, run.run_id) for run in found)))
+
+
+def _tell(
+    plan: Plan,
+    verdict: Verdict,
+    counts: Counter[str],
+    slowest: Sequence[Recovery],
+    disturbance: Disturbance,
+) -> None:
+    """The result, for a person."""
+    say("\nharm       " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    for name in disturbance.died:
+        say(f"by itself  {name}")
+    for sentence in list(verdict.sentences())[:50]:
+        say(f"NOT right  {sentence}")
+    for each in slowest[:2]:
+        say(f"slowest    {each.workflow_id}, {each.recovery_s:.1f} s after the last harm that it met: {each.why}")
+    for each in sorted(slowest, key=lambda recovery: -recovery.late_s)[:2]:
+        say(f"latest     {each.workflow_id}, {each.late_s:.1f} s late in all: {each.why}")
+    if slowest and disturbance.done:
+        after = max(recovery.ended_at for recovery in slowest) - max(harm.ended for harm in disturbance.done)
+        say(f"last end   {after:+.1f} s after the last harm was mended; two renewals are {2 * plan.renewal:g} s")
+    figures = ", ".join(f"{count} {name}" for name, count in verdict.counts().items())
+    say(f"{plan.calls} calls: {figures}")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="of schedule, calls and faults (default: a new one, which is told)")
+    parser.add_argument("--calls", type=int, metavar="N", help="calls to make (2000; quick: 200)")
+    parser.add_argument("--kills", type=int, metavar="N", help="processes to kill (110; quick: 20)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="how long to do harm (360; quick: 30)")
+    parser.add_argument("--quick", action="store_true", help="a short run, under a minute in all")
+    parser.add_argument("--first-lease", type=float, default=5.0, metavar="S", help="seconds, default %(default)s")
+    parser.add_argument(
+        "--renewal", type=float, default=10.0, metavar="S", help="seconds between renewals, default %(default)s"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep settings, logs and database")
+    parser.add_argument(
+        "--json", action="store_true", help="print the facts as one JSON object, the last line of output"
+    )
+
+
+def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
+    calls, kills, seconds = (200, 20, 30.0) if given.quick else (2000, 110, 360.0)
+    calls = calls if given.calls is None else given.calls
+    if given.kills is not None or given.seconds is not None:
+        # One of them tells the other: as dense as it would have been.
+        density = kills / seconds
+        seconds = given.seconds if given.seconds is not None else max(10.0, given.kills / density)
+        kills = given.kills if given.kills is not None else max(1, round(seconds * density))
+    if min(calls, kills) < 1 or seconds < 10 or seconds > 3600 or min(given.first_lease, given.renewal) < 1:
+        parser.error("calls and kills start at 1, seconds at 10 and end at 3600, leases and renewals start at 1")
+    is_short = seconds < 120
+    return Plan(
+        seed=random.randrange(10**6) if given.seed is None else given.seed,
+        calls=calls,
+        kills=kills,
+        seconds=seconds,
+        restarts=1 if is_short else 3,
+        # Longer than a target waits for its receiver: deliveries are handed over.
+        away_s=11.0 if is_short else 30.0,
+        first_lease=given.first_lease,
+        renewal=given.renewal,
+        settlement=3.0,
+        patience=45.0 if is_short else 150.0,
+        keep=given.keep,
+    )
+
+
+def main() -> NoReturn:
+    """Parse the command line and make the run."""
+    parser = argparse.ArgumentParser(prog="scripts/chaos", description=(__doc__ or "").partition("\n\n")[0])
+    _add_arguments(parser)
+    given = parser.parse_args()
+    plan = _plan(parser, given)
+    end(until_stopped(lambda: run_chaos(plan, as_json=given.json)))
+
+
+if __name__ == "__main__":
+    main()

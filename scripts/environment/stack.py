@@ -1,0 +1,260 @@
+"""The whole example as separate processes, as in production: server, receiver, handler service, both workers.
+
+Settings and keys are generated into a folder of their own, one file for each side. Every process logs into that folder.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge.security.keys import new_key
+from scripts.environment.server import Server, free_ports, running_server, say, stop_process, with_ticker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+CALLER_NAMESPACE, HANDLER_NAMESPACE = "order-prod", "payment-prod"
+ORDER_QUEUE, PAYMENT_QUEUE = "order-queue", "payment-queue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """What can be chosen about a stack."""
+
+    temporal: str | None = None
+    """Address of a server that is there already."""
+    port: int | None = None
+    """Port of our own server."""
+    ui: bool = True
+    first_lease: float = 30.0
+    """Seconds."""
+    renewal: float = 60.0
+    """Seconds until the first renewal."""
+    renewal_maximum: float = 3600.0
+    settlement: float = 5.0
+    """Seconds that a payment of the middle kind takes."""
+    receivers: int = 1
+    handlers: int = 1
+    order_workers: int = 1
+    payment_workers: int = 1
+    handlers_with_worker: int = 0
+    """How many of the handler services host a worker too, and start targets eagerly."""
+    public_receiver_url: str | None = None
+    """Where handlers reach the receivers, if something stands before them."""
+    public_service_url: str | None = None
+    """Where callers reach the handler services, if something stands before them."""
+    durable: bool = False
+    """Give our own server a database file, so that it can be restarted."""
+    keep: bool = False
+    """Keep settings and logs afterwards."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """More for every process."""
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """A running stack."""
+
+    folder: Path
+    server: Server
+    receiver_url: str
+    """Where the receivers listen."""
+    service_url: str
+    """Where the handler services listen."""
+    processes: dict[str, asyncio.subprocess.Process]
+
+    def description(self) -> dict[str, Any]:
+        """What `scripts/up` prints."""
+        pids = {name: process.pid for name, process in self.processes.items()}
+        if self.server.pid is not None:
+            pids = {"temporal": self.server.pid, **pids}
+        return {
+            "temporal": self.server.address,
+            "ui": self.server.ui,
+            "caller": {"namespace": CALLER_NAMESPACE, "task_queue": ORDER_QUEUE, "receiver": self.receiver_url},
+            "handler": {"namespace": HANDLER_NAMESPACE, "task_queue": PAYMENT_QUEUE, "service": self.service_url},
+            "settings": str(self.folder),
+            "processes": pids,
+        }
+
+    def log_lines(self, *names: str) -> list[dict[str, Any]]:
+        """Structured log lines of the processes whose name begins with one of *names*."""
+        lines: list[dict[str, Any]] = []
+        for path in sorted(self.folder.glob("*.log")):
+            if path.name.startswith(names):
+                for line in path.read_text(errors="replace").splitlines():
+                    with contextlib.suppress(json.JSONDecodeError):
+                        entry = json.loads(line)
+                        if isinstance(entry, dict):
+                            lines.append(entry)
+        return lines
+
+
+def port_of(url: str) -> int:
+    """The port of a URL as we write it: explicit, without a path."""
+    return int(url.rpartition(":")[2])
+
+
+def write_settings(
+    folder: Path,
+    *,
+    receiver_url: str,
+    service_url: str,
+    receiver_port: int | None = None,
+    service_port: int | None = None,
+) -> None:
+    """The two sides' settings, with fresh keys. Each file holds only what its side may know.
+
+    The ports are those to listen on, where they are not the URLs' own.
+    """
+
+    def ring(key: str) -> str:
+        return f'{{ signing = "k1", keys = {{ k1 = "{key}" }} }}'
+
+    start, completion = new_key(), new_key()
+    caller = f"""\
+name = "{CALLER_NAMESPACE}"
+callback_keys = {ring(new_key())}
+
+[receiver]
+url = "{receiver_url}"
+port = {receiver_port or port_of(receiver_url)}
+allow_insecure = true
+
+[handlers.{HANDLER_NAMESPACE}]
+start_keys = {ring(start)}
+completion_keys = {ring(completion)}
+
+[endpoints.payments]
+url = "{service_url}/c/{CALLER_NAMESPACE}"
+handler = "{HANDLER_NAMESPACE}"
+networks = ["127.0.0.0/8"]
+allow_insecure = true
+"""
+    handler = f"""\
+name = "{HANDLER_NAMESPACE}"
+task_queue = "{PAYMENT_QUEUE}"
+operation_keys = {ring(new_key())}
+hash_key = "{new_key()}"
+
+[service]
+url = "{service_url}"
+port = {service_port or port_of(service_url)}
+allow_insecure = true
+
+[callers.{CALLER_NAMESPACE}]
+operations = ["PaymentService/*"]
+start_keys = {ring(start)}
+completion_keys = {ring(completion)}
+callbacks = [{{ url = "{receiver_url}/callbacks", networks = ["127.0.0.0/8"], allow_insecure = true }}]
+"""
+    for name, text in (("caller.toml", caller), ("handler.toml", handler)):
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(text)
+
+
+@contextlib.asynccontextmanager
+async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
+    """Start everything, yield when all of it is ready, end all of it."""
+    folder = Path(tempfile.mkdtemp(prefix="callback-bridge-"))
+    try:
+        async with running_server(
+            namespaces=[CALLER_NAMESPACE, HANDLER_NAMESPACE],
+            address=options.temporal,
+            port=options.port,
+            ui=options.ui,
+            log=folder / "temporal.log",
+            database=folder / "temporal.db" if options.durable else None,
+        ) as server:
+            receiver_port, service_port = free_ports(2)
+            stack = Stack(
+                folder=folder,
+                server=server,
+                receiver_url=f"http://127.0.0.1:{receiver_port}",
+                service_url=f"http://127.0.0.1:{service_port}",
+                processes={},
+            )
+            write_settings(
+                folder,
+                receiver_url=options.public_receiver_url or stack.receiver_url,
+                service_url=options.public_service_url or stack.service_url,
+                receiver_port=receiver_port,
+                service_port=service_port,
+            )
+            try:
+                await with_ticker("starting receiver, handler service and workers", _start_all(stack, options))
+                yield stack
+            finally:
+                # Workers first: their activities use the services, and end cleanly while those still answer.
+                for name in reversed(list(stack.processes)):
+                    await stop_process(stack.processes[name])
+    finally:
+        if options.keep:
+            say(f"settings and logs: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
+    """Every process by name: its side, and its command after `python -m`."""
+    handler = ["handler", "serve", "--module", "examples.payments.payments", "--reuse-port"]
+    kinds: list[tuple[str, int, str, list[str]]] = [
+        ("receiver", options.receivers, "caller", ["caller", "serve", "--reuse-port"]),
+        ("handler", options.handlers, "handler", handler),
+        ("order-worker", options.order_workers, "caller", ["examples.payments.workers", "orders"]),
+        ("payment-worker", options.payment_workers, "handler", ["examples.payments.workers", "payments"]),
+    ]
+
+    def more(kind: str, number: int) -> list[str]:
+        return ["--with-worker"] if kind == "handler" and number <= options.handlers_with_worker else []
+
+    return {
+        name if count == 1 else f"{name}-{number}": (side, [*command, *more(name, number)])
+        for name, count, side, command in kinds
+        for number in range(1, count + 1)
+    }
+
+
+async def start_process(stack: Stack, options: StackOptions, name: str) -> None:
+    """Start one process of the plan, or start it again, and wait until it says that it is ready."""
+    side, command = plan(options)[name]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "BRIDGE_CONFIG": str(stack.folder / f"{side}.toml"),
+        "TEMPORAL_ADDRESS": stack.server.address,
+        "TEMPORAL_NAMESPACE": CALLER_NAMESPACE if side == "caller" else HANDLER_NAMESPACE,
+        "ORDER_FIRST_LEASE_SECONDS": str(options.first_lease),
+        "ORDER_RENEWAL_SECONDS": str(options.renewal),
+        "ORDER_RENEWAL_MAXIMUM_SECONDS": str(max(options.renewal, options.renewal_maximum)),
+        "PAYMENT_SETTLEMENT_SECONDS": str(options.settlement),
+        **options.environment,
+    }
+    with (stack.folder / f"{name}.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *command),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            # Not in our process group: Ctrl-C reaches us, and we end them in order.
+            start_new_session=True,
+        )
+    stack.processes[name] = process
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), 60)
+    if not line:
+        said = (stack.folder / f"{name}.log").read_text(errors="replace").strip()
+        message = f"{name} did not start:\n{said[-2000:]}"
+        raise RuntimeError(message)
+
+
+async def _start_all(stack: Stack, options: StackOptions) -> None:
+    await asyncio.gather(*(start_process(stack, options, name) for name in plan(options)))

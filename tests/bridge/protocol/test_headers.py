@@ -1,0 +1,548 @@
+"""The wire's alphabet: paths, durations, instants, and the answers to a request that failed."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.failure.v1 import Failure
+
+from bridge.errors import (
+    OutcomeUnknownError,
+    RemoteProtocolError,
+    ToldHandlerError,
+    UnavailableError,
+    bad_request,
+    not_found,
+)
+from bridge.protocol.failure import FAILURE_TYPE, HANDLER_ERROR_TYPE, WireFailure
+from bridge.protocol.headers import (
+    OperationState,
+    decode_duration,
+    decode_handler_error,
+    decode_instant,
+    decode_retry_after,
+    decode_wait,
+    encode_duration,
+    encode_handler_error,
+    encode_http_date,
+    encode_instant,
+    encode_wait,
+    operation_path,
+    require_state,
+)
+from tests.support.helpers import multi
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+JSON = {"Content-Type": "application/json"}
+ANY_TEXT = st.text(st.characters())
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "path"),
+    [
+        pytest.param("PaymentService", "process", "/PaymentService/process", id="plain"),
+        pytest.param("a/b", "c d,e", "/a%2Fb/c%20d%2Ce", id="slash, space, comma"),
+        pytest.param("+=:@&$", "~-._", "/%2B%3D%3A%40%26%24/~-._", id="reserved and unreserved"),
+        pytest.param("\u00e9", "%2F", "/%C3%A9/%252F", id="beyond ASCII, percent"),
+    ],
+)
+def test_service_and_operation_are_one_segment_each(service: str, operation: str, path: str) -> None:
+    """Names may hold any character; the path is in normal form, because it is signed."""
+    assert operation_path(service, operation) == path
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_any_name_comes_back_from_its_path(service: str, operation: str) -> None:
+    """Percent rules only, so that a plus stays a plus."""
+    empty, first, second = operation_path(service, operation).split("/")
+    assert (empty, unquote(first), unquote(second)) == ("", service, operation)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("9999ms", timedelta(milliseconds=9999), id="milliseconds"),
+        pytest.param("10s", timedelta(seconds=10), id="seconds"),
+        pytest.param("1.5m", timedelta(seconds=90), id="minutes with a fraction"),
+        pytest.param("0s", timedelta(0), id="Go's zero"),
+        pytest.param("29.998187917s", timedelta(seconds=29.998188), id="Go, nanoseconds"),
+        pytest.param("1m29.9s", timedelta(seconds=89.9), id="Go, minutes"),
+        pytest.param("1h0m0s", timedelta(hours=1), id="Go, hours"),
+        pytest.param("1.5\u00b5s", timedelta(microseconds=2), id="Go, microseconds"),
+        pytest.param("150us", timedelta(microseconds=150), id="microseconds in ASCII"),
+        pytest.param("999ns", timedelta(microseconds=1), id="nanoseconds"),
+        pytest.param("2562047h47m16.5s", timedelta(seconds=9223372036.5), id="Go's longest"),
+        pytest.param("", None, id="empty"),
+        pytest.param("10", None, id="no unit"),
+        pytest.param("s", None, id="no number"),
+        pytest.param("-1s", None, id="negative"),
+        pytest.param("+1s", None, id="plus sign"),
+        pytest.param("1 s", None, id="blank inside"),
+        pytest.param(" 1s", None, id="blank before"),
+        pytest.param("1s,", None, id="rest"),
+        pytest.param("1d", None, id="days"),
+        pytest.param("1S", None, id="capital"),
+        pytest.param("1.s", None, id="no digits behind the point"),
+        pytest.param("1e3s", None, id="exponent"),
+        pytest.param("\u0661s", None, id="digits of another script"),
+        pytest.param("infs", None, id="infinite"),
+        pytest.param("1s" * 40, None, id="too long a text"),
+        pytest.param("9" * 60 + "h", None, id="beyond every clock"),
+        pytest.param("70000000h", None, id="beyond the last date"),
+    ],
+)
+def test_a_duration_is_read_leniently(text: str, expected: timedelta | None) -> None:
+    """The spec's grammar and Go's; anything else is None."""
+    assert decode_duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        pytest.param(timedelta(seconds=10), "10000ms", id="seconds"),
+        pytest.param(timedelta(hours=1), "3600000ms", id="an hour"),
+        pytest.param(timedelta(microseconds=1500), "2ms", id="rounded"),
+        pytest.param(timedelta(seconds=-1), "0ms", id="already over"),
+    ],
+)
+def test_a_duration_is_written_in_whole_milliseconds(duration: timedelta, text: str) -> None:
+    """Temporal refuses an hour spelled as `1h`."""
+    assert encode_duration(duration) == text
+
+
+@settings(deadline=None)
+@given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=3650)))
+def test_a_written_duration_is_read_back(duration: timedelta) -> None:
+    """To the millisecond."""
+    decoded = decode_duration(encode_duration(duration))
+    assert decoded is not None
+    assert abs(decoded - duration) <= timedelta(microseconds=501)
+
+
+@settings(deadline=None)
+@given(ANY_TEXT | st.from_regex(r"(\d+(\.\d+)?(h|m|s|ms|us|ns))+", fullmatch=True))
+def test_any_duration_can_be_added_to_the_time_of_day(text: str) -> None:
+    """What a peer names never makes a deadline overflow."""
+    assert NOON + (decode_duration(text) or timedelta(0)) >= NOON
+
+
+def test_a_start_time_is_an_imf_fixdate() -> None:
+    """Go's reader wants the literal GMT and whole seconds, in whatever zone the time was told."""
+    berlin = datetime(2026, 11, 23, 15, 39, 21, 415_000, tzinfo=timezone(timedelta(hours=1)))
+    assert encode_http_date(berlin) == "Mon, 23 Nov 2026 14:39:21 GMT"
+
+
+def test_an_instant_is_written_in_utc_with_milliseconds() -> None:
+    """RFC 3339 with a Z."""
+    berlin = datetime(2026, 11, 23, 15, 39, 27, 415_999, tzinfo=timezone(timedelta(hours=1)))
+    assert encode_instant(berlin) == "2026-11-23T14:39:27.415Z"
+    assert encode_instant(NOON) == "2026-11-23T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("2026-11-23T12:00:00Z", NOON, id="no fraction"),
+        pytest.param("2026-11-23T12:00:00.000Z", NOON, id="milliseconds"),
+        pytest.param("2026-11-23T12:00:00.161070999Z", NOON.replace(microsecond=161070), id="nanoseconds"),
+        pytest.param("2026-11-23T12:00:00.5Z", NOON.replace(microsecond=500_000), id="one digit"),
+        pytest.param("2026-11-23T13:30:00+01:30", NOON, id="offset"),
+        pytest.param("2026-11-23t12:00:00z", NOON, id="small letters"),
+        pytest.param("", None, id="empty"),
+        pytest.param("2026-11-23T12:00:00", None, id="no zone"),
+        pytest.param("2026-11-23", None, id="only a date"),
+        pytest.param("20261123T120000Z", None, id="another ISO 8601"),
+        pytest.param("2026-W48-1T12:00:00Z", None, id="week date"),
+        pytest.param("2026-11-23T12:00:0000Z", None, id="too many digits"),
+        pytest.param("2026-13-23T12:00:00Z", None, id="no such month"),
+        pytest.param("Mon, 23 Nov 2026 12:00:00 GMT", None, id="HTTP date"),
+        pytest.param("0001-01-01T00:00:00+23:59", None, id="before the first date"),
+        pytest.param("9999-12-31T23:59:59-23:59", None, id="after the last date"),
+    ],
+)
+def test_an_instant_is_read_as_rfc_3339(text: str, expected: datetime | None) -> None:
+    """In UTC, with up to nine digits; anything else is None."""
+    assert decode_instant(text) == expected
+
+
+@settings(deadline=None)
+@given(ANY_TEXT | st.from_regex(r"[0-9]{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", fullmatch=True))
+def test_any_instant_is_read_or_none(text: str) -> None:
+    """No text raises."""
+    instant = decode_instant(text)
+    assert instant is None or instant.tzinfo is UTC
+
+
+@settings(deadline=None)
+@given(st.datetimes(min_value=datetime(1000, 1, 2), timezones=st.timezones(), allow_imaginary=False))  # noqa: DTZ001
+@example(NOON)
+def test_a_written_instant_is_read_back(instant: datetime) -> None:
+    """To the millisecond, whatever its zone."""
+    decoded = decode_instant(encode_instant(instant))
+    assert decoded is not None
+    assert timedelta(0) <= instant - decoded < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("0", timedelta(0), id="at once"),
+        pytest.param("7", timedelta(seconds=7), id="seconds"),
+        pytest.param(" 7 ", timedelta(seconds=7), id="blanks"),
+        pytest.param("999999999", timedelta(hours=1), id="capped"),
+        pytest.param("Mon, 23 Nov 2026 12:00:30 GMT", timedelta(seconds=30), id="date"),
+        pytest.param("Mon, 23 Nov 2026 14:00:30 GMT", timedelta(hours=1), id="far date"),
+        pytest.param("Mon, 23 Nov 2026 11:59:30 GMT", None, id="past date"),
+        pytest.param("Mon, 23 Nov 2026 12:00:30 -0000", None, id="date without a zone"),
+        pytest.param("", None, id="empty"),
+        pytest.param("-7", None, id="negative"),
+        pytest.param("7.5", None, id="fraction"),
+        pytest.param("soon", None, id="a word"),
+        pytest.param("0 NOV 0:0 2200000000", None, id="year beyond every clock"),
+    ],
+)
+def test_a_wait_is_read_as_seconds_or_date(text: str, expected: timedelta | None) -> None:
+    """At most an hour, never negative, None where none can be read."""
+    assert decode_retry_after(multi({"retry-after": text}), now=NOON) == expected
+
+
+def test_no_wait_is_none() -> None:
+    """Most answers name none."""
+    assert decode_retry_after({}, now=NOON) is None
+
+
+DATE_WORDS = [
+    "Mon,",
+    "23",
+    "Nov",
+    "2026",
+    "14:39:21",
+    "14.39",
+    "GMT",
+    "-0000",
+    "+9999",
+    "+99999999999",
+    "0",
+    "2200000000",
+]
+
+
+@settings(deadline=None)
+@given(ANY_TEXT | st.lists(st.sampled_from(DATE_WORDS)).map(" ".join))
+def test_any_wait_is_within_the_hour_or_none(text: str) -> None:
+    """No text raises, and none makes us wait longer than an hour."""
+    wait = decode_retry_after({"Retry-After": text}, now=NOON)
+    assert wait is None or timedelta(0) <= wait <= timedelta(hours=1)
+
+
+TYPES = [
+    pytest.param(HandlerErrorType.BAD_REQUEST, 400, False, id="bad request"),
+    pytest.param(HandlerErrorType.UNAUTHENTICATED, 401, False, id="unauthenticated"),
+    pytest.param(HandlerErrorType.UNAUTHORIZED, 403, False, id="unauthorized"),
+    pytest.param(HandlerErrorType.NOT_FOUND, 404, False, id="not found"),
+    pytest.param(HandlerErrorType.REQUEST_TIMEOUT, 408, True, id="request timeout"),
+    pytest.param(HandlerErrorType.CONFLICT, 409, False, id="conflict"),
+    pytest.param(HandlerErrorType.RESOURCE_EXHAUSTED, 429, True, id="resource exhausted"),
+    pytest.param(HandlerErrorType.INTERNAL, 500, True, id="internal"),
+    pytest.param(HandlerErrorType.NOT_IMPLEMENTED, 501, False, id="not implemented"),
+    pytest.param(HandlerErrorType.UNAVAILABLE, 503, True, id="unavailable"),
+    pytest.param(HandlerErrorType.UPSTREAM_TIMEOUT, 520, True, id="upstream timeout"),
+]
+
+
+@pytest.mark.parametrize(("kind", "status", "retryable"), TYPES)
+def test_an_error_is_told_by_status_and_body(kind: HandlerErrorType, status: int, retryable: bool) -> None:
+    """Old servers go by the status, new ones by the body: both say the same."""
+    told, headers, body = encode_handler_error(HandlerError("why", type=kind))
+    assert (told, headers) == (status, JSON)
+    assert json.loads(body) == {
+        "message": "why",
+        "metadata": {"type": "nexus.HandlerError"},
+        "details": {"type": kind.value, "retryableOverride": retryable},
+    }
+
+
+@pytest.mark.parametrize(("kind", "status", "retryable"), TYPES)
+def test_a_status_alone_tells_the_error(kind: HandlerErrorType, status: int, retryable: bool) -> None:
+    """A peer may answer without a body, or with one that is no Failure."""
+    for headers, body in [({}, b""), (JSON, b"{"), ({"Content-Type": "text/plain"}, b'{"message":"no"}')]:
+        error = decode_handler_error(status, headers, body)
+        assert (error.type, error.retryable, error.retryable_override) == (kind, retryable, None)
+        assert error.message == f"answered with status {status}"
+
+
+@pytest.mark.parametrize("override", [None, True, False])
+@pytest.mark.parametrize(("kind", "status", "retryable"), TYPES)
+def test_an_error_comes_back_with_its_retryability(
+    kind: HandlerErrorType, status: int, retryable: bool, override: bool | None
+) -> None:
+    """An override crosses; one that only repeats the default is none."""
+    told, headers, body = encode_handler_error(HandlerError("why", type=kind, retryable_override=override))
+    assert headers.get("Nexus-Request-Retryable") == {None: None, True: "true", False: "false"}[override]
+    error = decode_handler_error(told, multi(headers), body)
+    assert (told, error.type, error.message) == (status, kind, "why")
+    assert error.retryable == (retryable if override is None else override)
+    assert error.retryable_override == (None if override == retryable else override)
+
+
+def test_an_unknown_error_is_sent_as_internal() -> None:
+    """UNKNOWN is for reading only."""
+    status, _, body = encode_handler_error(HandlerError("why", type=HandlerErrorType.UNKNOWN))
+    assert status == 500
+    assert json.loads(body)["details"] == {"type": "INTERNAL", "retryableOverride": True}
+
+
+@pytest.mark.parametrize("status", [202, 204, 302, 307, 402, 405, 410, 413, 418, 422, 502, 504, 599, 999])
+def test_a_status_outside_the_table_is_unexpected_and_retryable(status: int) -> None:
+    """Such an answer tells nothing of the operation."""
+    error = decode_handler_error(status, {}, b"")
+    assert (error.type, error.retryable) == (HandlerErrorType.UNKNOWN, True)
+    assert error.message == f"unexpected answer with status {status}"
+
+
+def handler_error(**details: Any) -> bytes:
+    return json.dumps({"message": "m", "metadata": {"type": "nexus.HandlerError"}, "details": details}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "kind", "retryable"),
+    [
+        pytest.param(
+            500, {}, handler_error(type="NOT_FOUND"), HandlerErrorType.NOT_FOUND, False, id="type beats status"
+        ),
+        pytest.param(
+            410,
+            {},
+            handler_error(type="NOT_FOUND"),
+            HandlerErrorType.NOT_FOUND,
+            False,
+            id="type for a status without one",
+        ),
+        pytest.param(
+            404, {}, handler_error(type="TEAPOT"), HandlerErrorType.NOT_FOUND, False, id="unheard-of type, known status"
+        ),
+        pytest.param(410, {}, handler_error(type="TEAPOT"), HandlerErrorType.UNKNOWN, True, id="nothing known"),
+        pytest.param(404, {}, handler_error(type=["x"]), HandlerErrorType.NOT_FOUND, False, id="type of a wrong type"),
+        pytest.param(404, {}, handler_error(), HandlerErrorType.NOT_FOUND, False, id="no type"),
+        pytest.param(
+            500,
+            {},
+            handler_error(type="INTERNAL", retryableOverride=False),
+            HandlerErrorType.INTERNAL,
+            False,
+            id="override in the body",
+        ),
+        pytest.param(
+            500,
+            {},
+            handler_error(type="INTERNAL", retryableOverride="no"),
+            HandlerErrorType.INTERNAL,
+            True,
+            id="override of a wrong type",
+        ),
+        pytest.param(
+            404, {"Nexus-Request-Retryable": "True"}, b"", HandlerErrorType.NOT_FOUND, True, id="override in the header"
+        ),
+        pytest.param(
+            503, {"Nexus-Request-Retryable": "false"}, b"", HandlerErrorType.UNAVAILABLE, False, id="header says no"
+        ),
+        pytest.param(
+            503, {"Nexus-Request-Retryable": "perhaps"}, b"", HandlerErrorType.UNAVAILABLE, True, id="header unclear"
+        ),
+        pytest.param(
+            404,
+            {"Nexus-Request-Retryable": "true"},
+            handler_error(type="NOT_FOUND", retryableOverride=False),
+            HandlerErrorType.NOT_FOUND,
+            False,
+            id="body beats header",
+        ),
+        pytest.param(
+            404,
+            {},
+            b'{"message":"m","details":{"type":"INTERNAL"}}',
+            HandlerErrorType.NOT_FOUND,
+            False,
+            id="any Failure is a cause, not a type",
+        ),
+    ],
+)
+def test_the_answer_is_told_by_body_header_and_status_in_this_order(
+    status: int, headers: dict[str, str], body: bytes, kind: HandlerErrorType, retryable: bool
+) -> None:
+    """Old and new servers put the type in different places."""
+    error = decode_handler_error(status, multi(JSON | headers), body)
+    assert (error.type, error.retryable) == (kind, retryable)
+
+
+def test_a_charset_does_no_harm_to_an_error() -> None:
+    """Unlike in a payload, a parameter of the media type changes nothing."""
+    headers = multi({"content-type": "Application/JSON; charset=utf-8"})
+    assert decode_handler_error(500, headers, handler_error(type="NOT_FOUND")).type is HandlerErrorType.NOT_FOUND
+
+
+def test_a_long_message_is_cut() -> None:
+    """A peer's text goes into our history."""
+    body = json.dumps({"message": "x" * 5000}).encode()
+    assert decode_handler_error(500, JSON, body).message == "x" * 1000
+
+
+def test_an_unknown_outcome_is_recognised_by_its_mark() -> None:
+    """Only a 404 of ours ends a call that is known to run; a proxy's 404 does not."""
+    status, headers, body = encode_handler_error(OutcomeUnknownError("too old"))
+    error = decode_handler_error(status, multi(headers), body)
+    assert (status, error.message, error.retryable) == (404, "too old", False)
+    assert isinstance(error, OutcomeUnknownError)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(encode_handler_error(not_found("no"))[2], id="an ordinary 404 of ours"),
+        pytest.param(b'{"message":"m","metadata":{"bridge":"outcome-unknown"}}', id="mark without the type"),
+        pytest.param(
+            b'{"metadata":{"type":"nexus.HandlerError","bridge":"other"},"details":{"type":"NOT_FOUND"}}',
+            id="other mark",
+        ),
+        pytest.param(b"", id="a proxy's 404"),
+    ],
+)
+def test_any_other_404_leaves_the_outcome_open(body: bytes) -> None:
+    """Without the mark it is no word about the operation."""
+    assert not isinstance(decode_handler_error(404, JSON, body), OutcomeUnknownError)
+
+
+@pytest.mark.parametrize(
+    ("wait", "seconds"),
+    [
+        pytest.param(timedelta(milliseconds=10), "1", id="at least one"),
+        pytest.param(timedelta(seconds=30), "30", id="seconds"),
+    ],
+)
+def test_an_overloaded_service_names_a_wait(wait: timedelta, seconds: str) -> None:
+    """In whole seconds, never none at all."""
+    status, headers, _ = encode_handler_error(UnavailableError("busy", retry_after=wait))
+    assert (status, headers["Retry-After"]) == (503, seconds)
+
+
+@settings(deadline=None)
+@given(ANY_TEXT)
+@example("order '\ud800' is refused")
+def test_any_message_can_be_answered(message: str) -> None:
+    """A refusal may quote its input, and JSON can spell what UTF-8 cannot."""
+    status, headers, body = encode_handler_error(bad_request(message))
+    error = decode_handler_error(status, headers, body)
+    assert error.type is HandlerErrorType.BAD_REQUEST
+    assert message.isascii() is False or error.message == (message[:1000] or "answered with status 400")
+
+
+@settings(deadline=None)
+@given(
+    st.integers(100, 999),
+    st.dictionaries(
+        st.sampled_from(["Content-Type", "Nexus-Request-Retryable"]), st.sampled_from(["application/json"]) | ANY_TEXT
+    ),
+    st.binary() | st.dictionaries(st.text(), st.text()).map(lambda each: json.dumps(each).encode()),
+)
+def test_any_answer_is_an_error_of_the_protocol(status: int, headers: dict[str, str], body: bytes) -> None:
+    """Whatever a peer, a proxy or a stranger answers."""
+    assert isinstance(decode_handler_error(status, headers, body), HandlerError)
+
+
+@pytest.mark.parametrize("state", [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELED])
+def test_a_final_state_is_read(state: OperationState) -> None:
+    """The three that a completion may tell."""
+    assert require_state(state.value) is state
+
+
+@pytest.mark.parametrize("text", [None, "", "running", "SUCCEEDED", " failed", "cancelled", "\udcff"])
+def test_no_other_state_ends_an_operation(text: str | None) -> None:
+    """Missing, running or misspelled: the peer broke the protocol."""
+    with pytest.raises(RemoteProtocolError):
+        require_state(text)
+
+
+def test_a_gateways_error_text_loses_the_url_it_quotes() -> None:
+    """What an error says stands in histories and logs; a callback URL must not."""
+    body = b'{"message": "Cannot POST /c/order?callback=https%3A%2F%2Fx%2Fcallbacks%2F1%3Fsig%3Dsecret now"}'
+    error = decode_handler_error(404, {"Content-Type": "application/json"}, body)
+    assert "secret" not in error.message
+    assert error.message.startswith("Cannot POST")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("wait=5", 5),
+        ("Wait=10", 10),
+        ("respond-async, wait=10", 10),
+        ("respond-async; wait=1, handling=lenient", 1),
+        ('wait = "7"', 7),
+        ("wait=0", None),
+        ("wait=-1", None),
+        ("wait=5s", None),
+        ("wait=1.5", None),
+        ("await=5", None),
+        ("wait", None),
+        ("wait=9999999", None),
+        ("", None),
+    ],
+)
+def test_a_preference_to_wait_is_read_leniently(text: str, seconds: int | None) -> None:
+    """RFC 7240: several preferences in one line, any order; what cannot be read is no preference."""
+    assert decode_wait(text) == (None if seconds is None else timedelta(seconds=seconds))
+
+
+def test_a_preference_to_wait_is_written_in_whole_seconds() -> None:
+    """RFC 7240 knows no fractions."""
+    assert encode_wait(timedelta(seconds=4.9)) == "wait=4"
+
+
+def caused(cause: Failure) -> HandlerError:
+    error = ToldHandlerError("no", type=HandlerErrorType.BAD_REQUEST)
+    error.told_cause = cause
+    return error
+
+
+def test_a_cause_crosses_undecoded() -> None:
+    """With its own chain, type and payloads."""
+    cause = Failure(message="why", stack_trace="here")
+    cause.application_failure_info.type = "Declined"
+    cause.application_failure_info.details.payloads.add(metadata={"encoding": b"binary/scrambled"}, data=b"\xff")
+    cause.cause.message = "the innermost"
+    status, headers, body = encode_handler_error(caused(cause))
+    error = decode_handler_error(status, multi(headers), body)
+    assert isinstance(error, ToldHandlerError)
+    assert error.told_cause == cause
+
+
+@pytest.mark.parametrize("part", ["encoded", "decoded"])
+def test_a_cause_too_large_for_an_activity_is_left_out(part: str) -> None:
+    """By whoever wrote it, and by whoever reads it."""
+    large = WireFailure(message="x" * (256 * 1024 + 1))
+    told = WireFailure(
+        message="no", metadata={"type": HANDLER_ERROR_TYPE}, details={"type": "BAD_REQUEST"}, cause=large
+    ).to_json()
+    if part == "encoded":
+        _, _, told = encode_handler_error(caused(Failure(message=large.message)))
+    error = decode_handler_error(400, multi(JSON), told)
+    assert isinstance(error, ToldHandlerError)
+    assert error.told_cause is None
+    assert error.message == "no"
+
+
+def test_a_cause_that_is_none_spoils_nothing() -> None:
+    """The error itself counts."""
+    broken = {"message": "", "metadata": {"type": FAILURE_TYPE}, "details": {"applicationFailureInfo": 7}}
+    body = json.dumps(
+        {"message": "no", "metadata": {"type": HANDLER_ERROR_TYPE}, "details": {"type": "NOT_FOUND"}, "cause": broken}
+    ).encode()
+    error = decode_handler_error(404, multi(JSON), body)
+    assert isinstance(error, ToldHandlerError)
+    assert (error.type, error.message, error.told_cause) == (HandlerErrorType.NOT_FOUND, "no", None)

@@ -1,0 +1,150 @@
+"""Outcomes as HTTP content: the state decides how the content is read."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+
+from bridge.errors import RemoteProtocolError
+from bridge.protocol.headers import OperationState
+from bridge.protocol.outcome import OUTCOME_TOO_LARGE, Outcome, decode_outcome, encode_outcome, too_large
+from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from tests.support.helpers import multi
+
+NULL = Payload(metadata={"encoding": b"binary/null"})
+JSON = {"Content-Type": "application/json"}
+
+
+def declined() -> Failure:
+    failure = Failure(message="card declined", stack_trace="s")
+    failure.application_failure_info.type = "Declined"
+    failure.cause.message = "issuer said no"
+    return failure
+
+
+def canceled() -> Failure:
+    failure = Failure(message="operation canceled")
+    failure.canceled_failure_info.details.payloads.add(data=b"x")
+    return failure
+
+
+OUTCOMES = [
+    pytest.param(Outcome.succeeded(Payload(metadata={"encoding": b"json/plain"}, data=b"{}")), id="succeeded"),
+    pytest.param(Outcome.succeeded(Payload(metadata={"encoding": b"binary/encrypted"}, data=b"x")), id="encrypted"),
+    pytest.param(Outcome.succeeded(NULL), id="null"),
+    pytest.param(Outcome.failed(declined()), id="failed"),
+    pytest.param(Outcome.canceled(canceled()), id="canceled"),
+]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_an_outcome_comes_back_from_its_content(outcome: Outcome) -> None:
+    """Result and failure cross as they are."""
+    headers, body = encode_outcome(outcome)
+    assert decode_outcome(outcome.state, multi(headers), body) == outcome
+
+
+def test_no_result_arrives_as_null() -> None:
+    """A target without a result sends neither body nor type."""
+    headers, body = encode_outcome(Outcome.succeeded(None))
+    assert (headers, body) == ({}, b"")
+    assert decode_outcome(OperationState.SUCCEEDED, headers, body) == Outcome.succeeded(NULL)
+
+
+def test_a_failure_is_sent_as_bare_json() -> None:
+    """Its content type carries no parameter."""
+    assert encode_outcome(Outcome.failed(declined()))[0] == JSON
+
+
+def test_a_cancellation_is_made_where_there_is_none() -> None:
+    """The state says canceled, so the failure does too, and keeps its message."""
+    outcome = Outcome.canceled(Failure(message="stopped"))
+    assert outcome.failure is not None
+    assert outcome.failure.HasField("canceled_failure_info")
+    assert outcome.failure.message == "stopped"
+
+
+def test_a_cancellation_keeps_its_details() -> None:
+    """What is a cancellation already stays as it is."""
+    assert Outcome.canceled(canceled()).failure == canceled()
+
+
+@pytest.mark.parametrize("state", [OperationState.FAILED, OperationState.CANCELED])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param({}, b"", id="nothing"),
+        pytest.param({}, b'{"message":"m"}', id="no content type"),
+        pytest.param({"Content-Type": "text/plain"}, b'{"message":"m"}', id="text"),
+        pytest.param({"Content-Type": "application/problem+json"}, b'{"message":"m"}', id="other json"),
+        pytest.param(JSON, b"", id="no body"),
+        pytest.param(JSON, b"[]", id="no Failure"),
+    ],
+)
+def test_a_bad_ending_needs_a_failure(state: OperationState, headers: dict[str, str], body: bytes) -> None:
+    """An outcome is never guessed."""
+    with pytest.raises(RemoteProtocolError):
+        decode_outcome(state, headers, body)
+
+
+def test_a_charset_does_no_harm_to_a_failure() -> None:
+    """Unlike to a payload."""
+    headers = multi({"content-type": "Application/JSON; charset=utf-8"})
+    outcome = decode_outcome(OperationState.FAILED, headers, b'{"message":"m"}')
+    assert outcome.failure is not None
+    assert outcome.failure.message == "m"
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELED]),
+    st.sampled_from([{}, JSON, {"Content-Type": "application/x-temporal-payload"}]),
+    st.binary() | st.sampled_from([b"{}", b"null", b'{"metadata":{"type":"temporal.api.failure.v1.Failure"}}']),
+)
+def test_any_content_is_an_outcome_or_refused(state: OperationState, headers: dict[str, str], body: bytes) -> None:
+    """Nothing but a protocol error, and a state with its own kind of content."""
+    try:
+        outcome = decode_outcome(state, headers, body)
+    except RemoteProtocolError:
+        return
+    assert outcome.state is state
+    assert (outcome.failure is None) == (state is OperationState.SUCCEEDED)
+    assert (outcome.result is None) != (state is OperationState.SUCCEEDED)
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, pytest.param(Outcome.succeeded(None), id="nothing")])
+def test_an_ordinary_outcome_fits(outcome: Outcome) -> None:
+    """It is told as it is."""
+    assert outcome.fitted() is outcome
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        pytest.param(Outcome.succeeded(Payload(data=bytes(MAX_PAYLOAD_BYTES))), id="result"),
+        pytest.param(Outcome.failed(Failure(message="x" * MAX_PAYLOAD_BYTES)), id="failure"),
+    ],
+)
+def test_an_outcome_over_the_limit_becomes_a_failure_that_says_so(outcome: Outcome) -> None:
+    """Temporal would answer OK and then fail the activity; this failure is final and small."""
+    fitted = outcome.fitted()
+    assert fitted.state is OperationState.FAILED
+    assert fitted.failure is not None
+    assert fitted.failure.application_failure_info.type == OUTCOME_TOO_LARGE
+    assert fitted.failure.application_failure_info.non_retryable
+    assert fitted.fitted() is fitted
+
+
+def test_the_largest_outcome_still_fits() -> None:
+    """The limit itself is inside."""
+    payload = Payload(data=bytes(MAX_PAYLOAD_BYTES - 4))
+    assert payload.ByteSize() == MAX_PAYLOAD_BYTES
+    assert Outcome.succeeded(payload).fitted().state is OperationState.SUCCEEDED
+
+
+def test_a_failure_too_large_names_size_and_limit() -> None:
+    """What a person needs to mend it."""
+    failure = too_large(7, 5).failure
+    assert failure is not None
+    assert failure.message == "the operation's outcome of 7 bytes is over the limit of 5 bytes"

@@ -1,0 +1,520 @@
+"""The HTTP client against a real server on loopback: what it sends, what it bears, and what it refuses."""
+
+import asyncio
+import ipaddress
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from multidict import CIMultiDict
+
+from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
+from bridge.runtime.http_client import HttpAnswer, HttpClient
+
+LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
+SECRET = "sig=secret.token"
+SOON = timedelta(milliseconds=300)
+
+
+class Peer:
+    """A server that remembers what it was asked, and from where."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.lines: list[str] = []
+        self.headers: list[list[tuple[str, str]]] = []
+        self.bodies: list[bytes] = []
+        self.connections: set[Any] = set()
+        self.finished = asyncio.Event()
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.lines.append(f"{request.method} {request.raw_path}")
+        self.headers.append(list(request.headers.items()))
+        self.bodies.append(await request.read())
+        assert request.transport is not None
+        self.connections.add(request.transport.get_extra_info("peername"))
+        route = self.routes.get(request.path)
+        return await route(request) if route else web.Response(body=b"answer", headers={"X-Answer": "yes"})
+
+    @property
+    def routes(self) -> dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
+        return {
+            "/redirect": self._redirect,
+            "/cookie": self._cookie,
+            "/long": self._long,
+            "/endless": self._endless,
+            "/silent": self._silent,
+            "/drip": self._drip,
+            "/cut": self._cut,
+            "/gzip": self._gzip,
+            "/error": self._error,
+        }
+
+    async def _redirect(self, request: web.Request) -> web.StreamResponse:
+        status = int(request.query.get("status", "307"))
+        return web.Response(status=status, headers={"Location": self.url("/inside")}, body=b"go there")
+
+    async def _cookie(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(headers={"Set-Cookie": "session=1; Path=/"})
+
+    async def _long(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * int(request.query["bytes"]))
+
+    async def _endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x" * 65536)
+        finally:
+            self.finished.set()
+
+    async def _silent(self, _: web.Request) -> web.StreamResponse:
+        await self.finished.wait()
+        return web.Response()
+
+    async def _drip(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not self.finished.is_set():
+            await response.write(b"x")
+            await asyncio.sleep(0.02)  # the drip itself
+        return response
+
+    async def _cut(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"x")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def _gzip(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"\x1f\x8b not gzip", headers={"Content-Encoding": "gzip"})
+
+    async def _error(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response({"message": "no"}, status=503, headers={"Retry-After": "7"})
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def peer() -> AsyncIterator[Peer]:
+    peer = Peer()
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", peer.answer)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    peer.port = runner.addresses[0][1]
+    yield peer
+    peer.finished.set()
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client() -> AsyncIterator[HttpClient]:
+    async with HttpClient(user_agent="bridge/1") as client:
+        yield client
+
+
+@asynccontextmanager
+async def raw_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server that speaks as it likes."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/?{SECRET}"
+
+
+def unused_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+async def post(client: HttpClient, url: str, body: bytes = b"body", **options: Any) -> HttpAnswer:
+    headers = options.pop("headers", CIMultiDict({"Nexus-Request-Id": "request-7"}))
+    return await client.post(url, headers, body, **({"networks": LOOPBACK} | options))
+
+
+async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer) -> None:
+    """Headers and body as signed, and nothing beside them that would say something about the payload."""
+    answer = await post(client, peer.url("/op"), b"\x00\xff")
+    assert (answer.status, answer.body, answer.headers["x-answer"]) == (200, b"answer", "yes")
+    assert peer.bodies == [b"\x00\xff"]
+    headers = dict(peer.headers[0])
+    assert headers.pop("Host") == f"127.0.0.1:{peer.port}"
+    assert headers == {
+        "Nexus-Request-Id": "request-7",
+        "User-Agent": "bridge/1",
+        "Accept-Encoding": "identity",
+        "Accept": "*/*",
+        "Content-Length": "2",
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"x" * 100_000], ids=["empty", "short", "long"])
+async def test_no_content_type_is_invented(client: HttpClient, peer: Peer, body: bytes) -> None:
+    """To Nexus a media type describes the payload, and the signature knows of none."""
+    await post(client, peer.url(), body)
+    assert peer.bodies == [body]
+    assert not [name for name, _ in peer.headers[0] if name.lower().startswith("content-") and name != "Content-Length"]
+
+
+async def test_a_repeated_header_stays_two_lines(client: HttpClient, peer: Peer) -> None:
+    """A multidict is passed on as it is, not flattened."""
+    await post(client, peer.url(), headers=CIMultiDict([("Nexus-Link", "a"), ("Nexus-Link", "b")]))
+    assert [value for name, value in peer.headers[0] if name == "Nexus-Link"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/a%2Fb%2fc/%61%20", id="escapes in the path"),
+        pytest.param("/op?callback=https%3A%2F%2Fh%2Fx%3Fsig%3Da.b-c_&x=%2b+", id="escapes in the query"),
+        pytest.param("/a//b/./c/../d", id="dots and empty segments"),
+        pytest.param("/%C3%A4?%c3%a4", id="other scripts"),
+        pytest.param("/a;b=c,d:e@f!$&'()*~?a=1&a=2&&", id="delimiters"),
+    ],
+)
+async def test_a_url_is_sent_as_it_is_spelled(client: HttpClient, peer: Peer, path: str) -> None:
+    """Path and query are signed to the letter."""
+    await post(client, peer.url(path))
+    assert peer.lines == [f"POST {path}"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"])
+async def test_no_connection_is_opened_to_a_network_that_was_not_allowed(
+    client: HttpClient, peer: Peer, host: str
+) -> None:
+    """Neither by address nor by a name that resolves to one."""
+    with pytest.raises(DestinationRefusedError) as caught:
+        await post(client, f"http://{host}:{peer.port}/?{SECRET}", networks=())
+    assert str(caught.value) == "destination address refused"
+    assert peer.lines == []
+
+
+async def test_a_network_is_allowed_for_the_one_request_only(client: HttpClient, peer: Peer) -> None:
+    """Two requests at a time, one with the network and one without, each under its own rule."""
+    answers = await asyncio.gather(
+        post(client, peer.url()),
+        post(client, f"http://localhost:{peer.port}/", networks=()),
+        post(client, f"http://127.0.0.2:{peer.port}/", networks=(ipaddress.IPv4Network("127.0.0.1/32"),)),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [HttpAnswer, DestinationRefusedError, DestinationRefusedError]
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let every name resolve to the given addresses, in that order."""
+
+    def resolve(*addresses: str) -> None:
+        def getaddrinfo(_: str, port: int, *__: Any, **___: Any) -> list[Any]:
+            return [
+                (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+                if ":" in address
+                else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                for address in addresses
+            ]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return resolve
+
+
+MIXED = [
+    pytest.param(("10.0.0.1", "127.0.0.1"), id="bad first"),
+    pytest.param(("127.0.0.1", "10.0.0.1"), id="good first"),
+    pytest.param(("::1", "127.0.0.1", "10.0.0.1"), id="both versions"),
+    pytest.param(("169.254.169.254", "10.0.0.1", "127.0.0.1"), id="two bad"),
+]
+ONLY_THIS = (ipaddress.IPv4Network("127.0.0.1/32"),)
+
+
+@pytest.mark.parametrize("addresses", MIXED)
+async def test_of_several_addresses_the_allowed_one_is_used(
+    client: HttpClient, peer: Peer, resolve: Callable[..., None], addresses: tuple[str, ...]
+) -> None:
+    """A refused address is skipped like one that does not answer."""
+    resolve(*addresses)
+    answer = await post(client, f"http://orders.example:{peer.port}/", networks=ONLY_THIS)
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("addresses", MIXED)
+async def test_an_allowed_address_that_is_down_is_not_a_refusal(
+    client: HttpClient, resolve: Callable[..., None], addresses: tuple[str, ...]
+) -> None:
+    """A refusal is final and loses the result; while the allowed address restarts, trying again is right."""
+    resolve(*addresses)
+    with pytest.raises(TransportError):
+        await post(client, f"http://orders.example:{unused_port()}/?{SECRET}", networks=ONLY_THIS)
+
+
+@pytest.mark.parametrize(
+    "addresses", [("10.0.0.1", "169.254.169.254"), ("::1", "10.0.0.1", "fd00::1"), ("64:ff9b::a00:1",)], ids=str
+)
+async def test_a_name_of_refused_addresses_only_is_refused(
+    client: HttpClient, resolve: Callable[..., None], addresses: tuple[str, ...]
+) -> None:
+    """However many there are, and of whichever version."""
+    resolve(*addresses)
+    with pytest.raises(DestinationRefusedError):
+        await post(client, "http://orders.example:8080/", networks=ONLY_THIS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_answer(client: HttpClient, peer: Peer, status: int) -> None:
+    """Followed, it would carry signature and token to a host that nobody allowed."""
+    answer = await post(client, peer.url(f"/redirect?status={status}"))
+    assert (answer.status, answer.body) == (status, b"go there")
+    assert len(peer.lines) == 1
+
+
+async def test_an_error_status_is_an_answer(client: HttpClient, peer: Peer) -> None:
+    """What it means is decided elsewhere, by its status, headers and body."""
+    answer = await post(client, peer.url("/error"))
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "7")
+    assert json.loads(answer.body) == {"message": "no"}
+
+
+async def test_an_answer_is_not_decompressed(client: HttpClient, peer: Peer) -> None:
+    """A small compressed answer could be a large one; the bytes are handed on as they came."""
+    assert (await post(client, peer.url("/gzip"))).body == b"\x1f\x8b not gzip"
+
+
+async def test_an_answer_may_be_as_long_as_allowed_and_no_longer(client: HttpClient, peer: Peer) -> None:
+    """A longer one breaks the protocol; the text quotes none of it."""
+    assert len((await post(client, peer.url("/long?bytes=1000"), max_answer_bytes=1000)).body) == 1000
+    with pytest.raises(RemoteProtocolError, match=r"^answer too long$"):
+        await post(client, peer.url("/long?bytes=1001"), max_answer_bytes=1000)
+    with pytest.raises(RemoteProtocolError):
+        await post(client, peer.url("/long?bytes=16385"))
+
+
+async def test_an_endless_answer_is_hung_up_on(client: HttpClient, peer: Peer) -> None:
+    """Its connection is closed, not read to the end that never comes."""
+    with pytest.raises(RemoteProtocolError):
+        await post(client, peer.url("/endless"))
+    await asyncio.wait_for(peer.finished.wait(), 10)
+
+
+@pytest.mark.parametrize("path", ["/silent", "/drip"])
+async def test_a_slow_answer_is_a_transport_error_in_time(client: HttpClient, peer: Peer, path: str) -> None:
+    """Whether nothing comes or a byte now and then: the time is for all of it."""
+    before = monotonic()
+    with pytest.raises(TransportError, match=r"^no answer in time$"):
+        await post(client, peer.url(f"{path}?{SECRET}"), timeout=SOON)
+    assert monotonic() - before < 3
+
+
+async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that is held takes longer than other requests may: nothing but its own time cuts it."""
+    monkeypatch.setattr("bridge.runtime.http_client.REQUEST_TIMEOUT", SOON)
+    async with HttpClient(user_agent="bridge/1") as client:
+        answer = asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=30)))
+        ended, _ = await asyncio.wait({answer}, timeout=3 * SOON.total_seconds())
+        assert not ended, "cut"
+        peer.finished.set()
+        assert (await answer).status == 200
+
+
+async def test_a_connection_that_is_never_accepted_is_a_transport_error_in_time(client: HttpClient) -> None:
+    """Nor does a full backlog hold anybody up."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))  # bound, never listening, then full
+        listening.listen(0)
+        port = listening.getsockname()[1]
+        filling = [socket.socket() for _ in range(4)]
+        try:
+            for each in filling:
+                each.setblocking(False)
+                each.connect_ex(("127.0.0.1", port))
+            with pytest.raises(TransportError):
+                await post(client, f"http://127.0.0.1:{port}/?{SECRET}", timeout=SOON)
+        finally:
+            for each in filling:
+                each.close()
+
+
+async def test_a_refused_connection_is_a_transport_error_without_the_url(client: HttpClient) -> None:
+    """The text may stand in a history; the URL is signed and must not."""
+    port = unused_port()
+    with pytest.raises(TransportError) as caught:
+        await post(client, f"http://127.0.0.1:{port}/callbacks?{SECRET}")
+    assert "ConnectionRefused" in str(caught.value) or "cannot connect" in str(caught.value)
+    assert not [part for part in (str(port), SECRET, "127.0.0.1", "callbacks") if part in str(caught.value)]
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+async def test_an_unknown_name_is_a_transport_error(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name servers come back."""
+
+    def getaddrinfo(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(TransportError) as caught:
+        await post(client, f"https://orders.example/?{SECRET}")
+    assert "orders" not in str(caught.value)
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+
+
+async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"220 mail.example ESMTP sig=secret.token\r\n")
+    await writer.drain()
+
+
+async def bad_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nsig=secret.token\r\nContent-Length: -1\r\n\r\n")
+    await writer.drain()
+
+
+async def huge_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nX: " + b"sig=secret.token" * 10_000 + b"\r\n\r\n")
+
+
+async def bad_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nsig=secret.token\r\n")
+    await writer.drain()
+
+
+@pytest.mark.parametrize("serve", [hang_up, no_http, bad_header, huge_header, bad_chunks])
+async def test_a_peer_that_speaks_no_http_is_a_transport_error_that_quotes_nothing(
+    client: HttpClient, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> None:
+    """aiohttp's own texts quote the line that they could not read."""
+    async with raw_server(serve) as url:
+        with pytest.raises(TransportError) as caught:
+            await post(client, url)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+async def test_a_body_that_is_cut_is_a_transport_error(client: HttpClient, peer: Peer) -> None:
+    """Half an answer is none."""
+    with pytest.raises(TransportError):
+        await post(client, peer.url("/cut"))
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        pytest.param("", {}, id="empty url"),
+        pytest.param("/op", {}, id="relative url"),
+        pytest.param("ftp://h/", {}, id="other scheme"),
+        pytest.param("http://", {}, id="no host"),
+        pytest.param("http://h:99999/", {}, id="port out of range"),
+        pytest.param("http://[zz]/", {}, id="no address"),
+        pytest.param("http://127.0.0.1:9/\udcff", {}, id="lone surrogate in the url"),
+        pytest.param("http://127.0.0.1:9/ x\r\n", {}, id="newline in the url"),
+        pytest.param(None, {"X": "a\r\nSignature: b"}, id="newline in a header"),
+        pytest.param(None, {"X\n": "a"}, id="newline in a header's name"),
+        pytest.param(None, {"X": "a\x00"}, id="NUL in a header"),
+    ],
+)
+async def test_what_cannot_be_sent_is_a_transport_error(
+    client: HttpClient, peer: Peer, url: str | None, headers: dict[str, str]
+) -> None:
+    """No exception of aiohttp or yarl leaves the client."""
+    with pytest.raises(TransportError) as caught:
+        await post(client, peer.url() if url is None else url, headers=CIMultiDict(headers))
+    assert not url or url not in str(caught.value)
+    assert peer.lines == []
+
+
+async def test_two_messages_use_one_connection(client: HttpClient, peer: Peer) -> None:
+    """Connections are kept alive."""
+    await post(client, peer.url())
+    await post(client, peer.url("/error"))
+    await post(client, peer.url("/redirect"))
+    assert len(peer.lines) == 3
+    assert len(peer.connections) == 1
+
+
+async def test_no_more_connections_are_opened_than_allowed(peer: Peer) -> None:
+    """A burst waits its turn and spares the peer."""
+    async with HttpClient(user_agent="bridge/1", connections_per_host=2) as client:
+        await asyncio.gather(*(post(client, peer.url()) for _ in range(10)))
+    assert len(peer.lines) == 10
+    assert len(peer.connections) <= 2
+
+
+async def test_a_kept_connection_that_the_peer_closed_is_replaced_at_once(client: HttpClient) -> None:
+    """A peer that restarted between two messages costs nobody a retry that people can see."""
+    served: list[int] = []
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\nbody")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        served.append(1)
+        await reader.read(1)  # the next message's first byte: then hang up
+
+    async with raw_server(once) as url:
+        assert (await post(client, url)).status == 200
+        assert (await post(client, url)).status == 200
+    assert len(served) == 2
+
+
+async def test_cookies_are_not_kept(client: HttpClient, peer: Peer) -> None:
+    """One host's cookie must not ride on another caller's callback."""
+    answer = await post(client, peer.url("/cookie"))
+    assert "Set-Cookie" in answer.headers
+    await post(client, peer.url())
+    assert "Cookie" not in dict(peer.headers[1])
+
+
+async def test_proxy_variables_and_netrc_are_ignored(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Through a proxy the guard would see the proxy's address only; from .netrc would come credentials."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port()}")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with HttpClient(user_agent="bridge/1") as client:
+        assert (await post(client, peer.url())).status == 200
+    assert peer.lines == ["POST /"]
+    assert "Authorization" not in dict(peer.headers[0])
+
+
+async def test_a_closed_client_holds_no_connection(peer: Peer) -> None:
+    """Closing twice is harmless, and using the client again opens it again."""
+    client = HttpClient(user_agent="bridge/1")
+    await client.close()
+    await post(client, peer.url())
+    await client.close()
+    await client.close()
+    await post(client, peer.url())
+    await client.close()
+    assert len(peer.connections) == 2

@@ -1,0 +1,355 @@
+"""The deliveries as an operator sees them: what is listed, what can be run again, and what is never shown."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import Client, WorkflowHandle
+
+from bridge.admin.command import CommandError
+from handler.admin.command import details, table, to_json
+from handler.admin.deliveries import Deliveries, DeliveryReport, DeliveryState, plain
+from handler.delivery.records import Delivery
+from handler.delivery.workflow import DELIVERY_WORKFLOW
+from scripts.environment.server import Server
+from scripts.environment.stack import ROOT
+from tests.support.codec import Scrambler
+from tests.support.helpers import CALLER, HANDLER, assert_eventually
+from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.world import World, running_world, with_codec
+
+LONG = CallPlan(first_lease=600)
+REFUSED = "bridge.CompletionRefused: the receiver refused the completion"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture(name="impatient")
+async def impatient_world(server: Server) -> AsyncIterator[World]:
+    """Hands over after a second."""
+
+    def prepare(world: World) -> None:
+        world.delivery_budget = timedelta(seconds=1)
+
+    async with running_world(server, prepare=prepare) as world:
+        yield world
+
+
+async def handed_over(world: World, status: int, text: str = "") -> tuple[WorkflowHandle[CallingWorkflow, Reply], str]:
+    """A call whose receiver answers *status*, and the id of its delivery."""
+
+    async def before(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, headers={"Retry-After": "3"} if status == 503 else {})
+
+    world.receiver.before = before
+    ask = Ask(key=world.key(), text=text)
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    await target.result()
+    [delivery_id] = [
+        event.child_workflow_execution_started_event_attributes.workflow_execution.workflow_id
+        async for event in target.fetch_history_events()
+        if event.HasField("child_workflow_execution_started_event_attributes")
+    ]
+    return handle, delivery_id
+
+
+async def until_listed(deliveries: Deliveries, delivery_id: str, state: DeliveryState, **facts: Any) -> DeliveryReport:
+    """Wait until it is listed with *state* and *facts*, once."""
+
+    async def check() -> DeliveryReport:
+        listed = [each for each in await deliveries.read_all([state]) if each.id == delivery_id]
+        assert len(listed) == 1, "not listed"
+        [report] = listed
+        assert {name: getattr(report, name) for name in facts} == facts
+        return report
+
+    return await assert_eventually(check)
+
+
+async def console(*arguments: str, server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m handler deliveries …` as a user runs it, without settings."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "handler", "deliveries", *arguments],
+        env={**os.environ, "TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": HANDLER, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(impatient: World) -> None:
+    """What an operator asks first: is it still being tried, what went wrong, and when is the next time."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 503)
+    deliveries = Deliveries(client=world.handler_client)
+
+    async def between_attempts() -> DeliveryReport:
+        report = await until_listed(deliveries, delivery_id, DeliveryState.RUNNING)
+        assert report.next_try is not None
+        return report
+
+    report = await assert_eventually(between_attempts)
+    assert report.attempts >= 1
+    assert report.last_error == "bridge.ReceiverNotReady: the receiver is not ready"
+    assert report.next_try is not None
+    assert report.closed is None
+    assert report.caller == CALLER
+    assert delivery_id == f"bridge-delivery-{report.request_id}-{report.target_run_id}"
+    assert (report.operation, report.operation_state) == ("ProbeService/probe", "succeeded")
+    assert (report.caller_namespace, report.caller_workflow_id) == (CALLER, handle.id)
+    with pytest.raises(CommandError, match="still running"):
+        await deliveries.redeliver(delivery_id)
+    world.receiver.before = None
+    await handle.result()
+    await until_listed(deliveries, delivery_id, DeliveryState.DELIVERED, last_error=None, next_try=None)
+
+
+async def test_a_refused_delivery_stays_listed_until_it_is_run_again(impatient: World) -> None:
+    """After the receiver is mended the waiting call gets its own outcome, by the same delivery."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 400, text="late but whole")
+    deliveries = Deliveries(client=world.handler_client)
+    refused = await until_listed(deliveries, delivery_id, DeliveryState.FAILED, attempts=1, last_error=REFUSED)
+    world.receiver.before = None
+    run_id = await deliveries.redeliver(delivery_id)
+    assert run_id != refused.run_id
+    assert await handle.result() == Reply("late but whole")
+    delivered = await until_listed(deliveries, delivery_id, DeliveryState.DELIVERED, run_id=run_id, last_error=None)
+    assert delivered.request_id == refused.request_id
+    # Its first run is a failed workflow for ever; the delivery is not.
+    assert delivery_id not in [each.id for each in await deliveries.read_all([DeliveryState.FAILED])]
+    with pytest.raises(CommandError, match="already delivered"):
+        await deliveries.redeliver(delivery_id)
+
+
+async def test_a_delivery_refused_again_can_be_run_again(impatient: World) -> None:
+    """As often as it takes; it is listed once."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 400)
+    deliveries = Deliveries(client=world.handler_client)
+    await until_listed(deliveries, delivery_id, DeliveryState.FAILED)
+    for _ in range(2):
+        run_id = await deliveries.redeliver(delivery_id)
+        await until_listed(deliveries, delivery_id, DeliveryState.FAILED, run_id=run_id, last_error=REFUSED)
+    await handle.terminate()
+
+
+async def test_a_terminated_delivery_counts_as_failed(impatient: World) -> None:
+    """Whoever ended it: the completion is not home, so it stays listed, with the reason."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 503)
+    await world.handler_client.get_workflow_handle(delivery_id).terminate(reason="see\nhttp://x/?sig=1")
+    deliveries = Deliveries(client=world.handler_client)
+    report = await until_listed(deliveries, delivery_id, DeliveryState.FAILED)
+    assert (report.last_error or "").startswith("terminated by ")
+    assert (report.last_error or "").endswith(": see (url)")
+    assert report.next_try is None
+    world.receiver.before = None
+    await deliveries.redeliver(delivery_id)
+    assert await handle.result() == Reply("")
+
+
+async def test_payloads_are_passed_on_unread(server: Server) -> None:
+    """Whoever lacks the codec cannot read a delivery, and can run it again all the same."""
+
+    def prepare(world: World) -> None:
+        world.delivery_budget = timedelta(seconds=1)
+
+    converters = (with_codec(Scrambler()), with_codec(Scrambler()))
+    async with running_world(server, converters=converters, prepare=prepare) as world:
+        handle, delivery_id = await handed_over(world, 400, text="scrambled")
+        report = await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.FAILED)
+        assert report.caller == CALLER
+        assert report.caller_workflow_id == handle.id
+        strangers = Deliveries(client=await Client.connect(server.address, namespace=HANDLER))
+        unread = await until_listed(strangers, delivery_id, DeliveryState.FAILED, last_error=REFUSED)
+        assert unread.caller is None
+        world.receiver.before = None
+        await strangers.redeliver(delivery_id)
+        assert await handle.result() == Reply("scrambled")
+
+
+async def test_the_call_that_started_the_target_is_not_taken_for_another(world: World) -> None:
+    """A call that was attached to the run has a delivery of its own. Here one that no worker has taken up."""
+    ask = Ask(key=world.key())
+    await (await world.call(ask)).result()
+    described = await world.target(ask).describe()
+    other = Delivery(
+        caller=CALLER,
+        request_id="other",
+        operation_token="t",
+        callback_url="http://x/?sig=1",
+        callback_headers={},
+        deadline_ms=0,
+        state="failed",
+        workflow_id=described.id,
+        run_id=described.run_id or "",
+        start_time_ms=0,
+        close_time_ms=0,
+    )
+    handle = await world.handler_client.start_workflow(
+        DELIVERY_WORKFLOW, args=[other, None], id=other.workflow_id_of_delivery, task_queue=f"nobody-{world.id}"
+    )
+    report = await Deliveries(client=world.handler_client).read(handle.id)
+    assert (report.state, report.attempts, report.next_try) == (DeliveryState.RUNNING, 0, None)
+    assert (report.request_id, report.operation_state, report.target_workflow_id) == ("other", "failed", described.id)
+    assert (report.operation, report.caller_namespace, report.caller_workflow_id) == (None, None, None)
+    await handle.terminate()
+
+
+async def test_only_deliveries_are_known(impatient: World) -> None:
+    """Neither a free id nor the id of another workflow names one."""
+    ask = Ask(key=impatient.key())
+    await (await impatient.call(ask)).result()
+    deliveries = Deliveries(client=impatient.handler_client)
+    for each in ("nobody", f"probe-{ask.key}"):
+        with pytest.raises(CommandError, match=f"no delivery {each} in namespace {HANDLER}"):
+            await deliveries.read(each)
+        with pytest.raises(CommandError, match="list --state all"):
+            await deliveries.redeliver(each)
+
+
+async def test_the_command_lists_shows_and_redelivers(impatient: World, server: Server) -> None:
+    """With a connection and nothing else; no URL, token or key is in any of its output."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 400, text="by command")
+    await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.FAILED)
+    printed = []
+
+    async def run(*arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = await console(*arguments, server=server)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        printed.append(done.stdout + done.stderr)
+        return done
+
+    listed = [each for each in json.loads((await run("list", "--json")).stdout) if each["id"] == delivery_id]
+    assert len(listed) == 1
+    assert set(listed[0]) == set(DeliveryReport.__dataclass_fields__)
+    assert (listed[0]["state"], listed[0]["attempts"], listed[0]["last_error"]) == ("failed", 1, REFUSED)
+    assert datetime.fromisoformat(listed[0]["deadline"]) > datetime.now(UTC)
+    [line] = [line for line in (await run("list")).stdout.splitlines() if line.startswith(delivery_id)]
+    assert REFUSED in line
+    assert json.loads((await run("show", delivery_id, "--json")).stdout) == listed[0]
+    assert f"{CALLER}\n" in (await run("show", delivery_id)).stdout
+    assert "no delivery nobody" in (await run("show", "nobody", code=1)).stderr
+
+    world.receiver.before = None
+    again = await run("redeliver", delivery_id, "nobody", "--json", code=1)
+    told = json.loads(again.stdout)
+    assert [(each["id"], each["error"] is None) for each in told] == [(delivery_id, True), ("nobody", False)]
+    assert "no delivery nobody" in again.stderr
+    assert await handle.result() == Reply("by command")
+    await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.DELIVERED)
+    assert "already delivered" in (await run("redeliver", delivery_id, code=1)).stderr
+
+    rings = (world.keys.callback, world.keys.start, world.keys.completion, world.keys.operation)
+    secrets = [world.keys.hash, *(ring.keys["k1"].get_secret_value() for ring in rings)]
+    for text in printed:
+        for secret in ("sig=", "http://", world.receiver.url, *secrets):
+            assert secret not in text
+
+
+async def test_all_that_failed_run_again_at_once(impatient: World, server: Server) -> None:
+    """`--failed`: also those of others in the namespace, so here only its effect on our own counts."""
+    world = impatient
+    handle, delivery_id = await handed_over(world, 400, text="one of many")
+    await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.FAILED)
+    world.receiver.before = None
+    done = await console("redeliver", "--failed", server=server)
+    assert done.returncode == 0, done.stderr
+    assert f"{delivery_id} runs again, as run " in done.stdout
+    assert await handle.result() == Reply("one of many")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "says"),
+    [
+        pytest.param(["redeliver"], {}, 2, "name the deliveries", id="nothing named"),
+        pytest.param(["redeliver", "x", "--failed"], {}, 2, "name the deliveries", id="both"),
+        pytest.param(["list", "--limit", "0"], {}, 2, "--limit", id="limit"),
+        pytest.param(["list"], {"TEMPORAL_NAMESPACE": "no-such"}, 1, "no-such", id="namespace"),
+        pytest.param(["list"], {"TEMPORAL_ADDRESS": "127.0.0.1:1"}, 2, "cannot connect to Temporal", id="no server"),
+        pytest.param(["list"], {"BRIDGE_CONFIG": "/no/such.toml"}, 2, "no such file", id="settings"),
+    ],
+)
+async def test_what_cannot_be_done_is_said(
+    server: Server, arguments: list[str], environment: dict[str, str], code: int, says: str
+) -> None:
+    """One sentence, not a traceback."""
+    done = await console(*arguments, server=server, **environment)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def report(**changes: Any) -> DeliveryReport:
+    facts: dict[str, Any] = {
+        "id": "bridge-delivery-a-b",
+        "run_id": "r",
+        "state": DeliveryState.RUNNING,
+        "attempts": 2,
+        "last_error": "why",
+        "next_try": NOW + timedelta(seconds=90),
+        "started": NOW - timedelta(hours=2),
+        "closed": None,
+    }
+    return DeliveryReport(**facts | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, ["running", "2", "in 1m", "?", "?", "2h", "why"], id="between attempts, unreadable"),
+        pytest.param(
+            {"next_try": None, "last_error": None}, ["running", "2", "now", "?", "?", "2h", "-"], id="attempt"
+        ),
+        pytest.param({"next_try": None, "attempts": 0}, ["running", "0", "-", "?", "?", "2h", "why"], id="no worker"),
+        pytest.param(
+            {
+                "state": DeliveryState.FAILED,
+                "closed": NOW,
+                "next_try": None,
+                "caller": "shop",
+                "outcome_time": NOW - timedelta(days=3),
+                "target_workflow_id": "pay\x1b-1\n",
+                "target_run_id": "run",
+            },
+            ["failed", "2", "-", "pay?-1 / run", "shop", "3d", "why"],
+            id="failed",
+        ),
+    ],
+)
+def test_a_delivery_is_one_line(changes: dict[str, Any], expected: list[str]) -> None:
+    """Whatever somebody put into a workflow id."""
+    heading, line = table([report(**changes)], now=NOW).splitlines()
+    assert heading.split()[:3] == ["DELIVERY", "STATE", "ATTEMPTS"]
+    assert [cell.strip() for cell in line.split("  ") if cell.strip()] == ["bridge-delivery-a-b", *expected]
+
+
+def test_details_and_json_tell_every_field() -> None:
+    """Absent is "-" to people and null to machines."""
+    lines = {line[:20].strip(): line[20:] for line in details(report(), now=NOW).splitlines()}
+    assert len(lines) == len(DeliveryReport.__dataclass_fields__)
+    assert lines["id"] == "bridge-delivery-a-b"
+    assert lines["caller"] == "-"
+    assert lines["next try"] == "2026-01-02 03:05:35+00:00 (in 1m)"
+    told = json.loads(to_json([report()]))
+    assert told[0]["next_try"] == "2026-01-02T03:05:35+00:00"
+    assert told[0]["closed"] is None
+
+
+def test_foreign_text_is_made_plain() -> None:
+    """One line, bounded, no control characters, no URL."""
+    assert plain("a\n b\x1b[2J https://h/x?sig=1 c") == "a b?[2J (url) c"
+    assert len(plain("x" * 5000)) == 1000

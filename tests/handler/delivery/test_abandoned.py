@@ -1,0 +1,206 @@
+"""Targets that nobody waits for any more, and targets that tell where they stand."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+
+from bridge.runtime.temporal import is_open
+from bridge.workflow.targets import Targets
+from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
+from scripts.environment.server import Server
+from tests.support.helpers import HANDLER, assert_eventually
+from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.world import World, events, running_world
+
+MINDED = CallPlan(first_lease=600, operation="minded")
+
+
+@pytest_asyncio.fixture(loop_scope="session", name="attentive")
+async def attentive_world(server: Server) -> AsyncIterator[World]:
+    """Looks every half second."""
+
+    def prepare(world: World) -> None:
+        world.override_handler_settings(world.handler_settings.model_copy(update={"orphan_check_s": 0.5}))
+
+    async with running_world(server, prepare=prepare) as world:
+        yield world
+
+
+def minded(world: World, ask: Ask) -> WorkflowHandle[Any, Any]:
+    return world.handler_client.get_workflow_handle(f"minded-{ask.key}")
+
+
+async def until_status(target: WorkflowHandle[Any, Any], status: WorkflowExecutionStatus) -> None:
+    async def reached() -> None:
+        assert (await target.describe()).status == status
+
+    await assert_eventually(reached)
+
+
+async def until_watched(world: World, target: WorkflowHandle[Any, Any]) -> None:
+    async def watched() -> None:
+        found = [each async for each in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
+        assert found
+        activities = (await target.describe()).raw_description.pending_activities
+        assert any(each.attempt > 2 for each in activities), "nobody has looked yet"
+
+    await assert_eventually(watched)
+
+
+@pytest.mark.parametrize("way", ["terminated", "deadline"])
+async def test_an_orphan_is_canceled(attentive: World, way: str) -> None:
+    """Its caller was terminated, or the deadline has passed: found out at the next look."""
+    world = attentive
+    ask = Ask(key=world.key())
+    plan = CallPlan(first_lease=600, operation="minded", deadline=3 if way == "deadline" else 600)
+    handle = await world.call(ask, plan)
+    target = minded(world, ask)
+    await until_watched(world, target)
+    if way == "terminated":
+        await handle.terminate()
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    await until_status(target, WorkflowExecutionStatus.CANCELED)
+    names = await events(target)
+    assert names.count("ACTIVITY_TASK_SCHEDULED") <= 3
+
+
+async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> None:
+    """However often it is looked at; also when the owner has gone and another call is attached."""
+    world = attentive
+    ask = Ask(key=world.key())
+    first = await world.call(ask, MINDED)
+    target = minded(world, ask)
+    await until_watched(world, target)
+    second = await world.call(ask, MINDED)
+
+    async def attached() -> None:
+        assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+    await assert_eventually(attached)
+    await first.terminate()
+
+    async def watched_again() -> None:
+        assert (await events(target)).count("ACTIVITY_TASK_SCHEDULED") == 2, "the second is not watched yet"
+
+    await assert_eventually(watched_again)
+    await target.signal("say", "done")
+    assert await second.result() == Reply("done")
+    await until_status(target, WorkflowExecutionStatus.COMPLETED)
+
+
+@pytest.mark.parametrize("by", ["server", "nexus"])
+async def test_a_call_that_the_server_tells_counts_as_one_that_waits(server: Server, by: str) -> None:
+    """The first call's deadline passes; the target goes on for the one that attached."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"orphan_check_s": 0.5, "nexus": by == "nexus"}
+        if by == "server":
+            world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
+            world.caller_options = {"handlers": {HANDLER: {"start_keys": world.keys.start, "completions": "server"}}}
+            world.peer_options = {"completions": "server", "completion_keys": None}
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.create_nexus_endpoint()
+        plan = world.plan("nexus" if by == "nexus" else "callback", operation="minded", first_lease=600)
+        ask = Ask(key=world.key())
+        first = await world.call(ask, replace(plan, deadline=5))
+        target = minded(world, ask)
+        await until_watched(world, target)
+        second = await world.call(ask, plan)
+        with pytest.raises(WorkflowFailureError):
+            await first.result()
+
+        async def looked_again() -> None:
+            assert len(await activities_of(target)) >= 2
+
+        await assert_eventually(looked_again)
+        assert await activities_of(target) == [WATCH_CALLERS_ACTIVITY] * 2
+        await target.signal("say", "done")
+        assert await second.result() == Reply("done")
+
+
+async def activities_of(target: WorkflowHandle[Any, Any]) -> list[str]:
+    """What its worker scheduled, in order."""
+    return [
+        each.activity_task_scheduled_event_attributes.activity_type.name
+        for each in (await target.fetch_history()).events
+        if each.HasField("activity_task_scheduled_event_attributes")
+    ]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410, 500, 503])
+async def test_in_doubt_somebody_waits(attentive: World, status: int) -> None:
+    """A receiver that cannot say, or a peer that does not know the question, cancels nothing."""
+    world = attentive
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, MINDED)
+    target = minded(world, ask)
+
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    world.receiver.before = refuse
+    await until_watched(world, target)
+    assert status in world.receiver.statuses
+    world.receiver.before = None
+    await target.signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+async def test_a_target_is_kept_where_the_operation_says_nothing(world: World) -> None:
+    """The default: no watch, no event, no request."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask)
+    target = await world.until_started(ask)
+    await handle.terminate()
+    await target.signal("say", "on")
+    assert (await target.result())["text"] == "on"
+    # One delivery, answered 410; no watch.
+    assert (await events(target)).count("ACTIVITY_TASK_SCHEDULED") == 1
+
+
+async def test_progress_is_shown_beside_the_pending_activity(world: World) -> None:
+    """The answer to the next renewal carries the latest; nothing is sent in between, and no history grows."""
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, operation="minded"))
+    target = minded(world, ask)
+    await world.until_attempt(handle, 2)
+    before = await events(handle)
+    for text in ("first", "second"):
+        await target.signal("say", text)
+
+    async def shown() -> None:
+        payloads = (await world.pending(handle)).heartbeat_details.payloads
+        assert len(payloads) == 2, "no progress yet"
+        [_, progress] = await world.caller_client.data_converter.decode(payloads)
+        assert progress == {"said": "second"}
+
+    await assert_eventually(shown)
+    assert await events(handle) == before
+    await target.signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+async def test_progress_that_the_caller_cannot_read_ends_no_call(world: World) -> None:
+    """The worker fails an activity for good whose details it cannot decode: such progress is left out."""
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, operation="minded"))
+    target = minded(world, ask)
+    await world.until_attempt(handle, 2)
+    await target.signal("say", "unreadable")
+    await world.until_attempt(handle, 5)
+    assert len((await world.pending(handle)).heartbeat_details.payloads) == 1
+    await target.signal("say", "done")
+    assert await handle.result() == Reply("done")
+
+
+def test_a_paused_run_is_open() -> None:
+    """Newer servers know that status; such a run is not taken for closed."""
+    assert [number for number in range(9) if is_open(WorkflowExecutionInfo(status=number))] == [1, 8]  # type: ignore[arg-type] # the enum's numbers

@@ -1,0 +1,201 @@
+"""Attach: many calls wait for one run; each is told, none disturbs another."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import NexusOperationError
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+
+from bridge.security.signatures import MessageSigner
+from scripts.environment.server import Server
+from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.peer import send, start
+from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.world import World, events, running_world
+
+LONG = CallPlan(first_lease=600)
+
+
+async def until_attached(world: World, ask: Ask, count: int) -> None:
+    async def attached() -> None:
+        assert (await events(world.target(ask))).count("WORKFLOW_EXECUTION_SIGNALED") == count
+
+    await assert_eventually(attached, within=60)
+
+
+async def test_two_calls_wait_for_one_run_and_both_are_told(world: World) -> None:
+    """By callback, not by a renewal: the lease is far longer than the test."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    first = await world.call(ask, LONG)
+    await world.until_started(ask)
+    second = await world.call(ask, LONG)
+    await until_attached(world, ask, 1)
+    await world.target(ask).signal("say", "both")
+    assert await first.result() == await second.result() == Reply("both")
+    assert world.service.statuses == [201, 201]
+    assert world.receiver.statuses == [200, 200]
+
+
+async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(world: World) -> None:
+    """They ask for the run that holds the id, and change nothing about it."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    second = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+    await until_attached(world, ask, 1)
+    await world.until_attempt(second, 4)
+    names = await events(target)
+    assert names.count("WORKFLOW_EXECUTION_SIGNALED") == 1
+    assert "WORKFLOW_EXECUTION_OPTIONS_UPDATED" not in names
+
+
+async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_other(world: World) -> None:
+    """Each has its own deadline; the one that ran out is answered 410 and nobody else notices."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    first = await world.call(ask, LONG)
+    await world.until_started(ask)
+    leaving = await world.call(ask, CallPlan(first_lease=600, deadline=5))
+    await until_attached(world, ask, 1)
+    others = await asyncio.gather(*(world.call(ask, LONG) for _ in range(198)))
+    await until_attached(world, ask, 199)
+    with pytest.raises(WorkflowFailureError) as raised:
+        await leaving.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    assert isinstance(raised.value.cause.cause, TemporalTimeoutError)
+    await world.target(ask).signal("say", "all")
+    assert await asyncio.gather(*(each.result() for each in [first, *others])) == [Reply("all")] * 199
+
+    async def closed() -> None:
+        assert sorted(world.receiver.statuses) == [200] * 199 + [410]
+
+    await assert_eventually(closed)
+
+
+async def test_an_attached_call_is_carried_over_continue_as_new(world: World) -> None:
+    """The last run's outcome, once, to each."""
+    ask = Ask(key=world.key(), behaviour="continue on signal")
+    first = await world.call(ask, LONG)
+    await world.until_started(ask)
+    second = await world.call(ask, LONG)
+    await until_attached(world, ask, 1)
+    await world.target(ask).signal("say", "go")
+    assert await first.result() == await second.result() == Reply("second run")
+    assert world.receiver.statuses == [200, 200]
+
+
+async def test_a_call_that_attaches_while_another_is_told_is_told_too(world: World) -> None:
+    """Accepted is told, also after the function has ended."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: web.Request) -> web.StreamResponse | None:
+        reached.set()
+        await go_on.wait()
+        return None
+
+    world.receiver.before = hold
+    ask = Ask(key=world.key(), text="late comer")
+    first = await world.call(ask, LONG)
+    await asyncio.wait_for(reached.wait(), 20)
+    second = await world.call(ask, LONG)
+    await until_attached(world, ask, 1)
+    go_on.set()
+    assert await first.result() == await second.result() == Reply("late comer")
+    assert world.receiver.statuses == [200, 200]
+
+
+async def test_calls_around_the_close_are_never_lost(world: World) -> None:
+    """Refused means closed, and the closed run's outcome is the answer: no call waits for its lease."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    calls = [await world.call(ask, LONG)]
+    await world.until_started(ask)
+    ending = asyncio.create_task(world.target(ask).signal("say", "around"))
+    calls += [await world.call(ask, LONG) for _ in range(20)]
+    await ending
+    assert {(await each.result()).text for each in calls} == {"around"}
+
+
+async def test_a_call_attaches_before_the_first_workflow_task(server: Server) -> None:
+    """The signal is accepted while no worker is there yet."""
+    async with running_world(server, without=("handler",)) as world:
+        ask = Ask(key=world.key(), text="before the first task")
+        calls = [await world.call(ask, LONG)]
+        await world.until_started(ask)
+        calls.append(await world.call(ask, LONG))
+        await until_attached(world, ask, 1)
+        await world.start_worker("handler")
+        assert {(await each.result()).text for each in calls} == {"before the first task"}
+
+
+async def test_a_shared_operation_attaches_to_a_run_started_by_hand(world: World) -> None:
+    """And tells it; where the operation is not shared the same is refused."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    target: Any = await world.handler_client.start_workflow(
+        "SharedWorkflow", ask, id=f"shared-{ask.key}", task_queue=world.payment_queue
+    )
+    handle = await world.call(ask, CallPlan(first_lease=600, operation="shared"))
+
+    async def attached() -> None:
+        assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+    await assert_eventually(attached, within=60)
+    await target.signal("say", "by hand")
+    assert await handle.result() == Reply("by hand")
+
+
+async def test_another_callers_run_is_shared_only_where_the_operation_says_so(world: World) -> None:
+    """The first caller's run is told to the second, and is not the second's to cancel."""
+    settings = world.handler_settings
+    other = settings.callers[CALLER].model_copy(update={"start_keys": ring(), "completion_keys": ring()})
+    world.override_handler_settings(settings.model_copy(update={"callers": {**settings.callers, "other": other}}))
+    await world.service.stop()
+    await world.service.start()
+    assert other.start_keys is not None
+    signer = MessageSigner(other.start_keys)
+    ask = Ask(key=world.key(), behaviour="wait")
+    for operation, expected in (("probe", 400), ("shared", 201)):
+        handle = await world.call(ask, CallPlan(first_lease=600, operation=operation))
+        target = world.handler_client.get_workflow_handle(f"{operation}-{ask.key}")
+
+        async def started(target: Any = target) -> None:
+            assert [each async for each in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
+
+        await assert_eventually(started)
+        message = start(world, {"key": ask.key, "behaviour": "wait"}, operation=operation)
+        message.url = message.url.replace(f"/c/{CALLER}/", "/c/other/")
+        assert (await send(message, signer)).status == expected
+        await target.terminate()
+        await handle.terminate()
+
+
+async def test_an_operation_may_bound_its_target_by_the_callers_deadline(world: World) -> None:
+    """Nobody waits longer than that anyway."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=600, operation="shared", deadline=1800))
+    target = world.handler_client.get_workflow_handle(f"shared-{ask.key}")
+
+    async def bounded() -> None:
+        found = [each async for each in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
+        assert found
+        first = (await target.fetch_history()).events[0].workflow_execution_started_event_attributes
+        timeout = first.workflow_execution_timeout.ToTimedelta()
+        assert timedelta(minutes=29) < timeout <= timedelta(minutes=30)
+
+    await assert_eventually(bounded)
+    await target.terminate()
+    await handle.terminate()
+
+
+async def test_a_large_outcome_is_told_to_many(world: World) -> None:
+    """In batches: together their commands would pass gRPC's limit, and fail the target's task for ever."""
+    ask = Ask(key=world.key(), behaviour="wait", size=1_500_000)
+    calls = [await world.call(ask, LONG)]
+    await world.until_started(ask)
+    calls += [await world.call(ask, LONG) for _ in range(3)]
+    await until_attached(world, ask, 3)
+    await world.target(ask).signal("say", "big")
+    assert [len((await each.result()).blob) for each in calls] == [1_500_000] * 4
+    assert world.receiver.statuses == [200] * 4

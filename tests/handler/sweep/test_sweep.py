@@ -1,0 +1,542 @@
+"""The sweep: every ending that the interceptor cannot tell is told, once, and nothing else costs anything."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import (
+    ApplicationError,
+    CancelledError,
+    NexusOperationError,
+    TerminatedError,
+    TimeoutError,  # noqa: A004 - Temporal's own
+    TimeoutType,
+)
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+import bridge
+import handler.sweep.activity
+from bridge.workflow.targets import Target, Targets
+from handler.delivery.close_event import read_outcome
+from handler.delivery.records import milliseconds
+from handler.sweep.workflow import SweepPlace, sweep_query
+from scripts.environment.server import Server
+from tests.support.codec import Scrambler
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import (
+    Ask,
+    CallPlan,
+    FlakyWorkflow,
+    ForeignWorkflow,
+    ProbeService,
+    ProbeWorkflow,
+    Reply,
+    foreign_target,
+)
+from tests.support.world import World, clock, events, running_world, with_codec
+
+LONG = CallPlan(first_lease=600)
+FLAKY = CallPlan(first_lease=600, operation="flaky")
+FOREIGN = CallPlan(first_lease=600, operation="foreign")
+
+
+def hasten(world: World) -> None:
+    set_interval(world, 0.1)
+    world.targets.append(foreign_target(f"foreign-{world.id}"))
+
+
+def set_interval(world: World, seconds: float) -> None:
+    world.override_handler_settings(world.handler_settings.model_copy(update={"sweep_interval_s": seconds}))
+
+
+async def end_sweep(world: World) -> None:
+    """Nobody would: it runs for ever."""
+    await world.sweep.terminate()
+
+
+@pytest_asyncio.fixture(loop_scope="session", name="swept")
+async def swept_world(server: Server) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        world = await stack.enter_async_context(running_world(server, prepare=hasten))
+        stack.push_async_callback(end_sweep, world)
+        await world.start_sweep()
+        yield world
+
+
+@pytest.fixture(name="looks")
+def counted_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run ids whose closing event the sweep has read."""
+    read: list[str] = []
+
+    async def counting(client: Any, workflow_id: str, run_id: str) -> Any:
+        read.append(run_id)
+        return await read_outcome(client, workflow_id, run_id)
+
+    monkeypatch.setattr(handler.sweep.activity, "read_outcome", counting)
+    return read
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause.cause
+
+
+async def attempts(world: World) -> int:
+    activity = await world.pending(world.sweep)
+    return 0 if activity is None else int(activity.attempt)
+
+
+async def swept_on(world: World, times: int = 3) -> None:
+    """Wait until the sweep has run a few times more."""
+    before = await attempts(world)
+
+    async def check() -> None:
+        assert await attempts(world) >= before + times
+
+    await assert_eventually(check)
+
+
+async def place(world: World) -> dict[str, Any]:
+    activity = await world.pending(world.sweep)
+    assert activity is not None
+    assert activity.heartbeat_details.payloads, "nothing recorded yet"
+    found: dict[str, Any] = json.loads(activity.heartbeat_details.payloads[0].data)
+    return found
+
+
+async def request_id(world: World, ask: Ask) -> str:
+    described = await world.target(ask).describe()
+    return str((await described.memo_value("bridge"))["request_id"])
+
+
+async def deliveries(world: World, ask: Ask) -> list[str]:
+    """Delivery workflows for any run of the call."""
+    query = (
+        f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(world, ask)}'"
+    )
+    return [each.id async for each in world.handler_client.list_workflows(query)]
+
+
+async def assert_told_once(world: World, ask: Ask) -> None:
+    """By one request, by one delivery workflow, and not again when the sweep comes round."""
+    await swept_on(world)
+    assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+    assert len(await deliveries(world, ask)) == 1
+
+
+async def terminated(world: World, ask: Ask, plan: CallPlan = LONG) -> WorkflowHandle[Any, Any]:
+    handle = await world.call(ask, plan)
+    target = await world.until_started(ask)
+    await target.terminate(reason="suspected fraud")
+    return handle
+
+
+async def test_a_terminated_target_is_told_with_reason_and_who(swept: World) -> None:
+    """None of its code runs any more; the sweep says what the closing event says."""
+    ask = Ask(key=swept.key(), behaviour="wait")
+    failure = await failure_of(await terminated(swept, ask))
+    assert isinstance(failure, TerminatedError)
+    assert failure.message == f"operation terminated by {swept.handler_client.identity}: suspected fraud"
+    await assert_told_once(swept, ask)
+
+
+@pytest.mark.parametrize("field", ["workflow_run_timeout", "workflow_execution_timeout"])
+async def test_a_target_out_of_time_is_told(swept: World, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own timeout, of the run or of the execution, and not the caller's."""
+    service = swept.handler_client.workflow_service
+    start = service.start_workflow_execution
+
+    async def with_timeout(request: StartWorkflowExecutionRequest, **options: Any) -> Any:
+        if request.workflow_type.name == "ProbeWorkflow":
+            getattr(request, field).FromSeconds(1)
+        return await start(request, **options)
+
+    monkeypatch.setattr(service, "start_workflow_execution", with_timeout)
+    ask = Ask(key=swept.key(), behaviour="wait")
+    failure = await failure_of(await swept.call(ask, LONG))
+    assert isinstance(failure, TimeoutError)
+    assert failure.type is TimeoutType.START_TO_CLOSE
+    assert failure.message == "operation exceeded internal timeout"
+    await assert_told_once(swept, ask)
+
+
+async def test_of_a_retried_target_the_last_failure_is_told(swept: World, looks: list[str]) -> None:
+    """The attempts before it are no endings."""
+    ask = Ask(key=swept.key(), behaviour="fail")
+    failure = await failure_of(await swept.call(ask, FLAKY))
+    assert isinstance(failure, ApplicationError)
+    assert (failure.type, failure.message) == ("Flaky", "attempt 3 failed")
+    await assert_told_once(swept, ask)
+    assert len(looks) == len(set(looks)) == 3
+
+
+async def test_a_retried_target_that_succeeds_in_the_end_tells_it_itself(swept: World) -> None:
+    """The sweep has looked at the failed attempts by then, and said nothing."""
+    ask = Ask(key=swept.key())
+    assert await (await swept.call(ask, FLAKY)).result() == Reply("attempt 3")
+    await swept_on(swept)
+    assert (swept.service.statuses, swept.receiver.statuses) == ([201], [200])
+    assert await deliveries(swept, ask) == []
+
+
+async def test_a_retried_target_that_is_terminated_is_told(swept: World) -> None:
+    """A retry policy does not bring it back."""
+    ask = Ask(key=swept.key(), behaviour="wait")
+    assert isinstance(await failure_of(await terminated(swept, ask, FLAKY)), TerminatedError)
+    await assert_told_once(swept, ask)
+
+
+async def end_foreign(world: World, ask: Ask) -> WorkflowHandle[Any, Any]:
+    """Call the operation that runs elsewhere, and let it end."""
+    async with Worker(world.handler_client, task_queue=f"foreign-{world.id}", workflows=[ForeignWorkflow]):
+        handle = await world.call(ask, FOREIGN)
+        target = await world.until_started(ask)
+        if ask.behaviour == "wait":
+            await target.cancel()
+        with_failure = ask.behaviour in {"wait", "fail"}
+        if with_failure:
+            with pytest.raises(WorkflowFailureError):
+                await target.result()
+        else:
+            await target.result()
+    return handle
+
+
+def assert_declined(failure: BaseException | None) -> None:
+    assert isinstance(failure, ApplicationError)
+    assert (failure.type, failure.message, failure.details) == ("Declined", "card declined", ({"code": 51},))
+
+
+async def test_the_success_of_a_worker_without_the_interceptor_is_told(swept: World) -> None:
+    """Nothing on that worker could."""
+    ask = Ask(key=swept.key(), text="from afar")
+    assert await (await end_foreign(swept, ask)).result() == Reply("from afar")
+    await assert_told_once(swept, ask)
+
+
+async def test_the_failure_of_a_worker_without_the_interceptor_is_told_whole(swept: World) -> None:
+    """Type, message and details."""
+    ask = Ask(key=swept.key(), behaviour="fail")
+    assert_declined(await failure_of(await end_foreign(swept, ask)))
+    await assert_told_once(swept, ask)
+
+
+async def test_the_cancellation_of_a_worker_without_the_interceptor_is_told(swept: World) -> None:
+    """As a cancellation."""
+    ask = Ask(key=swept.key(), behaviour="wait")
+    assert isinstance(await failure_of(await end_foreign(swept, ask)), CancelledError)
+    await assert_told_once(swept, ask)
+
+
+async def test_an_outcome_too_large_is_told_as_a_failure(server: Server) -> None:
+    """As the interceptor does."""
+
+    def prepare(world: World) -> None:
+        hasten(world)
+        world.max_outcome_bytes = 1000
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.start_sweep()
+        ask = Ask(key=world.key(), size=2000)
+        failure = await failure_of(await end_foreign(world, ask))
+        assert isinstance(failure, ApplicationError)
+        assert failure.type == "OutcomeTooLarge"
+        await assert_told_once(world, ask)
+        await end_sweep(world)
+
+
+async def test_outcomes_are_told_through_a_codec(server: Server) -> None:
+    """Encoded once on the wire, although history has them encoded and a delivery encodes them again."""
+    converters = (with_codec(Scrambler()), with_codec(Scrambler()))
+    async with running_world(server, prepare=hasten, converters=converters) as world:
+        await world.start_sweep()
+        ask = Ask(key=world.key(), text="scrambled")
+        assert await (await end_foreign(world, ask)).result() == Reply("scrambled")
+        assert_declined(await failure_of(await end_foreign(world, Ask(key=world.key(), behaviour="fail"))))
+        terminating = await terminated(world, Ask(key=world.key(), behaviour="wait"))
+        assert isinstance(await failure_of(terminating), TerminatedError)
+        # Another plan, read back through the codec, and the same one again.
+        set_interval(world, 0.2)
+        await world.start_sweep()
+        await world.start_sweep()
+        await swept_on(world)
+        assert world.receiver.statuses == [200] * 3
+        assert world.service.statuses == [201] * 3
+        await end_sweep(world)
+
+
+async def runs_of_sweep(world: World) -> list[str]:
+    query = f"WorkflowId = '{world.sweep.id}'"
+    return [each.run_id async for each in world.handler_client.list_workflows(query)]
+
+
+async def test_replicas_share_one_sweep(swept: World, looks: list[str]) -> None:
+    """However many start it, at once or later; and for all its intervals its history stays at five events."""
+    await asyncio.gather(*(swept.start_sweep() for _ in range(4)))
+    ask = Ask(key=swept.key(), behaviour="wait")
+    await failure_of(await terminated(swept, ask))
+    await swept.start_sweep()
+    await assert_told_once(swept, ask)
+    assert len(await runs_of_sweep(swept)) == 1
+    assert len(await events(swept.sweep)) == 5
+    assert len(looks) == 1
+
+
+async def test_replicas_that_start_together_make_one_sweep(server: Server) -> None:
+    """None of them finds one, and still they agree."""
+    async with running_world(server, prepare=hasten) as world:
+        await asyncio.gather(*(world.start_sweep() for _ in range(4)))
+        await swept_on(world)
+        assert len(await runs_of_sweep(world)) == 1
+        await end_sweep(world)
+
+
+async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: World, looks: list[str]) -> None:
+    """Nothing is missed, and what was told is not told again."""
+    first = Ask(key=swept.key(), behaviour="wait")
+    await failure_of(await terminated(swept, first))
+
+    async def recorded() -> dict[str, Any]:
+        found = await place(swept)
+        assert looks[0] in found["handled"]
+        return found
+
+    old = await assert_eventually(recorded)
+    await swept.stop_worker("handler")
+    swept.targets.remove(ProbeWorkflow)
+    set_interval(swept, 0.2)
+    await swept.start_sweep()
+    plan = (await swept.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
+    assert json.loads(plan.payloads[0].data)["since_ms"] >= old["until_ms"]
+    assert "ProbeWorkflow" not in json.loads(plan.payloads[0].data)["query"]
+    swept.targets.append(ProbeWorkflow)
+    await swept.start_sweep()
+    await swept.start_worker("handler")
+    await swept_on(swept)
+    assert len(await runs_of_sweep(swept)) == 3
+    assert swept.receiver.statuses == [200]
+    # Looked at once more, because a new sweep does not know it; but its delivery was there.
+    assert len(looks) == 2
+    assert len(await deliveries(swept, first)) == 1
+
+
+async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> None:
+    """What closed meanwhile is told, what was handled before is not looked at again."""
+    first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
+    await failure_of(await terminated(swept, first))
+
+    async def recorded() -> dict[str, Any]:
+        found = await place(swept)
+        assert looks[0] in found["handled"]
+        return found
+
+    before = await assert_eventually(recorded)
+    handle = await swept.call(second, LONG)
+    target = await swept.until_started(second)
+    await swept.stop_worker("handler")
+    await target.terminate(reason="nobody was there")
+    await swept.start_worker("handler")
+    failure = await failure_of(handle)
+    assert isinstance(failure, TerminatedError)
+    await swept_on(swept)
+    after = await place(swept)
+    assert after["until_ms"] > before["until_ms"]
+    assert set(after["handled"]) == set(looks)
+    assert len(looks) == 2
+    assert swept.receiver.statuses == [200, 200]
+
+
+async def test_what_was_told_costs_nothing(swept: World, looks: list[str]) -> None:
+    """Success, failure and cancellation of ordinary targets: no look, no delivery workflow, no second request."""
+    asks = [Ask(key=swept.key(), behaviour=behaviour) for behaviour in ("return", "fail", "cleanup")]
+    for ask in asks:
+        handle = await swept.call(ask, LONG)
+        target = await swept.until_started(ask)
+        if ask.behaviour == "cleanup":
+            await target.cancel()
+        if ask.behaviour == "return":
+            await handle.result()
+        else:
+            await failure_of(handle)
+    await swept_on(swept)
+    assert (swept.service.statuses, swept.receiver.statuses) == ([201] * 3, [200] * 3)
+    assert looks == []
+    assert (await place(swept))["handled"] == {}
+    for ask in asks:
+        assert await deliveries(swept, ask) == []
+
+
+async def test_a_reset_target_has_not_ended(swept: World, looks: list[str]) -> None:
+    """A reset terminates the run that it replaces; the call lives on in the new one, and that tells its ending."""
+    ask = Ask(key=swept.key(), behaviour="wait")
+    handle = await swept.call(ask, LONG)
+    target = await swept.until_started(ask)
+
+    async def waiting() -> None:
+        assert "WORKFLOW_TASK_COMPLETED" in await events(target)
+
+    await assert_eventually(waiting)
+    old = (await target.describe()).run_id
+    await swept.handler_client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=swept.handler_client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=target.id, run_id=old),
+            reason="mended",
+            workflow_task_finish_event_id=4,
+            request_id=swept.key(),
+        )
+    )
+
+    async def handled() -> None:
+        assert old in (await place(swept))["handled"]
+
+    await assert_eventually(handled)
+    await target.signal(ProbeWorkflow.say, "after the reset")
+    assert await handle.result() == Reply("after the reset")
+    assert (swept.service.statuses, swept.receiver.statuses) == ([201], [200])
+    assert looks == []
+    assert await deliveries(swept, ask) == []
+
+
+async def test_runs_of_others_and_bad_memos_stop_nobody(swept: World, looks: list[str]) -> None:
+    """A run without a call, and one with something else under our name in its memo."""
+    for memo in ({}, {"bridge": 7}, {"bridge": {"caller": "half a call"}}):
+        other = await swept.handler_client.start_workflow(
+            ProbeWorkflow.run,
+            Ask(key="other", behaviour="wait"),
+            id=swept.key(),
+            task_queue=swept.payment_queue,
+            memo=memo,
+        )
+        await other.terminate()
+    ask = Ask(key=swept.key(), behaviour="wait")
+    assert isinstance(await failure_of(await terminated(swept, ask)), TerminatedError)
+    await assert_told_once(swept, ask)
+    assert len(looks) == 1
+
+
+async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run cannot be read: the others are told, the place waits for it, and it is told later."""
+    lost: list[str] = []
+    away = True
+
+    async def unavailable_for_the_lost(client: Any, workflow_id: str, run_id: str) -> Any:
+        if away and workflow_id in lost:
+            raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+        return await read_outcome(client, workflow_id, run_id)
+
+    monkeypatch.setattr(handler.sweep.activity, "read_outcome", unavailable_for_the_lost)
+    first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
+    lost.append(swept.target(first).id)
+    lost_handle = await terminated(swept, first)
+
+    async def said() -> dict[str, Any]:
+        activity = await swept.pending(swept.sweep)
+        assert activity.last_failure.message == "Temporal did not answer for every run"
+        return await place(swept)
+
+    before = await assert_eventually(said)
+    assert isinstance(await failure_of(await terminated(swept, second)), TerminatedError)
+    await swept_on(swept)
+    during = await assert_eventually(said)
+    assert during["until_ms"] == before["until_ms"]
+    assert len(during["handled"]) == 1
+    assert swept.receiver.statuses == [200]
+    away = False
+    assert isinstance(await failure_of(lost_handle), TerminatedError)
+
+    async def moved() -> None:
+        assert (await place(swept))["until_ms"] > before["until_ms"]
+
+    await assert_eventually(moved)
+    assert swept.receiver.statuses == [200, 200]
+
+
+async def test_all_pages_are_read(swept: World, looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many end between two sweeps."""
+    monkeypatch.setattr(handler.sweep.activity, "_PAGE", 1)
+    asks = [Ask(key=swept.key(), behaviour="wait") for _ in range(4)]
+    handles = [await swept.call(ask, LONG) for ask in asks]
+    targets = [await swept.until_started(ask) for ask in asks]
+    await swept.stop_worker("handler")
+    await asyncio.gather(*(target.terminate() for target in targets))
+    await swept.start_worker("handler")
+    failures = await asyncio.gather(*map(failure_of, handles))
+    assert {type(failure) for failure in failures} == {TerminatedError}
+    await swept_on(swept)
+    assert swept.receiver.statuses == [200] * 4
+    assert len(looks) == 4
+
+
+def named(name: str, queue: str) -> Target:
+    return bridge.external_target(
+        service=ProbeService,
+        operation=ProbeService.foreign,
+        workflow_type=name,
+        workflow_id=lambda ask: ask.key,
+        task_queue=queue,
+    )
+
+
+async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
+    """The query is ours, the names are not."""
+    target = named("it's -- größer; 100%", f"odd'{world.id}")
+    handle = await world.handler_client.start_workflow(
+        target.workflow_type, id=world.key(), task_queue=target.task_queue or ""
+    )
+    await handle.terminate()
+
+    async def found() -> None:
+        query = sweep_query([target], "unused")
+        assert [each.id async for each in world.handler_client.list_workflows(query)] == [handle.id]
+
+    await assert_eventually(found)
+
+
+@pytest.mark.parametrize("name", ['say "x"', "back\\slash", "new\nline"])
+def test_a_name_that_no_query_finds_is_refused(name: str) -> None:
+    """Otherwise its endings would never be told, and nobody would know."""
+    for target in (named(name, "queue"), named("fine", name)):
+        with pytest.raises(ValueError, match="cannot be swept for"):
+            sweep_query([target], "unused")
+
+
+def test_the_query_asks_only_for_what_nobody_else_tells() -> None:
+    """By type and queue; the order of the targets does not matter."""
+    targets = list(Targets([ProbeWorkflow, FlakyWorkflow]))
+    query = sweep_query(targets, "queue")
+    assert query == (
+        "(TaskQueue = 'queue' AND WorkflowType = 'FlakyWorkflow' "
+        "AND ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut')) OR "
+        "(TaskQueue = 'queue' AND WorkflowType = 'ProbeWorkflow' "
+        "AND ExecutionStatus IN ('Terminated', 'TimedOut'))"
+    )
+    assert sweep_query(reversed(targets), "queue") == query
+
+
+def test_a_place_forgets_what_is_outside_its_window() -> None:
+    """And never grows too large to be recorded."""
+    now = milliseconds(clock())
+    minute = 60_000
+    place = SweepPlace(until_ms=now, handled={"old": now - 3 * minute, "young": now - minute})
+    assert place.trimmed().handled == {"young": now - minute}
+    full = SweepPlace(until_ms=now, handled={str(index): now - minute + index for index in range(9000)}).trimmed()
+    assert len(full.handled) == 5000
+    assert min(full.handled.values()) == now - minute + 4000
+
+
+def test_a_place_never_moves_back() -> None:
+    """An attempt may have been scheduled before the last one recorded its place."""
+    now = clock()
+    place = SweepPlace(until_ms=milliseconds(now) + 5)
+    assert place.moved_to(now) == place

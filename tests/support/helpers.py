@@ -1,0 +1,92 @@
+"""Waiting for facts, and settings with fresh keys."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from multidict import CIMultiDict
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from bridge.security.keys import KeyRing, new_key
+from caller.settings import CallerSettings
+from handler.settings import HandlerSettings
+
+T = TypeVar("T")
+
+CALLER, HANDLER = "order-prod", "payment-prod"
+
+
+async def assert_eventually(check: Callable[[], Awaitable[T]], *, within: float = 20.0) -> T:
+    """Repeat *check* until its assertions hold; out of time, raise what it said last."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(AssertionError),
+        stop=stop_after_delay(timedelta(seconds=within)),
+        wait=wait_fixed(0.05),
+        reraise=True,
+    )
+    return await retrying(check)
+
+
+def ring(key: str | None = None) -> KeyRing:
+    return KeyRing.model_validate({"signing": "k1", "keys": {"k1": key or new_key()}})
+
+
+class Keys:
+    """The keys of one caller and one handler."""
+
+    def __init__(self) -> None:
+        self.callback, self.start, self.completion, self.operation = (ring() for _ in range(4))
+        self.hash = new_key()
+
+
+def caller_settings(
+    keys: Keys, *, receiver_url: str, endpoint_url: str, endpoint: dict[str, Any] | None = None, **changes: Any
+) -> CallerSettings:
+    return CallerSettings.model_validate(
+        {
+            "name": CALLER,
+            "receiver": {"url": receiver_url, "allow_insecure": True},
+            "callback_keys": keys.callback,
+            "handlers": {HANDLER: {"start_keys": keys.start, "completion_keys": keys.completion}},
+            "endpoints": {
+                "payments": {
+                    "url": f"{endpoint_url}/c/{CALLER}",
+                    "handler": HANDLER,
+                    "networks": ["127.0.0.0/8"],
+                    "allow_insecure": True,
+                    **(endpoint or {}),
+                }
+            },
+        }
+        | changes
+    )
+
+
+def handler_settings(
+    keys: Keys, *, receiver_url: str, service_url: str, caller: dict[str, Any] | None = None, **changes: Any
+) -> HandlerSettings:
+    return HandlerSettings.model_validate(
+        {
+            "name": HANDLER,
+            "task_queue": "unset",
+            "service": {"url": service_url, "allow_insecure": True},
+            "operation_keys": keys.operation,
+            "hash_key": keys.hash,
+            "callers": {
+                CALLER: {
+                    "operations": ["PaymentService/*", "ProbeService/*", "QuoteService/*"],
+                    "start_keys": keys.start,
+                    "completion_keys": keys.completion,
+                    "callbacks": [
+                        {"url": f"{receiver_url}/callbacks", "networks": ["127.0.0.0/8"], "allow_insecure": True}
+                    ],
+                    **(caller or {}),
+                }
+            },
+        }
+        | changes
+    )
+
+
+def multi(headers: dict[str, str]) -> CIMultiDict[str]:
+    return CIMultiDict(headers)

@@ -1,0 +1,163 @@
+"""A peer that signs and sends what a test makes of a message, right or wrong."""
+
+import io
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from urllib.parse import quote
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from bridge.protocol.headers import CALLBACK_TOKEN
+from bridge.security.callback_tokens import CallbackTokens
+from bridge.security.signatures import MessageKind, MessageSigner
+from caller.callback_urls import encode_task_token
+from tests.support.helpers import CALLER, HANDLER
+from tests.support.world import World
+
+Spoil = Callable[["Message"], None]
+
+
+@dataclass
+class Message:
+    """One POST before and after it is signed."""
+
+    url: str
+    headers: CIMultiDict[str]
+    body: bytes
+    method: str = "POST"
+    kind: MessageKind = MessageKind.START
+    before_signing: list[Spoil] = field(default_factory=list)
+    after_signing: list[Spoil] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answered:
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The Failure that every error answer is, checked for its form."""
+        assert self.headers["Content-Type"] == "application/json"
+        failure: dict[str, Any] = json.loads(self.body)
+        assert failure["metadata"]["type"] == "nexus.HandlerError"
+        assert set(failure["details"]) == {"type", "retryableOverride"}
+        return failure
+
+    @property
+    def type(self) -> str:
+        return str(self.failure["details"]["type"])
+
+    @property
+    def message(self) -> str:
+        return str(self.failure["message"])
+
+
+async def send(message: Message, signer: MessageSigner | None) -> Answered:
+    """Spoil, sign, spoil again, send to exactly that URL."""
+    for spoil in message.before_signing:
+        spoil(message)
+    if signer is not None:
+        signer.sign(message.kind, message.url, message.headers, message.body)
+    for spoil in message.after_signing:
+        spoil(message)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(
+            message.method,
+            URL(message.url, encoded=True),
+            headers=message.headers,
+            data=io.BytesIO(message.body),
+            skip_auto_headers=("Content-Type", "User-Agent"),
+            allow_redirects=False,
+        ) as response,
+    ):
+        return Answered(response.status, response.headers, await response.read())
+
+
+def start(world: World, ask: dict[str, Any], *, request_id: str | None = None, operation: str = "probe") -> Message:
+    """A good start of the probe."""
+    callback = f"{world.receiver.url}/callbacks/{'c' * 22}?sig=token"
+    return Message(
+        url=f"{world.service.url}/c/{CALLER}/ProbeService/{operation}?callback={quote(callback, safe='')}",
+        headers=CIMultiDict(
+            {
+                "Content-Type": "application/json",
+                "Nexus-Request-Id": request_id or secrets.token_hex(8),
+                "Operation-Timeout": "60s",
+                "Bridge-Scheduled-Time": datetime.now(UTC).isoformat(),
+            }
+        ),
+        body=json.dumps(ask).encode(),
+    )
+
+
+def completion(
+    world: World,
+    *,
+    workflow_id: str,
+    run_id: str,
+    request_id: str,
+    task_token: bytes | None = None,
+    state: str = "succeeded",
+    body: bytes = b'{"text": "told", "blob": ""}',
+    target_run_id: str = "target-run",
+    now: datetime | None = None,
+    tokens: CallbackTokens | None = None,
+    auth: Literal["sig", "server"] = "sig",
+) -> Message:
+    """A good completion of one waiting activity; *auth* "server" is one that needs no signature."""
+    now = now or datetime.now(UTC)
+    tokens = tokens or world.caller_settings.callback_tokens(CALLER)
+    callback_id = secrets.token_urlsafe(16)
+    token = tokens.mint(
+        callback_id=callback_id,
+        peer=HANDLER,
+        operation="ProbeService/probe",
+        workflow_id=workflow_id,
+        run_id=run_id,
+        request_id=request_id,
+        attempt=1,
+        task_token=None if task_token is None else encode_task_token(task_token),
+        now=now,
+        deadline=now + timedelta(hours=1),
+        auth=auth,
+    )
+    url, proof = f"{world.receiver.url}/callbacks/{callback_id}", {}
+    if auth == "server":
+        proof = {CALLBACK_TOKEN: token}
+    else:
+        url += f"?sig={token}"
+    link = f"temporal:///namespaces/{HANDLER}/workflows/target/{target_run_id}/history"
+    query = "eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference"
+    return Message(
+        url=url,
+        headers=CIMultiDict(
+            {
+                **proof,
+                "Content-Type": "application/json",
+                "Nexus-Operation-State": state,
+                "Nexus-Link": f'<{link}?{query}>; type="temporal.api.common.v1.Link.WorkflowEvent"',
+            }
+        ),
+        body=body,
+        kind=MessageKind.COMPLETION,
+    )
+
+
+def failure_body(message: str = "no", kind: str = "Declined") -> bytes:
+    """A failure as a target's worker would tell it."""
+    return json.dumps(
+        {
+            "message": message,
+            "metadata": {"type": "temporal.api.failure.v1.Failure"},
+            "details": {"applicationFailureInfo": {"type": kind}},
+        }
+    ).encode()

@@ -1,0 +1,351 @@
+"""A contract whose target does what the test asks for, and a workflow that calls it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import nexusrpc
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue, RetryPolicy
+from temporalio.exceptions import ApplicationError, NexusOperationError
+
+import bridge
+from bridge.workflow.call import MAX_INPUT_BYTES, Transport
+from bridge.workflow.targets import Target
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the target should do."""
+
+    key: str
+    """Makes the workflow id."""
+    behaviour: str = "return"
+    text: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    blob: str = ""
+
+
+@nexusrpc.service
+class ProbeService:
+    probe: nexusrpc.Operation[Ask, Reply]
+    nothing: nexusrpc.Operation[None, None]
+    shared: nexusrpc.Operation[Ask, Reply]
+    minded: nexusrpc.Operation[Ask, Reply]
+    flaky: nexusrpc.Operation[Ask, Reply]
+    foreign: nexusrpc.Operation[Ask, Reply]
+
+
+def check(ask: Ask) -> None:
+    if ask.behaviour == "refused":
+        message = "the check says no"
+        raise ValueError(message)
+    if ask.behaviour == "buggy check":
+        raise KeyError(ask.key)
+
+
+def workflow_id(ask: Ask) -> str:
+    return "x" * 1001 if ask.behaviour == "long id" else f"probe-{ask.key}"
+
+
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.probe, workflow_id=workflow_id, check=check)
+@workflow.defn
+class ProbeWorkflow:
+    def __init__(self) -> None:
+        self._said: list[str] = []
+        self._count = 0
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+    @workflow.update
+    async def change(self, text: str) -> str:
+        self._said.append(text)
+        return text
+
+    @workflow.query
+    def said(self) -> list[str]:
+        return self._said
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        match ask.behaviour:
+            case "return":
+                return Reply(ask.text, "b" * ask.size)
+            case "fail":
+                self._fail(ask)
+            case "wait":
+                await workflow.wait_condition(lambda: bool(self._said))
+                match self._said[0]:
+                    case "fail":
+                        self._fail(ask)
+                    case "big":
+                        return Reply("big", "b" * ask.size)
+                    case text:
+                        return Reply(text)
+            case "cleanup":
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(0.1)
+                    raise
+            case "slow cleanup":
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(3600)
+            case "swallow cancel":
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    return Reply("went on all the same")
+            case "self-canceled failure":
+                # Fails with a cancellation that nobody asked for: the workflow ends as failed.
+                raise asyncio.CancelledError
+            case "continue once":
+                memo = {"mine": "kept"} if ask.text == "own memo" else None
+                workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"), memo=memo)
+            case "continue on signal":
+                await workflow.wait_condition(lambda: bool(self._said))
+                behaviour = "wait" if self._said[0] == "and wait" else "return"
+                workflow.continue_as_new(Ask(key=ask.key, behaviour=behaviour, text="second run"))
+            case "bug once":
+                if not workflow.unsafe.is_replaying() and workflow.info().get_current_history_length() < 5:
+                    message = "a bug, not an ending"
+                    raise KeyError(message)
+                return Reply("mended")
+            case _:
+                pass
+        return Reply("end")
+
+    def _fail(self, ask: Ask) -> None:
+        inner = ApplicationError("the inner reason", 1, type="Inner", non_retryable=True)
+        message = ask.text or "the outer reason"
+        raise ApplicationError(message, {"key": ask.key}, "two", type="Outer") from inner
+
+
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.shared,
+    workflow_id=lambda ask: f"shared-{ask.key}",
+    shared=True,
+    bounded=True,
+)
+@workflow.defn
+class SharedWorkflow:
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: bool(self._said))
+        return Reply(self._said[0])
+
+
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.minded,
+    workflow_id=lambda ask: f"minded-{ask.key}",
+    on_orphaned="cancel",
+)
+@workflow.defn
+class MindedWorkflow:
+    """Is canceled when nobody waits any more, and tells where it stands."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+        unreadable = RawValue(Payload(metadata={"encoding": b"made/up"}, data=b"x"))
+        bridge.report_progress(unreadable if text == "unreadable" else {"said": text})
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: "done" in self._said)
+        return Reply("done")
+
+
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.nothing, workflow_id=lambda _: "probe-nothing")
+@workflow.defn
+class NothingWorkflow:
+    @workflow.run
+    async def run(self) -> None:
+        """Gives nothing."""
+
+
+@bridge.emits_callback(
+    service=ProbeService,
+    operation=ProbeService.flaky,
+    workflow_id=workflow_id,
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_attempts=3),
+)
+@workflow.defn
+class FlakyWorkflow:
+    """Has three attempts."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        attempt = workflow.info().attempt
+        if ask.behaviour == "wait":
+            await workflow.wait_condition(lambda: False)
+        if ask.behaviour == "fail" or attempt < 3:
+            message = f"attempt {attempt} failed"
+            raise ApplicationError(message, type="Flaky")
+        return Reply(f"attempt {attempt}")
+
+
+@workflow.defn(name="foreign-type", sandboxed=False)
+class ForeignWorkflow:
+    """As another team wrote it: its worker knows nothing of the bridge."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        match ask.behaviour:
+            case "wait":
+                await workflow.wait_condition(lambda: False)
+            case "fail":
+                message = "card declined"
+                raise ApplicationError(message, {"code": 51}, type="Declined")
+            case _:
+                pass
+        return Reply(ask.text, "b" * ask.size)
+
+
+def foreign_target(task_queue: str) -> Target:
+    return bridge.external_target(
+        service=ProbeService,
+        operation=ProbeService.foreign,
+        workflow_type="foreign-type",
+        workflow_id=lambda ask: f"probe-{ask.key}",
+        task_queue=task_queue,
+    )
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How the calling workflow calls."""
+
+    operation: str = "probe"
+    first_lease: float = 30.0
+    renewal: float = 60.0
+    deadline: float = 600.0
+    endpoint: str = "payments"
+    headers: dict[str, str] = field(default_factory=dict)
+    after: float = 0.0
+    """Seconds to go on after the call, so that the run stays open."""
+    cancellation: int = int(workflow.NexusOperationCancellationType.WAIT_COMPLETED)
+    schedule_to_start: float = 0.0
+    start_to_close: float = 0.0
+    transport: Transport | None = None
+    cancel_after: bool = False
+    """Cancel the call, not the workflow, on the signal `cancel_call`."""
+    max_input_bytes: int | None = MAX_INPUT_BYTES
+
+
+def _maybe_seconds(seconds: float) -> timedelta | None:
+    return timedelta(seconds=seconds) if seconds else None
+
+
+@workflow.defn
+class CallingWorkflow:
+    def __init__(self) -> None:
+        self._reported = ""
+        self._call: bridge.OperationHandle[Reply] | None = None
+
+    @workflow.signal
+    def cancel_call(self) -> None:
+        assert self._call is not None
+        self._call.cancel()
+
+    @workflow.query
+    def reported(self) -> str:
+        return self._reported
+
+    @workflow.run
+    async def run(self, ask: Ask, plan: CallPlan) -> Reply:
+        client = bridge.create_client(
+            service=ProbeService,
+            endpoint=plan.endpoint,
+            transport=plan.transport,
+            first_lease=timedelta(seconds=plan.first_lease),
+            renewals=bridge.Renewals(initial=timedelta(seconds=plan.renewal), maximum=timedelta(seconds=3600)),
+            max_input_bytes=plan.max_input_bytes,
+        )
+        try:
+            self._call = await client.start_operation(
+                getattr(ProbeService, plan.operation),
+                ask,
+                schedule_to_close_timeout=timedelta(seconds=plan.deadline),
+                schedule_to_start_timeout=_maybe_seconds(plan.schedule_to_start),
+                start_to_close_timeout=_maybe_seconds(plan.start_to_close),
+                cancellation_type=workflow.NexusOperationCancellationType(plan.cancellation),
+                headers=plan.headers,
+            )
+            reply = await self._call
+        except NexusOperationError as error:
+            self._reported = type(error.cause).__name__
+            if plan.after:
+                await workflow.wait_condition(lambda: False, timeout=plan.after)
+            raise
+        if plan.after:
+            await workflow.sleep(plan.after)
+        return reply
+
+
+@workflow.defn
+class LeavingCaller:
+    """Continues as new while it waits, and calls again in its second run."""
+
+    def __init__(self) -> None:
+        self._leaves = False
+
+    @workflow.signal
+    def leave(self) -> None:
+        self._leaves = True
+
+    @workflow.run
+    async def run(self, ask: Ask, is_second: bool) -> Reply:
+        client = bridge.create_client(service=ProbeService, endpoint="payments", first_lease=timedelta(seconds=600))
+        call: bridge.OperationHandle[Reply] = await client.start_operation(ProbeService.probe, ask)
+        if not is_second:
+            await workflow.wait_condition(lambda: self._leaves)
+            workflow.continue_as_new(args=[ask, True])
+        return await call
+
+
+@workflow.defn
+class NothingCaller:
+    @workflow.run
+    async def run(self) -> str:
+        client = bridge.create_client(service=ProbeService, endpoint="payments")
+        handle: bridge.OperationHandle[Any] = await client.start_operation(ProbeService.nothing, None)
+        assert handle.operation_token is None
+        return repr(await handle)
+
+
+@workflow.defn
+class ServiceCaller:
+    @workflow.run
+    async def run(self, operation: str, ask: Ask, headers: dict[str, str]) -> Reply:
+        service, _, name = operation.partition("/")
+        client: bridge.OperationClient[Any] = bridge.create_client(service=service, endpoint="payments")
+        reply: Reply = await client.execute_operation(name, ask, output_type=Reply, headers=headers)
+        return reply
+
+
+TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow]
+CALLERS = [CallingWorkflow, LeavingCaller, NothingCaller, ServiceCaller]

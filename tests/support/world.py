@@ -1,0 +1,351 @@
+"""Both sides of the bridge on a real server and real sockets, each part to be stopped and started at will."""
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aiohttp import web
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
+from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.converter import DataConverter
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from bridge.runtime.http_server import AccessLogger, Readiness
+from bridge.runtime.temporal import Namespace
+from bridge.security.callback_tokens import OperationTokens
+from bridge.security.keys import decode_key
+from bridge.workflow.call import Transport
+from bridge.workflow.targets import Target, Targets
+from caller.completer import Completer
+from caller.plugin import CallerPlugin
+from caller.receiver import create_receiver
+from caller.settings import CallerSettings
+from examples.payments.orders import OrderWorkflow
+from examples.payments.payments import PaymentWorkflow
+from handler.plugin import HandlerPlugin
+from handler.service import create_service
+from handler.settings import HandlerSettings
+from handler.start.canceler import Canceler
+from handler.start.held_starts import Holds
+from handler.start.starter import Starter
+from handler.start.sync_operations import SyncOperations
+from handler.sweep.activity import start_sweep
+from scripts.environment.server import Server, free_ports
+from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
+from tests.support.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply
+
+Before = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+
+
+def clock() -> datetime:
+    return datetime.now(UTC)
+
+
+class Listener:
+    """An application on a fixed port that can go away and come back, and that counts its requests."""
+
+    def __init__(self, port: int, make: Callable[[], web.Application]) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.requests: list[tuple[str, int]] = []
+        """Path with query, and status, of every request that was answered."""
+        self.before: Before | None = None
+        """Called first; what it returns is the answer."""
+        self.after: Callable[[], Awaitable[None]] | None = None
+        """Called when a request has been acted upon, before it is answered."""
+        self._make = make
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = self._make()
+        app.middlewares.insert(0, self._count)
+        self._runner = web.AppRunner(
+            app, access_log_class=AccessLogger, auto_decompress=False, shutdown_timeout=1, max_field_size=16380
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+
+    @web.middleware
+    async def _count(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        answer = await self.before(request) if self.before is not None else None
+        if answer is None:
+            answer = await handler(request)
+            if self.after is not None:
+                await self.after()
+        self.requests.append((request.raw_path, answer.status))
+        return answer
+
+    @property
+    def statuses(self) -> list[int]:
+        return [status for _, status in self.requests]
+
+
+class World:
+    """One caller, one handler; everything is started but what a test asks to leave out."""
+
+    def __init__(self, server: Server, *, converters: tuple[DataConverter, DataConverter]) -> None:
+        self.server = server
+        self.id = uuid.uuid4().hex[:12]
+        self.keys = Keys()
+        self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
+        self.delivery_budget = timedelta(seconds=10)
+        self.handler_runtime: Runtime | None = None
+        self.worker_options: dict[str, Any] = {}
+        self.max_outcome_bytes: int | None = None
+        self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
+        """What the service serves; the worker has no more than the first few."""
+        self.services: list[Any] = []
+        """Service handlers beside the targets."""
+        self._executor = ThreadPoolExecutor(2)
+        self._converters = converters
+        self._handler_settings: HandlerSettings | None = None
+        self.caller_options: dict[str, Any] = {}
+        """Further settings of the caller."""
+        self.endpoint_options: dict[str, Any] = {}
+        """Further settings of the caller's endpoint."""
+        self.peer_options: dict[str, Any] = {}
+        """Further settings of the caller on the handler's side."""
+        self.handler_options: dict[str, Any] = {}
+        """Further settings of the handler."""
+        self.nexus_endpoint = f"native-{self.id}"
+        receiver_port, service_port = free_ports(2)
+        self.receiver = Listener(receiver_port, self._make_receiver)
+        self.service = Listener(service_port, self._make_service)
+        self.endpoint_url = self.service.url
+        self._workers: dict[str, AsyncExitStack] = {}
+        self.caller_client: Client
+        self.handler_client: Client
+
+    async def connect(self) -> None:
+        address = self.server.address
+        self.caller_client = await Client.connect(address, namespace=CALLER, data_converter=self._converters[0])
+        self.handler_client = await Client.connect(
+            address, namespace=HANDLER, data_converter=self._converters[1], runtime=self.handler_runtime
+        )
+
+    # Settings are made anew at every start, so that a test may change keys in between.
+    @property
+    def caller_settings(self) -> CallerSettings:
+        return caller_settings(
+            self.keys,
+            receiver_url=self.receiver.url,
+            endpoint_url=self.endpoint_url,
+            endpoint=self.endpoint_options,
+            **self.caller_options,
+        )
+
+    @property
+    def handler_settings(self) -> HandlerSettings:
+        if self._handler_settings is not None:
+            return self._handler_settings
+        return handler_settings(
+            self.keys,
+            receiver_url=self.receiver.url,
+            service_url=self.service.url,
+            caller=self.peer_options,
+            task_queue=self.payment_queue,
+            **self.handler_options,
+        )
+
+    def override_handler_settings(self, settings: HandlerSettings) -> None:
+        """From the next start on."""
+        self._handler_settings = settings
+
+    def _make_receiver(self) -> web.Application:
+        settings = self.caller_settings
+        return create_receiver(
+            completer=Completer(client=self.caller_client),
+            tokens=settings.callback_tokens(CALLER),
+            verifiers=settings.completion_verifiers(),
+            readiness=Readiness(Namespace(self.caller_client, clock=clock).is_reachable),
+            clock=clock,
+        )
+
+    def _make_service(self) -> web.Application:
+        settings = self.handler_settings
+        namespace = Namespace(self.handler_client, clock=clock)
+        targets = Targets(self.targets)
+        return create_service(
+            settings,
+            targets=targets,
+            operations=SyncOperations(
+                self.services,
+                targets=targets,
+                data_converter=self.handler_client.data_converter,
+                executor=self._executor,
+                clock=clock,
+            ),
+            starter=Starter(
+                client=self.handler_client,
+                tokens=OperationTokens(settings.operation_keys),
+                hash_key=decode_key(settings.hash_key),
+                task_queue=self.payment_queue,
+                retention=namespace.retention,
+                holds=Holds(self.handler_client, limit=settings.service.held_starts),
+                clock=clock,
+            ),
+            canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
+            readiness=Readiness(namespace.is_reachable),
+        )
+
+    async def start_worker(self, side: str) -> None:
+        """*side* is "caller" or "handler"."""
+        stack = self._workers[side] = AsyncExitStack()
+        if side == "caller":
+            worker = Worker(
+                self.caller_client,
+                task_queue=self.order_queue,
+                workflows=[OrderWorkflow, *CALLERS],
+                plugins=[CallerPlugin(self.caller_settings)],
+            )
+        else:
+            worker = Worker(
+                self.handler_client,
+                task_queue=self.payment_queue,
+                workflows=[PaymentWorkflow, *TARGETS],
+                plugins=[
+                    HandlerPlugin(
+                        self.handler_settings,
+                        delivery_budget=self.delivery_budget,
+                        max_outcome_bytes=self.max_outcome_bytes,
+                    )
+                ],
+                **self.worker_options,
+            )
+        await stack.enter_async_context(worker)
+
+    async def create_nexus_endpoint(self, target: EndpointTarget | None = None) -> None:
+        """Register `nexus_endpoint` on the server: our handler's worker, or *target*."""
+        worker = EndpointTarget.Worker(namespace=HANDLER, task_queue=self.payment_queue)
+        spec = EndpointSpec(name=self.nexus_endpoint, target=target or EndpointTarget(worker=worker))
+        await self.caller_client.operator_service.create_nexus_endpoint(CreateNexusEndpointRequest(spec=spec))
+
+    def plan(self, transport: Transport, **options: Any) -> CallPlan:
+        """How to call by *transport*."""
+        endpoint = self.nexus_endpoint if transport == "nexus" else "payments"
+        return CallPlan(transport=transport, endpoint=endpoint, **options)
+
+    async def start_sweep(self) -> None:
+        """As every replica of the service does when it starts."""
+        await start_sweep(self.handler_client, targets=Targets(self.targets), settings=self.handler_settings)
+
+    @property
+    def sweep(self) -> WorkflowHandle[Any, Any]:
+        return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}")
+
+    async def stop_worker(self, side: str) -> None:
+        stack = self._workers.pop(side, None)
+        if stack is not None:
+            await stack.aclose()
+
+    async def close(self) -> None:
+        for side in list(self._workers):
+            await self.stop_worker(side)
+        await self.receiver.stop()
+        await self.service.stop()
+        self._executor.shutdown(wait=False)
+
+    # What tests ask and wait for.
+    def key(self, name: str = "") -> str:
+        return f"{self.id}-{name or uuid.uuid4().hex[:6]}"
+
+    async def call(self, ask: Ask, plan: CallPlan | None = None) -> WorkflowHandle[CallingWorkflow, Reply]:
+        return await self.caller_client.start_workflow(
+            CallingWorkflow.run,
+            args=[ask, plan or CallPlan()],
+            id=f"calling-{ask.key}-{uuid.uuid4().hex[:6]}",
+            task_queue=self.order_queue,
+        )
+
+    def target(self, ask: Ask) -> WorkflowHandle[Any, Any]:
+        return self.handler_client.get_workflow_handle(f"probe-{ask.key}")
+
+    async def until_started(self, ask: Ask) -> WorkflowHandle[Any, Any]:
+        """Wait until the target of *ask* runs."""
+        target = self.target(ask)
+
+        async def check() -> None:
+            assert [each async for each in _history(target)], "the target has not started"
+
+        await assert_eventually(check)
+        return target
+
+    async def pending(self, handle: WorkflowHandle[Any, Any]) -> Any:
+        """The waiting activity as describe shows it, or None."""
+        described = await handle.describe()
+        activities = described.raw_description.pending_activities
+        return activities[0] if activities else None
+
+    async def until_attempt(self, handle: WorkflowHandle[Any, Any], attempt: int, *, in_backoff: bool = False) -> None:
+        """Wait until the waiting activity is at *attempt*, or, *in_backoff*, waits for it."""
+
+        async def check() -> None:
+            activity = await self.pending(handle)
+            assert activity is not None, "nothing is pending"
+            assert activity.attempt >= attempt
+            if in_backoff:
+                assert activity.state == 1, "not between attempts"  # SCHEDULED
+                assert activity.HasField("last_failure")
+
+        await assert_eventually(check)
+
+
+async def _history(handle: WorkflowHandle[Any, Any]) -> AsyncIterator[HistoryEvent]:
+    try:
+        async for event in handle.fetch_history_events():
+            yield event
+    except RPCError:
+        return
+
+
+async def events(handle: WorkflowHandle[Any, Any]) -> list[str]:
+    """Names of the events of a history, in order."""
+    return [
+        EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") async for event in handle.fetch_history_events()
+    ]
+
+
+def with_codec(codec: Any) -> DataConverter:
+    return dataclasses.replace(DataConverter.default, payload_codec=codec)
+
+
+@contextlib.asynccontextmanager
+async def running_world(
+    server: Server,
+    *,
+    without: tuple[str, ...] = (),
+    converters: tuple[DataConverter, DataConverter] = (DataConverter.default, DataConverter.default),
+    prepare: Callable[[World], None] = lambda _: None,
+) -> AsyncIterator[World]:
+    """A world, without the parts named in *without*: receiver, service, caller, handler."""
+    world = World(server, converters=converters)
+    prepare(world)
+    await world.connect()
+    try:
+        if "receiver" not in without:
+            await world.receiver.start()
+        if "service" not in without:
+            await world.service.start()
+        for side in ("handler", "caller"):
+            if side not in without:
+                await world.start_worker(side)
+        yield world
+    finally:
+        await world.close()
