@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
@@ -13,6 +13,9 @@ from tests.support.helpers import CALLER, HANDLER
 from tests.support.world import World, running_world
 
 ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
+
+MAY_SKIP = "no container engine"
+"""The beginning of the only reason for which a test may be skipped under CI."""
 
 _exit_code = pytest.StashKey[int]()
 
@@ -32,9 +35,45 @@ async def world(server: Server) -> AsyncIterator[World]:
         yield made
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tier",
+        choices=["suite", "all", "short"],
+        default="suite",
+        help="which tests marked as a part to add: none, all, or only the short case of each and nothing else",
+    )
+
+
 def pytest_configure() -> None:
     # The SDK's core warns of reports that came after a completion: here they are meant.
     logging.getLogger("temporalio").setLevel(logging.ERROR)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the chosen tier."""
+    tier = config.getoption("tier")
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        part = item.get_closest_marker("part")
+        is_short = part is not None and part.kwargs.get("short", False)
+        is_kept = tier == "all" or (part is None if tier == "suite" else is_short)
+        (kept if is_kept else dropped).append(item)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under CI a skipped test is a failure: a test that does not run proves nothing."""
+    report = yield
+    reason = str(call.excinfo.value) if call.excinfo is not None else ""
+    if report.skipped and os.environ.get("CI") and not reason.startswith(MAY_SKIP):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, which is a failure under CI: {reason}"
+    return report
 
 
 @pytest.hookimpl(trylast=True)

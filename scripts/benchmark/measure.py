@@ -14,7 +14,7 @@ from bridge.workflow.client import DEFAULT_FIRST_LEASE
 from examples.payments.orders import Order, OrderReceipt
 from scripts.benchmark.results import Batch, LongCall, Memory, Sample, read_sample, request_times
 from scripts.benchmark.world import Mode, Usage, World
-from scripts.environment.server import say
+from scripts.environment.progress import say
 
 SETTLING_S = 1.2
 """After a batch, before its costs are read: what a call does after its end is charged to it, too."""

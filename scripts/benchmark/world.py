@@ -21,7 +21,8 @@ from temporalio.client import Client
 from scripts.benchmark.orders import nexus_endpoint
 from scripts.benchmark.results import frontend_requests, http_requests
 from scripts.benchmark.workers import TOKEN_VARIABLE
-from scripts.environment.server import Server, free_ports, running_server, stop_process, with_ticker
+from scripts.environment.progress import with_ticker
+from scripts.environment.server import Server, free_ports, running_server, stop_process
 from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, ROOT, write_settings
 
 EAGER_ACTIVITIES = "system.enableActivityEagerExecution"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.benchmark import against
 from scripts.benchmark.measure import LONG_CALLS, Plan, computed, count_requests, fill, run_batch
 from scripts.benchmark.plots import draw
 from scripts.benchmark.report import markdown, summary
@@ -42,7 +43,8 @@ from scripts.benchmark.world import (
     running_world,
 )
 from scripts.commands.up import end, until_stopped
-from scripts.environment.server import say
+from scripts.environment import temporal_cli
+from scripts.environment.progress import say
 from scripts.environment.stack import ROOT
 
 LIMIT_S = 2400.0
@@ -237,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     modes, settings = (
-        [mode.name for mode in MODES],
+        ["default", *(mode.name for mode in MODES)],
         [each.name.replace(", ", "-").replace(" ", "-") for each in SETTINGS],
     )
     parser.add_argument(
@@ -251,7 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         "--modes",
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
-        help=f"measure only these of: {', '.join(modes)} (default: all; with --quick all but {SERVER.name})",
+        help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery. "
+        f"Without --modes: all; with --quick all but {SERVER.name}",
     )
     parser.add_argument(
         "--parts",
@@ -266,18 +269,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"run the server only so: {', '.join(settings)}",
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of one call at a time")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every part that has rounds")
+    parser.add_argument(
+        "--against",
+        metavar="REF",
+        help="compare this checkout with another commit of the repository: paired rounds of both (six, or --rounds), "
+        "each in its own worktree and environment; prints median and 95%% interval of every ratio",
+    )
+    temporal_cli.add_server_option(parser)
     return parser
 
 
 async def _bench(arguments: argparse.Namespace) -> int:
+    temporal_cli.choose(arguments.server)
+    if arguments.against is not None:
+        return await until_stopped(lambda: _compare(arguments))
     size = QUICK if arguments.quick else FULL
     if arguments.rounds is not None:
-        size = replace(size, rounds=arguments.rounds)
+        size = replace(
+            size, rounds=arguments.rounds, rounds_elsewhere=arguments.rounds, throughput_rounds=arguments.rounds
+        )
     if arguments.settings is not None:
         named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
         size = replace(size, settings=[named[name] for name in arguments.settings])
-    chosen = arguments.modes or [mode.name for mode in MODES if not arguments.quick or mode is not SERVER]
+    chosen = [BRIDGE.name if name == "default" else name for name in arguments.modes or ()] or [
+        mode.name for mode in MODES if not arguments.quick or mode is not SERVER
+    ]
     modes = [mode for mode in MODES if mode.name in chosen]
     is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)
     output = arguments.output or (ROOT / "docs" if is_whole and len(size.settings) == len(SETTINGS) else None)
@@ -302,6 +319,15 @@ async def _bench(arguments: argparse.Namespace) -> int:
         return 0
 
     return await until_stopped(work)
+
+
+async def _compare(arguments: argparse.Namespace) -> int:
+    reference = arguments.against
+    comparisons = await against.compare(reference, rounds=arguments.rounds or against.ROUNDS)
+    say(against.table(comparisons, reference))
+    if arguments.json:
+        print(json.dumps(against.to_json(comparisons, reference)), flush=True)
+    return 0
 
 
 def main() -> NoReturn:

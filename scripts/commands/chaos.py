@@ -39,7 +39,8 @@ from scripts.chaos_run.schedule import (
 )
 from scripts.chaos_run.verdict import HarmDone, Recovery, Run, Verdict, judge, recoveries
 from scripts.commands.up import end, until_stopped
-from scripts.environment.server import say
+from scripts.environment import temporal_cli
+from scripts.environment.progress import say
 from scripts.environment.stack import (
     CALLER_NAMESPACE,
     HANDLER_NAMESPACE,
@@ -90,6 +91,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
         options = StackOptions(
             ui=False,
             durable=True,
+            separate=True,
             first_lease=plan.first_lease,
             renewal=plan.renewal,
             renewal_maximum=plan.renewal,
@@ -108,7 +110,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
             # The SDK's core tells of every try that finds the server away.
             quiet = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
             clients = [
-                await Client.connect(stack.server.address, namespace=namespace, runtime=quiet)
+                await Client.connect(stack.servers["caller"].address, namespace=namespace, runtime=quiet)
                 for namespace in (CALLER_NAMESPACE, HANDLER_NAMESPACE)
             ]
             calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
@@ -165,8 +167,8 @@ class Disturbance:
     async def _do(self, harm: Harm) -> None:
         began = time.time()
         if harm.kind is HarmKind.RESTART_SERVER:
-            assert self._stack.server.restart is not None
-            await self._stack.server.restart(harm.down_s)
+            assert self._stack.servers["caller"].restart is not None
+            await self._stack.servers["caller"].restart(harm.down_s)
         else:
             await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
         self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
@@ -335,6 +337,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--renewal", type=float, default=10.0, metavar="S", help="seconds between renewals, default %(default)s"
     )
+    temporal_cli.add_server_option(parser)
     parser.add_argument("--keep", action="store_true", help="keep settings, logs and database")
     parser.add_argument(
         "--json", action="store_true", help="print the facts as one JSON object, the last line of output"
@@ -374,6 +377,7 @@ def main() -> NoReturn:
     _add_arguments(parser)
     given = parser.parse_args()
     plan = _plan(parser, given)
+    temporal_cli.choose(given.server)
     end(until_stopped(lambda: run_chaos(plan, as_json=given.json)))
 
 

@@ -1,7 +1,8 @@
 """Run the main job: order workflows in one namespace have their payments made by workflows in another.
 
-Starts a real Temporal server, the receiver, the handler service and both workers as separate processes, sends five
-orders through, prints what happened, and ends all of it. Exits 0 only if every outcome was the expected one.
+Starts two real Temporal servers that know nothing of each other, one for each team, and one process for each team.
+Sends five orders through, prints what happened, and ends everything. Exits 0 only if every outcome was the expected
+one.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
 from scripts.commands.up import add_stack_options, end, stack_options, until_stopped
-from scripts.environment.server import say
-from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, Stack, running_stack
+from scripts.environment.progress import say
+from scripts.environment.server import Server
+from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, Stack, StackOptions, running_stack
 
 START_ROUTE = "/c/{caller}/{service}/{operation}"
 
@@ -37,10 +39,10 @@ class Step:
 
 STEPS = (
     Step(title="paid at once", order_id="1001", amount=42.0, expected="succeeded"),
-    Step(title="takes longer than the first lease", order_id="1002", amount=420.0, expected="succeeded"),
-    Step(title="card declined", order_id="1003", amount=42_000.0, expected="failed CardDeclined"),
-    Step(title="a second small one", order_id="1004", amount=7.5, expected="succeeded"),
-    Step(title="the first order again: charged once", order_id="1001", amount=42.0, expected="succeeded"),
+    Step(title="takes longer than its first lease", order_id="1002", amount=420.0, expected="succeeded"),
+    Step(title="the failure arrives whole", order_id="1003", amount=42_000.0, expected="failed CardDeclined"),
+    Step(title="another one, at the same time", order_id="1004", amount=7.5, expected="succeeded"),
+    Step(title="order 1001 again: charged once", order_id="1001", amount=42.0, expected="succeeded"),
 )
 
 
@@ -124,12 +126,12 @@ async def report(
         if event.HasField("activity_task_scheduled_event_attributes")
     ]
     requests = [
-        line
-        for line in stack.log_lines("receiver", "handler")
-        if line["event"] == "bridge.http_request" and line.get("bridge.request_id") == request_id
+        entry
+        for entry in stack.log_lines()
+        if entry["event"] == "bridge.http_request" and entry.get("bridge.request_id") == request_id
     ]
-    starts = [line for line in requests if line["bridge.route"] == START_ROUTE]
-    runs = [line for line in starts if "bridge.run_id" in line]
+    starts = [entry for entry in requests if entry["bridge.route"] == START_ROUTE]
+    runs = [entry for entry in starts if "bridge.run_id" in entry]
     target = None
     if runs:
         target = Ref(
@@ -146,53 +148,74 @@ async def report(
         caller=Ref(namespace=CALLER_NAMESPACE, workflow_id=handle.id, run_id=run),
         target=target,
         http_requests=len(requests),
-        renewals=sum(line.get("bridge.attempt", 1) > 1 for line in starts),
+        renewals=sum(entry.get("bridge.attempt", 1) > 1 for entry in starts),
         caller_events=len(history.events),
         seconds=round(seconds, 3),
     )
 
 
-def is_expected(step: Step, told: Report) -> bool:
+def is_expected(step: Step, seen: Report) -> bool:
     """Whether an order ended as it should."""
-    return f"{told.outcome} {told.error.type if told.error else ''}".strip() == step.expected
+    return f"{seen.outcome} {seen.error.type if seen.error else ''}".strip() == step.expected
 
 
-def tell(stack: Stack, step: Step, told: Report) -> None:
-    """One order's timeline, for a person."""
-
-    def link(ref: Ref) -> str:
-        where = f"{ref.namespace}/{ref.workflow_id}"
-        if stack.server.ui is None:
-            return where
-        path = f"namespaces/{ref.namespace}/workflows/{ref.workflow_id}/{ref.run_id}"
-        return f"{where}\n               {stack.server.ui}/{path}"
-
-    mark = "✓" if is_expected(step, told) else f"✗ expected {step.expected}"
-    say(f"\n{mark} order {step.order_id}, amount {step.amount:g}: {step.title}")
-    say(f"    caller     {link(told.caller)}")
-    say(f"    target     {link(told.target) if told.target else 'none'}")
-    if told.result is not None:
-        say(f"    outcome    {told.outcome}: {told.result['status']}, payment {told.result['payment_id']}")
-    if told.error is not None:
-        cause = f" (because: {told.error.cause})" if told.error.cause else ""
-        say(f"    outcome    {told.outcome}: {told.error.type}: {told.error.message}{cause}")
-    say(
-        f"    cost       {told.http_requests} HTTP requests, {told.renewals} renewals, "
-        f"{told.caller_events} history events in the caller, {told.seconds:.2f} s"
-    )
+def line(step: Step, seen: Report) -> str:
+    """One order in one line: outcome, seconds, HTTP requests, and what it proves."""
+    mark = "✓" if is_expected(step, seen) else "✗"
+    outcome = seen.result["status"] if seen.result is not None else seen.error.type if seen.error else seen.outcome
+    requests = f"{seen.http_requests} request{'s' if seen.http_requests != 1 else ' '}"
+    proves = step.title if is_expected(step, seen) else f"expected {step.expected}"
+    return f"{mark} {step.order_id}  {outcome:<13}{seen.seconds:5.2f} s  {requests}  {proves}"
 
 
-async def _demo(arguments: argparse.Namespace) -> int:
+def links(stack: Stack, seen: Report) -> list[str]:
+    """One line for each side: the run in Temporal's UI, or its name where there is no UI."""
+    sides = {"caller": seen.caller, "handler": seen.target}
+    return [_link(stack.servers[side].ui, ref) for side, ref in sides.items() if ref is not None]
+
+
+def _link(ui: str | None, ref: Ref) -> str:
+    if ui is None:
+        return f"    {ref.namespace}/{ref.workflow_id}"
+    return f"    {ui}/namespaces/{ref.namespace}/workflows/{ref.workflow_id}/{ref.run_id}"
+
+
+def details(seen: Report) -> list[str]:
+    """What `--verbose` adds."""
+    lines = []
+    if seen.result is not None:
+        lines.append(f"    result     {seen.result['status']}, payment {seen.result['payment_id']}")
+    if seen.error is not None:
+        cause = f" (because: {seen.error.cause})" if seen.error.cause else ""
+        lines.append(f"    error      {seen.error.type}: {seen.error.message}{cause}")
+    lines.append(f"    cost       {seen.renewals} renewals, {seen.caller_events} history events in the caller")
+    return lines
+
+
+NEXT = """
+Next:
+  ./scripts/demo --stay      the same, and the links above stay up until you press Enter
+  ./scripts/demo --verbose   the same, with results, failures, renewals and history events
+  ./scripts/up               keep everything running and send orders yourself"""
+
+
+def _where(caller: Server, handler: Server) -> str:
+    return "the same" if caller is handler else f"another one, {handler.version}, which knows nothing of the first"
+
+
+async def _demo(arguments: argparse.Namespace, options: StackOptions) -> int:
     async def work() -> int:
-        async with running_stack(stack_options(arguments)) as stack:
-            client = await Client.connect(stack.server.address, namespace=CALLER_NAMESPACE)
-            say("sending five orders; the slow one takes several seconds …")
+        async with running_stack(options) as stack:
+            caller, handler = stack.servers["caller"], stack.servers["handler"]
+            client = await Client.connect(caller.address, namespace=CALLER_NAMESPACE)
+            say(f"{CALLER_NAMESPACE} is on server {caller.version}, {HANDLER_NAMESPACE} on {_where(caller, handler)}")
+            say("sending five orders; one of them takes five seconds …\n")
             first = await asyncio.gather(*(send(client, step) for step in STEPS[:-1]))
             # The last is the first one again, after that has ended.
             sent = [*first, await send(client, STEPS[-1])]
             reports = [await report(stack, step, *each) for step, each in zip(STEPS, sent, strict=True)]
-            for step, told in zip(STEPS, reports, strict=True):
-                tell(stack, step, told)
+            for step, seen in zip(STEPS, reports, strict=True):
+                say("\n".join([line(step, seen), *links(stack, seen), *(details(seen) if arguments.verbose else [])]))
             once = reports[0].target is not None and reports[0].target == reports[-1].target
             ok = once and all(map(is_expected, STEPS, reports))
             say(
@@ -202,8 +225,10 @@ async def _demo(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print(json.dumps({"orders": [asdict(each) for each in reports], "ok": ok}), flush=True)
             if arguments.stay and sys.stdin.isatty():
-                say("the links above work until you press Enter")
+                say("The links above work until you press Enter.")
                 await asyncio.to_thread(sys.stdin.readline)
+            else:
+                say(NEXT)
         return 0 if ok else 1
 
     return await until_stopped(work)
@@ -215,9 +240,11 @@ def main() -> NoReturn:
     parser.add_argument(
         "--json", action="store_true", help="print the facts as one JSON object, the last line of output"
     )
-    parser.add_argument("--stay", action="store_true", help="wait for Enter before stopping, to follow the links")
-    add_stack_options(parser, first_lease=2.0, renewal=2.0)
-    end(_demo(parser.parse_args()))
+    parser.add_argument("--stay", action="store_true", help="wait for Enter before stopping, so that the links work")
+    parser.add_argument("--verbose", action="store_true", help="show results, failures, renewals and history events")
+    add_stack_options(parser, first_lease=2.0, renewal=2.0, clusters=2)
+    arguments = parser.parse_args()
+    end(_demo(arguments, stack_options(parser, arguments)))
 
 
 if __name__ == "__main__":

@@ -1,135 +1,26 @@
-"""A real Temporal server for demo and tests: found, downloaded or built, then started on free ports.
-
-Looked for in this order: an address given by the user (then nothing is started), a `temporal` on PATH, an earlier build
-in the user's cache, the download by the SDK, `go install`. Everything said goes to standard error.
-"""
+"""A real Temporal server for demo, tests and benchmark: one that the user names, or one that is started here."""
 
 import asyncio
 import contextlib
-import os
 import re
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest, RegisterNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.testing import WorkflowEnvironment
 
-CLI_VERSION = "1.5.1"
-"""Newest version that `go install` takes, and the one the suite was run against."""
-OLDEST_TESTED = (1, 29, 1)
-"""Server version inside it."""
+from scripts.environment import temporal_cli
+from scripts.environment.progress import say, with_ticker
+from scripts.environment.temporal_cli import OLDEST, NoServerError
 
-_GO_PACKAGE = f"github.com/temporalio/cli/cmd/temporal@v{CLI_VERSION}"
-_DOWNLOAD_TIMEOUT = timedelta(minutes=3)
 _STARTUP_TIMEOUT = timedelta(seconds=60)
-
-NONE_FOUND = f"""\
-No Temporal server could be found, downloaded or built. Do one of these and try again:
-  - install the Temporal CLI (https://docs.temporal.io/cli) so that `temporal` is on PATH;
-  - install Go 1.24 or newer, with access to a module proxy: it is then built by `go install {_GO_PACKAGE}`;
-  - start a server yourself and name it: TEMPORAL_ADDRESS=host:port, or --temporal host:port."""
-
-T = TypeVar("T")
-
-
-class NoServerError(Exception):
-    """None of the ways to a server worked; the text says what to do."""
-
-
-def say(text: str) -> None:
-    """Tell the user, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-async def with_ticker(what: str, work: Awaitable[T]) -> T:
-    """Await *work*, saying every few seconds that it goes on."""
-    task = asyncio.ensure_future(work)
-    began = time.monotonic()
-    say(f"{what} …")
-    while not (await asyncio.wait({task}, timeout=5))[0]:
-        say(f"{what} … {time.monotonic() - began:.0f} s")
-    return task.result()
-
-
-def cached_binary() -> Path:
-    """Where a build or download is kept between runs."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "callback-bridge" / f"temporal-{CLI_VERSION}" / "temporal"
-
-
-async def find_binary() -> Path:
-    """A `temporal` to run; downloads or builds it where there is none.
-
-    Raises:
-        NoServerError: No way worked.
-    """
-    on_path = shutil.which("temporal")
-    if on_path:
-        return Path(on_path)
-    cached = cached_binary()
-    if cached.is_file():
-        return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    for what, way in (
-        (f"downloading the Temporal CLI {CLI_VERSION}", _download),
-        (f"building the Temporal CLI {CLI_VERSION} with Go (a few minutes, once)", _build),
-    ):
-        # Made aside and moved: two runs at once must not see half a binary.
-        with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
-            try:
-                made = await with_ticker(what, way(Path(aside)))
-            except NoServerError as error:
-                say(f"  not possible: {error}")
-                continue
-            made.rename(cached)
-            return cached
-    raise NoServerError(NONE_FOUND)
-
-
-async def _download(into: Path) -> Path:
-    try:
-        async with asyncio.timeout(_DOWNLOAD_TIMEOUT.total_seconds()):
-            environment = await WorkflowEnvironment.start_local(
-                download_dest_dir=str(into), dev_server_download_version=f"v{CLI_VERSION}"
-            )
-            await environment.shutdown()
-    except (RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else "no answer in time"
-        raise NoServerError(reason) from None
-    made = [name for name in os.listdir(into) if name.startswith("temporal")]  # noqa: PTH208 - two entries, no wait
-    if not made:
-        message = "the SDK downloaded nothing"
-        raise NoServerError(message)
-    return into / made[0]
-
-
-async def _build(into: Path) -> Path:
-    go = shutil.which("go")
-    if go is None:
-        message = "no `go` on PATH"
-        raise NoServerError(message)
-    process = await asyncio.create_subprocess_exec(
-        *(go, "install", "-ldflags", "-s -w", _GO_PACKAGE),
-        env={**os.environ, "GOBIN": str(into)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    _, complaints = await process.communicate()
-    if process.returncode != 0:
-        raise NoServerError(complaints.decode(errors="replace").strip().splitlines()[-1][:200])
-    return into / "temporal"
 
 
 def free_ports(count: int) -> list[int]:
@@ -139,6 +30,22 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def require_free(port: int) -> None:
+    """Refuse a port on which another program listens. Without this, clients would reach that program.
+
+    Raises:
+        NoServerError: It is in use.
+    """
+    with socket.socket() as probe:
+        # As the server does it: a port that a stopped server has just left is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            message = f"port {port} is in use: stop what listens there, or choose another one with --port"
+            raise NoServerError(message) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +58,8 @@ class Server:
     version: str
     pid: int | None
     """Of its first process. None: it was there before us."""
+    program: Path | None = None
+    """The `temporal` command line that holds the server. None: the user named a server."""
     metrics: str | None = None
     """URL of its Prometheus metrics, where we know of one."""
     http: str | None = None
@@ -164,11 +73,13 @@ async def check_version(address: str) -> str:
     client = await Client.connect(address, lazy=False)
     version = (await client.workflow_service.get_system_info(GetSystemInfoRequest())).server_version
     say(f"Temporal server {version} at {address}")
-    numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
-    if numbers < OLDEST_TESTED:
-        oldest = ".".join(map(str, OLDEST_TESTED))
-        say(f"warning: older than {oldest}, the oldest version that this was tested with")
+    if _numbers(version) < _numbers(OLDEST):
+        say(f"warning: older than {OLDEST}, the oldest version that this was tested with")
     return version
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(each) for each in re.findall(r"\d+", version)[:3]]
 
 
 async def ensure_namespaces(address: str, namespaces: Sequence[str]) -> None:
@@ -192,20 +103,30 @@ async def running_server(
     ui: bool = False,
     log: Path | None = None,
     port: int | None = None,
+    ui_port: int | None = None,
+    choice: str | None = None,
     database: Path | None = None,
     dynamic_config: Sequence[str] = (),
 ) -> AsyncIterator[Server]:
-    """A server with *namespaces*: the one at *address*, or one that lives as long as this context."""
+    """A server with *namespaces*: the one at *address*, or one that is started and ends with this context.
+
+    *choice* names the server's version; None leaves it to the environment. A port that is not given is a free one.
+
+    Raises:
+        NoServerError: The server cannot be run, or one of the ports is in use.
+    """
     if address is not None:
         version = await check_version(address)
         await ensure_namespaces(address, namespaces)
         yield Server(address=address, ui=None, version=version, pid=None)
         return
-    binary = await find_binary()
-    own_port, ui_port, http_port, metrics_port = free_ports(4)
-    own_port = port or own_port
-    arguments = [str(binary), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(own_port)]
-    arguments += ["--ui-port", str(ui_port)] if ui else ["--headless"]
+    program = await temporal_cli.find(choice or temporal_cli.chosen())
+    free_port, free_ui_port, http_port, metrics_port = free_ports(4)
+    own_port, own_ui_port = port or free_port, ui_port or free_ui_port
+    for number in (own_port, own_ui_port):
+        require_free(number)
+    arguments = [str(program), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(own_port)]
+    arguments += ["--ui-port", str(own_ui_port)] if ui else ["--headless"]
     arguments += ["--http-port", str(http_port), "--metrics-port", str(metrics_port), "--log-level", "error"]
     if database is not None:
         # For servers that are killed, on machines that are not: what was written stays with the operating system, and
@@ -244,8 +165,9 @@ async def running_server(
             version = await check_version(own_address)
             yield Server(
                 address=own_address,
-                ui=f"http://127.0.0.1:{ui_port}" if ui else None,
+                ui=f"http://127.0.0.1:{own_ui_port}" if ui else None,
                 version=version,
+                program=program,
                 pid=process.pid,
                 metrics=f"http://127.0.0.1:{metrics_port}/metrics",
                 http=f"http://127.0.0.1:{http_port}",

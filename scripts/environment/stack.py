@@ -10,13 +10,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bridge.security.keys import new_key
-from scripts.environment.server import Server, free_ports, running_server, say, stop_process, with_ticker
+from scripts.environment import temporal_cli
+from scripts.environment.progress import say, with_ticker
+from scripts.environment.server import Server, free_ports, running_server, stop_process
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,9 +31,13 @@ class StackOptions:
     """What can be chosen about a stack."""
 
     temporal: str | None = None
-    """Address of a server that is there already."""
+    """Address of a server that runs already. None: servers are started."""
+    clusters: int = 1
+    """1: both namespaces are on one server. 2: each side has a server of its own, which knows nothing of the other."""
+    server: str | None = None
+    """Version of the servers that are started. None: the default, or two different ones for two clusters."""
     port: int | None = None
-    """Port of our own server."""
+    """Port of the first server that is started; the second has the next one. Its UI is 1 000 higher."""
     ui: bool = True
     first_lease: float = 30.0
     """Seconds."""
@@ -40,7 +46,11 @@ class StackOptions:
     renewal_maximum: float = 3600.0
     settlement: float = 5.0
     """Seconds that a payment of the middle kind takes."""
+    separate: bool = False
+    """Receiver, handler service and both workers are processes of their own. Else each team runs one process, which
+    hosts its worker and its service."""
     receivers: int = 1
+    """This and the next four count processes where they are separate."""
     handlers: int = 1
     order_workers: int = 1
     payment_workers: int = 1
@@ -63,7 +73,8 @@ class Stack:
     """A running stack."""
 
     folder: Path
-    server: Server
+    servers: Mapping[str, Server]
+    """By side, "caller" and "handler". One cluster: the same server twice."""
     receiver_url: str
     """Where the receivers listen."""
     service_url: str
@@ -72,28 +83,38 @@ class Stack:
 
     def description(self) -> dict[str, Any]:
         """What `scripts/up` prints."""
-        pids = {name: process.pid for name, process in self.processes.items()}
-        if self.server.pid is not None:
-            pids = {"temporal": self.server.pid, **pids}
+        caller, handler = self.servers["caller"], self.servers["handler"]
+        servers = {"temporal": caller.pid} if caller is handler else {"temporal": caller.pid, "temporal-2": handler.pid}
+        pids = {name: pid for name, pid in servers.items() if pid is not None}
         return {
-            "temporal": self.server.address,
-            "ui": self.server.ui,
-            "caller": {"namespace": CALLER_NAMESPACE, "task_queue": ORDER_QUEUE, "receiver": self.receiver_url},
-            "handler": {"namespace": HANDLER_NAMESPACE, "task_queue": PAYMENT_QUEUE, "service": self.service_url},
+            "caller": {
+                "namespace": CALLER_NAMESPACE,
+                "task_queue": ORDER_QUEUE,
+                "receiver": self.receiver_url,
+                "temporal": caller.address,
+                "ui": caller.ui,
+            },
+            "handler": {
+                "namespace": HANDLER_NAMESPACE,
+                "task_queue": PAYMENT_QUEUE,
+                "service": self.service_url,
+                "temporal": handler.address,
+                "ui": handler.ui,
+            },
+            "cli": None if caller.program is None else str(caller.program),
             "settings": str(self.folder),
-            "processes": pids,
+            "processes": pids | {name: process.pid for name, process in self.processes.items()},
         }
 
-    def log_lines(self, *names: str) -> list[dict[str, Any]]:
-        """Structured log lines of the processes whose name begins with one of *names*."""
+    def log_lines(self) -> list[dict[str, Any]]:
+        """The structured log lines of our processes."""
         lines: list[dict[str, Any]] = []
-        for path in sorted(self.folder.glob("*.log")):
-            if path.name.startswith(names):
-                for line in path.read_text(errors="replace").splitlines():
-                    with contextlib.suppress(json.JSONDecodeError):
-                        entry = json.loads(line)
-                        if isinstance(entry, dict):
-                            lines.append(entry)
+        for name in self.processes:
+            for line in (self.folder / f"{name}.log").read_text(errors="replace").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict):
+                        lines.append(entry)
         return lines
 
 
@@ -166,18 +187,11 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
     """Start everything, yield when all of it is ready, end all of it."""
     folder = Path(tempfile.mkdtemp(prefix="callback-bridge-"))
     try:
-        async with running_server(
-            namespaces=[CALLER_NAMESPACE, HANDLER_NAMESPACE],
-            address=options.temporal,
-            port=options.port,
-            ui=options.ui,
-            log=folder / "temporal.log",
-            database=folder / "temporal.db" if options.durable else None,
-        ) as server:
+        async with _running_servers(options, folder) as servers:
             receiver_port, service_port = free_ports(2)
             stack = Stack(
                 folder=folder,
-                server=server,
+                servers=servers,
                 receiver_url=f"http://127.0.0.1:{receiver_port}",
                 service_url=f"http://127.0.0.1:{service_port}",
                 processes={},
@@ -203,9 +217,49 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.asynccontextmanager
+async def _running_servers(options: StackOptions, folder: Path) -> AsyncIterator[Mapping[str, Server]]:
+    both = [CALLER_NAMESPACE, HANDLER_NAMESPACE]
+    if options.clusters == 1:
+        async with _running_server(options, folder, number=0, namespaces=both, choice=options.server) as server:
+            yield {"caller": server, "handler": server}
+        return
+    async with (
+        _running_server(
+            options, folder, number=0, namespaces=both[:1], choice=options.server or temporal_cli.OLDEST
+        ) as caller,
+        _running_server(
+            options, folder, number=1, namespaces=both[1:], choice=options.server or temporal_cli.NEWEST
+        ) as handler,
+    ):
+        yield {"caller": caller, "handler": handler}
+
+
+def _running_server(
+    options: StackOptions, folder: Path, *, number: int, namespaces: Sequence[str], choice: str | None
+) -> contextlib.AbstractAsyncContextManager[Server]:
+    port = None if options.port is None else options.port + number
+    return running_server(
+        namespaces=namespaces,
+        address=options.temporal,
+        port=port,
+        ui_port=None if port is None else port + 1000,
+        choice=choice,
+        ui=options.ui,
+        log=folder / f"temporal-{number + 1}.log",
+        database=folder / f"temporal-{number + 1}.db" if options.durable else None,
+    )
+
+
 def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
     """Every process by name: its side, and its command after `python -m`."""
-    handler = ["handler", "serve", "--module", "examples.payments.payments", "--reuse-port"]
+    handler = ["handler", "serve", "--module", "examples.payments.payments"]
+    if not options.separate:
+        return {
+            "orders": ("caller", ["examples.payments.workers", "orders", "--serve-receiver"]),
+            "payments": ("handler", [*handler, "--with-worker"]),
+        }
+    handler.append("--reuse-port")
     kinds: list[tuple[str, int, str, list[str]]] = [
         ("receiver", options.receivers, "caller", ["caller", "serve", "--reuse-port"]),
         ("handler", options.handlers, "handler", handler),
@@ -230,7 +284,7 @@ async def start_process(stack: Stack, options: StackOptions, name: str) -> None:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "BRIDGE_CONFIG": str(stack.folder / f"{side}.toml"),
-        "TEMPORAL_ADDRESS": stack.server.address,
+        "TEMPORAL_ADDRESS": stack.servers[side].address,
         "TEMPORAL_NAMESPACE": CALLER_NAMESPACE if side == "caller" else HANDLER_NAMESPACE,
         "ORDER_FIRST_LEASE_SECONDS": str(options.first_lease),
         "ORDER_RENEWAL_SECONDS": str(options.renewal),

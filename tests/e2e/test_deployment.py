@@ -19,7 +19,8 @@ from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE
 from examples.payments.payments import PAYMENT_QUEUE
 from handler.settings import HandlerSettings
-from scripts.environment.server import Server, find_binary
+from scripts.environment import temporal_cli
+from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.world import World
 
@@ -154,11 +155,11 @@ async def test_a_worker_is_healthy_while_it_polls_its_queue(world: World) -> Non
 
 async def test_namespaces_are_made_once(server: Server) -> None:
     """By the very script of the container, with the real command line tool."""
-    binary = await find_binary()
+    program = server.program or await temporal_cli.find(temporal_cli.chosen())
     [script] = SERVICES["namespaces"]["command"]
     environment = {
         **os.environ,
-        "PATH": f"{Path(str(binary)).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
         "TEMPORAL_ADDRESS": server.address,
         "NAMESPACES": f"made-{uuid.uuid4().hex} made-{uuid.uuid4().hex}",
     }

@@ -67,7 +67,6 @@ def _anonymous(value: Any) -> Any:
     return {name: _anonymous(each) for name, each in kept.items()}
 
 
-@pytest.mark.skipif("RECORD_HISTORIES" not in os.environ, reason="recording is a deliberate act")
 async def test_record(server: Server) -> None:
     """Write the histories of this version."""
 
@@ -118,3 +117,8 @@ async def test_record(server: Server) -> None:
         delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
         await delivery.result()
         await save("delivery", delivery)
+
+
+if "RECORD_HISTORIES" not in os.environ:
+    # Recording is a deliberate act: without the variable it is not even collected.
+    del test_record

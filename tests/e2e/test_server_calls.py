@@ -27,7 +27,8 @@ from yarl import URL
 from bridge.security.keys import KeyRing
 from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
-from scripts.environment.server import Server, find_binary
+from scripts.environment import temporal_cli
+from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.helpers import CALLER, assert_eventually, ring
 from tests.support.native import NativeCaller, NativePlan
@@ -509,7 +510,7 @@ async def test_the_documents_settings_and_command_let_the_server_call(server: Se
         aim(world.service.url)
         url = proxy if auth == "bearer" else world.service.url
         process = await asyncio.create_subprocess_exec(
-            str(await find_binary()),
+            str(server.program or await temporal_cli.find(temporal_cli.chosen())),
             *command.replace("payments-by-url", world.nexus_endpoint)
             .replace("http://127.0.0.1:8081", url)
             .removeprefix("temporal ")

