@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Generator
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -45,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # A busy machine must not turn a property red.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     # The SDK's core warns of reports that came after a completion: here they are meant.
     logging.getLogger("temporalio").setLevel(logging.ERROR)
 

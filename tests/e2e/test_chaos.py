@@ -16,6 +16,7 @@ from tests.support.helpers import assert_eventually
 CHAOS = str(ROOT / "scripts" / "chaos")
 
 
+@pytest.mark.part("chaos", short=True)
 @pytest.mark.timeout(200)
 def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
     """Two hundred calls, twenty kills, a server that is killed, receivers that are away, a bad network."""

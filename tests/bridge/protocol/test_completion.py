@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -151,7 +151,6 @@ def test_no_header_of_the_callers_choice_says_what_the_protocol_says(name: str, 
     )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"[A-Za-z][A-Za-z-]{0,20}", fullmatch=True), st.text(max_size=5)))
 def test_any_callback_headers_leave_the_outcome_as_it_is(chosen: dict[str, str]) -> None:
     """What is read is what was told."""
@@ -159,7 +158,6 @@ def test_any_callback_headers_leave_the_outcome_as_it_is(chosen: dict[str, str])
     assert decode_completion(multi(headers), [headers["Nexus-Link"]], body) == completion(start_time=None)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["Nexus-Operation-State", "Content-Type", "Nexus-Operation-Close-Time"]),
@@ -267,7 +265,6 @@ def test_a_wait_is_obeyed_where_there_is_another_try(status: int, wait: timedelt
     assert classify(status, headers={"Retry-After": "7"})[1] == wait
 
 
-@settings(deadline=None)
 @given(
     st.integers(200, 999),
     st.dictionaries(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from temporalio.api.enums.v1 import NexusHandlerErrorRetryBehavior
 from temporalio.api.failure.v1 import Failure
@@ -93,7 +93,6 @@ NOTHING: dict[str, Any] = {}
 FAILURES = st.recursive(st.just(NOTHING), links, max_leaves=12).map(lambda members: failure(**members))
 
 
-@settings(deadline=None)
 @given(FAILURES)
 @example(failure(**chain(79)))
 def test_a_failure_comes_back_with_its_whole_chain(one: Failure) -> None:
@@ -101,7 +100,6 @@ def test_a_failure_comes_back_with_its_whole_chain(one: Failure) -> None:
     assert decode_failure(parse_failure(encode_failure(one).to_json()), canceled=False) == one
 
 
-@settings(deadline=None)
 @given(FAILURES)
 def test_every_failure_has_the_form_that_suits_every_server(one: Failure) -> None:
     """Message on top, stack in both places, causes only inside `details`, which is never absent."""
@@ -422,7 +420,6 @@ BODIES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON | BODIES, st.booleans())
 def test_any_json_is_read_or_refused(body: Any, canceled: bool) -> None:
     """Whatever a peer sends raises a protocol error, or gives a failure that can be sent on."""
@@ -450,7 +447,6 @@ def test_a_long_chain_is_readable_or_refused(place: str, length: int) -> None:
     assert Failure.FromString(decoded.SerializeToString()) == decoded
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """What is not JSON raises nothing but a protocol error."""

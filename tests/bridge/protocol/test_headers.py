@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.failure.v1 import Failure
@@ -56,7 +56,6 @@ def test_service_and_operation_are_one_segment_each(service: str, operation: str
     assert operation_path(service, operation) == path
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_any_name_comes_back_from_its_path(service: str, operation: str) -> None:
     """Percent rules only, so that a plus stays a plus."""
@@ -116,7 +115,6 @@ def test_a_duration_is_written_in_whole_milliseconds(duration: timedelta, text: 
     assert encode_duration(duration) == text
 
 
-@settings(deadline=None)
 @given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=3650)))
 def test_a_written_duration_is_read_back(duration: timedelta) -> None:
     """To the millisecond."""
@@ -125,7 +123,6 @@ def test_a_written_duration_is_read_back(duration: timedelta) -> None:
     assert abs(decoded - duration) <= timedelta(microseconds=501)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.from_regex(r"(\d+(\.\d+)?(h|m|s|ms|us|ns))+", fullmatch=True))
 def test_any_duration_can_be_added_to_the_time_of_day(text: str) -> None:
     """What a peer names never makes a deadline overflow."""
@@ -171,7 +168,6 @@ def test_an_instant_is_read_as_rfc_3339(text: str, expected: datetime | None) ->
     assert decode_instant(text) == expected
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.from_regex(r"[0-9]{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", fullmatch=True))
 def test_any_instant_is_read_or_none(text: str) -> None:
     """No text raises."""
@@ -179,7 +175,6 @@ def test_any_instant_is_read_or_none(text: str) -> None:
     assert instant is None or instant.tzinfo is UTC
 
 
-@settings(deadline=None)
 @given(st.datetimes(min_value=datetime(1000, 1, 2), timezones=st.timezones(), allow_imaginary=False))  # noqa: DTZ001
 @example(NOON)
 def test_a_written_instant_is_read_back(instant: datetime) -> None:
@@ -233,7 +228,6 @@ DATE_WORDS = [
 ]
 
 
-@settings(deadline=None)
 @given(ANY_TEXT | st.lists(st.sampled_from(DATE_WORDS)).map(" ".join))
 def test_any_wait_is_within_the_hour_or_none(text: str) -> None:
     """No text raises, and none makes us wait longer than an hour."""
@@ -431,7 +425,6 @@ def test_an_overloaded_service_names_a_wait(wait: timedelta, seconds: str) -> No
     assert (status, headers["Retry-After"]) == (503, seconds)
 
 
-@settings(deadline=None)
 @given(ANY_TEXT)
 @example("order '\ud800' is refused")
 def test_any_message_can_be_answered(message: str) -> None:
@@ -442,7 +435,6 @@ def test_any_message_can_be_answered(message: str) -> None:
     assert message.isascii() is False or error.message == (message[:1000] or "answered with status 400")
 
 
-@settings(deadline=None)
 @given(
     st.integers(100, 999),
     st.dictionaries(

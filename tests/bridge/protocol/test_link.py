@@ -2,7 +2,7 @@
 
 import nexusrpc
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.protocol.link import WorkflowRef, decode_links, encode_links, to_temporal_link
@@ -27,7 +27,6 @@ def test_a_run_links_to_its_first_event() -> None:
 IDS = st.text(min_size=1)
 
 
-@settings(deadline=None)
 @given(IDS, IDS, IDS)
 @example("a/b", "..", "a,b")
 @example("a>b<", '"; type="x"', "%2F")
@@ -124,7 +123,6 @@ def test_a_link_by_request_id_names_its_run_too() -> None:
     assert WorkflowRef.from_links([link(url, EVENT_TYPE)]) == ORDER
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(st.characters()) | st.text('<>;="%?&/:, tyetmporalnsk', max_size=80)))
 def test_any_header_gives_links_or_none(lines: list[str]) -> None:
     """No text makes the reader fail."""

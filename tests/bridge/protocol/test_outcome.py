@@ -1,7 +1,7 @@
 """Outcomes as HTTP content: the state decides how the content is read."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -96,7 +96,6 @@ def test_a_charset_does_no_harm_to_a_failure() -> None:
     assert outcome.failure.message == "m"
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELED]),
     st.sampled_from([{}, JSON, {"Content-Type": "application/x-temporal-payload"}]),

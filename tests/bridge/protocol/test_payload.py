@@ -1,7 +1,7 @@
 """Payloads as HTTP content: the server's table row by row, both ways, and everything that falls out of it."""
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 
@@ -178,7 +178,6 @@ METADATA = st.dictionaries(KEYS, VALUES, max_size=3) | st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.builds(Payload, metadata=METADATA, data=st.binary()))
 def test_any_payload_comes_back_as_it_went(one: Payload) -> None:
     """Payloads are opaque: whatever a converter or codec made survives the crossing."""
@@ -196,7 +195,6 @@ CONTENT_TYPES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={CONTENT_TYPE: CONTENT_TYPES, "Content-Odd": HEADER_TEXT}), st.binary())
 @example({CONTENT_TYPE: "application/x-protobuf; message-type=\udc80"}, b"")
 @example({CONTENT_TYPE: "application/x-protobuf; message-type=\u65e5"}, b"")

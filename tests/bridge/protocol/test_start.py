@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import nexusrpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.common.v1 import Payload
@@ -110,7 +110,6 @@ REQUESTS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(REQUESTS, st.binary())
 def test_any_start_comes_back_from_the_wire(start: StartRequest, data: bytes) -> None:
     """The callback URL byte for byte, every name, time and header; the payload unread."""
@@ -351,7 +350,6 @@ def test_any_other_status_means_that_another_try_may_help(status: int) -> None:
     assert refused.value.retryable
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([200, 201, 424, 404, 500, 302]),
     st.sampled_from([{}, JSON, JSON | {"Nexus-Operation-State": "failed"}, {"Content-Type": "text/html"}]),

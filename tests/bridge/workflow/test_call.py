@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.workflow.call import (
@@ -80,7 +80,6 @@ def test_the_schedule_without_jitter() -> None:
     assert set(gaps[7:]) == {HOUR}
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=200, max_size=200), st.integers(0, 10_000))
 @example([-1.0] * 200, 0)
 @example([1.0] * 200, 0)
@@ -93,7 +92,6 @@ def test_a_day_of_waiting_costs_few_requests(jitters: list[float], latency_ms: i
         assert len([each for each in sent if start <= each < start + DAY]) <= 40
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=20, max_size=20))
 def test_no_jitter_repeats_or_skips_a_step(jitters: list[float]) -> None:
     """Each delay is its own step, moved by a tenth at most."""
@@ -118,7 +116,6 @@ def test_a_coefficient_of_one_keeps_the_first_step() -> None:
 DURATIONS = st.timedeltas(timedelta(0), 8 * DAY)
 
 
-@settings(deadline=None)
 @given(DURATIONS, DURATIONS, st.floats(-1, 1), st.timedeltas(SECOND, 3 * DAY), st.floats(1, 10))
 @example(7 * DAY - LAST_RENEWAL, 7 * DAY, 0.0, MINUTE, 2.0)
 @example(7 * DAY - LAST_RENEWAL + SECOND / 1000, 7 * DAY, 1.0, MINUTE, 2.0)
@@ -186,7 +183,6 @@ def test_a_wait_for_the_handler_ends_in_time(remaining: timedelta, delay: timede
     assert unreached_delay(6, retry_after=None, remaining=remaining) == delay
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000), st.none() | st.timedeltas(timedelta(0), DAY), st.timedeltas(-DAY, 3 * DAY))
 def test_any_wait_for_the_handler_ends_in_time_or_is_none(
     attempt: int, retry_after: timedelta | None, remaining: timedelta
