@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 
 from bridge.security.keys import new_key
-from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
-from scripts.environment.server import Server, free_ports, running_server
+from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from scripts.environment.server import Server, free_ports, require_free, running_server
 from scripts.environment.stack import ROOT, write_settings
+from scripts.environment.temporal_cli import NoServerError
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.workflows import Ask, Reply
 from tests.support.world import World
@@ -245,7 +247,7 @@ def ring_text(ring: Any) -> str:
 
 
 async def test_the_demo_does_the_main_job(server: Server) -> None:
-    """Five orders through separate processes, each as expected, two HTTP requests for an ordinary call."""
+    """Five orders through one process for each team, each as expected, two HTTP requests for an ordinary call."""
     done = await asyncio.to_thread(
         subprocess.run,
         [str(ROOT / "scripts" / "demo"), "--json"],
@@ -274,26 +276,141 @@ async def test_the_demo_does_the_main_job(server: Server) -> None:
     assert "every order ended as expected" in done.stderr
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-async def test_up_keeps_the_stack_up_and_ends_all_of_it(end: signal.Signals) -> None:
-    """Its one line tells where everything is; afterwards nothing of it runs."""
-    async with process(str(ROOT / "scripts" / "up"), "--settlement", "0.5") as (stack, told):
-        client = await Client.connect(told["temporal"], namespace=told["caller"]["namespace"])
+def up(*options: str) -> list[str]:
+    """The command, on ports of its own: other tests run it at the same time."""
+    return [str(ROOT / "scripts" / "up"), "--port", str(free_port_pair()), "--settlement", "0.5", *options]
+
+
+def free_port_pair() -> int:
+    """A free port whose UI port is free too."""
+    while True:
+        [port] = free_ports(1)
+        with contextlib.suppress(NoServerError, OverflowError):
+            require_free(port + 1000)
+            return port
+
+
+@pytest.mark.parametrize(
+    ("options", "end", "processes"),
+    [
+        pytest.param([], signal.SIGINT, {"temporal", "orders", "payments"}, id="one process for each team"),
+        pytest.param(
+            ["--separate", "--handlers", "2"],
+            signal.SIGTERM,
+            {"temporal", "receiver", "handler-1", "handler-2", "order-worker", "payment-worker"},
+            id="separate",
+        ),
+        pytest.param(
+            ["--clusters", "2"], signal.SIGTERM, {"temporal", "temporal-2", "orders", "payments"}, id="two clusters"
+        ),
+    ],
+)
+async def test_up_keeps_the_stack_up_and_ends_all_of_it(
+    options: list[str], end: signal.Signals, processes: set[str]
+) -> None:
+    """Its one line of JSON says where everything is; afterwards nothing of it runs."""
+    async with process(*up(*options)) as (stack, seen):
+        caller = seen["caller"]
+        client = await Client.connect(caller["temporal"], namespace=caller["namespace"])
         receipt = await client.execute_workflow(
-            OrderWorkflow.run, Order("1", 500), id="order-1", task_queue=ORDER_QUEUE
+            OrderWorkflow.run, Order("1", 500), id="order-1", task_queue=caller["task_queue"]
         )
         assert receipt == OrderReceipt("1", "p-1", "paid")
-        assert set(told["processes"]) == {"temporal", "receiver", "handler", "order-worker", "payment-worker"}
-        assert {path.name for path in Path(told["settings"]).glob("*.toml")} == {"caller.toml", "handler.toml"}
-        assert (Path(told["settings"]) / "caller.toml").stat().st_mode & 0o077 == 0
+        assert set(seen["processes"]) == processes
+        assert (caller["temporal"] == seen["handler"]["temporal"]) is ("--clusters" not in options)
+        assert {path.name for path in Path(seen["settings"]).glob("*.toml")} == {"caller.toml", "handler.toml"}
+        assert (Path(seen["settings"]) / "caller.toml").stat().st_mode & 0o077 == 0
         stack.send_signal(end)
         assert await asyncio.wait_for(stack.wait(), 60) == 0
-    for pid in told["processes"].values():
+    for pid in seen["processes"].values():
 
         async def gone(pid: int = pid) -> None:
             assert not Path(f"/proc/{pid}").exists(), "still running"
 
         await assert_eventually(gone)
+
+
+async def shell(command: str) -> str:
+    """Run a command as a person would who copied it; its standard output."""
+    done = await asyncio.to_thread(
+        subprocess.run, command, shell=True, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_up_prints_commands_that_work_as_they_stand() -> None:
+    """Copied into a shell: an order is paid, another one waits, and its payment is approved in the other namespace."""
+    port = free_port_pair()
+    started = await asyncio.create_subprocess_exec(
+        *(str(ROOT / "scripts" / "up"), "--port", str(port)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert started.stderr is not None
+    said: list[str] = []
+    try:
+        while "Ctrl-C stops everything." not in said:
+            line = await asyncio.wait_for(started.stderr.readline(), 60)
+            assert line, said
+            said.append(line.decode().rstrip())
+        drain = asyncio.create_task(started.stderr.read())
+        assert f"Temporal's UI: http://127.0.0.1:{port + 1000}" in said
+        execute, start, approve = (line.strip() for line in said if line.startswith("  "))
+        assert "COMPLETED" in await shell(execute)
+        await shell(start)
+        client = await Client.connect(f"127.0.0.1:{port}", namespace=HANDLER)
+
+        async def waits() -> None:
+            rows = [row async for row in client.list_workflows('WorkflowId = "payment-8"')]
+            assert [row.status for row in rows] == [WorkflowExecutionStatus.RUNNING]
+
+        await assert_eventually(waits)
+        await shell(approve)
+        assert (await client.get_workflow_handle("payment-8").result())["status"] == "approved"
+        started.terminate()
+        await drain
+    finally:
+        if started.returncode is None:
+            started.terminate()
+        assert await asyncio.wait_for(started.wait(), 60) == 0
+
+
+def test_up_refuses_a_port_that_is_in_use() -> None:
+    """It does not attach to another program's server without a word."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            [str(ROOT / "scripts" / "up"), "--port", str(port)],
+            env={name: value for name, value in os.environ.items() if name != "TEMPORAL_ADDRESS"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"port {port} is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--temporal", "127.0.0.1:1", "--clusters", "2"], "--clusters can only be 1", id="two clusters"),
+        pytest.param(["--receivers", "2"], "need --separate", id="counts"),
+        pytest.param(["--server", "0.9.9"], "there is no such version; choose 1.29.1", id="unknown version"),
+    ],
+)
+def test_up_refuses_options_that_contradict_each_other(arguments: list[str], says: str) -> None:
+    """Before anything is started."""
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "up"), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_settings_files_hold_keys_of_their_own(settings: Path) -> None:

@@ -102,6 +102,8 @@ class World:
 
     def __init__(self, server: Server, *, converters: tuple[DataConverter, DataConverter]) -> None:
         self.server = server
+        self.handler_server = server
+        """Of the handler's side: another one where the two sides are on clusters of their own."""
         self.id = uuid.uuid4().hex[:12]
         self.keys = Keys()
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
@@ -134,10 +136,14 @@ class World:
         self.handler_client: Client
 
     async def connect(self) -> None:
-        address = self.server.address
-        self.caller_client = await Client.connect(address, namespace=CALLER, data_converter=self._converters[0])
+        self.caller_client = await Client.connect(
+            self.server.address, namespace=CALLER, data_converter=self._converters[0]
+        )
         self.handler_client = await Client.connect(
-            address, namespace=HANDLER, data_converter=self._converters[1], runtime=self.handler_runtime
+            self.handler_server.address,
+            namespace=HANDLER,
+            data_converter=self._converters[1],
+            runtime=self.handler_runtime,
         )
 
     # Settings are made anew at every start, so that a test may change keys in between.
