@@ -23,7 +23,7 @@ from scripts.benchmark.results import frontend_requests, http_requests
 from scripts.benchmark.workers import TOKEN_VARIABLE
 from scripts.environment.progress import with_ticker
 from scripts.environment.server import Server, free_ports, running_server, stop_process
-from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, ROOT, write_settings
+from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, ROOT, write_local_settings
 
 EAGER_ACTIVITIES = "system.enableActivityEagerExecution"
 POLL_RATE = "history.transferProcessorMaxPollRPS"
@@ -288,7 +288,7 @@ async def _start_mode(world: World, mode: Mode, environment: Mapping[str, str], 
     folder.mkdir()
     receiver_port, service_port, api_port = free_ports(3)
     if mode.is_bridge:
-        write_settings(
+        write_local_settings(
             folder, receiver_url=f"http://127.0.0.1:{receiver_port}", service_url=f"http://127.0.0.1:{service_port}"
         )
         for path in folder.glob("*.toml"):

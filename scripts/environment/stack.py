@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridge.security.keys import new_key
+from bridge.admin.init import Machine, new_settings, write_settings
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say, with_ticker
 from scripts.environment.server import Server, free_ports, running_server, stop_process
@@ -123,7 +123,7 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def write_settings(
+def write_local_settings(
     folder: Path,
     *,
     receiver_url: str,
@@ -131,55 +131,20 @@ def write_settings(
     receiver_port: int | None = None,
     service_port: int | None = None,
 ) -> None:
-    """The two sides' settings, with fresh keys. Each file holds only what its side may know.
+    """Write the two sides' settings, with fresh keys.
 
     The ports are those to listen on, where they are not the URLs' own.
     """
-
-    def ring(key: str) -> str:
-        return f'{{ signing = "k1", keys = {{ k1 = "{key}" }} }}'
-
-    start, completion = new_key(), new_key()
-    caller = f"""\
-name = "{CALLER_NAMESPACE}"
-callback_keys = {ring(new_key())}
-
-[receiver]
-url = "{receiver_url}"
-port = {receiver_port or port_of(receiver_url)}
-allow_insecure = true
-
-[handlers.{HANDLER_NAMESPACE}]
-start_keys = {ring(start)}
-completion_keys = {ring(completion)}
-
-[endpoints.payments]
-url = "{service_url}/c/{CALLER_NAMESPACE}"
-handler = "{HANDLER_NAMESPACE}"
-networks = ["127.0.0.0/8"]
-allow_insecure = true
-"""
-    handler = f"""\
-name = "{HANDLER_NAMESPACE}"
-task_queue = "{PAYMENT_QUEUE}"
-operation_keys = {ring(new_key())}
-hash_key = "{new_key()}"
-
-[service]
-url = "{service_url}"
-port = {service_port or port_of(service_url)}
-allow_insecure = true
-
-[callers.{CALLER_NAMESPACE}]
-operations = ["PaymentService/*"]
-start_keys = {ring(start)}
-completion_keys = {ring(completion)}
-callbacks = [{{ url = "{receiver_url}/callbacks", networks = ["127.0.0.0/8"], allow_insecure = true }}]
-"""
-    for name, text in (("caller.toml", caller), ("handler.toml", handler)):
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(text)
+    machine = Machine(
+        receiver_url=receiver_url,
+        service_url=service_url,
+        receiver_port=receiver_port or port_of(receiver_url),
+        service_port=service_port or port_of(service_url),
+        caller=CALLER_NAMESPACE,
+        handler=HANDLER_NAMESPACE,
+        task_queue=PAYMENT_QUEUE,
+    )
+    write_settings(folder, new_settings(machine))
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +161,7 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
                 service_url=f"http://127.0.0.1:{service_port}",
                 processes={},
             )
-            write_settings(
+            write_local_settings(
                 folder,
                 receiver_url=options.public_receiver_url or stack.receiver_url,
                 service_url=options.public_service_url or stack.service_url,

@@ -20,7 +20,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from bridge.security.keys import new_key
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
 from scripts.environment.server import Server, free_ports, require_free, running_server
-from scripts.environment.stack import ROOT, write_settings
+from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.workflows import Ask, Reply
@@ -41,7 +41,9 @@ def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]"
 @pytest.fixture(name="settings")
 def written_settings(tmp_path: Path) -> Path:
     receiver, service = free_ports(2)
-    write_settings(tmp_path, receiver_url=f"http://127.0.0.1:{receiver}", service_url=f"http://127.0.0.1:{service}")
+    write_local_settings(
+        tmp_path, receiver_url=f"http://127.0.0.1:{receiver}", service_url=f"http://127.0.0.1:{service}"
+    )
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from bridge.security.keys import KeyRing
 from scripts.environment.server import Server
-from scripts.environment.stack import ROOT, write_settings
+from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.codec import Scrambler
 from tests.support.helpers import CALLER, assert_eventually, ring
 from tests.support.workflows import Ask, CallPlan, Reply
@@ -256,7 +256,7 @@ async def order_worker_process(world: World, folder: Path) -> Any:
 async def test_a_worker_killed_inside_the_activity_loses_nothing(server: Server, tmp_path: Path, moment: str) -> None:
     """The server runs the next attempt when the first lease is over, and the target runs once."""
     async with running_world(server, without=("caller",)) as world:
-        write_settings(tmp_path, receiver_url=world.receiver.url, service_url=world.service.url)
+        write_local_settings(tmp_path, receiver_url=world.receiver.url, service_url=world.service.url)
         text = (tmp_path / "caller.toml").read_text()
         (tmp_path / "caller.toml").write_text(_with_keys(text, world))
         reached, go_on = asyncio.Event(), asyncio.Event()

@@ -1,0 +1,1 @@
+"""Checks of our own, which no well-kept tool has."""
