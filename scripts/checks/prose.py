@@ -24,7 +24,7 @@ AVOIDED = (
 """Pattern of a word, and what to write instead. From the first table of the project's rule for sentences."""
 
 SUFFIXES = {".md", ".py", ".toml", ".yaml", ".sh"}
-RECORDS = ("bridge/", "caller/", "handler/", "deploy/", "examples/", "scripts/")
+RECORDS = ("bridge/", "caller/", "handler/")
 """Where every field of a record has a sentence."""
 _OWN = "scripts/checks/prose.py"
 _WORD = re.compile(
