@@ -13,6 +13,7 @@ from temporalio.worker import Worker
 
 from bridge.admin import command
 from bridge.runtime.http_server import stop_on_signals
+from bridge.runtime.temporal import connect
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
@@ -32,8 +33,8 @@ def payment_worker(client: Client) -> Worker:
 async def run_worker(arguments: argparse.Namespace) -> None:
     """Run one team's worker until it is told to stop."""
     command.configure_logging("info")
+    client = await connect(data_converter=None)
     stop = stop_on_signals()
-    client = await command.connect(data_converter=None)
     worker = order_worker(client) if arguments.team == "orders" else payment_worker(client)
     async with worker:
         print(json.dumps({"worker": arguments.team, "pid": os.getpid()}), flush=True)
@@ -43,5 +44,5 @@ async def run_worker(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m examples.payments.workers", description=run_worker.__doc__)
     parser.add_argument("team", choices=["orders", "payments"])
-    parser.set_defaults(run=run_worker)
-    command.run(parser, None)
+    parsed = parser.parse_args()
+    command.run(lambda: run_worker(parsed), name=parser.prog)
