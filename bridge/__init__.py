@@ -15,6 +15,8 @@ from bridge.workflow.client import OperationClient, OperationHandle, create_clie
 from bridge.workflow.progress import report_progress
 from bridge.workflow.targets import emits_callback, external_target
 
+__version__ = "0.1.0"
+
 __all__ = [
     "OperationClient",
     "OperationHandle",

@@ -1,6 +1,18 @@
 """The caller's side: the waiting activity, and the receiver that completes it."""
 
-from caller.plugin import CallerPlugin
-from caller.settings import CallerSettings
+from importlib.util import find_spec
+from pathlib import Path
 
-__all__ = ["CallerPlugin", "CallerSettings"]
+_own = Path(__file__).parent.parent / "bridge" / "__init__.py"
+_found = find_spec("bridge")
+if _found is None or _found.origin != str(_own):
+    # Before the import: the code of a stranger must not run, and its error would not name our package.
+    _place = "missing" if _found is None else _found.origin
+    _message = f"the package bridge should be {_own}, but is {_place}; rename that module, or move it off sys.path"
+    raise ImportError(_message)
+
+from caller.plugin import CallerPlugin  # noqa: E402 - after the check
+from caller.receiver import create_app  # noqa: E402 - after the check
+from caller.settings import CallerSettings  # noqa: E402 - after the check
+
+__all__ = ["CallerPlugin", "CallerSettings", "create_app"]

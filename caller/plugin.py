@@ -1,9 +1,16 @@
-"""The plugin that makes a worker a caller: it brings the waiting activity and its HTTP session."""
+"""The plugin that makes a worker a caller: waiting activity, HTTP session and, on request, the receiver."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from temporalio.worker import Interceptor, WorkerConfig, WorkflowInboundInterceptor, WorkflowInterceptorClassInput
+from temporalio.worker import (
+    Interceptor,
+    Worker,
+    WorkerConfig,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
 
 from bridge.runtime.settings import load
 from bridge.runtime.worker_plugin import SessionPlugin
@@ -12,6 +19,7 @@ from caller.callback_urls import CallbackUrls
 from caller.cancel_activity import CancelActivities
 from caller.completer import Completer
 from caller.endpoints import Endpoints
+from caller.hosted_receiver import HostedReceiver
 from caller.settings import CallerSettings
 from caller.waiting_activity import OperationActivities
 
@@ -22,21 +30,35 @@ class CallerPlugin(SessionPlugin):
     """Give it to a worker whose workflows use `bridge.create_client`: `Worker(..., plugins=[CallerPlugin()])`."""
 
     def __init__(
-        self, settings: CallerSettings | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        settings: CallerSettings | None = None,
+        *,
+        serve_receiver: bool = False,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Read the settings where none are given.
 
+        Args:
+            settings: The caller's settings.
+            serve_receiver: Run the receiver in this process, on `receiver.host` and `receiver.port` of the settings,
+                while at least one worker with this plugin runs. All workers of a process share one plugin.
+            clock: Returns the time.
+
         Raises:
-            bridge.runtime.settings.SettingsError: They cannot be used.
+            bridge.runtime.settings.SettingsError: They cannot be used. Making a worker raises it too, where another
+                process listens on the receiver's port.
         """
         super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(CallerSettings)
         self._clock = clock
         self._activities: list[OperationActivities] = []
+        self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity and the one that cancels, bound to the worker's own client."""
         client, settings = config["client"], self._settings
+        if self._receiver is not None:
+            self._receiver.reserve(client.namespace)
         endpoints = Endpoints(settings, http=self.http, clock=self._clock)
         activities = OperationActivities(
             client=client,
@@ -53,6 +75,11 @@ class CallerPlugin(SessionPlugin):
         config["activities"] = [*config.get("activities", ()), *own]
         config["interceptors"] = [*config.get("interceptors", ()), _EndedCalls(activities)]
         return super().configure_worker(config)
+
+    async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
+        """Run the worker, and the receiver around it: outcomes are taken until the activities have ended."""
+        async with self._receiver.serving(worker.client) if self._receiver is not None else nullcontext():
+            await super().run_worker(worker, next)
 
     async def before_close(self) -> None:
         """Tell now which targets the calls wait for, where that was to be told a little later."""

@@ -1,4 +1,4 @@
-"""The receiver: an HTTP service that turns completions into completed activities.
+"""The receiver: an aiohttp application that turns completions into completed activities.
 
 It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
 message signature of that handler, over the headers before the body is read, over the body before it is parsed. Only a
@@ -7,44 +7,81 @@ state, so any number of copies may run.
 """
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import assert_never
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.client import Client
 
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
-from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
-from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
+from bridge.runtime import http_server
+from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
+from bridge.runtime.settings import SettingsError
+from bridge.runtime.temporal import Namespace, connect
+from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims
 from bridge.security.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
 from caller.callback_urls import decode_task_token
 from caller.completer import Completer, CompletionAnswer, Wait
+from caller.settings import CallerSettings
 
 GONE = 410
 
 
-def create_receiver(
-    *,
-    completer: Completer,
-    tokens: CallbackTokens,
-    verifiers: Mapping[str, MessageVerifier | None],
-    readiness: Readiness,
-    clock: Callable[[], datetime],
+def create_app(
+    settings: CallerSettings, *, client: Client | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> web.Application:
-    """The receiver's application; *verifiers* by handler name, None for one whose Temporal server completes."""
+    """The receiver as an aiohttp application: run it by itself, or mount it with `add_subapp`.
+
+    Where it is mounted, `receiver.url` of the settings includes the prefix. Without *client* it connects to Temporal
+    when the application starts, as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and the like say.
+
+    Raises:
+        bridge.runtime.settings.SettingsError: The settings have no receiver.
+    """
+    if settings.receiver is None:
+        message = "no receiver in the settings: without one there is nothing to serve"
+        raise SettingsError(message)
+
+    async def prepare(app: web.Application) -> None:
+        connected = client if client is not None else await connect(settings.data_converter)
+        app[_RECEIVER] = _Receiver(settings, connected, clock)
+
+    async def is_ready() -> bool:
+        return await app[_RECEIVER].namespace.is_reachable()
 
     async def complete(request: web.Request) -> web.Response:
+        return await request.app[_RECEIVER].complete(request)
+
+    app = http_server.create_app(is_ready, description=describe_receiver(), has_method_errors=True)
+    app.on_startup.append(prepare)
+    app.router.add_post("/callbacks/{callback_id}", complete)
+    return app
+
+
+class _Receiver:
+    """What the routes need once there is a client."""
+
+    def __init__(self, settings: CallerSettings, client: Client, clock: Callable[[], datetime]) -> None:
+        self.namespace = Namespace(client, clock=clock)
+        self._completer = Completer(client=client)
+        self._tokens = settings.callback_tokens(client.namespace)
+        self._verifiers = settings.completion_verifiers()
+        self._clock = clock
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """Verify one completion, and complete the activity that waits for it."""
         facts = request[FACTS]
         text = [*request.query.getall("sig", []), *request.headers.getall(CALLBACK_TOKEN, [])]
         if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
             reason = "callback token missing, repeated or too long"
             raise UntrustedError(reason)
-        claims = tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=clock())
+        claims = self._tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=self._clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
-        verified = _verify(verifiers, claims, request)
+        verified = _verify(self._verifiers, claims, request)
         refuse_unusable_headers(request)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
@@ -59,18 +96,17 @@ def create_receiver(
         )
         if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
-            return _respond(await completer.is_waiting(wait))
+            return _respond(await self._completer.is_waiting(wait))
         completion = decode_completion(headers, links, body)
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
-        result = await completer.complete(wait, completion.outcome, completion.target)
+        result = await self._completer.complete(wait, completion.outcome, completion.target)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 
-    app = create_app(readiness, description=describe_receiver(), has_method_errors=True)
-    app.router.add_post("/callbacks/{callback_id}", complete)
-    return app
+
+_RECEIVER = web.AppKey("receiver", _Receiver)
 
 
 def _verify(
@@ -91,7 +127,7 @@ def _verify(
         reason = "unknown handler"
         raise UntrustedError(reason)
     return verifier.verify(
-        MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
+        MessageKind.COMPLETION, method=request.method, raw_path=path_below_mount(request), headers=request.headers
     )
 
 

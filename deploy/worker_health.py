@@ -10,13 +10,13 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.service import RPCError
 
-from bridge.admin import command
 from bridge.runtime.settings import SettingsError
+from bridge.runtime.temporal import connect
 
 
 async def polls(queue: str) -> bool:
     """Whether Temporal knows of a poller of *queue* on this host, seen within the last minutes."""
-    client = await command.connect(data_converter=None)
+    client = await connect(data_converter=None)
     described = await client.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
             namespace=client.namespace,

@@ -1,6 +1,18 @@
 """The handler's side: the service that starts targets, and the interceptor that tells their callers."""
 
-from handler.plugin import HandlerPlugin
-from handler.settings import HandlerSettings
+from importlib.util import find_spec
+from pathlib import Path
 
-__all__ = ["HandlerPlugin", "HandlerSettings"]
+_own = Path(__file__).parent.parent / "bridge" / "__init__.py"
+_found = find_spec("bridge")
+if _found is None or _found.origin != str(_own):
+    # Before the import: the code of a stranger must not run, and its error would not name our package.
+    _place = "missing" if _found is None else _found.origin
+    _message = f"the package bridge should be {_own}, but is {_place}; rename that module, or move it off sys.path"
+    raise ImportError(_message)
+
+from handler.plugin import HandlerPlugin  # noqa: E402 - after the check
+from handler.service import create_app  # noqa: E402 - after the check
+from handler.settings import HandlerSettings  # noqa: E402 - after the check
+
+__all__ = ["HandlerPlugin", "HandlerSettings", "create_app"]

@@ -1,4 +1,4 @@
-"""The handler service: an HTTP service that starts targets for callers it knows.
+"""The handler service: an aiohttp application that starts targets for callers it knows.
 
 It keeps no state, so any number of copies may run. `{caller}` in a route selects whose keys must verify, nothing else.
 """
@@ -6,12 +6,18 @@ It keeps no state, so any number of copies may run. `{caller}` in a route select
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any, Self
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.common.v1 import Callback
+from temporalio.client import Client
 
 from bridge.errors import UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
@@ -19,16 +25,21 @@ from bridge.protocol.headers import CALLBACK_TOKEN, LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, StartRequest, decode_start, encode_answer
-from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
-from bridge.runtime.settings import Name
+from bridge.runtime import http_server
+from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
+from bridge.runtime.settings import Name, SettingsError
+from bridge.runtime.temporal import Namespace, connect
+from bridge.security.callback_tokens import OperationTokens
 from bridge.security.egress import AllowList
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeyRing, decode_key
 from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from bridge.workflow.targets import Target, Targets
 from handler.settings import CallerPeer, HandlerSettings
 from handler.start.canceler import Canceler
+from handler.start.held_starts import Holds
 from handler.start.starter import Starter
-from handler.start.sync_operations import SyncOperations
+from handler.start.sync_operations import SyncOperations, service_handlers_in
+from handler.sweep.activity import start_sweep
 
 _PROOFS = (CALLBACK_TOKEN.lower(), "temporal-callback-token")
 
@@ -42,25 +53,145 @@ class _Caller:
     allow_list: AllowList
 
 
-def create_service(
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What a team's module offers to callers."""
+
+    targets: Targets
+    services: Sequence[Any]
+    """Instances of classes decorated with `nexusrpc.handler.service_handler`."""
+
+    @classmethod
+    def by(cls, module: ModuleType) -> Self:
+        """Collect what *module* defines or imports.
+
+        Raises:
+            bridge.runtime.settings.SettingsError: There is nothing, or two workflows claim one operation.
+        """
+        try:
+            found = cls(targets=Targets.in_module(module), services=service_handlers_in(module))
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if not list(found.targets) and not found.services:
+            place = f"{module.__name__} ({getattr(module, '__file__', None)})"
+            message = f"{place} has no workflow decorated with @emits_callback, and no service handler"
+            raise SettingsError(message)
+        return found
+
+
+def create_app(
     settings: HandlerSettings,
+    module: ModuleType,
     *,
-    targets: Targets,
-    operations: SyncOperations,
-    starter: Starter,
-    canceler: Canceler,
-    readiness: Readiness,
+    client: Client | None = None,
+    is_eager: bool = False,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> web.Application:
-    """The handler service's application, serving *targets* and *operations*."""
-    callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
+    """The handler service as an aiohttp application: run it by itself, or mount it with `add_subapp`.
+
+    Where it is mounted, `service.url` of the settings includes the prefix. Without *client* it connects to Temporal
+    when the application starts, as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and the like say.
+
+    Args:
+        settings: The handler's settings.
+        module: Its decorated workflows and service handlers are served.
+        client: Starts the targets.
+        is_eager: A worker for the task queue lives in this process and uses the same client.
+        clock: Returns the time.
+
+    Raises:
+        bridge.runtime.settings.SettingsError: The module offers nothing.
+    """
+    served = Served.by(module)
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        connected = client if client is not None else await connect(settings.data_converter)
+        with closing(_Service(settings, served, connected, is_eager=is_eager, clock=clock)) as service:
+            app[_SERVICE] = service
+            if settings.sweep:
+                try:
+                    await start_sweep(connected, targets=served.targets, settings=settings)
+                except ValueError as error:
+                    raise SettingsError(str(error)) from None
+            yield
+
+    async def is_ready() -> bool:
+        return await app[_SERVICE].namespace.is_reachable()
 
     async def start(request: web.Request) -> web.Response:
+        return await request.app[_SERVICE].start(request)
+
+    async def cancel(request: web.Request) -> web.Response:
+        return await request.app[_SERVICE].cancel(request)
+
+    async def release_held_starts(app: web.Application) -> None:
+        app[_SERVICE].release_held_starts()
+
+    app = http_server.create_app(is_ready, description=describe_handler_service(), has_method_errors=False)
+    app.cleanup_ctx.append(running)
+    app.on_shutdown.append(release_held_starts)
+    app.router.add_post("/c/{caller}/{service}/{operation}", start)
+    app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
+    # The form of Temporal's server 1.29.
+    app.router.add_post("/c/{caller}/{service}/{operation}/{token}/cancel", cancel)
+    return app
+
+
+class _Service:
+    """What the routes need once there is a client."""
+
+    def __init__(
+        self,
+        settings: HandlerSettings,
+        served: Served,
+        client: Client,
+        *,
+        is_eager: bool,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Raises SettingsError where an operation is claimed twice."""
+        self.namespace = Namespace(client, clock=clock)
+        self._callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
+        self._targets = served.targets
+        self._executor = ThreadPoolExecutor(thread_name_prefix="operation")
+        try:
+            self._operations = SyncOperations(
+                served.services,
+                targets=served.targets,
+                data_converter=client.data_converter,
+                executor=self._executor,
+                clock=clock,
+            )
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        tokens = OperationTokens(settings.operation_keys)
+        self._starter = Starter(
+            client=client,
+            tokens=tokens,
+            hash_key=decode_key(settings.hash_key),
+            task_queue=settings.task_queue,
+            retention=self.namespace.retention,
+            holds=Holds(client, limit=settings.service.held_starts),
+            clock=clock,
+            is_eager=is_eager,
+        )
+        self._canceler = Canceler(client=client, tokens=tokens)
+
+    def release_held_starts(self) -> None:
+        """Answer the starts that are held open, and hold none from here on."""
+        self._starter.close()
+
+    def close(self) -> None:
+        # A function that still runs was asked to stop, and its caller has gone.
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def start(self, request: web.Request) -> web.Response:
         facts, names = request[FACTS], request.match_info
-        caller, verified = _authenticate(callers, MessageKind.START, request)
+        caller, verified = _authenticate(self._callers, MessageKind.START, request)
         refuse_unusable_headers(request)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         facts |= {"bridge.caller": caller.name, "bridge.request_id": headers.get(REQUEST_ID, "")[:255]}
-        target = _authorise(caller, targets, operations, names["service"], names["operation"])
+        target = _authorise(caller, self._targets, self._operations, names["service"], names["operation"])
         links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
         start_request = decode_start(
             names["service"], names["operation"], callback_url=_callback(caller, request), headers=headers, links=links
@@ -74,39 +205,31 @@ def create_service(
             message = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)
         if target is None:
-            result: StartAnswer = await operations.start(start_request, payload)
+            result: StartAnswer = await self._operations.start(start_request, payload)
         else:
             callback = _server_callback(caller.peer, target, start_request)
-            result = await starter.start(caller.name, target, start_request, payload, server_callback=callback)
+            result = await self._starter.start(caller.name, target, start_request, payload, server_callback=callback)
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
         return answer(*encode_answer(result))
 
-    async def cancel(request: web.Request) -> web.Response:
+    async def cancel(self, request: web.Request) -> web.Response:
         names = request.match_info
-        caller, verified = _authenticate(callers, MessageKind.CANCEL, request)
+        caller, verified = _authenticate(self._callers, MessageKind.CANCEL, request)
         refuse_unusable_headers(request)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         request[FACTS]["bridge.caller"] = caller.name
-        _authorise(caller, targets, operations, names["service"], names["operation"])
+        _authorise(caller, self._targets, self._operations, names["service"], names["operation"])
         token = decode_cancel(headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
         body = await read_body(request)
         if verified is not None:
             verified.check_body(body)
-        await canceler.cancel(caller.name, token)
+        await self._canceler.cancel(caller.name, token)
         return web.Response(status=202)
 
-    async def let_go(_: web.Application) -> None:
-        starter.close()
 
-    app = create_app(readiness, description=describe_handler_service(), has_method_errors=False)
-    app.on_shutdown.append(let_go)
-    app.router.add_post("/c/{caller}/{service}/{operation}", start)
-    app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
-    # The form of Temporal's server 1.29.
-    app.router.add_post("/c/{caller}/{service}/{operation}/{token}/cancel", cancel)
-    return app
+_SERVICE = web.AppKey("service", _Service)
 
 
 def _caller(name: Name, peer: CallerPeer, settings: HandlerSettings) -> _Caller:
@@ -125,7 +248,7 @@ def _authenticate(
         raise UntrustedError(reason)
     if caller.verifier is not None:
         return caller, caller.verifier.verify(
-            kind, method=request.method, raw_path=request.raw_path, headers=request.headers
+            kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers
         )
     if caller.peer.bearer_keys is not None:
         _check_bearer(caller.peer.bearer_keys, request.headers.getall("Authorization", []))

@@ -1,25 +1,25 @@
-"""What both command lines share: connecting to Temporal, logging, `keys new`, and clean ends."""
+"""What every command shares: logging, the options of `serve`, and how a process ends.
 
-import argparse
+The commands themselves stand in `bridge.admin.root` and, for each side, in its own `admin` package.
+"""
+
 import asyncio
-import importlib
+import io
 import json
 import logging
 import os
+import signal
 import sys
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from temporalio.client import Client
-from temporalio.converter import DataConverter
-from temporalio.envconfig import ClientConfig
+from cyclopts import CycloptsError, Parameter
 
 from bridge.runtime.settings import SettingsError
-from bridge.security.keys import new_key
+
+NAME = "callback-bridge"
 
 
 class CommandError(Exception):
@@ -51,111 +51,60 @@ def configure_logging(level: str) -> None:
     logging.getLogger("temporalio.worker").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
 
 
-async def connect(data_converter: str | None) -> Client:
-    """Connect as the environment says (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, TLS, API key, profiles).
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What both `serve` commands take."""
 
-    Raises:
-        SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
-    """
-    config: Any = ClientConfig.load_client_connect_config()
-    config.setdefault("target_host", "localhost:7233")
-    if data_converter is not None:
-        config["data_converter"] = import_attribute(data_converter, DataConverter)
-    try:
-        return await Client.connect(**config)
-    except RuntimeError as error:
-        message = f"cannot connect to Temporal at {config['target_host']}: {error}"
-        raise SettingsError(message) from None
-
-
-def import_module(name: str) -> ModuleType:
-    """Import a user's module by its dotted name, also from the current directory.
-
-    Raises:
-        SettingsError: There is none, or it does not import.
-    """
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        message = f"cannot import {name}: {type(error).__name__}: {error}"
-        raise SettingsError(message) from error
-
-
-def import_attribute(name: str, kind: type[Any]) -> Any:
-    """Import `module:attribute`, an instance of *kind*.
-
-    Raises:
-        SettingsError: It is none.
-    """
-    module, _, attribute = name.partition(":")
-    found = getattr(import_module(module), attribute, None) if attribute else None
-    if not isinstance(found, kind):
-        message = f"{name} names no {kind.__name__}; the form is module:attribute"
-        raise SettingsError(message)
-    return found
-
-
-def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="address to listen on (default: from the settings)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (default: from the settings)")
-    parser.add_argument("--reuse-port", action="store_true", help="let several processes share the port (SO_REUSEPORT)")
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-
-
-def add_keys_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    keys = commands.add_parser("keys", help="make keys", description="Make keys for the settings.")
-    new = keys.add_subparsers(dest="keys_command", required=True).add_parser(
-        "new",
-        help="print a new key ring",
-        description="Print a key ring with one new random key, as TOML. Never give two rings the same key.",
-    )
-    new.add_argument("--id", default=time.strftime("%Y-%m-%d", time.gmtime()), help="key id (default: today)")
-    new.add_argument("--json", action="store_true", help="print JSON instead")
-    new.set_defaults(run=_print_new_key)
-
-
-async def _print_new_key(arguments: argparse.Namespace) -> None:
-    ring = {"signing": arguments.id, "keys": {arguments.id: new_key()}}
-    if arguments.json:
-        print(json.dumps(ring))
-    else:
-        print(f'signing = "{arguments.id}"\nkeys = {{ "{arguments.id}" = "{ring["keys"][arguments.id]}" }}')
+    host: Annotated[str | None, Parameter(help="Address to listen on. By default that of the settings.")] = None
+    port: Annotated[
+        int | None, Parameter(help="Port to listen on, 0 for a free one. By default that of the settings.")
+    ] = None
+    reuse_port: Annotated[bool, Parameter(help="Let several processes share the port (SO_REUSEPORT).")] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
+    ] = "info"
 
 
 def announce(service: str, url: str) -> None:
-    """Tell whoever started us that we listen: one JSON line on standard output."""
+    """Print one JSON line on standard output when the service listens."""
     print(json.dumps({"service": service, "url": url, "pid": os.getpid()}), flush=True)
 
 
-def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> NoReturn:
-    """Run the chosen command and end the process.
+def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> NoReturn:
+    """Run *main* and end the process: 0; 1 for what cannot be done; 2 for usage or settings; 130 when interrupted.
 
-    It ends by `os._exit`, after everything is closed and flushed: on CPython 3.11 a process that used the SDK may abort
-    while the interpreter shuts down (temporalio/sdk-python issue 300), and a clean stop must not look like a crash.
+    The process ends by `os._exit`, after everything is closed and flushed: on CPython 3.11 a process that used the SDK
+    may abort while the interpreter shuts down (temporalio/sdk-python issue 300), which would look like a crash.
     """
-    chosen = parser.parse_args(arguments)
-    command: Callable[[argparse.Namespace], Awaitable[None]] = chosen.run
-    code = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its code instead of an exception.
+            stream.reconfigure(errors="backslashreplace")
+    code, problem = 0, ""
     try:
-        asyncio.run(_main(command, chosen))
-    except SettingsError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        code = 2
+        asyncio.run(_interruptible(main))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (SettingsError, CycloptsError) as error:
+        code, problem = 2, str(error)
     except CommandError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        code = 1
+        code, problem = 1, str(error)
+    except BrokenPipeError:
+        code, problem = 1, "standard output was closed before everything was written"
     except OSError as error:
-        print(f"{parser.prog}: {error.strerror or type(error).__name__}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
+        code, problem = 1, error.strerror or type(error).__name__
+    except (KeyboardInterrupt, asyncio.CancelledError):
         code = 130
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if problem and sys.stderr is not None:
+        print(f"{name}: {problem}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
-async def _main(command: Callable[[argparse.Namespace], Awaitable[None]], chosen: argparse.Namespace) -> None:
-    await command(chosen)
+async def _interruptible(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Let SIGTERM end *main* as Ctrl-C does, for as long as *main* does not handle signals itself."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await main()

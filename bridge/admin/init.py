@@ -103,7 +103,7 @@ def init(
     *,
     task_queue: str = Machine.task_queue,
     operations: str = Machine.operations,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Write `caller.toml` and `handler.toml` with fresh keys, for both sides on one machine.
 

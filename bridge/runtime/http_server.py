@@ -7,7 +7,9 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,7 @@ from bridge.protocol.payload import CONTENT_TYPE, JSON
 MAX_BODY_BYTES = MAX_FAILURE_BYTES
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
+_LIVE = "/livez"
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +54,16 @@ class Readiness:
         return not self._is_stopping and await self._check()
 
 
-def create_app(readiness: Readiness, *, description: Mapping[str, Any], has_method_errors: bool) -> web.Application:
+READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
+
+
+def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_errors: bool) -> web.Application:
     """An application with health routes, its OpenAPI *description*, and the error middleware.
 
-    *has_method_errors* tells whether a wrong method is answered with 405; a start must get 404, because server 1.29
-    retries a 405.
+    It may be mounted into another application. *check* says whether the service can work. *has_method_errors* decides
+    whether a wrong method is answered with 405; a start must get 404, because server 1.29 retries a 405.
     """
+    readiness = Readiness(check)
 
     async def alive(_: web.Request) -> web.Response:
         return web.Response(text="alive\n")
@@ -71,11 +78,23 @@ def create_app(readiness: Readiness, *, description: Mapping[str, Any], has_meth
 
     document = json.dumps(description).encode()
     app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_BODY_BYTES)
+    app[READINESS] = readiness
     app.on_response_prepare.append(_hide_versions)
-    app.router.add_get("/livez", alive)
+    app.on_shutdown.append(_stop)
+    app.router.add_get(_LIVE, alive, name="livez")
     app.router.add_get("/readyz", ready)
     app.router.add_get("/openapi.json", describe)
     return app
+
+
+async def _stop(app: web.Application) -> None:
+    app[READINESS].stop()
+
+
+def path_below_mount(request: web.Request) -> str:
+    """The request's raw path without the prefix under which our application is mounted. What peers sign ends so."""
+    mount = str(request.app.router["livez"].url_for()).removesuffix(_LIVE)
+    return request.raw_path.removeprefix(mount)
 
 
 def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
@@ -91,7 +110,9 @@ async def read_body(request: web.Request) -> bytes:
     """
     try:
         async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
-            return await request.read()
+            # An application that we are mounted in has a limit of its own, and may have read the body already.
+            own = request.clone(client_max_size=MAX_BODY_BYTES) if request.can_read_body else request
+            return await own.read()
     except TimeoutError:
         message = "the body did not arrive in time"
         raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
@@ -181,7 +202,7 @@ class AccessLogger(AbstractAccessLogger):
             facts = request.get(FACTS, {})
             resource = request.match_info.route.resource
             template = resource.canonical if resource is not None else template
-        if template in {"/livez", "/readyz"}:
+        if template.endswith((_LIVE, "/readyz")):
             return
         self.logger.info(
             "bridge.http_request",
@@ -204,31 +225,43 @@ class _NoParserQuotes(logging.Filter):
         return True
 
 
-async def serve(
-    app: web.Application,
-    readiness: Readiness,
-    *,
-    host: str,
-    port: int,
-    reuse_port: bool,
-    on_listening: Callable[[str], None],
-    stop: asyncio.Event,
-) -> None:
-    """Serve *app* until *stop* is set, then drain: not ready, no new connections, finish what runs, close.
+_NO_PARSER_QUOTES = _NoParserQuotes()
 
-    *on_listening* is told the URL, with the real port where *port* is 0.
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+    """Listen on every address of *host*.
+
+    Raises:
+        OSError: The address cannot be used. Its `strerror` names address and reason.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            sockets.append(socket.create_server(address[:2], family=family, reuse_port=reuse_port))
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        message = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise OSError(error.errno, message) from None
+    return sockets
+
+
+@asynccontextmanager
+async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator[str]:
+    """Serve *app* on *sockets*, and yield the URL.
+
+    At the end it is not ready, takes no new connections, finishes the requests that run, and closes.
     """
     if HttpRequestParser is HttpRequestParserPy:
         _log.warning("bridge.slow_http_parser", extra={"bridge.hint": "aiohttp runs without its C parser"})
-    if asyncio.get_running_loop().get_debug():
-        message = "refusing to serve with asyncio debug on: error pages would carry tracebacks"
-        raise RuntimeError(message)
-    logging.getLogger("aiohttp.server").addFilter(_NoParserQuotes())
+    logging.getLogger("aiohttp.server").addFilter(_NO_PARSER_QUOTES)
     runner = web.AppRunner(
         app,
         access_log_class=AccessLogger,
         access_log=logging.getLogger("bridge.access"),
         auto_decompress=False,
+        # Error pages would carry tracebacks.
+        debug=False,
         keepalive_timeout=30,
         lingering_time=2,
         # A 4 KiB operation token fits the path, 8 KiB of callback headers their lines.
@@ -238,19 +271,17 @@ async def serve(
         # A sender that hangs up must not cut a completion in half.
         handler_cancellation=False,
     )
-    await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, reuse_port=reuse_port or None)
-        await site.start()
-        bound = runner.addresses[0]
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        on_listening(f"http://{shown}:{bound[1]}")
-        await stop.wait()
-        readiness.stop()
-        await site.stop()
+        await runner.setup()
+        for each in sockets:
+            await web.SockSite(runner, each).start()
+        host, port = sockets[0].getsockname()[:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
-        readiness.stop()
+        app[READINESS].stop()
         await runner.cleanup()
+        for each in sockets:
+            each.close()
 
 
 def stop_on_signals() -> asyncio.Event:

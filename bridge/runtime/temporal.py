@@ -1,16 +1,53 @@
-"""Our own namespace as a service sees it: whether it can be reached, how long it keeps closed runs, which are open."""
+"""The connection to Temporal, and our own namespace as a service sees it.
 
+A service asks whether the namespace can be reached, how long it keeps closed runs, and which are open.
+"""
+
+import asyncio
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.converter import DataConverter
+from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
+
+from bridge.runtime.settings import SettingsError
+from bridge.runtime.user_modules import import_attribute
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _RETENTION_CACHE = timedelta(minutes=10)
+_REMIND_AFTER_S = 3
+
+_log = logging.getLogger(__name__)
+
+
+async def connect(data_converter: str | None) -> Client:
+    """Connect as the environment says (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, TLS, API key, profiles).
+
+    Raises:
+        SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
+    """
+    config: Any = ClientConfig.load_client_connect_config()
+    config.setdefault("target_host", "localhost:7233")
+    if data_converter is not None:
+        config["data_converter"] = import_attribute(data_converter, DataConverter)
+    where = config["target_host"]
+    _log.info("bridge.connecting", extra={"bridge.temporal": where, "bridge.namespace": config.get("namespace")})
+    silence = f"Temporal at {where} has not answered yet; is TEMPORAL_ADDRESS right?"
+    reminder = asyncio.get_running_loop().call_later(_REMIND_AFTER_S, _log.warning, silence)
+    try:
+        return await Client.connect(**config)
+    except RuntimeError as error:
+        message = f"cannot connect to Temporal at {where}: {error}"
+        raise SettingsError(message) from None
+    finally:
+        reminder.cancel()
 
 
 class Namespace:

@@ -13,28 +13,31 @@ from temporalio.worker import Worker
 
 from bridge.admin import command
 from bridge.runtime.http_server import stop_on_signals
+from bridge.runtime.temporal import connect
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
 from handler import HandlerPlugin
 
 
-def order_worker(client: Client) -> Worker:
-    """The order team's worker: its workflows may call through the bridge."""
-    return Worker(client, task_queue=ORDER_QUEUE, workflows=[OrderWorkflow], plugins=[CallerPlugin()])
+def order_worker(client: Client, *, serve_receiver: bool) -> Worker:
+    """The order team's worker: its workflows may call through the bridge, and it may host the receiver too."""
+    plugin = CallerPlugin(serve_receiver=serve_receiver)
+    return Worker(client, task_queue=ORDER_QUEUE, workflows=[OrderWorkflow], plugins=[plugin])
 
 
 def payment_worker(client: Client) -> Worker:
-    """The payment team's worker: its workflows tell their callers when they have ended."""
+    """The payment team's worker: the outcomes of its workflows are delivered to their callers."""
     return Worker(client, task_queue=PAYMENT_QUEUE, workflows=[PaymentWorkflow], plugins=[HandlerPlugin()])
 
 
 async def run_worker(arguments: argparse.Namespace) -> None:
-    """Run one team's worker until it is told to stop."""
+    """Run one team's worker until it is asked to stop."""
     command.configure_logging("info")
+    client = await connect(data_converter=None)
     stop = stop_on_signals()
-    client = await command.connect(data_converter=None)
-    worker = order_worker(client) if arguments.team == "orders" else payment_worker(client)
+    is_order = arguments.team == "orders"
+    worker = order_worker(client, serve_receiver=arguments.serve_receiver) if is_order else payment_worker(client)
     async with worker:
         print(json.dumps({"worker": arguments.team, "pid": os.getpid()}), flush=True)
         await stop.wait()
@@ -43,5 +46,8 @@ async def run_worker(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m examples.payments.workers", description=run_worker.__doc__)
     parser.add_argument("team", choices=["orders", "payments"])
-    parser.set_defaults(run=run_worker)
-    command.run(parser, None)
+    parser.add_argument(
+        "--serve-receiver", action="store_true", help="orders: receive the callbacks in this process too"
+    )
+    parsed = parser.parse_args()
+    command.run(lambda: run_worker(parsed), name=parser.prog)

@@ -1,6 +1,5 @@
-"""The command line for operators of the handler: `deliveries list`, `show` and `redeliver`, as lines or as JSON."""
+"""The commands `callback-bridge deliveries list`, `show` and `redeliver`, as lines or as JSON."""
 
-import argparse
 import json
 import os
 import sys
@@ -8,45 +7,32 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import App, Parameter
 from temporalio.service import RPCError
 
-from bridge.admin import command
 from bridge.admin.command import CommandError
 from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
+from bridge.runtime.temporal import connect
 from handler.admin.deliveries import Deliveries, DeliveryReport, DeliveryState, plain
 from handler.settings import HandlerSettings
 
 _OPEN = (DeliveryState.RUNNING, DeliveryState.FAILED)
 _CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
+_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 
-
-def add_deliveries_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    about = "see what is still to be delivered, and repeat what was refused"
-    where = "Connects as `serve` does; BRIDGE_CONFIG is needed only where it names a data converter."
-    deliveries = commands.add_parser("deliveries", help=about, description=f"{about.capitalize()}. {where}")
-    actions = deliveries.add_subparsers(dest="deliveries_command", required=True)
-
-    listing = actions.add_parser("list", help="list deliveries, newest first")
-    listing.add_argument("--state", choices=_CHOICES, help="default: running and failed")
-    listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default: 100)")
-    listing.set_defaults(run=_list)
-    showing = actions.add_parser("show", help="show everything about one delivery")
-    showing.add_argument("id", metavar="ID")
-    showing.set_defaults(run=_show)
-    again = actions.add_parser("redeliver", help="run failed deliveries again, with the same content")
-    again.add_argument("ids", nargs="*", metavar="ID")
-    again.add_argument("--failed", action="store_true", help="all that have failed")
-    again.set_defaults(run=_redeliver)
-    for each in (listing, showing, again):
-        each.add_argument("--json", action="store_true", help="print JSON instead")
+deliveries = App(
+    name="deliveries",
+    help="See what is still to be delivered, and repeat what was refused. Connects as the handler service does; "
+    "BRIDGE_CONFIG is needed only where it names a data converter.",
+)
 
 
 @asynccontextmanager
 async def _connected() -> AsyncIterator[Deliveries]:
     converter = load(HandlerSettings).data_converter if os.environ.get(CONFIG_VARIABLE) else None
-    client = await command.connect(converter)
+    client = await connect(converter)
     try:
         yield Deliveries(client=client)
     except RPCError as error:
@@ -57,15 +43,27 @@ def _refusal(error: RPCError) -> str:
     return f"Temporal answered {error.status.name}: {plain(error.message)}"
 
 
-async def _list(arguments: argparse.Namespace) -> None:
-    if arguments.limit < 1:
+@deliveries.command(name="list")
+async def list_(
+    *,
+    state: Literal["running", "failed", "delivered", "all"] | None = None,
+    limit: int = 100,
+    as_json: _Json = False,
+) -> None:
+    """List deliveries, newest first.
+
+    Args:
+        state: State of those that are listed. By default running and failed.
+        limit: Greatest number that is listed.
+    """
+    if limit < 1:
         message = "--limit: at least 1"
         raise SettingsError(message)
-    async with _connected() as deliveries:
-        # One more than is shown tells whether there is more.
-        reports = await deliveries.read_all(_CHOICES.get(arguments.state, _OPEN), limit=arguments.limit + 1)
-    shown = reports[: arguments.limit]
-    if arguments.json:
+    async with _connected() as found:
+        # One more than is shown, to see whether there are more.
+        reports = await found.read_all(_OPEN if state is None else _CHOICES[state], limit=limit + 1)
+    shown = reports[:limit]
+    if as_json:
         print(to_json(shown))
     else:
         print(table(shown, now=datetime.now(UTC)) if shown else "no such deliveries")
@@ -73,26 +71,39 @@ async def _list(arguments: argparse.Namespace) -> None:
         print(f"there are more than these {len(shown)}; --limit shows more", file=sys.stderr)
 
 
-async def _show(arguments: argparse.Namespace) -> None:
-    async with _connected() as deliveries:
-        report = await deliveries.read(arguments.id)
-    print(to_json(report) if arguments.json else details(report, now=datetime.now(UTC)))
+@deliveries.command
+async def show(id: str, /, *, as_json: _Json = False) -> None:  # noqa: A002 - the argument's name
+    """Show everything about one delivery.
+
+    Args:
+        id: Id of the delivery, as `list` shows it.
+    """
+    async with _connected() as found:
+        report = await found.read(id)
+    print(to_json(report) if as_json else details(report, now=datetime.now(UTC)))
 
 
-async def _redeliver(arguments: argparse.Namespace) -> None:
-    if bool(arguments.ids) == arguments.failed:
+@deliveries.command
+async def redeliver(*ids: str, failed: bool = False, as_json: _Json = False) -> None:
+    """Run failed deliveries again, with the same content.
+
+    Args:
+        ids: Ids of the deliveries, as `list` shows them.
+        failed: Run all again that have failed.
+    """
+    if bool(ids) == failed:
         message = "name the deliveries to run again, or say --failed"
         raise SettingsError(message)
     told: list[dict[str, str | None]] = []
-    async with _connected() as deliveries:
-        failed = await deliveries.read_all([DeliveryState.FAILED]) if arguments.failed else []
-        for each in dict.fromkeys(arguments.ids or (report.id for report in failed)):
+    async with _connected() as found:
+        reports = await found.read_all([DeliveryState.FAILED]) if failed else []
+        for each in dict.fromkeys(ids or (report.id for report in reports)):
             try:
-                told.append({"id": each, "run_id": await deliveries.redeliver(each), "error": None})
+                told.append({"id": each, "run_id": await found.redeliver(each), "error": None})
             except (CommandError, RPCError) as error:
                 reason = _refusal(error) if isinstance(error, RPCError) else str(error)
                 told.append({"id": each, "run_id": None, "error": reason})
-    if arguments.json:
+    if as_json:
         print(to_json(told))
     else:
         again = [f"{each['id']} runs again, as run {each['run_id']}" for each in told if each["run_id"]]

@@ -30,6 +30,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from bridge.admin import command
 from bridge.runtime.http_server import AccessLogger, stop_on_signals
+from bridge.runtime.temporal import connect
+from bridge.runtime.user_modules import import_module
 from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin
@@ -181,7 +183,7 @@ def _plain_runner() -> SandboxedWorkflowRunner:
 
 
 def _bridge_payments(module: str) -> dict[str, Any]:
-    targets = Targets.in_module(command.import_module(module))
+    targets = Targets.in_module(import_module(module))
     return {"workflows": targets.workflow_classes, "plugins": [HandlerPlugin()]}
 
 
@@ -206,8 +208,8 @@ def _worker_options(arguments: argparse.Namespace, session: Callable[[], aiohttp
 
 async def _run(arguments: argparse.Namespace) -> None:
     command.configure_logging("info")
+    client = await connect(data_converter=None)
     stop = stop_on_signals()
-    client = await command.connect(data_converter=None)
     async with AsyncExitStack() as stack:
 
         def session() -> aiohttp.ClientSession:
@@ -257,5 +259,5 @@ if __name__ == "__main__":
         "--eager", action="store_true", help="start payments eagerly, from the API or the Nexus service"
     )
     parser.add_argument("--api", help="base URL of the API that a wrapper calls")
-    parser.set_defaults(run=_run)
-    command.run(parser, None)
+    parsed = parser.parse_args()
+    command.run(lambda: _run(parsed), name=parser.prog)

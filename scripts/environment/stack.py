@@ -218,7 +218,7 @@ def _running_server(
 
 def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
     """Every process by name: its side, and its command after `python -m`."""
-    handler = ["handler", "serve", "--module", "examples.payments.payments"]
+    handler = ["bridge", "handler", "serve", "--module", "examples.payments.payments"]
     if not options.separate:
         return {
             "orders": ("caller", ["examples.payments.workers", "orders", "--serve-receiver"]),
@@ -226,7 +226,7 @@ def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
         }
     handler.append("--reuse-port")
     kinds: list[tuple[str, int, str, list[str]]] = [
-        ("receiver", options.receivers, "caller", ["caller", "serve", "--reuse-port"]),
+        ("receiver", options.receivers, "caller", ["bridge", "receiver", "serve", "--reuse-port"]),
         ("handler", options.handlers, "handler", handler),
         ("order-worker", options.order_workers, "caller", ["examples.payments.workers", "orders"]),
         ("payment-worker", options.payment_workers, "handler", ["examples.payments.workers", "payments"]),

@@ -63,10 +63,10 @@ async def waiting_call(world: World, plan: CallPlan = LONG) -> Waiting:
     return Waiting(world, handle, {"workflow_id": handle.id, "run_id": run_id, "request_id": request_id})
 
 
-@pytest_asyncio.fixture(loop_scope="session", scope="module")
-async def stalled(server: Server) -> AsyncIterator[World]:
+@pytest_asyncio.fixture(loop_scope="session", scope="module", params=["", "/bridge"], ids=["alone", "mounted"])
+async def stalled(server: Server, request: Any) -> AsyncIterator[World]:
     """Both sides, but no worker for the targets: calls wait."""
-    async with running_world(server, without=("handler",)) as made:
+    async with running_world(server, without=("handler",), mount=request.param) as made:
         yield made
 
 

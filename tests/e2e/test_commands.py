@@ -8,9 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-import tomllib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +19,10 @@ from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
 from scripts.environment.server import Server, free_ports, require_free, running_server
 from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError
+from tests.support.commands import BRIDGE, process, run
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.workflows import Ask, Reply
 from tests.support.world import World
-
-
-def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture(name="settings")
@@ -45,23 +32,6 @@ def written_settings(tmp_path: Path) -> Path:
         tmp_path, receiver_url=f"http://127.0.0.1:{receiver}", service_url=f"http://127.0.0.1:{service}"
     )
     return tmp_path
-
-
-@pytest.mark.parametrize("side", ["caller", "handler"])
-def test_help_tells_what_a_command_does(side: str) -> None:
-    """For each side and each of its commands."""
-    assert "serve" in run(side, "--help").stdout
-    assert "BRIDGE_CONFIG" in run(side, "serve", "--help").stdout
-
-
-@pytest.mark.parametrize("side", ["caller", "handler"])
-def test_keys_new_prints_a_ring_for_the_settings(side: str) -> None:
-    """TOML for people, JSON for machines; never the same key twice."""
-    ring = tomllib.loads(run(side, "keys", "new", "--id", "k7").stdout)
-    assert ring["signing"] == "k7"
-    other = json.loads(run(side, "keys", "new", "--json").stdout)
-    assert len(ring["keys"]["k7"]) == 43
-    assert ring["keys"]["k7"] not in other["keys"].values()
 
 
 @pytest.mark.parametrize(
@@ -85,8 +55,10 @@ def test_bad_settings_refuse_to_start_and_name_the_field(
     path = settings / f"{side}.toml"
     text = path.read_text()
     path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
-    extra = ["--module", "examples.payments.payments"] if side == "handler" else []
-    done = run(side, "serve", *extra, BRIDGE_CONFIG=str(path))
+    serve = ["receiver", "serve"]
+    if side == "handler":
+        serve = ["handler", "serve", "--module", "examples.payments.payments"]
+    done = run(*serve, BRIDGE_CONFIG=str(path))
     assert done.returncode == 2
     assert field in done.stderr
     assert "Traceback" not in done.stderr
@@ -126,34 +98,10 @@ def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list
 
 def test_a_missing_server_is_a_clear_error(settings: Path) -> None:
     """Not a traceback."""
-    done = run("caller", "serve", BRIDGE_CONFIG=str(settings / "caller.toml"), TEMPORAL_ADDRESS="127.0.0.1:1")
+    done = run("receiver", "serve", BRIDGE_CONFIG=str(settings / "caller.toml"), TEMPORAL_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2
     assert "cannot connect to Temporal at 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@contextlib.asynccontextmanager
-async def process(*command: str, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
-    """A process, and the JSON line by which it says that it is ready."""
-    started = await asyncio.create_subprocess_exec(
-        *command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=1 << 20,
-    )
-    assert started.stdout is not None
-    assert started.stderr is not None
-    drain = asyncio.create_task(started.stderr.read())
-    try:
-        line = await asyncio.wait_for(started.stdout.readline(), 120)
-        assert line, (await drain).decode()
-        yield started, json.loads(line)
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
-        await drain
 
 
 async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> None:
@@ -161,7 +109,7 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
     async with (
         running_server(namespaces=[CALLER]) as own,
         process(
-            *(sys.executable, "-m", "caller", "serve", "--port", "0"),
+            *(*BRIDGE, "receiver", "serve", "--port", "0"),
             BRIDGE_CONFIG=str(settings / "caller.toml"),
             TEMPORAL_ADDRESS=own.address,
             TEMPORAL_NAMESPACE=CALLER,
@@ -217,7 +165,7 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
         text = re.sub(old, new, text, flags=re.MULTILINE)
     (settings / "handler.toml").write_text(text)
     async with process(
-        *(sys.executable, "-m", "handler", "serve", "--module", "tests.support.workflows", "--with-worker"),
+        *(*BRIDGE, "handler", "serve", "--module", "tests.support.workflows", "--with-worker"),
         *("--port", str(world.service.port)),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=world.server.address,
@@ -234,7 +182,7 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
 async def test_a_module_may_have_operations_without_workflows_only(server: Server, settings: Path) -> None:
     """Then it starts no workflow, and serves all the same."""
     async with process(
-        *(sys.executable, "-m", "handler", "serve", "--module", "tests.support.services", "--port", "0"),
+        *(*BRIDGE, "handler", "serve", "--module", "tests.support.services", "--port", "0"),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=server.address,
         TEMPORAL_NAMESPACE=HANDLER,

@@ -26,10 +26,10 @@ UNAUTHENTICATED = (
 )
 
 
-@pytest_asyncio.fixture(loop_scope="session", scope="module")
-async def quiet(server: Server) -> AsyncIterator[World]:
+@pytest_asyncio.fixture(loop_scope="session", scope="module", params=["", "/bridge"], ids=["alone", "mounted"])
+async def quiet(server: Server, request: Any) -> AsyncIterator[World]:
     """A handler without workers: nothing that is started goes on."""
-    async with running_world(server, without=("caller", "handler", "receiver")) as made:
+    async with running_world(server, without=("caller", "handler", "receiver"), mount=request.param) as made:
         yield made
 
 

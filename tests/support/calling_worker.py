@@ -1,19 +1,20 @@
-"""A worker for the calling workflow, as a process of its own: `python -m tests.support.calling_worker QUEUE`."""
+"""A worker for the calling workflow: `python -m tests.support.calling_worker QUEUE [--serve-receiver]`."""
 
 import asyncio
 import sys
 
 from temporalio.worker import Worker
 
-from bridge.admin import command
+from bridge.runtime.temporal import connect
 from caller import CallerPlugin
 from tests.support.workflows import CALLERS
 
 
 async def main() -> None:
-    client = await command.connect(data_converter=None)
-    async with Worker(client, task_queue=sys.argv[1], workflows=CALLERS, plugins=[CallerPlugin()]):
-        print("ready", flush=True)
+    client = await connect(data_converter=None)
+    plugin = CallerPlugin(serve_receiver="--serve-receiver" in sys.argv)
+    async with Worker(client, task_queue=sys.argv[1], workflows=CALLERS, plugins=[plugin]):
+        print('"ready"', flush=True)
         await asyncio.Event().wait()
 
 

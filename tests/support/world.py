@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from types import ModuleType
 from typing import Any
 
 from aiohttp import web
@@ -20,25 +20,17 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from bridge.runtime.http_server import AccessLogger, Readiness
-from bridge.runtime.temporal import Namespace
-from bridge.security.callback_tokens import OperationTokens
-from bridge.security.keys import decode_key
+import caller
+import handler
+from bridge.runtime.http_server import AccessLogger
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, Targets
-from caller.completer import Completer
 from caller.plugin import CallerPlugin
-from caller.receiver import create_receiver
 from caller.settings import CallerSettings
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.plugin import HandlerPlugin
-from handler.service import create_service
 from handler.settings import HandlerSettings
-from handler.start.canceler import Canceler
-from handler.start.held_starts import Holds
-from handler.start.starter import Starter
-from handler.start.sync_operations import SyncOperations
 from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
@@ -52,11 +44,15 @@ def clock() -> datetime:
 
 
 class Listener:
-    """An application on a fixed port that can go away and come back, and that counts its requests."""
+    """An application on a fixed port that can stop and start again, and that counts its requests.
 
-    def __init__(self, port: int, make: Callable[[], web.Application]) -> None:
+    With *mount* it is part of another application, below that prefix, with a listener that has aiohttp's own limits.
+    """
+
+    def __init__(self, port: int, make: Callable[[], web.Application], *, mount: str = "") -> None:
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        self._mount = mount
+        self.url = f"http://127.0.0.1:{port}{mount}"
         self.requests: list[tuple[str, int]] = []
         """Path with query, and status, of every request that was answered."""
         self.before: Before | None = None
@@ -69,9 +65,14 @@ class Listener:
     async def start(self) -> None:
         app = self._make()
         app.middlewares.insert(0, self._count)
-        self._runner = web.AppRunner(
-            app, access_log_class=AccessLogger, auto_decompress=False, shutdown_timeout=1, max_field_size=16380
-        )
+        if self._mount:
+            parent = web.Application()
+            parent.add_subapp(self._mount, app)
+            self._runner = web.AppRunner(parent, shutdown_timeout=1)
+        else:
+            self._runner = web.AppRunner(
+                app, access_log_class=AccessLogger, auto_decompress=False, shutdown_timeout=1, max_field_size=16380
+            )
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
 
@@ -100,7 +101,7 @@ class Listener:
 class World:
     """One caller, one handler; everything is started but what a test asks to leave out."""
 
-    def __init__(self, server: Server, *, converters: tuple[DataConverter, DataConverter]) -> None:
+    def __init__(self, server: Server, *, converters: tuple[DataConverter, DataConverter], mount: str = "") -> None:
         self.server = server
         self.handler_server = server
         """Of the handler's side: another one where the two sides are on clusters of their own."""
@@ -115,7 +116,6 @@ class World:
         """What the service serves; the worker has no more than the first few."""
         self.services: list[Any] = []
         """Service handlers beside the targets."""
-        self._executor = ThreadPoolExecutor(2)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
         self.caller_options: dict[str, Any] = {}
@@ -128,8 +128,8 @@ class World:
         """Further settings of the handler."""
         self.nexus_endpoint = f"native-{self.id}"
         receiver_port, service_port = free_ports(2)
-        self.receiver = Listener(receiver_port, self._make_receiver)
-        self.service = Listener(service_port, self._make_service)
+        self.receiver = Listener(receiver_port, self._make_receiver, mount=mount)
+        self.service = Listener(service_port, self._make_service, mount=mount)
         self.endpoint_url = self.service.url
         self._workers: dict[str, AsyncExitStack] = {}
         self.caller_client: Client
@@ -167,7 +167,7 @@ class World:
             service_url=self.service.url,
             caller=self.peer_options,
             task_queue=self.payment_queue,
-            **self.handler_options,
+            **{"sweep": False, **self.handler_options},
         )
 
     def override_handler_settings(self, settings: HandlerSettings) -> None:
@@ -175,41 +175,13 @@ class World:
         self._handler_settings = settings
 
     def _make_receiver(self) -> web.Application:
-        settings = self.caller_settings
-        return create_receiver(
-            completer=Completer(client=self.caller_client),
-            tokens=settings.callback_tokens(CALLER),
-            verifiers=settings.completion_verifiers(),
-            readiness=Readiness(Namespace(self.caller_client, clock=clock).is_reachable),
-            clock=clock,
-        )
+        return caller.create_app(self.caller_settings, client=self.caller_client)
 
     def _make_service(self) -> web.Application:
-        settings = self.handler_settings
-        namespace = Namespace(self.handler_client, clock=clock)
-        targets = Targets(self.targets)
-        return create_service(
-            settings,
-            targets=targets,
-            operations=SyncOperations(
-                self.services,
-                targets=targets,
-                data_converter=self.handler_client.data_converter,
-                executor=self._executor,
-                clock=clock,
-            ),
-            starter=Starter(
-                client=self.handler_client,
-                tokens=OperationTokens(settings.operation_keys),
-                hash_key=decode_key(settings.hash_key),
-                task_queue=self.payment_queue,
-                retention=namespace.retention,
-                holds=Holds(self.handler_client, limit=settings.service.held_starts),
-                clock=clock,
-            ),
-            canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
-            readiness=Readiness(namespace.is_reachable),
-        )
+        module = ModuleType("served")
+        for number, each in enumerate([*self.targets, *self.services]):
+            setattr(module, f"served_{number}", each)
+        return handler.create_app(self.handler_settings, module, client=self.handler_client)
 
     async def start_worker(self, side: str) -> None:
         """*side* is "caller" or "handler"."""
@@ -266,7 +238,6 @@ class World:
             await self.stop_worker(side)
         await self.receiver.stop()
         await self.service.stop()
-        self._executor.shutdown(wait=False)
 
     # What tests ask and wait for.
     def key(self, name: str = "") -> str:
@@ -339,9 +310,13 @@ async def running_world(
     without: tuple[str, ...] = (),
     converters: tuple[DataConverter, DataConverter] = (DataConverter.default, DataConverter.default),
     prepare: Callable[[World], None] = lambda _: None,
+    mount: str = "",
 ) -> AsyncIterator[World]:
-    """A world, without the parts named in *without*: receiver, service, caller, handler."""
-    world = World(server, converters=converters)
+    """A world, without the parts named in *without*: receiver, service, caller, handler.
+
+    With *mount*, receiver and service are parts of other applications, below that prefix.
+    """
+    world = World(server, converters=converters, mount=mount)
     prepare(world)
     await world.connect()
     try:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +20,7 @@ from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.codec import Scrambler
+from tests.support.commands import BRIDGE
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
 from tests.support.world import World, running_world, with_codec
@@ -74,10 +74,10 @@ async def until_listed(deliveries: Deliveries, delivery_id: str, state: Delivery
 
 
 async def console(*arguments: str, server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`python -m handler deliveries …` as a user runs it, without settings."""
+    """`callback-bridge deliveries …` as a user runs it, without settings."""
     return await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "handler", "deliveries", *arguments],
+        [*BRIDGE, "deliveries", *arguments],
         env={**os.environ, "TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": HANDLER, **environment},
         cwd=ROOT,
         capture_output=True,

@@ -1,0 +1,97 @@
+"""The root of the command `callback-bridge`.
+
+Each side's commands are named here by text and imported when they are used. Therefore this package depends on neither
+side, and the same table serves an installed package and a checkout, which has no entry points.
+"""
+
+import inspect
+import json
+import sys
+import time
+from typing import Annotated, NoReturn
+
+from cyclopts import App, Parameter
+
+import bridge
+from bridge.admin import command
+from bridge.admin.init import init
+from bridge.runtime.user_modules import require_own_package
+from bridge.security.keys import new_key
+
+COMMANDS = {
+    "receiver": "caller.admin.serve:receiver",
+    "handler": "handler.admin.serve:handler",
+    "deliveries": "handler.admin.command:deliveries",
+}
+
+_EPILOGUE = """\
+Examples:
+
+    callback-bridge init
+    BRIDGE_CONFIG=caller.toml callback-bridge receiver serve
+    BRIDGE_CONFIG=handler.toml callback-bridge handler serve \\
+        --module payments --with-worker
+    callback-bridge deliveries list --json
+
+Environment:
+
+- `BRIDGE_CONFIG` names the TOML file with the settings of the side; `BRIDGE_...` variables override single values.
+- `TEMPORAL_ADDRESS` (by default localhost:7233) and `TEMPORAL_NAMESPACE` (by default "default") name the side's own
+  Temporal. TLS, API keys and profiles: `TEMPORAL_...` variables, as for every client.
+
+Exit codes: 0; 1 if something cannot be done; 2 for usage or settings; 130 when interrupted.
+"""
+
+keys = App(name="keys", help="Make keys for the settings.")
+
+
+@keys.command
+def new(
+    *,
+    id: str | None = None,  # noqa: A002 - the option's name
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Print a key ring with one new random key, as TOML. Never give two rings the same key.
+
+    Args:
+        id: Key id. By default today's date.
+        as_json: Print JSON instead.
+    """
+    key_id = id or time.strftime("%Y-%m-%d", time.gmtime())
+    key = new_key()
+    if as_json:
+        print(json.dumps({"signing": key_id, "keys": {key_id: key}}))
+    else:
+        print(f'signing = "{key_id}"\nkeys = {{ "{key_id}" = "{key}" }}')
+
+
+def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
+    """Run the command line as `name`; *serve* names the command of the table whose `serve` is a command here too."""
+
+    async def chosen() -> None:
+        for package in ("caller", "handler"):
+            require_own_package(package)
+        app = App(
+            name=name,
+            help="Call a workflow in another Temporal namespace: the two services, keys, and what operators need.",
+            help_epilogue=_EPILOGUE,
+            help_format="markdown",
+            default_parameter=Parameter(negative=""),
+            version=bridge.__version__,
+            version_flags=["--version"],
+        )
+        app.command(init)
+        app.command(keys)
+        for each, path in COMMANDS.items():
+            app.command(path, name=each)
+        if serve is not None:
+            app.command(COMMANDS[serve].partition(":")[0] + ":serve", name="serve")
+        if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+            for each in COMMANDS:
+                app[each]  # imports it, because its help is shown
+        function, bound, _ = app.parse_args(exit_on_error=False, print_error=False)
+        result = function(*bound.args, **bound.kwargs)
+        if inspect.isawaitable(result):
+            await result
+
+    command.run(chosen, name=name)

@@ -1,0 +1,64 @@
+"""Modules of a user's own, imported by name, beside packages of ours that may have the same names.
+
+`bridge`, `caller` and `handler` are ordinary words: a user's file of that name hides our package wherever its folder
+comes first on `sys.path`.
+"""
+
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import bridge
+from bridge.runtime.settings import SettingsError
+
+OWN_PACKAGES = ("bridge", "caller", "handler")
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a user's module by its dotted name, also from the current directory.
+
+    Raises:
+        SettingsError: There is none, it does not import, or its name is that of a package of the bridge.
+    """
+    package = name.partition(".")[0]
+    if package in OWN_PACKAGES:
+        message = f"cannot use {name}: {package} is a package of the bridge itself; give your module another name"
+        raise SettingsError(message)
+    # At the end: a user's `handler.py` in the current directory must not hide our package.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        message = f"cannot import {name}: {type(error).__name__}: {error}"
+        raise SettingsError(message) from error
+
+
+def require_own_package(name: str) -> None:
+    """Make sure that `import` finds our package *name*, without importing it.
+
+    Raises:
+        SettingsError: Another module of that name comes first. The text names both places.
+    """
+    found, own = find_spec(name), Path(bridge.__file__).parent.parent / name / "__init__.py"
+    if found is None or found.origin != str(own):
+        place = "missing" if found is None else found.origin
+        message = f"the package {name} should be {own}, but is {place}; rename that module, or leave it off PYTHONPATH"
+        raise SettingsError(message)
+
+
+def import_attribute(name: str, kind: type[Any]) -> Any:
+    """Import `module:attribute`, an instance of *kind*.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    module, _, attribute = name.partition(":")
+    found = getattr(import_module(module), attribute, None) if attribute else None
+    if not isinstance(found, kind):
+        message = f"{name} names no {kind.__name__}; the form is module:attribute"
+        raise SettingsError(message)
+    return found

@@ -1,0 +1,35 @@
+"""The command `callback-bridge receiver serve`."""
+
+from cyclopts import App
+
+from bridge.admin import command
+from bridge.admin.command import ServeOptions
+from bridge.runtime.http_server import bind, listening, stop_on_signals
+from bridge.runtime.settings import SettingsError, load
+from bridge.runtime.temporal import connect
+from caller.receiver import create_app
+from caller.settings import CallerSettings
+
+receiver = App(name="receiver", help="The caller's receiver: it takes outcomes and completes the waiting activities.")
+
+
+@receiver.command
+async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B008 - frozen
+    """Run the receiver: take outcomes from handlers and complete the activities that wait for them.
+
+    The settings are in the file that BRIDGE_CONFIG names; BRIDGE_... variables override it. The connection to Temporal
+    comes from TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the like. A worker with CallerPlugin(serve_receiver=True) needs
+    no such process.
+    """
+    command.configure_logging(options.log_level)
+    settings = load(CallerSettings)
+    if settings.receiver is None:
+        message = "no receiver in the settings: without one there is nothing to serve"
+        raise SettingsError(message)
+    app = create_app(settings, client=await connect(settings.data_converter))
+    port = settings.receiver.port if options.port is None else options.port
+    sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
+    stop = stop_on_signals()
+    async with listening(app, sockets) as url:
+        command.announce("receiver", url)
+        await stop.wait()

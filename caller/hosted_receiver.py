@@ -1,0 +1,76 @@
+"""The receiver inside the worker's process: one for all workers of a plugin, from the first that runs to the last.
+
+It takes its port when the first worker is made, because the SDK cannot report an error of a worker that did not start.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+
+from temporalio.client import Client
+
+from bridge.runtime.http_server import bind, listening
+from bridge.runtime.settings import SettingsError
+from caller.receiver import create_app
+from caller.settings import CallerSettings
+
+
+class HostedReceiver:
+    """A receiver that several workers share. It serves while at least one of them runs."""
+
+    def __init__(self, settings: CallerSettings, *, clock: Callable[[], datetime]) -> None:
+        """Raises SettingsError where the settings have no receiver."""
+        if settings.receiver is None:
+            message = "serve_receiver=True needs a receiver in the settings"
+            raise SettingsError(message)
+        self._settings, self._place, self._clock = settings, settings.receiver, clock
+        self._sockets: list[socket.socket] = []
+        self._namespace = ""
+        self._workers = 0
+        self._lock = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    def reserve(self, namespace: str) -> None:
+        """Take the port for workers of *namespace*.
+
+        Raises:
+            SettingsError: The port is taken, or by a worker of another namespace.
+        """
+        if self._sockets:
+            if namespace != self._namespace:
+                message = (
+                    f"the receiver on port {self._place.port} completes calls of namespace {self._namespace}; give the "
+                    f"workers of {namespace} a plugin with settings of their own (receiver.url, receiver.port)"
+                )
+                raise SettingsError(message)
+            return
+        try:
+            self._sockets = bind(self._place.host, self._place.port)
+        except OSError as error:
+            message = (
+                f"{error.strerror}. If another worker serves the receiver there, that one is enough: use its "
+                "CallerPlugin for every worker of the process, and serve_receiver=False in other processes; or choose "
+                "another port by receiver.port (BRIDGE_RECEIVER__PORT) and put a proxy at receiver.url"
+            )
+            raise SettingsError(message) from None
+        self._namespace = namespace
+
+    @asynccontextmanager
+    async def serving(self, client: Client) -> AsyncIterator[None]:
+        """Serve while a worker with *client* runs. The last worker waits until all requests are answered."""
+        async with self._lock:
+            if self._workers == 0:
+                self.reserve(client.namespace)
+                app = create_app(self._settings, client=client, clock=self._clock)
+                await self._stack.enter_async_context(listening(app, self._sockets))
+            self._workers += 1
+        try:
+            yield
+        finally:
+            async with self._lock:
+                self._workers -= 1
+                if self._workers == 0:
+                    self._sockets = []
+                    await self._stack.aclose()

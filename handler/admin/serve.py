@@ -1,0 +1,65 @@
+"""The command `callback-bridge handler serve`."""
+
+from contextlib import AsyncExitStack
+
+from cyclopts import App
+from temporalio.worker import Worker
+
+from bridge.admin import command
+from bridge.admin.command import ServeOptions
+from bridge.runtime.http_server import bind, listening, stop_on_signals
+from bridge.runtime.settings import SettingsError, load
+from bridge.runtime.temporal import connect
+from bridge.runtime.user_modules import import_module
+from handler.plugin import HandlerPlugin
+from handler.service import Served, create_app
+from handler.settings import HandlerSettings
+
+handler = App(name="handler", help="The handler service: it starts workflows for the callers in the settings.")
+
+
+@handler.command
+async def serve(
+    *,
+    module: str,
+    with_worker: bool = False,
+    options: ServeOptions = ServeOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Run the handler service: start target workflows for the callers in the settings.
+
+    The settings are in the file that BRIDGE_CONFIG names; BRIDGE_... variables override it. The connection to Temporal
+    comes from TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the like.
+
+    Args:
+        module: Dotted name of the module with the decorated workflows, also from the current directory. An instance of
+            a class decorated with nexusrpc.handler.service_handler is served too if the module has a name for it.
+        with_worker: Run the worker for the workflows in this process too, and start them eagerly. If the module has a
+            list named activities, the worker gets those.
+    """
+    command.configure_logging(options.log_level)
+    settings = load(HandlerSettings)
+    host = options.host or settings.service.host
+    try:
+        settings.check_host(host)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    imported = import_module(module)
+    served = Served.by(imported)
+    client = await connect(settings.data_converter)
+    app = create_app(settings, imported, client=client, is_eager=with_worker)
+    port = settings.service.port if options.port is None else options.port
+    sockets = bind(host, port, reuse_port=options.reuse_port)
+    stop = stop_on_signals()
+    async with AsyncExitStack() as stack:
+        if with_worker:
+            worker = Worker(
+                client,
+                task_queue=settings.task_queue,
+                workflows=served.targets.workflow_classes,
+                activities=getattr(imported, "activities", []),
+                plugins=[HandlerPlugin(settings)],
+            )
+            await stack.enter_async_context(worker)
+        url = await stack.enter_async_context(listening(app, sockets))
+        command.announce("handler", url)
+        await stop.wait()

@@ -1,0 +1,279 @@
+"""The command `callback-bridge` as its users meet it: help, errors, exit codes, and a user's modules beside ours."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.environment.stack import ROOT, write_local_settings
+from tests.support.commands import BRIDGE, run
+
+COMMANDS = [
+    (),
+    ("init",),
+    ("receiver", "serve"),
+    ("handler", "serve"),
+    ("keys", "new"),
+    ("deliveries", "list"),
+    ("deliveries", "show"),
+    ("deliveries", "redeliver"),
+]
+
+
+@pytest.fixture(name="settings")
+def both_sides(tmp_path: Path) -> Path:
+    write_local_settings(tmp_path, receiver_url="http://127.0.0.1:1", service_url="http://127.0.0.1:2")
+    return tmp_path
+
+
+@pytest.fixture(name="script")
+def console_script(tmp_path: Path) -> Path:
+    """The script that an installation makes of the entry point."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["callback-bridge"].partition(":")
+    path = tmp_path / "bin" / "callback-bridge"
+    path.parent.mkdir()
+    path.write_text(f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(name="project")
+def users_project(tmp_path: Path) -> Path:
+    """A folder with modules that have our packages' names, and one that may be served."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("bridge", "caller", "handler"):
+        (folder / f"{name}.py").write_text(f"print('the user\\'s {name} ran')\n")
+    (folder / "payments.py").write_text("from tests.support.workflows import ProbeWorkflow\n")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_help_shows_options_examples_and_environment(command: tuple[str, ...], encoding: str) -> None:
+    """Of every command, also on a terminal that cannot show all characters."""
+    done = subprocess.run(
+        [*BRIDGE, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    text = done.stdout.decode(encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert " ".join(("Usage: callback-bridge", *command)) in text
+    assert "--help" in text if not command else "--" in text
+    assert "callback-bridge handler serve" in text
+    assert "BRIDGE_CONFIG" in text
+    assert "TEMPORAL_ADDRESS" in text
+
+
+def test_the_root_lists_every_command_with_its_purpose() -> None:
+    """Also those that are imported only when they are used."""
+    text = run("--help", COLUMNS="200").stdout
+    for name, purpose in (("receiver", "takes outcomes"), ("handler", "starts workflows"), ("deliveries", "delivered")):
+        [line] = [each for each in text.splitlines() if each.startswith(f"│ {name} ")]
+        assert purpose in line
+    assert run("--version").stdout == "0.1.0\n"
+
+
+@pytest.mark.parametrize("side", ["caller", "handler"])
+def test_each_side_runs_as_a_module_too(side: str) -> None:
+    """`python -m caller serve` and `python -m handler serve` are the side's own `serve`."""
+    done = subprocess.run(
+        [sys.executable, "-m", side, "serve", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert f"python -m {side} serve" in done.stdout
+    assert ("Run the receiver" if side == "caller" else "Run the handler service") in done.stdout
+
+
+def test_keys_new_prints_a_ring_for_the_settings() -> None:
+    """TOML for people, JSON for machines; never the same key twice."""
+    ring = tomllib.loads(run("keys", "new", "--id", "k7").stdout)
+    assert ring["signing"] == "k7"
+    other = json.loads(run("keys", "new", "--json").stdout)
+    assert len(ring["keys"]["k7"]) == 43
+    assert ring["keys"]["k7"] not in other["keys"].values()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["reciever"], "receiver", id="unknown command"),
+        pytest.param(["handler", "serve"], "--module", id="missing option"),
+        pytest.param(["receiver", "serve", "--prot", "1"], "--prot", id="unknown option"),
+        pytest.param(["receiver", "serve", "--port", "http"], "http", id="no number"),
+        pytest.param(["receiver", "serve", "--log-level", "loud"], "debug", id="no choice"),
+        pytest.param(["deliveries", "show"], "ID", id="missing argument"),
+        pytest.param(["deliveries", "list", "--limit", "0"], "at least 1", id="limit"),
+        pytest.param(["deliveries", "redeliver"], "--failed", id="nothing named"),
+    ],
+)
+def test_a_wrong_use_is_one_line_on_standard_error_and_code_2(arguments: list[str], says: str) -> None:
+    """The line names the command and what was wrong."""
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("callback-bridge: ")
+    assert says in line
+
+
+def test_a_reader_that_has_gone_is_an_error_without_a_traceback() -> None:
+    """As in `callback-bridge keys new | true`."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [*BRIDGE, "keys", "new"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == "callback-bridge: standard output was closed before everything was written\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_streams_are_no_error(closed: str) -> None:
+    """A supervisor may start a process without them."""
+    done = subprocess.run(
+        f'"{sys.executable}" -m bridge keys new {closed}',
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_the_console_script_does_not_import_a_users_modules_of_our_names(
+    script: Path, project: Path, settings: Path
+) -> None:
+    """In a folder with handler.py, caller.py and bridge.py: ours run, and the user's other module is found."""
+    done = subprocess.run(
+        [script, "handler", "serve", "--module", "payments"],
+        cwd=project,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "BRIDGE_CONFIG": str(settings / "handler.toml"),
+            "TEMPORAL_ADDRESS": "127.0.0.1:1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "cannot connect to Temporal at 127.0.0.1:1" in done.stderr
+    assert "the user's" not in done.stdout
+
+
+@pytest.mark.parametrize("module", ["bridge", "caller", "handler", "handler.service"])
+def test_a_module_with_the_name_of_one_of_our_packages_is_refused(settings: Path, project: Path, module: str) -> None:
+    """The reason is in the message."""
+    done = run("handler", "serve", "--module", module, BRIDGE_CONFIG=str(settings / "handler.toml"), cwd=None)
+    assert done.returncode == 2
+    name = module.partition(".")[0]
+    assert f"{name} is a package of the bridge itself; give your module another name" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["caller", "handler"])
+def test_a_users_module_that_hides_a_side_is_named_with_the_place_of_ours(
+    script: Path, project: Path, name: str
+) -> None:
+    """Where PYTHONPATH puts the user's folder first; the user's module does not run."""
+    (project / "bridge.py").unlink()
+    (project / ("handler.py" if name == "caller" else "caller.py")).unlink()
+    done = subprocess.run(
+        [script, "receiver", "serve"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert str(project / f"{name}.py") in done.stderr
+    assert str(ROOT / name / "__init__.py") in done.stderr
+
+
+@pytest.mark.parametrize("side", ["caller", "handler"])
+def test_a_users_module_that_hides_the_shared_package_is_named_with_the_place_of_ours(project: Path, side: str) -> None:
+    """In a user's own worker script, whose folder Python searches first."""
+    for each in ("caller", "handler"):
+        (project / f"{each}.py").unlink()
+    (project / "worker.py").write_text(f"import {side}\n")
+    done = subprocess.run(
+        [sys.executable, project / "worker.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert str(project / "bridge.py") in last
+    assert str(ROOT / "bridge" / "__init__.py") in last
+
+
+@pytest.fixture(name="silent")
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("receiver", "serve"),
+        ("handler", "serve", "--module", "examples.payments.payments"),
+        ("deliveries", "list"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_a_command_that_connects_to_a_silent_temporal_says_so_and_can_be_ended(
+    settings: Path, silent: str, command: tuple[str, ...], end: signal.Signals
+) -> None:
+    """Well before the SDK's own limit of half a minute."""
+    side = "caller" if command[0] == "receiver" else "handler"
+    process = await asyncio.create_subprocess_exec(
+        *(*BRIDGE, *command),
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "BRIDGE_CONFIG": str(settings / f"{side}.toml"),
+            "TEMPORAL_ADDRESS": silent,
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        line = b""
+        while silent.encode() not in line:
+            line = await asyncio.wait_for(process.stderr.readline(), 20)
+            assert line, "ended without a word"
+        process.send_signal(end)
+        assert await asyncio.wait_for(process.wait(), 5) == 130
+        assert b"Traceback" not in await process.stderr.read()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,52 @@
+"""`callback-bridge init`: settings with fresh keys that both sides accept."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bridge.runtime.settings import load
+from caller.settings import CallerSettings
+from handler.settings import HandlerSettings
+from tests.support.commands import run
+
+
+def test_both_sides_accept_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They agree on names, URLs and the keys that they share; only the owner can read the files."""
+    done = run("init", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"written": [str(tmp_path / "caller.toml"), str(tmp_path / "handler.toml")]}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "caller.toml"))
+    caller = load(CallerSettings)
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "handler.toml"))
+    handler = load(HandlerSettings)
+    ours, theirs = handler.callers[caller.name], caller.handlers[handler.name]
+    assert ours.start_keys == theirs.start_keys
+    assert ours.completion_keys == theirs.completion_keys
+    assert caller.receiver is not None
+    assert str(ours.callbacks[0].url) == f"{caller.receiver.url}/callbacks"
+    assert caller.endpoints["payments"].url == f"{handler.service.url}/c/{caller.name}"
+
+
+def test_settings_that_exist_are_not_replaced(tmp_path: Path) -> None:
+    """Their keys may be in use: neither file is touched."""
+    (tmp_path / "handler.toml").write_text("mine")
+    done = run("init", str(tmp_path))
+    assert done.returncode == 1
+    assert "handler.toml exists already" in done.stderr
+    assert (tmp_path / "handler.toml").read_text() == "mine"
+    assert not (tmp_path / "caller.toml").exists()
+
+
+def test_no_two_runs_write_the_same_key(tmp_path: Path) -> None:
+    """And each side has keys that the other does not know."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        assert run("init", str(tmp_path / name)).returncode == 0
+    files = [tmp_path / name / f"{side}.toml" for name in ("first", "second") for side in ("caller", "handler")]
+    seen = [set(re.findall(r'"([\w-]{43})"', path.read_text())) for path in files]
+    assert not (seen[0] | seen[1]) & (seen[2] | seen[3])
+    assert seen[0] - seen[1]
+    assert seen[1] - seen[0]

@@ -1,0 +1,53 @@
+"""The command `callback-bridge` as a process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from scripts.environment.stack import ROOT
+
+BRIDGE = (sys.executable, "-m", "bridge")
+"""The command as a checkout has it."""
+
+
+def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`callback-bridge` with *arguments*, to its end."""
+    return subprocess.run(
+        [*BRIDGE, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def process(*command: str, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
+    """A process, and the JSON line by which it says that it is ready."""
+    started = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    assert started.stdout is not None
+    assert started.stderr is not None
+    drain = asyncio.create_task(started.stderr.read())
+    try:
+        line = await asyncio.wait_for(started.stdout.readline(), 120)
+        assert line, (await drain).decode()
+        yield started, json.loads(line)
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+        await drain
