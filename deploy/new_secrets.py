@@ -14,7 +14,7 @@ TEMPLATES = ("caller.toml", "handler.toml")
 
 
 def new_key() -> str:
-    """As `python -m caller keys new` makes them."""
+    """As `callback-bridge keys new` makes them."""
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
 
 

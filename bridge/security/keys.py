@@ -33,7 +33,7 @@ def decode_key(text: SecretStr) -> bytes:
     try:
         key = base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        message = "a key must be base64url text; make one with `python -m caller keys new`"
+        message = "a key must be base64url text; make one with `callback-bridge keys new`"
         raise ValueError(message) from None
     if len(key) < MIN_KEY_BYTES:
         message = f"a key needs at least {MIN_KEY_BYTES} bytes, this one has {len(key)}; make one with `keys new`"

@@ -72,7 +72,7 @@ def is_signed(kind: str, raw_path: str, headers: Headers, body: bytes, *, key: b
 
 
 def decode_key(text: str) -> bytes:
-    """The key that `python -m caller keys new` prints."""
+    """The key that `callback-bridge keys new` prints."""
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 

@@ -15,12 +15,14 @@ import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from bridge.security.keys import new_key
+from bridge.security.signatures import MessageSigner
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
 from scripts.environment.server import Server, free_ports, require_free, running_server
 from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError
 from tests.support.commands import BRIDGE, process, run
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
+from tests.support.peer import send, start
 from tests.support.workflows import Ask, Reply
 from tests.support.world import World
 
@@ -149,21 +151,26 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
             await each.wait_closed()
 
 
-async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, settings: Path) -> None:
-    """`--with-worker`: the first workflow task goes to the worker in the same process, without a hop."""
-    await world.stop_worker("handler")
-    await world.service.stop()
+def fit(settings: Path, world: World, service: str) -> None:
+    """Give the handler's file the keys, queue and addresses of *world*; *service* is what its caller may start."""
     text = (settings / "handler.toml").read_text()
     for old, new in (
         ("start_keys = .*", f"start_keys = {ring_text(world.keys.start)}"),
         ("completion_keys = .*", f"completion_keys = {ring_text(world.keys.completion)}"),
         ('task_queue = ".*"', f'task_queue = "{world.payment_queue}"'),
-        (r"PaymentService/\*", "ProbeService/*"),
+        (r"PaymentService/\*", f"{service}/*"),
         ("^url = .*", f'url = "{world.service.url}"'),
         ('url = "[^"]*/callbacks"', f'url = "{world.receiver.url}/callbacks"'),
     ):
         text = re.sub(old, new, text, flags=re.MULTILINE)
     (settings / "handler.toml").write_text(text)
+
+
+async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, settings: Path) -> None:
+    """`--with-worker`: the first workflow task goes to the worker in the same process, without a hop."""
+    await world.stop_worker("handler")
+    await world.service.stop()
+    fit(settings, world, "ProbeService")
     async with process(
         *(*BRIDGE, "handler", "serve", "--module", "tests.support.workflows", "--with-worker"),
         *("--port", str(world.service.port)),
@@ -177,6 +184,36 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
         assert first.workflow_execution_started_event_attributes.eager_execution_accepted
         service.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(service.wait(), 30) == 0
+
+
+async def test_a_service_may_have_operations_with_and_without_a_workflow(
+    world: World, settings: Path, tmp_path: Path
+) -> None:
+    """The module of the page about services, in the current directory, as it stands there."""
+    await world.stop_worker("handler")
+    await world.service.stop()
+    fit(settings, world, "PaymentService")
+    [module] = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "services.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "payments.py").write_text(module)
+    signer, payment = MessageSigner(world.keys.start), {"order_id": world.key(), "amount": 100}
+    async with process(
+        *(*BRIDGE, "handler", "serve", "--module", "payments", "--with-worker", "--port", str(world.service.port)),
+        cwd=tmp_path,
+        BRIDGE_CONFIG=str(settings / "handler.toml"),
+        TEMPORAL_ADDRESS=world.server.address,
+        TEMPORAL_NAMESPACE=HANDLER,
+    ):
+        answers = {}
+        for operation in ("quote", "process"):
+            message = start(world, payment)
+            message.url = message.url.replace("ProbeService/probe", f"PaymentService/{operation}")
+            answers[operation] = await send(message, signer)
+        assert (answers["quote"].status, answers["quote"].body) == (200, b"103.0")
+        assert answers["process"].status == 201
+        target = world.handler_client.get_workflow_handle(f"payment-{payment['order_id']}")
+        assert await target.result() == "paid 100.0"
 
 
 async def test_a_module_may_have_operations_without_workflows_only(server: Server, settings: Path) -> None:

@@ -30,10 +30,13 @@ def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subpro
 
 
 @contextlib.asynccontextmanager
-async def process(*command: str, **environment: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
+async def process(
+    *command: str, cwd: Path | None = None, **environment: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
     """A process, and the JSON line by which it says that it is ready."""
     started = await asyncio.create_subprocess_exec(
         *command,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
