@@ -1,7 +1,7 @@
 """Make the virtual environment that a command needs, then run the command in it.
 
-Runs under any Python 3 that a machine has, so it uses the standard library only and no recent syntax. Two commands at
-once wait for each other; what is installed already is left alone.
+Runs under any Python 3 that a machine has. Therefore it uses the standard library only, and no recent syntax. Two
+commands at once wait for each other. What is installed already stays as it is.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ REQUIREMENTS = {"test": "dev.txt", "check": "dev.txt", "bench": "bench.txt"}
 
 
 def say(text: str) -> None:
-    """Tell the user, on standard error."""
+    """Print one line for the user, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -38,7 +38,7 @@ def find_python() -> str:
 
 
 def run(what: str, command: "list[str]") -> None:
-    """Run *command* quietly, saying every few seconds that it goes on; on failure show what it said."""
+    """Run *command* quietly, and report every few seconds that it still runs. Where it fails, show its output."""
     began = time.monotonic()
     say(f"{what} …")
     output = b""

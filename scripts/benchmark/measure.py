@@ -132,7 +132,7 @@ class LongPlan:
     """What renewals and duration are divided by."""
     limit: int
     first_lease_s: float = 2.0
-    """Of the shortened call: an attempt has to get through in it, so it cannot shrink with the rest."""
+    """Of the shortened call: an attempt has to get through in it, and therefore it does not shrink with the rest."""
 
     @property
     def renewals(self) -> Renewals:

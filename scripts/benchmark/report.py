@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from scripts.benchmark.results import FIGURES, LongCall, Memory, Ratio, Results, Row, rows
 
 PLOTS = {"latency": "bench-latency.svg", "throughput": "bench-throughput.svg", "cpu": "bench-cpu.svg"}
-"""Files beside the report."""
+"""Files next to the report."""
 
 
 _INTRODUCTION = """\
@@ -44,7 +44,7 @@ shown."""
 
 _MEMORY = """\
 Resident, in MB, of `bridge-interceptor` with every process by itself: after a warm-up, and how much more with so many
-calls in flight. A worker keeps its 1 000 latest workflows in a cache, whatever they wait for."""
+calls in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
 
 
 def markdown(
@@ -81,7 +81,7 @@ def markdown(
         _goals(compared),
         "## What is compared",
         _COMPARED,
-        _table(["mode", "processes beside the server"], [[_code(name), text] for name, text in deployments.items()]),
+        _table(["mode", "processes, without the server"], [[_code(name), text] for name, text in deployments.items()]),
         _table(["setting", "flags of the server"], flags),
         _NOT_EAGER,
         *(measured if made else []),

@@ -138,7 +138,7 @@ class SyncWrapper:
 
     @activity.defn(name=PAY_ACTIVITY)
     async def pay(self, request: PaymentRequest) -> PaymentResponse:
-        """Ask, and wait for the answer; heartbeats tell the server that this worker is alive."""
+        """Ask, and wait for the answer. Heartbeats show the server that this worker is alive."""
         asking = asyncio.ensure_future(self._ask(request))
         while not (await asyncio.wait({asking}, timeout=POLL_INTERVAL_S))[0]:
             activity.heartbeat()
@@ -188,7 +188,7 @@ def _bridge_payments(module: str) -> dict[str, Any]:
 
 
 def _worker_options(arguments: argparse.Namespace, session: Callable[[], aiohttp.ClientSession]) -> dict[str, Any]:
-    """What the worker of a role has beside the defaults."""
+    """What the worker of a role has in addition to the defaults."""
     kinds: dict[str, Callable[[], dict[str, Any]]] = {
         "bridge-orders": lambda: {"workflows": [OrderWorkflow], "plugins": [CallerPlugin()]},
         "bridge-payments": lambda: _bridge_payments(arguments.module),
@@ -254,7 +254,7 @@ if __name__ == "__main__":
     parser.add_argument("role", choices=ROLES)
     parser.add_argument("queue", help="task queue")
     parser.add_argument("--module", default="examples.payments.payments", help="of a bridge's target")
-    parser.add_argument("--port", type=int, help="of the HTTP API that a payment worker serves beside its workflows")
+    parser.add_argument("--port", type=int, help="of the HTTP API that a payment worker serves too")
     parser.add_argument(
         "--eager", action="store_true", help="start payments eagerly, from the API or the Nexus service"
     )

@@ -1,7 +1,7 @@
-"""Measure the bridge beside activity wrappers, native Nexus and a child workflow.
+"""Measure the bridge, activity wrappers, native Nexus and a child workflow in one run.
 
 Everything runs on this machine: a Temporal server of its own for each setting, and every mode as separate processes
-beside it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
+with it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
 A full run takes about half an hour and writes docs/bench.md with its plots; --quick takes less than two, and writes a
 report only if --output names a folder. Progress goes to standard error; Ctrl-C stops everything.
 """
@@ -48,7 +48,7 @@ from scripts.environment.progress import say
 from scripts.environment.stack import ROOT
 
 LIMIT_S = 2400.0
-"""Whatever happens, a run ends after that."""
+"""Seconds after which a run ends in any case."""
 MEMORY_LIMIT_S = 600.0
 """How long calls are brought into flight, if it does not go faster."""
 
@@ -189,7 +189,7 @@ class Bench:
                     self._batches.append(await run_batch(world, mode, replace(plan, lead_in=0)))
 
     async def _measure_minute(self) -> None:
-        """Targets of a minute, of all modes at once, and beside them the long calls, shortened to a minute."""
+        """Targets of a minute, of all modes at once, and with them the long calls, shortened to a minute."""
         plans = [computed(each) for each in LONG_CALLS]
         if not self._size.is_thorough:
             self._long_calls = plans if "long" in self._parts else []
@@ -216,7 +216,7 @@ class Bench:
 
     async def _measure_memory(self) -> None:
         environment = {"ORDER_FIRST_LEASE_SECONDS": "7200"}
-        # Our processes are what is measured, so the server need not pace their tasks.
+        # Our processes are what is measured: the server need not pace their tasks.
         async with running_world([BRIDGE], RAISED_EAGER, is_split=True, environment=environment) as world:
             self._server = world.server.version
             self._say("memory: warming up")

@@ -1,4 +1,4 @@
-"""Format, lint, types, import contracts, the compose file. `--fix` mends what ruff can mend."""
+"""Format, lint, types, import contracts, the compose file, and the project's English. `--fix` repairs what ruff can."""
 
 import argparse
 import shutil
@@ -13,9 +13,9 @@ PACKAGES = ("bridge", "caller", "handler", "deploy", "examples", "scripts", "tes
 
 
 def main() -> NoReturn:
-    """Run every check, then tell which failed."""
+    """Run every check, then report which failed."""
     parser = argparse.ArgumentParser(prog="scripts/check", description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="mend what ruff can mend")
+    parser.add_argument("--fix", action="store_true", help="repair what ruff can repair")
     fix = parser.parse_args().fix
     tools = Path(sys.executable).parent
     checks = [

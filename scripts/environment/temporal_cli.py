@@ -92,7 +92,7 @@ def _cache() -> Path:
 
 
 def _install(version: str, program: Path) -> None:
-    """Install into a folder beside the final one and rename it, so that no other process sees half of it."""
+    """Install into a folder next to the final one and rename it, so that no other process sees half of it."""
     folder = program.parent.parent
     with _lock(folder.with_suffix(".lock")):
         if program.is_file():
