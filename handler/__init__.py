@@ -4,11 +4,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _own = Path(__file__).parent.parent / "bridge" / "__init__.py"
-_found = find_spec("bridge")
-if _found is None or _found.origin != str(_own):
-    # Before the import: the code of a stranger must not run, and its error would not name our package.
-    _place = "missing" if _found is None else _found.origin
-    _message = f"the package bridge should be {_own}, but is {_place}; rename that module, or move it off sys.path"
+_found = getattr(find_spec("bridge"), "origin", "missing")
+if _found != str(_own):
+    # Checked before the import: another module's code must not run, and its error would not name our package.
+    _message = f"the package bridge should be {_own}, but is {_found}; rename that module, or move it off sys.path"
     raise ImportError(_message)
 
 from handler.plugin import HandlerPlugin  # noqa: E402 - after the check

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from cyclopts import CycloptsError, Parameter
 
@@ -56,14 +56,14 @@ def configure_logging(level: str) -> None:
 class ServeOptions:
     """What both `serve` commands take."""
 
-    host: Annotated[str | None, Parameter(help="Address to listen on. By default that of the settings.")] = None
-    port: Annotated[
-        int | None, Parameter(help="Port to listen on, 0 for a free one. By default that of the settings.")
-    ] = None
-    reuse_port: Annotated[bool, Parameter(help="Let several processes share the port (SO_REUSEPORT).")] = False
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Parameter(help="Least level that is logged.")
-    ] = "info"
+    host: str | None = None
+    """Address to listen on. By default that of the settings."""
+    port: int | None = None
+    """Port to listen on, 0 for a free one. By default that of the settings."""
+    reuse_port: bool = False
+    """Let several processes share the port (SO_REUSEPORT)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
 
 
 def announce(service: str, url: str) -> None:

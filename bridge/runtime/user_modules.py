@@ -43,10 +43,10 @@ def require_own_package(name: str) -> None:
     Raises:
         SettingsError: Another module of that name comes first. The text names both places.
     """
-    found, own = find_spec(name), Path(bridge.__file__).parent.parent / name / "__init__.py"
-    if found is None or found.origin != str(own):
-        place = "missing" if found is None else found.origin
-        message = f"the package {name} should be {own}, but is {place}; rename that module, or leave it off PYTHONPATH"
+    found = getattr(find_spec(name), "origin", "missing")
+    own = Path(bridge.__file__).parent.parent / name / "__init__.py"
+    if found != str(own):
+        message = f"the package {name} should be {own}, but is {found}; rename that module, or leave it off PYTHONPATH"
         raise SettingsError(message)
 
 
