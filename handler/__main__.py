@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -24,6 +23,7 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import Holds
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
+from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 
 
@@ -78,7 +78,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         message = f"{arguments.module} has no workflow decorated with @emits_callback, and no service handler"
         raise SettingsError(message)
     client = await command.connect(settings.data_converter)
-    executor = ThreadPoolExecutor(thread_name_prefix="operation")
+    executor = BoundedThreads()
 
     def clock() -> datetime:
         return datetime.now(UTC)
@@ -99,6 +99,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         task_queue=settings.task_queue,
         retention=namespace.retention,
         holds=Holds(client, limit=settings.service.held_starts),
+        executor=executor,
         clock=clock,
         is_eager=arguments.with_worker,
     )

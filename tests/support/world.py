@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,6 +39,7 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import Holds
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations
+from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
@@ -113,7 +114,7 @@ class World:
         """What the service serves; the worker has no more than the first few."""
         self.services: list[Any] = []
         """Service handlers beside the targets."""
-        self._executor = ThreadPoolExecutor(2)
+        self.executor: Executor = BoundedThreads(threads=4)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
         self.caller_options: dict[str, Any] = {}
@@ -189,7 +190,7 @@ class World:
                 self.services,
                 targets=targets,
                 data_converter=self.handler_client.data_converter,
-                executor=self._executor,
+                executor=self.executor,
                 clock=clock,
             ),
             starter=Starter(
@@ -199,6 +200,7 @@ class World:
                 task_queue=self.payment_queue,
                 retention=namespace.retention,
                 holds=Holds(self.handler_client, limit=settings.service.held_starts),
+                executor=self.executor,
                 clock=clock,
             ),
             canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
@@ -260,7 +262,7 @@ class World:
             await self.stop_worker(side)
         await self.receiver.stop()
         await self.service.stop()
-        self._executor.shutdown(wait=False)
+        self.executor.shutdown(wait=False)
 
     # What tests ask and wait for.
     def key(self, name: str = "") -> str:
