@@ -20,7 +20,7 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError, bad_request
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-bA-B]|\xed[\xa0-\xbf]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _MAX_FIELDS = 10
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,9 @@ def _accepts(hint: Any, value: object) -> bool:
     if supertype := getattr(hint, "__supertype__", None):
         return _accepts(supertype, value)
     kind = dict if is_typeddict(hint) else types.NoneType if hint is None else origin or hint
+    if isinstance(value, bytes):
+        # To Python bytes are a sequence too, which no contract means.
+        return kind in {bytes, object, Any}
     try:
         return isinstance(value, kind) or (kind is float and isinstance(value, int))
     except TypeError:
