@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from temporalio.client import Client
 from temporalio.converter import DataConverter
-from temporalio.envconfig import ClientConfig
 
 from bridge.runtime.settings import SettingsError
+from bridge.runtime.temporal import connect_config
 from bridge.security.keys import new_key
 
 
@@ -57,13 +57,13 @@ async def connect(data_converter: str | None) -> Client:
     Raises:
         SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
     """
-    config: Any = ClientConfig.load_client_connect_config()
+    config = connect_config()
     config.setdefault("target_host", "localhost:7233")
     if data_converter is not None:
         config["data_converter"] = import_attribute(data_converter, DataConverter)
     try:
         return await Client.connect(**config)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         message = f"cannot connect to Temporal at {config['target_host']}: {error}"
         raise SettingsError(message) from None
 
@@ -99,9 +99,17 @@ def import_attribute(name: str, kind: type[Any]) -> Any:
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (default: from the settings)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (default: from the settings)")
+    parser.add_argument("--port", type=_port, help="port to listen on, 0 for a free one (default: from the settings)")
     parser.add_argument("--reuse-port", action="store_true", help="let several processes share the port (SO_REUSEPORT)")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        message = f"{port} is not a port; ports are 0 to 65535"
+        raise argparse.ArgumentTypeError(message)
+    return port
 
 
 def add_keys_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,13 +1,18 @@
 """Our own namespace as a service sees it: whether it can be reached, how long it keeps closed runs, which are open."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
+
+from bridge.runtime.settings import SettingsError
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _RETENTION_CACHE = timedelta(minutes=10)
@@ -45,6 +50,29 @@ class Namespace:
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
         return described.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+def connect_config() -> dict[str, Any]:
+    """How to connect, as the environment says: `TEMPORAL_ADDRESS`, TLS, API key, profiles.
+
+    Raises:
+        SettingsError: It cannot be used. No line of Temporal's configuration file is quoted.
+    """
+    try:
+        return {**ClientConfig.load_client_connect_config()}
+    except OSError as error:
+        message = (
+            f"the connection to Temporal: {error.filename or 'a file'}: {error.strerror}; see the TEMPORAL_… variables"
+        )
+        raise SettingsError(message) from None
+    except (RuntimeError, ValueError) as error:
+        # The excerpt of a broken file may hold an API key, and so may a value in the text.
+        lines = [line for line in str(error).splitlines() if line and not re.match(r"\s*\d*\s*\|", line)]
+        text = " ".join(lines)
+        if "TOML" in text:
+            text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
+        message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
+        raise SettingsError(message) from None
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:
