@@ -414,6 +414,8 @@ def translated(error: RPCError) -> HandlerError:
     if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
         return HandlerError("too many starts at the moment", type=HandlerErrorType.RESOURCE_EXHAUSTED)
     if error.status is RPCStatusCode.INVALID_ARGUMENT:
+        if "size exceeds limit" in error.message:
+            return bad_request("the input is larger than the handler's namespace allows (limit.blobSize.error)")
         return bad_request("the start is not acceptable to the handler's Temporal")
     if error.status in _TEMPORAL_IS_AWAY or error.status is RPCStatusCode.NOT_FOUND:
         return UnavailableError("the handler's Temporal cannot be reached")

@@ -13,9 +13,9 @@ from yarl import URL
 
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
-from scripts.environment.server import Server
+from scripts.environment.server import Server, running_server
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, ring
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.workflows import Ask
 from tests.support.world import World, running_world, with_codec
@@ -339,6 +339,21 @@ async def test_a_start_with_a_request_target_in_absolute_form_is_a_start(quiet: 
     assert (await reader.readline()).split()[1] == b"201"
     writer.close()
     await writer.wait_closed()
+
+
+async def test_an_input_over_the_limit_of_the_handlers_namespace_is_a_bad_request() -> None:
+    """The server's own limit counts, also where it is smaller than the usual 2 MiB."""
+    limit = 512 * 1024
+    async with (
+        running_server(namespaces=[CALLER, HANDLER], dynamic_config=[f"limit.blobSize.error={limit}"]) as small,
+        running_world(small, without=("caller", "handler", "receiver")) as world,
+    ):
+        key = world.key()
+        answer = await send(start(world, {"key": key, "text": "x" * limit}), signer(world))
+        assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+        assert "larger than the handler's namespace allows" in answer.message
+        await assert_nothing_started(world, key)
+        assert (await send(start(world, {"key": key, "text": "x" * (limit // 2)}), signer(world))).status == 201
 
 
 class _AwayCodec(Scrambler):
