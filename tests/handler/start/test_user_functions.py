@@ -27,7 +27,7 @@ from handler.start import user_functions
 from handler.start.threads import BoundedThreads
 from scripts.environment.server import Server
 from tests.support.peer import Answered, send, start
-from tests.support.workflows import Ask, ProbeService
+from tests.support.workflows import Ask, ProbeService, Reply
 from tests.support.world import World, running_world
 
 
@@ -324,6 +324,31 @@ async def test_another_input_under_the_same_id_is_a_conflict_where_the_operation
         assert "another input" in other.message
         assert other.failure["details"]["retryableOverride"] is False
         assert (await _started(world, key, text="12.50")).status == (424 if is_closed else 201)
+
+
+@pytest.mark.parametrize("transport", ["callback", "nexus"])
+async def test_a_call_that_conflicts_fails_and_leaves_the_first_alone(server: Server, transport: Transport) -> None:
+    """At once, with the reason, over either transport; a call with the same input waits for the same run."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"nexus": True}
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.create_nexus_endpoint()
+        paid, other = (Ask(world.id, text=text) for text in ("12.50", "99"))
+        plan = world.plan(transport, operation="strict")
+        calls = [await world.call(paid, plan)]
+        target = await world.until_started(paid)
+        calls.append(await world.call(paid, plan))
+        with pytest.raises(WorkflowFailureError) as raised:
+            await (await world.call(other, plan)).result()
+        assert isinstance(raised.value.cause, NexusOperationError)
+        cause = raised.value.cause.cause
+        assert isinstance(cause, HandlerError)
+        assert "belongs to a run with another input" in f"{cause.message} {cause.__cause__}"
+        assert cause.retryable is False
+        await target.signal("say", "paid")
+        assert [await each.result() for each in calls] == [Reply("12.50")] * 2
 
 
 async def test_another_input_under_the_same_id_attaches_by_default(quiet: World) -> None:
