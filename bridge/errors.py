@@ -5,6 +5,7 @@ ended badly, which is an outcome). Ours are the small tree below. No error's tex
 """
 
 from datetime import timedelta
+from types import TracebackType
 
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.failure.v1 import Failure
@@ -71,3 +72,8 @@ def bad_request(message: str) -> HandlerError:
 def not_found(message: str) -> HandlerError:
     """Unknown service, operation or call: final."""
     return HandlerError(message, type=HandlerErrorType.NOT_FOUND)
+
+
+def without_text(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """*error* as a log's `exc_info`: its class and where it happened, without the text, which may quote a message."""
+    return type(error), Exception("(text withheld)"), error.__traceback__

@@ -24,6 +24,7 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import Holds
 from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
+from handler.start.threads import BoundedThreads
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SweepWorkflow
 
@@ -93,6 +94,7 @@ class HandlerPlugin(SessionPlugin):
             task_queue=config.get("task_queue") or self._settings.task_queue,
             retention=Namespace(client, clock=self._clock).retention,
             holds=Holds(client, limit=0),
+            executor=BoundedThreads(),
             clock=self._clock,
             # The worker that takes the call runs the target too, most often.
             is_eager=True,

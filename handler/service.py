@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import Holds
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
+from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 
 _PROOFS = (CALLBACK_TOKEN.lower(), "temporal-callback-token")
@@ -85,6 +86,7 @@ def create_app(
     *,
     client: Client | None = None,
     is_eager: bool = False,
+    executor: Executor | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> web.Application:
     """The handler service as an aiohttp application: run it by itself, or mount it with `add_subapp`.
@@ -97,6 +99,7 @@ def create_app(
         module: Its decorated workflows and service handlers are served.
         client: Starts the targets.
         is_eager: A worker for the task queue lives in this process and uses the same client.
+        executor: Runs the team's functions that are not `async`. By default a pool of 32 threads.
         clock: Returns the time.
 
     Raises:
@@ -106,7 +109,10 @@ def create_app(
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client if client is not None else await connect(settings.data_converter)
-        with closing(_Service(settings, served, connected, is_eager=is_eager, clock=clock)) as service:
+        threads = executor or BoundedThreads()
+        with closing(
+            _Service(settings, served, connected, is_eager=is_eager, executor=threads, clock=clock)
+        ) as service:
             app[_SERVICE] = service
             if settings.sweep:
                 try:
@@ -147,13 +153,14 @@ class _Service:
         client: Client,
         *,
         is_eager: bool,
+        executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
         """Raises SettingsError where an operation is claimed twice."""
         self.namespace = Namespace(client, clock=clock)
         self._callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
         self._targets = served.targets
-        self._executor = ThreadPoolExecutor(thread_name_prefix="operation")
+        self._executor = executor
         try:
             self._operations = SyncOperations(
                 served.services,
@@ -172,6 +179,7 @@ class _Service:
             task_queue=settings.task_queue,
             retention=self.namespace.retention,
             holds=Holds(client, limit=settings.service.held_starts),
+            executor=executor,
             clock=clock,
             is_eager=is_eager,
         )

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, fie
 
 from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
 from bridge.security.egress import AllowList, Destination
-from bridge.security.keys import KeyRing, decode_key
+from bridge.security.keys import Key, KeyRing, decode_key
 
 
 class CallerPeer(BaseModel):
@@ -108,7 +108,7 @@ class HandlerSettings(BridgeSettings):
     service: Service
     operation_keys: KeyRing
     """Signs and verifies operation tokens."""
-    hash_key: SecretStr
+    hash_key: Key
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
     nexus: bool = False

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import CycloptsError, Parameter
+from cyclopts import CycloptsError, Parameter, validators
 
 from bridge.runtime.settings import SettingsError
 
@@ -58,7 +58,7 @@ class ServeOptions:
 
     host: str | None = None
     """Address to listen on. By default that of the settings."""
-    port: int | None = None
+    port: Annotated[int | None, Parameter(validator=validators.Number(gte=0, lte=65535))] = None
     """Port to listen on, 0 for a free one. By default that of the settings."""
     reuse_port: bool = False
     """Let several processes share the port (SO_REUSEPORT)."""

@@ -11,7 +11,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 from aiohttp import ClientPayloadError, web
@@ -20,7 +19,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.typedefs import Middleware
 from nexusrpc import HandlerError, HandlerErrorType
 
-from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request
+from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request, without_text
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import encode_handler_error
 from bridge.protocol.payload import CONTENT_TYPE, JSON
@@ -172,7 +171,9 @@ def _errors(*, has_method_errors: bool) -> Middleware:
         except web.HTTPException as error:
             return answer(*encode_handler_error(bad_request(error.reason)))
         except Exception as error:  # noqa: BLE001 - the outermost door: a bug must become an answer, not a traceback
-            _log.error("bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=_bare(error))
+            _log.error(
+                "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
+            )
             return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
 
     return middleware
@@ -180,12 +181,6 @@ def _errors(*, has_method_errors: bool) -> Middleware:
 
 def _no_route() -> HandlerError:
     return HandlerError("no such route", type=HandlerErrorType.NOT_FOUND)
-
-
-def _bare(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """Where it happened, without the text: it may quote a message."""
-    kind = type(error)
-    return kind, Exception("(text withheld)"), error.__traceback__
 
 
 async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:

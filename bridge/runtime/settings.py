@@ -5,12 +5,13 @@ Connections to Temporal are not here: they are configured the ecosystem's way (`
 
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from bridge.security.egress import check_base_url
@@ -82,8 +83,9 @@ class BridgeSettings(BaseSettings):
         """Arguments, then the environment, then the file that BRIDGE_CONFIG names."""
         del dotenv_settings, file_secret_settings
         path = os.environ.get(CONFIG_VARIABLE)
-        file = (TomlConfigSettingsSource(settings_cls, toml_file=Path(path)),) if path else ()
-        return (init_settings, env_settings, *file)
+        file = _read(Path(path)) if path else {}
+        environment = InitSettingsSource(settings_cls, _spelled_as_in(file, env_settings()))
+        return (init_settings, environment, InitSettingsSource(settings_cls, file))
 
 
 _SettingsT = TypeVar("_SettingsT", bound=BridgeSettings)
@@ -96,9 +98,6 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         SettingsError: Something is missing or bad.
     """
     path = os.environ.get(CONFIG_VARIABLE)
-    if path and not Path(path).is_file():
-        message = f"{CONFIG_VARIABLE}={path}: no such file"
-        raise SettingsError(message)
     try:
         return model(**overrides)
     except ValidationError as error:
@@ -111,9 +110,83 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
     except SourceError as error:  # a variable that is not JSON; it names the field
         message = f"bad settings in the environment: {error}"
         raise SettingsError(message) from None
-    except (ValueError, OSError) as error:  # a broken TOML file; its position, not its text
-        message = f"{path}: not readable as TOML ({type(error).__name__})"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of the TOML file at *path*.
+
+    Raises:
+        SettingsError: It cannot be read. The text names the place and quotes nothing, because the line may hold a key.
+    """
+    where = f"{CONFIG_VARIABLE}={path}"
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        message = f"{where}: {_unreadable(path, error)}"
         raise SettingsError(message) from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text, line = "\0", raw[: error.start].count(b"\n") + 1
+        where += f", line {line}"
+    if "\0" in text:
+        is_wide = b"\0" in raw
+        message = f"{where}: not {'UTF-8 but perhaps UTF-16' if is_wide else 'UTF-8'}; save the TOML file as UTF-8"
+        raise SettingsError(message)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        message = f"{where}: not TOML that can be read: nested too deeply"
+        raise SettingsError(message) from None
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).rpartition(" (at ")
+        last = f"line {text.rstrip().count(chr(10)) + 1}, where the file ends"
+        place = place.rstrip(")").replace("end of document", last)
+        reason = re.sub(r"'[^']{2,}'|\(.*\)", "…", reason)
+        message = f"{where}, {place}: not TOML: {reason} (texts need quotes; a key or table may be there only once)"
+        raise SettingsError(message) from None
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Why *path* cannot be read, and what to do."""
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case IsADirectoryError():
+            return "a folder; name the TOML file in it"
+        case PermissionError():
+            try:
+                found = path.stat()
+            except OSError:
+                return f"user {os.geteuid()} may not enter its folder; change the owner or the mode of the folder"
+            facts = f"it belongs to user {found.st_uid} and has mode {found.st_mode & 0o777:04o}"
+            return f"user {os.geteuid()} may not read the file; {facts}; change its owner or its mode"
+        case _:
+            return f"cannot be read: {error.strerror}"
+
+
+def _spelled_as_in(file: Any, variables: Any) -> Any:
+    """*variables* with the names of entries as *file* spells them: names of variables know no case, and often no `-`.
+
+    Raises:
+        SettingsError: A name could mean two entries.
+    """
+    if not isinstance(file, dict) or not isinstance(variables, dict):
+        return variables
+    spelled = {}
+    for name, value in variables.items():
+        meant = [name] if name in file else [each for each in file if _folded(each) == _folded(name)]
+        if len(meant) > 1:
+            both = " or ".join(meant)
+            message = f"a variable BRIDGE_…__{name.upper()} could mean {both}; rename one of them in the file"
+            raise SettingsError(message)
+        [key] = meant or [name]
+        spelled[key] = _spelled_as_in(file.get(key), value)
+    return spelled
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "_")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -5,6 +5,7 @@ A service asks whether the namespace can be reached, how long it keeps closed ru
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,7 +34,7 @@ async def connect(data_converter: str | None) -> Client:
     Raises:
         SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
     """
-    config: Any = ClientConfig.load_client_connect_config()
+    config = connect_config()
     config.setdefault("target_host", "localhost:7233")
     if data_converter is not None:
         config["data_converter"] = import_attribute(data_converter, DataConverter)
@@ -43,7 +44,7 @@ async def connect(data_converter: str | None) -> Client:
     reminder = asyncio.get_running_loop().call_later(_REMIND_AFTER_S, _log.warning, silence)
     try:
         return await Client.connect(**config)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         message = f"cannot connect to Temporal at {where}: {error}"
         raise SettingsError(message) from None
     finally:
@@ -82,6 +83,29 @@ class Namespace:
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
         return described.config.workflow_execution_retention_ttl.ToTimedelta()
+
+
+def connect_config() -> dict[str, Any]:
+    """How to connect, as the environment says: `TEMPORAL_ADDRESS`, TLS, API key, profiles.
+
+    Raises:
+        SettingsError: It cannot be used. No line of Temporal's configuration file is quoted.
+    """
+    try:
+        return {**ClientConfig.load_client_connect_config()}
+    except OSError as error:
+        message = (
+            f"the connection to Temporal: {error.filename or 'a file'}: {error.strerror}; see the TEMPORAL_… variables"
+        )
+        raise SettingsError(message) from None
+    except (RuntimeError, ValueError) as error:
+        # The excerpt of a broken file may hold an API key, and so may a value in the text.
+        lines = [line for line in str(error).splitlines() if line and not re.match(r"\s*\d*\s*\|", line)]
+        text = " ".join(lines)
+        if "TOML" in text:
+            text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
+        message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
+        raise SettingsError(message) from None
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:

@@ -51,17 +51,46 @@ def check_base_url(text: str) -> str:
     Raises:
         ValueError: It is not. The text does not quote it.
     """
-    message = "needs the form https://host[:port][/prefix]"
     # Longer paths are appended: even an empty query or fragment would swallow them.
-    if not _RFC3986.fullmatch(text) or set(text) & set("?@"):
-        raise ValueError(message)
     try:
-        has_host = bool(URL(text, encoded=True).host)
+        if set(text) & set("?@"):
+            raise ValueError  # noqa: TRY301 - one text for all reasons
+        _parsed(text)
     except ValueError:
+        message = (
+            "needs the form https://host[:port][/prefix], at most 1 000 characters, "
+            "without user, query, fragment, `.` or `..` in the path, port 0, or a dot at the end of the host"
+        )
         raise ValueError(message) from None
-    if not has_host:
-        raise ValueError(message)
     return text
+
+
+def _parsed(text: str) -> URL:
+    """*text* as a URL that a request may go to.
+
+    Raises:
+        ValueError: It is none.
+    """
+    # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
+    if len(text) > MAX_CALLBACK_URL or not _RFC3986.fullmatch(text):
+        raise ValueError
+    # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
+    url = URL(text, encoded=True)
+    host = url.host or ""
+    # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix.
+    segments = unquote(url.raw_path).split("/")
+    if (
+        # None or 0: no connection can be opened to either.
+        not url.port
+        or (url.user, url.password) != (None, None)
+        or "@" in url.raw_authority
+        or not host
+        or host.endswith(".")
+        or "%" in host
+        or {".", ".."} & set(segments)
+    ):
+        raise ValueError
+    return url
 
 
 class Destination(BaseModel):
@@ -103,27 +132,10 @@ class AllowList:
         Raises:
             DestinationRefusedError: It is not well-formed or not allowed; one text for all reasons.
         """
-        # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
-        if len(text) > MAX_CALLBACK_URL or not text.isascii() or not _RFC3986.fullmatch(text):
-            raise DestinationRefusedError(_REFUSED)
         try:
-            # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
-            url = URL(text, encoded=True)
-            host, has_port = url.host or "", url.port is not None
+            url = _parsed(text)
         except ValueError:
             raise DestinationRefusedError(_REFUSED) from None
-        # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix.
-        segments = unquote(url.raw_path).split("/")
-        if (
-            not has_port
-            or (url.user, url.password) != (None, None)
-            or "@" in url.raw_authority
-            or not host
-            or host.endswith(".")
-            or "%" in host
-            or {".", ".."} & set(segments)
-        ):
-            raise DestinationRefusedError(_REFUSED)
         # An address, or a name that a resolver may read as one, is allowed only by an entry that spells it so; the
         # comparison of whole hosts in `covers` is that rule.
         for destination in self.destinations:

@@ -9,13 +9,21 @@ import binascii
 import secrets
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 MIN_KEY_BYTES = 32
 MAX_KEYS = 10
 
 KEY_ID = r"^[a-z0-9-]{1,64}$"
 KeyId = Annotated[str, Field(pattern=KEY_ID)]
+
+
+def _stripped(key: SecretStr) -> SecretStr:
+    return SecretStr(key.get_secret_value().strip())
+
+
+Key = Annotated[SecretStr, AfterValidator(_stripped)]
+"""A key as text. Whitespace around it is dropped: a file that a variable was filled from ends with a newline."""
 
 
 def new_key() -> str:
@@ -48,7 +56,7 @@ class KeyRing(BaseModel):
 
     signing: KeyId
     """Which of `keys` signs."""
-    keys: dict[KeyId, SecretStr] = Field(min_length=1, max_length=MAX_KEYS)
+    keys: dict[KeyId, Key] = Field(min_length=1, max_length=MAX_KEYS)
 
     @field_validator("keys")
     @classmethod

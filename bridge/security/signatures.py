@@ -5,6 +5,7 @@ that list itself, from the message, and afterwards hands out covered values only
 because to Nexus every `Content-…` header would describe the payload. Sans-I/O: sign last, verify first.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,8 @@ SIGNATURE_INPUT = "Signature-Input"
 _ALWAYS = ("@method", "@path", "@query", "repr-digest")
 _PREFIXES = ("nexus-", "content-", "bridge-")
 _ACTED_UPON = frozenset({"operation-timeout", "request-timeout", "prefer"})
+_AUTHORITY = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+"""What a request target in absolute form has before its path (RFC 9112 section 3.2.2)."""
 _LIMITS = {SIGNATURE_INPUT: 4096, SIGNATURE: 512, REPR_DIGEST: 512}
 
 
@@ -134,6 +137,9 @@ class MessageVerifier:
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:
         """Check the signature over the headers; the body is checked by the result.
 
+        *raw_path* is the request target, in origin or in absolute form. The authority of an absolute one is ignored:
+        like `Host` it is not part of the signature.
+
         Raises:
             UntrustedError: Whatever is wrong with it.
         """
@@ -142,6 +148,8 @@ class MessageVerifier:
             if len(lines) != 1 or len(lines[0]) > limit or not lines[0].isascii():
                 reason = f"{name} missing, repeated or malformed"
                 raise UntrustedError(reason)
+        if absolute := _AUTHORITY.match(raw_path):
+            raw_path = raw_path[absolute.end() :]
         # Of `/op#?callback=x` the library would take `/op`, the router `/op#`.
         if not raw_path.startswith("/") or "#" in raw_path:
             reason = "request target malformed"

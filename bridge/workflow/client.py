@@ -123,7 +123,7 @@ class OperationClient(Generic[_ServiceT]):
     @overload
     async def start_operation(
         self,
-        operation: str,
+        operation: str | Callable[..., Any],
         input: Any,
         *,
         output_type: type[_OutputT] | None = None,
@@ -132,7 +132,7 @@ class OperationClient(Generic[_ServiceT]):
 
     async def start_operation(
         self,
-        operation: nexusrpc.Operation[Any, Any] | str,
+        operation: nexusrpc.Operation[Any, Any] | Callable[..., Any] | str,
         input: Any,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[Any] | None = None,
@@ -144,17 +144,23 @@ class OperationClient(Generic[_ServiceT]):
         Nexus it returns, and fails, as that does: when the handler has taken the operation on.
 
         Args:
-            operation: The operation, or its name.
+            operation: The operation, its name, or the method of a service handler that carries it out.
             input: The operation's input.
             output_type: What to decode the result to, where *operation* is only a name.
             **options: See `CallOptions`.
 
         Raises:
-            ValueError: A header is reserved or cannot be sent, or a duration is not positive.
+            ValueError: *operation* is not an operation, a header is reserved or cannot be sent, or a duration is not
+                positive.
         """
-        name = operation if isinstance(operation, str) else operation.name
-        if not isinstance(operation, str):
-            output_type = operation.output_type
+        if isinstance(operation, str):
+            name = operation
+        else:
+            declared = operation if isinstance(operation, nexusrpc.Operation) else nexusrpc.get_operation(operation)
+            if declared is None:
+                message = f"operation={operation!r} is not a Nexus operation"
+                raise ValueError(message)
+            name, output_type = declared.name, declared.output_type
         if self._transport == "nexus":
             if (refusal := self._too_large(input)) is not None:
                 raise _error(self._endpoint, self._service, name) from refusal
@@ -253,7 +259,7 @@ class OperationClient(Generic[_ServiceT]):
     @overload
     async def execute_operation(
         self,
-        operation: str,
+        operation: str | Callable[..., Any],
         input: Any,
         *,
         output_type: type[_OutputT] | None = None,
@@ -262,7 +268,7 @@ class OperationClient(Generic[_ServiceT]):
 
     async def execute_operation(
         self,
-        operation: nexusrpc.Operation[Any, Any] | str,
+        operation: nexusrpc.Operation[Any, Any] | Callable[..., Any] | str,
         input: Any,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[Any] | None = None,

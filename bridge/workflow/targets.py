@@ -6,17 +6,23 @@ Everything that can be checked is checked when the module is imported, so that a
 payment. Safe to import in workflow code.
 """
 
+import builtins
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from types import ModuleType, NoneType
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints
 
 import nexusrpc
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 _TARGET_ATTRIBUTE = "__bridge_target__"
+
+OnInputMismatch = Literal["attach", "refuse"]
+OnOrphaned = Literal["keep", "cancel"]
+Delivery = Literal["interceptor", "server"]
 
 _WorkflowT = TypeVar("_WorkflowT", bound=type)
 _InputT = TypeVar("_InputT")
@@ -46,8 +52,28 @@ class Target:
     """As in `TargetOptions`; so are the following."""
     shared: bool = False
     bounded: bool = False
-    on_orphaned: Literal["keep", "cancel"] = "keep"
-    delivery: Literal["interceptor", "server"] = "interceptor"
+    on_orphaned: OnOrphaned = "keep"
+    delivery: Delivery = "interceptor"
+    on_input_mismatch: OnInputMismatch = "attach"
+
+    def __post_init__(self) -> None:
+        """Refuse what would let an input pass unchecked.
+
+        Raises:
+            TypeError: `check` or `workflow_id` is not a plain function, or is annotated to return another type.
+            ValueError: An option has a value that does not exist.
+        """
+        _require_plain_function("workflow_id", self.workflow_id, returns=str)
+        if self.check is not None:
+            _require_plain_function("check", self.check, returns=NoneType)
+        for option, choices in (
+            ("on_orphaned", OnOrphaned),
+            ("delivery", Delivery),
+            ("on_input_mismatch", OnInputMismatch),
+        ):
+            if getattr(self, option) not in get_args(choices):
+                message = f"{self.name}: {option}={getattr(self, option)!r} is not one of {get_args(choices)}"
+                raise ValueError(message)
 
     @property
     def name(self) -> str:
@@ -65,13 +91,16 @@ class TargetOptions(TypedDict, total=False):
     """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
     bounded: bool
     """Whether the caller's deadline is also the workflow's: it then times out with its call. Default: no."""
-    on_orphaned: Literal["keep", "cancel"]
+    on_orphaned: OnOrphaned
     """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
     Default: it goes on."""
-    delivery: Literal["interceptor", "server"]
+    delivery: Delivery
     """Who tells a caller the outcome: the target's own worker, or the handler's Temporal server, to callers that take
     its unsigned completions. The server tells every ending, with any worker, but its operator has to allow the
     callback's address. Default: the worker."""
+    on_input_mismatch: OnInputMismatch
+    """What happens to a call whose workflow id belongs to a run that was started with another input. "attach": the call
+    gets the outcome of that run. "refuse": the call fails with a conflict error. Default: "attach"."""
 
 
 def emits_callback(
@@ -92,14 +121,21 @@ def emits_callback(
         service: The contract, a class decorated with `nexusrpc.service`.
         operation: One operation of that contract.
         workflow_id: Derives the workflow id from the operation's input. It decides what "the same" is: an id that was
-            used before is answered with that run's outcome, never run again.
+            used before is answered with that run's outcome, never run again. At most 1 000 bytes.
         check: May refuse an input with ValueError; its text reaches the caller as a bad request and nothing starts.
+            It must return None. Any other exception of `check` or `workflow_id` fails the call for good, because most
+            such exceptions are mistakes in the function and would repeat until the call's deadline. OSError (a
+            connection that broke, a timeout) is tried again; `nexusrpc.HandlerError` and
+            `temporalio.exceptions.ApplicationError` say themselves whether the call is tried again. Both functions run
+            in a thread, and may therefore block for up to 8 seconds.
         task_queue: Where the workflow runs, if not on the task queue in the handler's settings.
         instrumented: False if workers without `HandlerPlugin` run it: the sweep then tells every ending.
         **options: See `TargetOptions`.
 
     Raises:
-        TypeError: The class is no workflow, its types differ from the contract's, or *operation* is not *service*'s.
+        TypeError: The class is no workflow, its types differ from the contract's, *operation* is not *service*'s, or
+            `check` or `workflow_id` is not a plain function.
+        ValueError: An option has a value that does not exist.
     """
     service_name, declared = _declared(service, operation)
 
@@ -111,11 +147,14 @@ def emits_callback(
             raise TypeError(message)
         input_type, output_type = declared.input_type, declared.output_type
         takes = found.arg_types if found.arg_types is not None else [input_type]
-        expected = [[input_type]] + ([[]] if input_type is type(None) else [])
-        if takes not in expected:
+        fits = not takes and input_type is NoneType
+        if len(takes) == 1:
+            # The SDK notes None for a parameter without an annotation, and then decodes the input without a type.
+            fits = takes[0] is None or _without_extras(takes[0]) == _without_extras(input_type)
+        if not fits:
             message = f"{workflow_class.__name__}.run takes {takes}, but {operation.name!r} gives {input_type}"
             raise TypeError(message)
-        if found.ret_type is not None and found.ret_type != output_type:
+        if found.ret_type is not None and _without_extras(found.ret_type) != _without_extras(output_type):
             message = f"{workflow_class.__name__}.run returns {found.ret_type}, but {operation.name!r} {output_type}"
             raise TypeError(message)
         target = Target(
@@ -157,7 +196,8 @@ def external_target(
         task_queue: Where it runs.
 
     Raises:
-        TypeError: *operation* is not *service*'s.
+        TypeError: *operation* is not *service*'s, or `check` or `workflow_id` is not a plain function.
+        ValueError: An option has a value that does not exist.
     """
     service_name, declared = _declared(service, operation)
     return Target(
@@ -190,6 +230,40 @@ def _declared(
         message = f"operation={operation.name!r} is not an operation of {definition.name} (it has: {known})"
         raise TypeError(message)
     return definition.name, declared
+
+
+def _without_extras(hint: Any) -> Any:
+    """*hint* without the metadata of `Annotated`, also inside containers: workflow signatures are read without it."""
+    return get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"]
+
+
+def _require_plain_function(role: str, function: Callable[..., Any], *, returns: type) -> None:
+    """Refuse a function whose call would only make a coroutine or a generator, and run nothing.
+
+    Raises:
+        TypeError: *function* is such a function, is not callable, or is annotated to return something else.
+    """
+    plain: Any = function
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    name = getattr(plain, "__qualname__", type(plain).__qualname__)
+    if not callable(plain):
+        message = f"{role}: {name} is not a function"
+        raise TypeError(message)
+    # A callable object runs the `__call__` of its class.
+    for body in (plain, type(plain).__call__):
+        is_lazy = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
+        if any(is_that(body) for is_that in is_lazy):
+            message = f"{role}: {name} must be a plain `def`, neither `async def` nor a generator"
+            raise TypeError(message)
+        declared = getattr(body, "__annotations__", {}).get("return")
+        declared = getattr(builtins, declared, None) if isinstance(declared, str) else declared
+        if not isinstance(declared, type) or declared is Any:
+            continue
+        if not issubclass(declared, returns) and not issubclass(returns, declared):
+            cure = "a check raises ValueError to refuse an input" if returns is NoneType else "it must return a str"
+            message = f"{role}: {name} is annotated to return {declared.__name__}; {cure}"
+            raise TypeError(message)
 
 
 class Targets:

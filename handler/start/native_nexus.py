@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote
 
-from nexusrpc import OperationError, OperationErrorState
+from nexusrpc import HandlerError, HandlerErrorType, OperationError, OperationErrorState
 from nexusrpc.handler import (
     CancelOperationContext,
     OperationHandler,
@@ -25,6 +25,7 @@ from temporalio.api.common.v1 import Callback, Payload
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
 
+from bridge.errors import bad_request
 from bridge.protocol.headers import OPERATION_TIMEOUT, OperationState, decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
@@ -62,13 +63,14 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
             operation_timeout=decode_duration(headers.get(OPERATION_TIMEOUT.lower(), "")),
         )
         callback = Callback.Nexus(url=ctx.callback_url, header=ctx.callback_headers) if ctx.callback_url else None
-        answer = await self._starter.start(
-            _caller(ctx.callback_url),
-            self._target,
-            request,
-            await self._encoded(input.payload),
-            server_callback=callback,
-        )
+        caller, payload = _caller(ctx.callback_url), await self._encoded(input.payload)
+        try:
+            answer = await self._starter.start(caller, self._target, request, payload, server_callback=callback)
+        except HandlerError as error:
+            if error.type is HandlerErrorType.CONFLICT:
+                # Server 1.29 does not know the type, and would try again until the deadline.
+                raise bad_request(error.message) from None
+            raise
         if answer.target is not None:
             ctx.outbound_links.append(answer.target.to_link())
         if isinstance(answer, Finished):

@@ -8,9 +8,9 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from nexusrpc import HandlerError, HandlerErrorType
@@ -36,13 +36,14 @@ from bridge.security.callback_tokens import OperationTokens
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_outcome
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.start.conversion import Conversion
 from handler.start.held_starts import Holds
 from handler.start.runs import Runs
+from handler.start.user_functions import workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """How long we deliver to a caller that names no deadline."""
 
-_MAX_WORKFLOW_ID = 1000
 _LOOKS = 3
 """How often a run that changes while it is looked at is looked at again, in one request."""
 _RETENTION_MARGIN = timedelta(minutes=10)
@@ -104,12 +105,27 @@ class Starter:
         task_queue: str,
         retention: Callable[[], Awaitable[timedelta]],
         holds: Holds,
+        executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
     ) -> None:
-        """*is_eager*: a worker for the task queue lives in this process and uses the same client."""
+        """Make a starter.
+
+        Args:
+            client: Connected to the handler's namespace.
+            tokens: Mints the operation tokens.
+            hash_key: Keys the input hash and the request ids.
+            task_queue: Where targets run that name no task queue of their own.
+            retention: How long the namespace keeps closed runs.
+            holds: The starts that are held open.
+            executor: Runs the team's `check` and `workflow_id`.
+            clock: Tells the time.
+            is_eager: A worker for the task queue lives in this process and uses the same client.
+        """
         self._client = client
         self._runs = Runs(client)
+        self._conversion = Conversion(client.data_converter)
+        self._executor = executor
         self._tokens = tokens
         self._hash_key = hash_key
         self._task_queue = task_queue
@@ -182,28 +198,10 @@ class Starter:
         return await self._answer_for_holder(start, may_start=True)
 
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
-        converter = self._client.data_converter
-        try:
-            [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
-        except Exception as error:  # noqa: BLE001 - whatever the team's own codec raises: its keys may be away
-            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot decode inputs at the moment"
-            raise UnavailableError(message) from None
-        try:
-            [value] = converter.payload_converter.from_payloads([decoded], [target.input_type])
-        except Exception as error:  # noqa: BLE001 - whatever the team's own converter raises on foreign bytes
-            message = f"the input is not a {_name(target.input_type)} ({type(error).__name__})"
-            raise bad_request(message) from None
-        if target.check is not None:
-            try:
-                target.check(value)
-            except ValueError as error:
-                raise bad_request(str(error)[:1000]) from None
-        workflow_id = target.workflow_id(value)
-        if not 0 < len(workflow_id) <= _MAX_WORKFLOW_ID:
-            message = f"the workflow id has {len(workflow_id)} characters, 1 to {_MAX_WORKFLOW_ID} are allowed"
-            raise bad_request(message)
-        input_hash = self._hash("input", *_canonical(decoded))
+        opened = await self._conversion.open(payload)
+        value = self._conversion.value(opened, target.input_type)
+        workflow_id = await workflow_id_for(value, target, self._executor)
+        input_hash = self._hash("input", *_canonical(opened))
         names = (caller, target.service, target.operation, request.request_id, input_hash)
         return _Identity(
             workflow_id=workflow_id,
@@ -316,6 +314,11 @@ class Starter:
             if is_same and memo is not None and memo.input_hash != identity.input_hash:
                 message = "this request id was used before with another input"
                 raise bad_request(message)
+            # A run that was started without the bridge has no hash, and counts as one with another input.
+            is_same_input = memo is not None and memo.input_hash == identity.input_hash
+            if target.on_input_mismatch == "refuse" and not is_same_input:
+                message = "the workflow id that this input leads to belongs to a run with another input"
+                raise HandlerError(message, type=HandlerErrorType.CONFLICT)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_open(holder):
                 if is_same or await self._attach(start, holder):
@@ -405,16 +408,14 @@ def _retry_policy(target: Target) -> RetryPolicy | None:
     return policy
 
 
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind))
-
-
 def translated(error: RPCError) -> HandlerError:
     """The caller's view of a refusal by our Temporal; its text may repeat a callback URL, so it stays here."""
     _log.warning("bridge.start_failed", extra={"bridge.rpc_status": error.status.name})
     if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
         return HandlerError("too many starts at the moment", type=HandlerErrorType.RESOURCE_EXHAUSTED)
     if error.status is RPCStatusCode.INVALID_ARGUMENT:
+        if "size exceeds limit" in error.message:
+            return bad_request("the input is larger than the handler's namespace allows (limit.blobSize.error)")
         return bad_request("the start is not acceptable to the handler's Temporal")
     if error.status in _TEMPORAL_IS_AWAY or error.status is RPCStatusCode.NOT_FOUND:
         return UnavailableError("the handler's Temporal cannot be reached")

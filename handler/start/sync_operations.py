@@ -23,7 +23,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.errors import ToldHandlerError, bad_request
+from bridge.errors import ToldHandlerError, without_text
 from bridge.protocol.headers import decode_duration
 from bridge.protocol.link import decode_links, encode_links
 from bridge.protocol.outcome import Outcome
@@ -31,6 +31,8 @@ from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.http_client import REQUEST_TIMEOUT
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
+from handler.start.conversion import Conversion
+from handler.start.user_functions import close_coroutine, final
 
 # What is in neither table is internal and retryable; a refused login too, for it was ours and not the caller's.
 _RPC_ERRORS = {
@@ -78,6 +80,7 @@ class SyncOperations:
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
         self._data_converter = data_converter
+        self._conversion = Conversion(data_converter)
         self._clock = clock
         handlers = self._handler.service_handlers.items()
         self.names = frozenset((service, name) for service, each in handlers for name in each.operation_handlers)
@@ -107,7 +110,7 @@ class SyncOperations:
         )
         try:
             async with limit:
-                result = await self._handler.start_operation(context, _Input(payload, self._data_converter))
+                result = await self._handler.start_operation(context, _Input(payload, self._conversion))
         except OperationError as error:
             outcome = await self._unsuccessful(error)
         except HandlerError as error:
@@ -127,12 +130,25 @@ class SyncOperations:
             if not isinstance(result, StartOperationResultSync):
                 message = "an operation that goes on after its start has to be a workflow"
                 raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
-            outcome = Outcome.succeeded((await self._data_converter.encode([result.value]))[0])
+            outcome = Outcome.succeeded(await self._result(result.value, context))
         finally:
             cancellation.cancel()
         # Read back, because a link that cannot be read is left out.
         links = decode_links([encode_links(context.outbound_links)])
         return Finished(outcome=outcome.fitted(), target=None, links=links)
+
+    async def _result(self, value: Any, context: StartOperationContext) -> Payload:
+        """*value* as it crosses. One that cannot be written is final: a repeat would run the operation again."""
+        try:
+            payload = self._conversion.payload(value)
+        except Exception as error:  # noqa: BLE001 - any error of the team's own converter
+            labels = {"bridge.service": context.service, "bridge.operation": context.operation}
+            _log.error("bridge.result_unwritable: %s", type(value).__name__, extra=labels, exc_info=without_text(error))
+            message = f"the operation's result, a {type(value).__name__}, cannot be converted"
+            raise final(message) from None
+        finally:
+            close_coroutine(value)
+        return await self._conversion.close(payload)
 
     async def _told(self, error: HandlerError, *, cause: BaseException | None) -> HandlerError:
         """*error* with its *cause* in the form that crosses."""
@@ -156,17 +172,12 @@ class SyncOperations:
 class _Input:
     """The input, until nexusrpc has found its type."""
 
-    def __init__(self, payload: Payload, data_converter: DataConverter) -> None:
+    def __init__(self, payload: Payload, conversion: Conversion) -> None:
         self._payload = payload
-        self._data_converter = data_converter
+        self._conversion = conversion
 
     async def consume(self, as_type: type[Any] | None = None) -> Any:
-        try:
-            [value] = await self._data_converter.decode([self._payload], None if as_type is None else [as_type])
-        except Exception as error:  # noqa: BLE001 - whatever the team's own converter raises on foreign bytes
-            message = f"the input is not a {getattr(as_type, '__name__', as_type)} ({type(error).__name__})"
-            raise bad_request(message) from None
-        return value
+        return self._conversion.value(await self._conversion.open(self._payload), as_type)
 
 
 class _Cancellation(OperationTaskCancellation):

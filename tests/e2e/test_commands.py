@@ -98,6 +98,35 @@ def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list
     assert says in done.stderr
 
 
+@pytest.mark.parametrize("side", ["receiver", "handler"])
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        pytest.param(["--port", "70000"], {}, 'Invalid value "70000" for --port', id="port of the command line"),
+        pytest.param([], {"TEMPORAL_ADDRESS": "127.0.0.1:70000"}, "invalid port number", id="port of Temporal"),
+        pytest.param([], {"TEMPORAL_PROFILE": "nowhere"}, "Profile 'nowhere' not found", id="profile"),
+        pytest.param(
+            [],
+            {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/no/cert.pem", "TEMPORAL_TLS_CLIENT_KEY_PATH": "/no/key.pem"},
+            "/no/cert.pem: No such file",
+            id="certificate",
+        ),
+        pytest.param([], {"BRIDGE_CONFIG": "/tmp"}, "BRIDGE_CONFIG=/tmp: a folder", id="folder"),
+    ],
+)
+def test_a_users_mistake_is_named_without_a_traceback(
+    settings: Path, side: str, arguments: list[str], environment: dict[str, str], says: str
+) -> None:
+    """Exit code 2 and one message, whichever source the mistake is in."""
+    module = ["--module", "examples.payments.payments"] if side == "handler" else []
+    file = settings / ("handler.toml" if side == "handler" else "caller.toml")
+    chosen = {"BRIDGE_CONFIG": str(file), **environment}
+    done = run(side, "serve", *module, *arguments, cwd=None, **chosen)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_missing_server_is_a_clear_error(settings: Path) -> None:
     """Not a traceback."""
     done = run("receiver", "serve", BRIDGE_CONFIG=str(settings / "caller.toml"), TEMPORAL_ADDRESS="127.0.0.1:1")

@@ -13,9 +13,9 @@ from yarl import URL
 
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
-from scripts.environment.server import Server
+from scripts.environment.server import Server, running_server
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, ring
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.workflows import Ask
 from tests.support.world import World, running_world, with_codec
@@ -94,6 +94,11 @@ def method(name: str) -> Spoil:
         pytest.param(body(b"[" * 100_000), 400, "BAD_REQUEST", "not a Ask", id="nesting bomb"),
         pytest.param(body(b"\xff\xfe"), 400, "BAD_REQUEST", "not a Ask", id="not UTF-8"),
         pytest.param(body(b""), 400, "BAD_REQUEST", "not a Ask", id="empty body"),
+        pytest.param(body(b"null"), 400, "BAD_REQUEST", "not a Ask", id="null"),
+        pytest.param(
+            header("Content-Type", "application/octet-stream"), 400, "BAD_REQUEST", "it is bytes", id="bytes as input"
+        ),
+        pytest.param(body(b'{"key": "\\ud800"}'), 400, "BAD_REQUEST", "key (not valid Unicode)", id="a lone surrogate"),
         pytest.param(header("Content-Type", "text/html"), 400, "BAD_REQUEST", "not a Ask", id="wrong content type"),
         pytest.param(
             header("Content-Type", "application/x-temporal-payload"), 400, "BAD_REQUEST", "payload", id="no payload"
@@ -159,10 +164,12 @@ async def test_an_input_that_the_operation_refuses_is_a_bad_request(
 async def test_a_bug_in_the_teams_own_code_tells_the_caller_nothing(
     quiet: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A check that breaks is an internal error, retryable, and its text stays inside."""
+    """A check that breaks is an internal error, final because it would break again, and its text stays inside."""
     key = quiet.key()
     answer = await send(start(quiet, {"key": key, "behaviour": "buggy check"}), signer(quiet))
-    assert (answer.status, answer.type, answer.message) == (500, "INTERNAL", "internal error")
+    assert (answer.status, answer.type) == (500, "INTERNAL")
+    assert answer.message == "the operation's check raised KeyError"
+    assert answer.failure["details"]["retryableOverride"] is False
     assert key not in caplog.text
     await assert_nothing_started(quiet, key)
 
@@ -318,6 +325,35 @@ async def test_another_operations_run_under_the_same_id_is_not_answered_for(quie
     )
     answer = await send(start(quiet, {"key": key}, operation="shared"), signer(quiet))
     assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+
+
+async def test_a_start_with_a_request_target_in_absolute_form_is_a_start(quiet: World) -> None:
+    """As some clients and proxies send it (RFC 9112 section 3.2.2)."""
+    message = start(quiet, {"key": quiet.key()})
+    MessageSigner(quiet.keys.start).sign(MessageKind.START, message.url, message.headers, message.body)
+    lines = [f"POST https://elsewhere.example{URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: handler"]
+    lines += [f"{name}: {value}" for name, value in message.headers.items()]
+    head = "\r\n".join([*lines, f"Content-Length: {len(message.body)}", "", ""])
+    reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
+    writer.write(head.encode() + message.body)
+    assert (await reader.readline()).split()[1] == b"201"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_an_input_over_the_limit_of_the_handlers_namespace_is_a_bad_request() -> None:
+    """The server's own limit counts, also where it is smaller than the usual 2 MiB."""
+    limit = 512 * 1024
+    async with (
+        running_server(namespaces=[CALLER, HANDLER], dynamic_config=[f"limit.blobSize.error={limit}"]) as small,
+        running_world(small, without=("caller", "handler", "receiver")) as world,
+    ):
+        key = world.key()
+        answer = await send(start(world, {"key": key, "text": "x" * limit}), signer(world))
+        assert (answer.status, answer.type) == (400, "BAD_REQUEST")
+        assert "larger than the handler's namespace allows" in answer.message
+        await assert_nothing_started(world, key)
+        assert (await send(start(world, {"key": key, "text": "x" * (limit // 2)}), signer(world))).status == 201
 
 
 class _AwayCodec(Scrambler):

@@ -41,6 +41,7 @@ class ProbeService:
     minded: nexusrpc.Operation[Ask, Reply]
     flaky: nexusrpc.Operation[Ask, Reply]
     foreign: nexusrpc.Operation[Ask, Reply]
+    strict: nexusrpc.Operation[Ask, Reply]
 
 
 def check(ask: Ask) -> None:
@@ -208,6 +209,26 @@ class FlakyWorkflow:
         return Reply(f"attempt {attempt}")
 
 
+@bridge.emits_callback(
+    service=ProbeService, operation=ProbeService.strict, workflow_id=workflow_id, on_input_mismatch="refuse"
+)
+@workflow.defn
+class StrictWorkflow:
+    """Carries out one input for one id."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @workflow.signal
+    def say(self, text: str) -> None:
+        self._said.append(text)
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: bool(self._said))
+        return Reply(ask.text)
+
+
 @workflow.defn(name="foreign-type", sandboxed=False)
 class ForeignWorkflow:
     """As another team wrote it: its worker knows nothing of the bridge."""
@@ -347,5 +368,5 @@ class ServiceCaller:
         return reply
 
 
-TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow]
+TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow, StrictWorkflow]
 CALLERS = [CallingWorkflow, LeavingCaller, NothingCaller, ServiceCaller]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
@@ -31,6 +32,7 @@ from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.plugin import HandlerPlugin
 from handler.settings import HandlerSettings
+from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
@@ -116,6 +118,7 @@ class World:
         """What the service serves; the worker has no more than the first few."""
         self.services: list[Any] = []
         """Service handlers beside the targets."""
+        self.executor: Executor = BoundedThreads(threads=4)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
         self.caller_options: dict[str, Any] = {}
@@ -181,7 +184,7 @@ class World:
         module = ModuleType("served")
         for number, each in enumerate([*self.targets, *self.services]):
             setattr(module, f"served_{number}", each)
-        return handler.create_app(self.handler_settings, module, client=self.handler_client)
+        return handler.create_app(self.handler_settings, module, client=self.handler_client, executor=self.executor)
 
     async def start_worker(self, side: str) -> None:
         """*side* is "caller" or "handler"."""
@@ -238,6 +241,7 @@ class World:
             await self.stop_worker(side)
         await self.receiver.stop()
         await self.service.stop()
+        self.executor.shutdown(wait=False)
 
     # What tests ask and wait for.
     def key(self, name: str = "") -> str:

@@ -1,8 +1,11 @@
 """Settings of both sides: where they come from, what refuses to start, and that no message shows a value."""
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,27 +166,54 @@ def test_both_sides_may_share_a_file(configured: Configured) -> None:
     assert load(CallerSettings).name == load(HandlerSettings).name == CALLER
 
 
-@pytest.mark.parametrize("path", ["missing.toml", ".", "missing/bridge.toml"])
-def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "cause"),
+    [
+        pytest.param("missing.toml", "no such file", id="missing"),
+        pytest.param("missing/bridge.toml", "no such file", id="missing folder"),
+        pytest.param(".", "a folder; name the TOML file in it", id="folder"),
+        pytest.param("there.toml/bridge.toml", "cannot be read: Not a directory", id="file as a folder"),
+        pytest.param("x" * 300, "cannot be read: File name too long", id="long name"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str, cause: str
+) -> None:
     """A misspelled path must not mean empty settings."""
+    (tmp_path / "there.toml").touch()
     monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / path))
-    assert f"BRIDGE_CONFIG={tmp_path / path}: no such file" in message_of(CallerSettings)
+    assert message_of(CallerSettings) == f"BRIDGE_CONFIG={tmp_path / path}: {cause}"
 
 
-def test_a_file_that_may_not_be_read_is_named(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions are a mistake in the settings like any other."""
-    path = configured(caller_tree())
+@contextlib.contextmanager
+def without_privileges() -> Iterator[int]:
+    """As a user whom permissions bind, which root is not."""
+    user = os.geteuid()
+    bound = user or 65534
+    os.seteuid(bound)
+    try:
+        yield bound
+    finally:
+        os.seteuid(user)
 
-    def deny(*_: Any, **__: Any) -> None:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", deny)
-    monkeypatch.setattr("builtins.open", deny)
-    with pytest.raises(SettingsError) as caught:
-        load(CallerSettings)
-    monkeypatch.undo()
-    assert str(path) in str(caught.value)
-    assert "PermissionError" in str(caught.value)
+def test_a_file_that_may_not_be_read_says_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret mounted for another user, and a folder that may not be entered: owner and mode are the cure."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "bridge.toml")
+        path.write_text(toml(caller_tree()))
+        monkeypatch.setenv("BRIDGE_CONFIG", str(path))
+        Path(folder).chmod(0o755)
+        path.chmod(0o600 if os.geteuid() == 0 else 0)
+        mode, owner = f"{path.stat().st_mode & 0o777:04o}", path.stat().st_uid
+        with without_privileges() as user:
+            message = message_of(CallerSettings)
+        assert message.startswith(f"BRIDGE_CONFIG={path}: user {user} may not read the file")
+        assert f"it belongs to user {owner} and has mode {mode}" in message
+        Path(folder).chmod(0o700 if os.geteuid() == 0 else 0)
+        with without_privileges() as user:
+            assert f"user {user} may not enter its folder" in message_of(CallerSettings)
+        Path(folder).chmod(0o700)
 
 
 SECRET = new_key()
@@ -208,6 +238,111 @@ def test_a_broken_file_is_named_and_not_quoted(configured: Configured, content: 
     assert str(path) in message
     assert "TOML" in message
     assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("name = order-prod\n", "line 1, column 8: not TOML: Invalid value"),
+        ('name = "x"\n\n[receiver]\nurl = "https://x\n', "line 4, column 17: not TOML: Illegal character"),
+        ('name = "x"\nname = "y"', "line 2, where the file ends: not TOML: Cannot overwrite a value"),
+        ("[a]\nb = 1\n[a]\n", "line 3, column 3: not TOML: Cannot declare … twice"),
+        ("a = {key = 1, key = 2}\n", "line 1, column 22: not TOML: Duplicate inline table key …"),
+        (b'name = "x"\nurl = "\xff"\n', "line 2: not UTF-8; save the TOML file as UTF-8"),
+        ('name = "x"'.encode("utf-16"), "line 1: not UTF-8 but perhaps UTF-16; save the TOML file as UTF-8"),
+        ('name = "x"'.encode("utf-16-le"), "not UTF-8 but perhaps UTF-16; save the TOML file as UTF-8"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_file_is_named_with_place_and_cure(configured: Configured, content: str | bytes, says: str) -> None:
+    """Line and column, as an editor counts them."""
+    path = configured(content)
+    message = message_of(CallerSettings)
+    assert message.startswith(f"BRIDGE_CONFIG={path}")
+    assert says in message
+
+
+def test_a_byte_order_mark_is_skipped(configured: Configured) -> None:
+    """Editors on Windows write one."""
+    configured(b"\xef\xbb\xbf" + toml(caller_tree()).encode())
+    assert load(CallerSettings).name == CALLER
+
+
+def test_whitespace_around_a_key_is_dropped(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that was filled from a file ends with the file's newline."""
+    key = new_key()
+    configured(handler_tree())
+    monkeypatch.setenv("BRIDGE_HASH_KEY", f" {key}\r\n")
+    monkeypatch.setenv("BRIDGE_OPERATION_KEYS__KEYS__K1", f"{new_key()}\n")
+    settings = load(HandlerSettings)
+    assert settings.hash_key.get_secret_value() == key
+    assert len(settings.operation_keys.raw()["k1"]) == 32
+    assert settings.operation_keys.keys["k1"].get_secret_value().isascii()
+    monkeypatch.setenv("BRIDGE_HASH_KEY", key[:20] + "\n" + key[20:])
+    assert "hash_key: a key must be base64url text" in message_of(HandlerSettings)
+
+
+def test_a_variable_meets_the_entry_of_the_file_in_whatever_case(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of variables know no case, and a shell allows no `-` in them."""
+    tree = caller_tree()
+    tree["endpoints"] = {"Payments-EU": tree["endpoints"]["payments"]}
+    configured(tree)
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS_EU__URL", "https://elsewhere.example/c/order-prod")
+    monkeypatch.setenv(f"BRIDGE_HANDLERS__{HANDLER.upper().replace('-', '_')}__COMPLETIONS", "signature")
+    settings = load(CallerSettings)
+    assert list(settings.endpoints) == ["Payments-EU"]
+    assert list(settings.handlers) == [HANDLER]
+    assert settings.endpoints["Payments-EU"].url == "https://elsewhere.example/c/order-prod"
+
+
+def test_a_variable_that_could_mean_two_entries_is_refused_by_its_name(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is guessed; the exact name always means its own entry."""
+    tree = caller_tree()
+    endpoint = tree["endpoints"]["payments"]
+    tree["endpoints"] = {"Payments": endpoint, "PAYMENTS": endpoint}
+    configured(tree)
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__WAIT_S", "7")
+    assert "BRIDGE_…__PAYMENTS could mean Payments or PAYMENTS" in message_of(CallerSettings)
+    tree["endpoints"]["payments"] = endpoint
+    configured(tree)
+    assert {name: each.wait_s for name, each in load(CallerSettings).endpoints.items()} == {
+        "Payments": 5,
+        "PAYMENTS": 5,
+        "payments": 7,
+    }
+
+
+SERVICE_LINKS = {
+    "SERVICE_HOST": "10.96.0.7",
+    "SERVICE_PORT": "8080",
+    "SERVICE_PORT_HTTP": "8080",
+    "PORT": "tcp://10.96.0.7:8080",
+    "PORT_8080_TCP": "tcp://10.96.0.7:8080",
+    "PORT_8080_TCP_PROTO": "tcp",
+    "PORT_8080_TCP_PORT": "8080",
+    "PORT_8080_TCP_ADDR": "10.96.0.7",
+}
+
+
+@pytest.mark.parametrize(
+    "service", ["BRIDGE", "BRIDGE_SERVICE", "BRIDGE_RECEIVER", "BRIDGE_HANDLERS", "BRIDGE_NAME", "BRIDGE_CONFIG"]
+)
+def test_the_service_links_of_kubernetes_are_not_settings(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    """A Service named `bridge` puts `BRIDGE_SERVICE_HOST` and the like into every pod of its namespace."""
+    tree = handler_tree()
+    configured(tree)
+    before = load(HandlerSettings)
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert load(HandlerSettings) == before
+    configured(caller_tree())
+    assert load(CallerSettings).receiver is not None
 
 
 def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:

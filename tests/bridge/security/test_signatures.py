@@ -489,6 +489,28 @@ def test_an_absent_and_an_empty_query_are_equal() -> None:
     message.verify()
 
 
+@pytest.mark.parametrize("authority", ["http://payments.example", "HTTPS://10.0.0.7:8443", "https://[::1]"])
+def test_a_request_target_in_absolute_form_is_read_as_its_path(authority: str) -> None:
+    """RFC 9112 section 3.2.2: a server accepts it, also from a client that is no proxy."""
+    message = Message().signed()
+    message.raw_path = authority + PATH
+    message.verify()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("http://payments.example", "http://payments.example?callback=x", "ftp://h" + PATH, "//h" + PATH),
+        *("http:" + PATH, "http://h/other", "http://h" + PATH + "#", "xhttp://h" + PATH, "http://h/http://h" + PATH),
+    ],
+)
+def test_another_request_target_is_refused(target: str) -> None:
+    """Without a path, of another scheme, or with another path behind the authority."""
+    message = Message().signed()
+    message.raw_path = target
+    message.refuse()
+
+
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "//"])
 def test_the_prefix_that_a_proxy_stripped_comes_back_from_the_settings(base: str) -> None:
     """The peer signs the path that it sees; what arrives is shorter."""

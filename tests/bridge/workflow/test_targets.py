@@ -1,12 +1,14 @@
 """The contract side of the handler: a mismatch stops the import, and nothing undeclared can be started."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import nexusrpc
 import pytest
+from pydantic import BaseModel, Field
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy
 
@@ -73,6 +75,13 @@ class PayByName:
 class UntypedInput:
     @workflow.run
     async def run(self, request) -> Response:  # type: ignore[no-untyped-def]  # noqa: ANN001 - the point of the test
+        return Response(payment_id=request.order_id)
+
+
+@workflow.defn
+class UntypedTwo:
+    @workflow.run
+    async def run(self, request, more) -> Response:  # type: ignore[no-untyped-def]  # noqa: ANN001 - the point
         return Response(payment_id=request.order_id)
 
 
@@ -220,10 +229,160 @@ def test_an_operation_without_input_needs_no_parameter(workflow_class: type[Any]
     assert target.input_type is type(None)
 
 
-def test_a_workflow_that_tells_no_output_is_taken_at_its_word() -> None:
+@pytest.mark.parametrize("workflow_class", [UntypedInput, UntypedOutput])
+def test_a_workflow_without_annotations_is_taken_as_the_sdk_takes_it(workflow_class: type[Any]) -> None:
     """Nothing is known that could differ."""
-    [target] = Targets([declare()(UntypedOutput)])
-    assert target.workflow_class is UntypedOutput
+    [target] = Targets([declare()(workflow_class)])
+    assert (target.workflow_class, target.input_type) == (workflow_class, Request)
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+Pet = Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+@nexusrpc.service
+class PetService:
+    one: nexusrpc.Operation[Pet, Annotated[str, "name"]]
+    many: nexusrpc.Operation[list[Pet], dict[str, Annotated[list[Pet], "by owner"]]]
+    maybe: nexusrpc.Operation[Annotated[Pet | None, "none"], None]
+
+
+@workflow.defn
+class OnePet:
+    @workflow.run
+    async def run(self, pet: Annotated[Cat | Dog, "another note"]) -> str:
+        return pet.kind
+
+
+@workflow.defn
+class ManyPets:
+    @workflow.run
+    async def run(self, pets: list[Pet]) -> dict[str, list[Cat | Dog]]:
+        return {"": pets}
+
+
+@workflow.defn
+class MaybePet:
+    @workflow.run
+    async def run(self, pet: Dog | Cat | None) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("operation", "workflow_class"),
+    [(PetService.one, OnePet), (PetService.many, ManyPets), (PetService.maybe, MaybePet)],
+)
+def test_types_are_compared_without_the_notes_of_annotated(
+    operation: nexusrpc.Operation[Any, Any], workflow_class: type[Any]
+) -> None:
+    """On both sides and inside containers; the contract's own type still decodes the input."""
+    [target] = Targets([declare(operation, PetService)(workflow_class)])
+    assert target.input_type == operation.input_type
+
+
+def test_another_type_below_annotated_stops_the_import() -> None:
+    """Only the notes are left out."""
+    with pytest.raises(TypeError, match=r"ManyPets\.run takes"):
+        declare(PetService.one, PetService)(ManyPets)
+
+
+class AsyncCallable:
+    async def __call__(self, request: Request) -> None:
+        """Runs nothing when it is called."""
+
+
+class Checks:
+    async def method(self, request: Request) -> None:
+        """As a bound method."""
+
+
+async def an_async_check(request: Request) -> None:
+    """Runs nothing when it is called."""
+
+
+async def an_async_generator(request: Request) -> AsyncIterator[str]:
+    yield request.order_id
+
+
+def a_generator(request: Request) -> Iterator[str]:
+    yield request.order_id
+
+
+def a_predicate(request: Request) -> bool:
+    return bool(request.order_id)
+
+
+def a_quoted_predicate(request: Request) -> "bool":
+    return bool(request.order_id)
+
+
+LAZY: list[Any] = [
+    an_async_check,
+    an_async_generator,
+    a_generator,
+    AsyncCallable(),
+    Checks().method,
+    functools.partial(an_async_check, Request("7")),
+    functools.partial(functools.partial(AsyncCallable()), Request("7")),
+]
+
+
+@pytest.mark.parametrize("role", ["check", "workflow_id"])
+@pytest.mark.parametrize("function", LAZY)
+@pytest.mark.parametrize(
+    "declaring",
+    [
+        lambda options: emits_callback(**options)(Pay),
+        lambda options: external_target(workflow_type="GoPayment", task_queue="go", **options),
+    ],
+    ids=["here", "elsewhere"],
+)
+def test_a_function_whose_call_runs_nothing_stops_the_import(declaring: Any, role: str, function: Any) -> None:
+    """An `async` check would let everything through."""
+    options = {"service": PaymentService, "operation": PaymentService.process}
+    options |= {"workflow_id": workflow_id, role: function}
+    with pytest.raises(TypeError, match=f"^{role}: .* must be a plain `def`"):
+        declaring(options)
+
+
+@pytest.mark.parametrize(
+    ("role", "function", "complaint"),
+    [
+        ("check", a_predicate, "annotated to return bool; a check raises ValueError"),
+        ("check", a_quoted_predicate, "annotated to return bool"),
+        ("check", functools.partial(a_predicate), "annotated to return bool"),
+        ("workflow_id", a_predicate, "annotated to return bool; it must return a str"),
+        ("workflow_id", 7, "int is not a function"),
+    ],
+)
+def test_a_function_that_is_annotated_otherwise_stops_the_import(role: str, function: Any, complaint: str) -> None:
+    """A check that answers yes or no would be refused at every call."""
+    options = {"workflow_id": workflow_id, role: function}
+    with pytest.raises(TypeError, match=complaint):
+        emits_callback(service=PaymentService, operation=PaymentService.process, **options)(Pay)
+
+
+def a_vague_function(request: Request) -> Any:
+    return request.order_id
+
+
+def a_function_of_objects(request: Request) -> object:
+    return request.order_id
+
+
+@pytest.mark.parametrize("function", [a_vague_function, a_function_of_objects, lambda _: None, print, Checks.__init__])
+def test_a_function_that_may_be_right_is_taken(function: Any) -> None:
+    """What it returns is looked at when it has run."""
+    for role in ("check", "workflow_id"):
+        options = {"workflow_id": workflow_id, role: function}
+        emits_callback(service=PaymentService, operation=PaymentService.process, **options)(Pay)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +391,7 @@ def test_a_workflow_that_tells_no_output_is_taken_at_its_word() -> None:
         pytest.param(TakesText, "TakesText.run takes", id="other input"),
         pytest.param(TakesTwo, "TakesTwo.run takes", id="two inputs"),
         pytest.param(TakesNothing, "TakesNothing.run takes", id="no input"),
-        pytest.param(UntypedInput, "UntypedInput.run takes", id="input that would arrive as a plain dict"),
+        pytest.param(UntypedTwo, "UntypedTwo.run takes", id="two inputs without types"),
         pytest.param(ReturnsText, "ReturnsText.run returns", id="other output"),
         pytest.param(ReturnsNothing, "ReturnsNothing.run returns", id="no output"),
         pytest.param(NoWorkflow, "above @workflow.defn", id="no workflow"),

@@ -11,13 +11,18 @@ import pytest
 import pytest_asyncio
 from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
+from temporalio import workflow
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
+from temporalio.worker import Worker
 
+import bridge
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.security.signatures import MessageSigner
+from bridge.workflow.call import Transport
 from bridge.workflow.targets import Targets
+from caller import CallerPlugin
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from scripts.environment.server import Server
 from tests.support import services
@@ -163,6 +168,38 @@ async def test_a_service_may_have_workflows_and_plain_operations(server: Server)
         assert world.service.statuses == [201, 200]
 
 
+@workflow.defn(sandboxed=False)
+class MethodCaller:
+    """Names the operation by the method that carries it out, as a native Nexus client may."""
+
+    @workflow.run
+    async def run(self, transport: Transport, endpoint: str, ask: Ask) -> Reply:
+        client = bridge.create_client(service=QuoteService, endpoint=endpoint, transport=transport)
+        with pytest.raises(ValueError, match="is not a Nexus operation"):
+            await client.execute_operation(len, ask)
+        reply: Reply = await client.execute_operation(Quotes.quote, ask)
+        return reply
+
+
+@pytest.mark.parametrize("transport", ["callback", "nexus"])
+async def test_a_handlers_method_may_be_called_as_the_operation(server: Server, transport: Transport) -> None:
+    """As native clients take it, over either transport; the result has the method's type."""
+
+    def prepare(world: World) -> None:
+        world.services = [Quotes()]
+        world.worker_options = {"nexus_service_handlers": [Quotes()], "nexus_task_executor": ThreadPoolExecutor(1)}
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.create_nexus_endpoint()
+        endpoint, queue = world.plan(transport).endpoint, f"methods-{world.id}"
+        plugins = [CallerPlugin(world.caller_settings)]
+        async with Worker(world.caller_client, task_queue=queue, workflows=[MethodCaller], plugins=plugins):
+            reply = await world.caller_client.execute_workflow(
+                MethodCaller.run, args=[transport, endpoint, Ask("k", text="9")], id=world.key(), task_queue=queue
+            )
+        assert reply == Reply("9")
+
+
 def _body(text: bytes) -> Spoil:
     def spoil(message: Message) -> None:
         message.body = text
@@ -181,14 +218,17 @@ def _header(name: str, value: str) -> Spoil:
 @pytest.mark.parametrize(
     ("ask", "status", "kind", "is_retryable", "says"),
     [
-        pytest.param({"key": 1}, 400, "BAD_REQUEST", False, "the input is not a Ask (TypeError)", id="another input"),
+        pytest.param(
+            {"key": 1}, 400, "BAD_REQUEST", False, "the input is not a Ask: key (TypeError)", id="another input"
+        ),
         pytest.param({"behaviour": "refuse"}, 400, "BAD_REQUEST", False, "the amount is negative", id="refused"),
         pytest.param({"behaviour": "not yet"}, 500, "INTERNAL", True, "rates not loaded", id="retryable"),
         pytest.param({"behaviour": "never"}, 500, "INTERNAL", False, "rates were withdrawn", id="non-retryable"),
         pytest.param({"behaviour": "started"}, 500, "INTERNAL", False, "Workflow execution already", id="started"),
         pytest.param({"behaviour": "bug"}, 500, "INTERNAL", True, "internal error", id="bug"),
         pytest.param({"behaviour": "own timeout"}, 500, "INTERNAL", True, "internal error", id="own timeout"),
-        pytest.param({"behaviour": "unwritable"}, 500, "INTERNAL", True, "internal error", id="unwritable result"),
+        pytest.param({"behaviour": "unwritable"}, 500, "INTERNAL", False, "result, a object, cannot", id="unwritable"),
+        pytest.param({"behaviour": "coroutine"}, 500, "INTERNAL", False, "result, a coroutine, cannot", id="coroutine"),
         *(
             pytest.param({"behaviour": "temporal", "text": text}, status, kind, is_retryable, text, id=text)
             for text, status, kind, is_retryable in [
@@ -214,7 +254,7 @@ async def test_every_error_is_answered_by_its_kind(
     is_retryable: bool,
     says: str,
 ) -> None:
-    """As Temporal's own worker answers; and what was not meant for the caller stays inside, logs included."""
+    """As Temporal's own worker answers, but for a result that cannot be written: a repeat would act again."""
     answer = await quiet.send(operation, {"key": "secret", **ask})
 
     assert (answer.status, answer.type) == (status, kind)
@@ -228,6 +268,20 @@ async def test_every_error_is_answered_by_its_kind(
     ("operation", "spoil", "status", "says"),
     [
         pytest.param("QuoteService/quote", _body(b"{"), 400, "the input is not a Ask", id="malformed JSON"),
+        *(
+            pytest.param(operation, spoil, 400, says, id=f"{says} {operation}")
+            for operation in OPERATIONS
+            for spoil, says in [
+                (_header("Content-Type", "application/octet-stream"), "it is bytes"),
+                (
+                    _header("Content-Type", 'application/x-protobuf; message-type="temporal.api.common.v1.Header"'),
+                    "Ask: ",
+                ),
+                (_body(b""), "the input is not a Ask"),
+                (_body(b"null"), "the input is not a Ask"),
+                (_body(b'{"key": "\\ud800"}'), "key (not valid Unicode)"),
+            ]
+        ),
         pytest.param("QuoteService/quote", _header("Request-Timeout", "soon"), 400, "Request-Timeout", id="timeout"),
         pytest.param("QuoteService/other", _body(b"{}"), 404, "no such operation", id="unknown operation"),
         pytest.param("OtherService/quote", _body(b"{}"), 404, "no such service", id="unknown service"),

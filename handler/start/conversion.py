@@ -1,0 +1,154 @@
+"""Between the payloads of the wire and the values of the team's functions.
+
+An input reaches `check`, `workflow_id` or the handler of a sync operation only as an instance of the contract's type.
+The data converter alone does not ensure that: it gives bytes, None or a message for an encoding that names no type.
+Errors name the fields of an input and never quote its values, because error texts are kept in histories.
+"""
+
+import dataclasses
+import json
+import logging
+import re
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
+
+from pydantic import ValidationError
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue
+from temporalio.converter import DataConverter, DefaultPayloadConverter
+
+from bridge.errors import UnavailableError, bad_request
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+_MAX_FIELDS = 10
+
+_log = logging.getLogger(__name__)
+
+
+class Conversion:
+    """Converts by the handler's data converter."""
+
+    def __init__(self, data_converter: DataConverter) -> None:
+        self._payload_converter = data_converter.payload_converter
+        # Handles codec and external storage alone: the team's own payload converter need not know `RawValue`.
+        self._transfer = dataclasses.replace(data_converter, payload_converter_class=DefaultPayloadConverter)
+
+    async def open(self, payload: Payload) -> Payload:
+        """*payload* before the codec encoded it.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, the codec or the storage failed; BAD_REQUEST, the payload is a reference
+                to a storage that is not configured here.
+        """
+        if payload.external_payloads and self._transfer.external_storage is None:
+            message = "the input is kept in an external storage that the handler does not have"
+            raise bad_request(message)
+        try:
+            [raw] = await self._transfer.decode([payload], [RawValue])
+        except Exception as error:  # noqa: BLE001 - any error of the team's own codec: its keys may be unavailable
+            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
+            message = "the handler cannot decode inputs at the moment"
+            raise UnavailableError(message) from None
+        opened: Payload = raw.payload
+        return opened
+
+    def value(self, opened: Payload, kind: Any) -> Any:
+        """The input in *opened* as an instance of *kind*, the contract's type; None for any type.
+
+        Raises:
+            nexusrpc.HandlerError: BAD_REQUEST, it is not an instance. The text names the fields.
+        """
+        if kind is None:
+            return self._payload_converter.from_payloads([opened], None)[0]
+        try:
+            wrong = _not_unicode(opened)
+            [value] = self._payload_converter.from_payloads([opened], [kind])
+            if not wrong and not _accepts(kind, value):
+                wrong = f"it is {'null' if value is None else type(value).__name__}"
+        except Exception as error:  # noqa: BLE001 - any error of the team's own converter over foreign bytes
+            wrong, value = reasons(error), None
+        if wrong:
+            message = f"the input is not a {getattr(kind, '__name__', kind)}: {wrong}"
+            raise bad_request(message)
+        return value
+
+    def payload(self, value: Any) -> Payload:
+        """*value* before the codec. Raises what the payload converter raises."""
+        return self._payload_converter.to_payloads([value])[0]
+
+    async def close(self, opened: Payload) -> Payload:
+        """*opened* as it crosses.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, the codec or the storage failed.
+        """
+        try:
+            return (await self._transfer.encode([RawValue(opened)]))[0]
+        except Exception as error:  # noqa: BLE001 - any error of the team's own codec
+            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
+            message = "the handler cannot encode results at the moment"
+            raise UnavailableError(message) from None
+
+
+def _accepts(hint: Any, value: object) -> bool:
+    """Whether *value* is an instance of *hint*, by its outermost type. True where that cannot be known."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        # A pydantic validator in the metadata may make another type of it.
+        return _accepts(args[0], value) or any(hasattr(each, "func") for each in args[1:])
+    if origin in {Union, types.UnionType}:
+        return any(_accepts(each, value) for each in args)
+    if origin is Literal:
+        return any(value == each for each in args)
+    if supertype := getattr(hint, "__supertype__", None):
+        return _accepts(supertype, value)
+    kind = dict if is_typeddict(hint) else types.NoneType if hint is None else origin or hint
+    if isinstance(value, bytes):
+        # To Python bytes are a sequence too, which no contract means.
+        return kind in {bytes, object, Any}
+    try:
+        return isinstance(value, kind) or (kind is float and isinstance(value, int))
+    except TypeError:
+        return True
+
+
+def _not_unicode(payload: Payload) -> str:
+    """Names the first field with a lone surrogate, which JSON can spell and no UTF-8 can; empty if there is none."""
+    if not payload.metadata.get("encoding", b"").startswith(b"json/") or not _SURROGATE.search(payload.data):
+        return ""
+    field = next(_surrogates(json.loads(payload.data), ()), None)
+    return "" if field is None else f"{_path(field)} (not valid Unicode)"
+
+
+def _surrogates(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+        yield path
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _surrogates(key, (*path, key))
+        yield from _surrogates(each, (*path, key))
+
+
+def reasons(error: BaseException) -> str:
+    """Which fields *error* is about, as pydantic or the SDK's converter names them, and the kind of what is wrong."""
+    path: list[str | int] = []
+    while True:
+        if isinstance(error, ValidationError):
+            found = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_FIELDS]
+            return ", ".join(f"{_path((*path, *each['loc']))} ({each['type']})" for each in found)
+        text = str(error)
+        if step := re.match(r"Failed converting (?:field (\w+) on |value for key |.* index (\d+)$)", text, re.DOTALL):
+            path.append(step[1] or step[2] or "")
+        if missing := re.search(r"__init__\(\) missing \d+ required .*arguments?: (.*)$", text):
+            names = re.findall(r"'(\w+)'", missing[1])[:_MAX_FIELDS]
+            return ", ".join(f"{_path((*path, name))} (missing)" for name in names)
+        if error.__cause__ is None:
+            kind = type(error).__name__
+            return f"{_path(tuple(path))} ({kind})" if path else kind
+        error = error.__cause__
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    # A key of a mapping belongs to the input: only what can be a field's name or an index is shown.
+    parts = (str(each) if re.fullmatch(r"[A-Za-z_]\w{0,63}|\d{1,9}", str(each)) else "…" for each in location)
+    return ".".join(parts) or "the whole"

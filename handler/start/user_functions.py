@@ -1,0 +1,110 @@
+"""What the team's own `check` and `workflow_id` say of an input. They fail closed.
+
+A run is started only if the check returned None and the workflow id is a usable one. Everything else is answered with
+an error that says whether the call is tried again; an answer of the function that would be the same at every repeat is
+final. The caller learns which function failed and the error's class; the log of the handler shows where.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import Any
+
+from nexusrpc import HandlerError, HandlerErrorType
+from pydantic import ValidationError
+from temporalio.exceptions import ApplicationError
+
+from bridge.errors import UnavailableError, bad_request, without_text
+from bridge.workflow.targets import Target
+from handler.start.conversion import reasons
+
+TIMEOUT = timedelta(seconds=8)
+"""Time for both functions: a caller waits 10 seconds for the answer."""
+
+_MAX_WORKFLOW_ID = 1000
+_MAX_TEXT = 1000
+
+_log = logging.getLogger(__name__)
+
+
+async def workflow_id_for(value: Any, target: Target, executor: Executor) -> str:
+    """Check *value*, the operation's input, and derive the workflow id from it; both in a thread of *executor*.
+
+    Raises:
+        nexusrpc.HandlerError: Nothing may start. BAD_REQUEST, the input is refused; UNAVAILABLE, no thread is free or
+            the functions took too long; else as the function says, and not retryable if the function does not say.
+    """
+    judging = asyncio.get_running_loop().run_in_executor(executor, _judge, value, target)
+    try:
+        return await asyncio.wait_for(judging, TIMEOUT.total_seconds())
+    except TimeoutError:
+        _log.error("bridge.user_function_slow", extra=_labels(target))
+        message = "the operation's check took too long"
+        raise UnavailableError(message) from None
+
+
+def close_coroutine(answered: Any) -> None:
+    """Close what an `async` function behind a plain one made and did not run."""
+    if inspect.iscoroutine(answered):
+        answered.close()
+
+
+def final(message: str) -> HandlerError:
+    """An error of the handler's own that repeating the request would not cure."""
+    return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
+
+
+def _judge(value: Any, target: Target) -> str:
+    if target.check is not None:
+        answered = _call("check", target.check, value, target)
+        if answered is not None:
+            message = f"returned {type(answered).__name__} and not None; a check refuses an input by raising ValueError"
+            raise _broken(target, "check", message)
+    workflow_id = _call("workflow_id", target.workflow_id, value, target)
+    if not isinstance(workflow_id, str):
+        raise _broken(target, "workflow_id", f"returned {type(workflow_id).__name__} and not str")
+    size = len(workflow_id.encode(errors="surrogatepass"))
+    if not 0 < size <= _MAX_WORKFLOW_ID:
+        message = f"the workflow id has {size} bytes, 1 to {_MAX_WORKFLOW_ID} are allowed"
+        raise bad_request(message)
+    if any("\ud800" <= each <= "\udfff" for each in workflow_id):
+        message = "the workflow id is not valid Unicode"
+        raise bad_request(message)
+    return workflow_id
+
+
+def _call(role: str, function: Callable[[Any], Any], value: Any, target: Target) -> Any:
+    try:
+        answered = function(value)
+    except HandlerError:
+        raise
+    except ApplicationError as error:
+        kind, is_retryable = HandlerErrorType.INTERNAL, not error.non_retryable
+        raise HandlerError(error.message[:_MAX_TEXT], type=kind, retryable_override=is_retryable) from None
+    except ValueError as error:
+        if role != "check":
+            raise _broken(target, role, f"raised {type(error).__name__}", error) from None
+        text = f"the check refuses {reasons(error)}" if isinstance(error, ValidationError) else str(error)
+        raise bad_request(text[:_MAX_TEXT]) from None
+    except OSError as error:
+        _log.warning("bridge.user_function_unavailable", extra=_labels(target), exc_info=without_text(error))
+        message = f"the operation's {role} is unavailable ({type(error).__name__})"
+        raise UnavailableError(message) from None
+    except BaseException as error:  # noqa: BLE001 - SystemExit too, which would end the service
+        raise _broken(target, role, f"raised {type(error).__name__}", error) from None
+    close_coroutine(answered)
+    return answered
+
+
+def _broken(target: Target, role: str, what: str, error: BaseException | None = None) -> HandlerError:
+    """A mistake in the team's function: the same at every repeat, therefore final."""
+    trace = None if error is None else without_text(error)
+    _log.error("bridge.user_function_failed: %s %s", role, what, extra=_labels(target), exc_info=trace)
+    return final(f"the operation's {role} {what}")
+
+
+def _labels(target: Target) -> dict[str, str]:
+    return {"bridge.service": target.service, "bridge.operation": target.operation}

@@ -1,0 +1,92 @@
+"""The connection to Temporal: whatever is wrong with it is named, and no part of a secret is quoted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bridge.runtime.settings import SettingsError
+from bridge.runtime.temporal import connect, connect_config
+
+SECRET = "sk-4111-1111-1111-1111"
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "TEMPORAL_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "temporal.toml"))
+
+
+def _written(content: str | bytes) -> Callable[[Path], object]:
+    raw = content if isinstance(content, bytes) else content.encode()
+    return lambda path: path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("variables", "write", "says"),
+    [
+        pytest.param({"TEMPORAL_PROFILE": "prod"}, _written(""), "Profile 'prod' not found", id="unknown profile"),
+        pytest.param({"TEMPORAL_PROFILE": "prod"}, None, "Profile 'prod' not found", id="profile without a file"),
+        pytest.param(
+            {},
+            _written(f"[profile.default]\napi_key = {SECRET}"),
+            "TOML parse error at line 2, column 11",
+            id="no TOML",
+        ),
+        pytest.param({}, _written(f'[profile.default]\ntls = "{SECRET}"'), "line 2, column 7", id="wrong type"),
+        pytest.param({}, _written("[profile.default]".encode("utf-16")), "invalid utf-8", id="UTF-16"),
+        pytest.param({}, Path.mkdir, "directory", id="folder"),
+        pytest.param(
+            {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/no/cert.pem", "TEMPORAL_TLS_CLIENT_KEY_PATH": "/no/key.pem"},
+            None,
+            "/no/cert.pem: No such file or directory",
+            id="missing certificate",
+        ),
+        pytest.param(
+            {"TEMPORAL_TLS_SERVER_CA_CERT_PATH": "/no/ca.pem"}, None, "/no/ca.pem: No such file", id="missing CA"
+        ),
+        pytest.param({"TEMPORAL_ADDRESS": "localhost:70000"}, None, "at localhost:70000: invalid target", id="port"),
+        pytest.param({"TEMPORAL_ADDRESS": "local host:7233"}, None, "at local host:7233: invalid target", id="host"),
+        pytest.param(
+            {"TEMPORAL_ADDRESS": "localhost:1", "TEMPORAL_TLS_CLIENT_CERT_DATA": SECRET},
+            None,
+            "Must have both client cert and private key",
+            id="certificate without its key",
+        ),
+        pytest.param(
+            {
+                "TEMPORAL_ADDRESS": "localhost:1",
+                "TEMPORAL_TLS_CLIENT_CERT_DATA": SECRET,
+                "TEMPORAL_TLS_CLIENT_KEY_DATA": SECRET,
+            },
+            None,
+            "cannot connect to Temporal at localhost:1",
+            id="no certificate",
+        ),
+    ],
+)
+async def test_a_connection_that_cannot_be_made_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    write: Callable[[Path], object] | None,
+    says: str,
+) -> None:
+    """Never a traceback for a user's mistake."""
+    if write is not None:
+        write(tmp_path / "temporal.toml")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        await connect(None)
+    assert says in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_profile_is_read_as_temporal_reads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of it is changed on the way."""
+    (tmp_path / "temporal.toml").write_text('[profile.prod]\naddress = "h:7"\nnamespace = "order-prod"\n')
+    monkeypatch.setenv("TEMPORAL_PROFILE", "prod")
+    assert connect_config() == {"target_host": "h:7", "namespace": "order-prod"}
