@@ -158,7 +158,7 @@ class Completer:
                     namespace=self._namespace,
                     task_token=task_token,
                     identity=identity,
-                    failure=_final(outcome.failure),
+                    failure=final_failure(outcome.failure),
                 ),
                 timeout=_RPC_TIMEOUT,
             )
@@ -184,7 +184,7 @@ class Completer:
                     run_id=run_id,
                     activity_id=wait.request_id,
                     identity=identity,
-                    failure=_final(outcome.failure),
+                    failure=final_failure(outcome.failure),
                 ),
                 timeout=_RPC_TIMEOUT,
             )
@@ -318,8 +318,8 @@ def _result(outcome: Outcome) -> Payloads:
     return Payloads(payloads=[] if outcome.result is None else [outcome.result])
 
 
-def _final(failure: Failure) -> Failure:
-    """Wrap *failure* so that the waiting activity is not retried, whatever it says of retries itself."""
+def final_failure(failure: Failure) -> Failure:
+    """Wrap *failure* as an outcome of the call: the waiting activity is not retried, even if *failure* is retryable."""
     wrapper = Failure(message=UNSUCCESSFUL_MESSAGE)
     wrapper.application_failure_info.type = OPERATION_UNSUCCESSFUL
     wrapper.application_failure_info.non_retryable = True

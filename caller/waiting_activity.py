@@ -7,6 +7,7 @@ way, the call still ends, and the caller's history grows by nothing.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
-from temporalio.client import Client
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TimeoutType
+from temporalio.converter import DataConverter
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.exceptions import TimeoutType
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, ToldHandlerError, bad_request
@@ -28,20 +29,18 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import Finished, Running, StartRequest
 from bridge.workflow.call import (
-    OPERATION_UNSUCCESSFUL,
+    ATTEMPT_TIMEOUT,
     START_OPERATION_ACTIVITY,
     STILL_RUNNING,
-    UNSUCCESSFUL_MESSAGE,
     OperationCall,
     Transport,
-    poll_delay,
-    renewal_delay,
-    unreached_delay,
 )
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
+from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import Callback, CallbackUrls, WaitingAttempt
 from caller.completer import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, Place
+from caller.renewals import renewal_step, unreached_step
 from caller.started_operation import Known, describe_target
 
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
@@ -53,40 +52,32 @@ _log = logging.getLogger(__name__)
 
 
 class OperationActivities:
-    """The caller's activities, for one worker."""
+    """The waiting activity, for one worker."""
 
     def __init__(
         self,
         *,
-        client: Client,
         endpoints: Endpoints,
         callbacks: CallbackUrls | None,
-        completer: Completer,
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
     ) -> None:
         """*callbacks*: None where we have no receiver."""
-        self._client = client
         self._endpoints = endpoints
         self._callbacks = callbacks
-        self._completer = completer
         self._clock = clock
         self._jitter = jitter
         self._pending_details: dict[str, asyncio.Task[None]] = {}
         self._is_closing = asyncio.Event()
+        self._is_clock_reported = False
 
     @activity.defn(name=START_OPERATION_ACTIVITY)
     async def start_operation(self, call: OperationCall, operation_input: RawValue) -> RawValue:
-        """One attempt. It never returns: the outcome completes the activity from outside.
-
-        Raises:
-            ApplicationError: Non-retryable where the call failed for good; otherwise with the delay until the next
-                attempt, and a message for whoever looks at the pending activity.
-        """
-        info = activity.info()
-        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        known = Known.from_details(info.heartbeat_details)
-        remaining = call.deadline - self._clock()
+        """One attempt. It never returns and raises no error: it reports by its task token, and ends asynchronously."""
+        attempt = Attempt(call, clock=self._clock)
+        info, known = attempt.info, Known.from_details(attempt.info.heartbeat_details)
+        self._check_clock(attempt)
+        remaining = attempt.deadline - attempt.now()
         if remaining <= timedelta(0):
             activity.raise_complete_async()
         poll: timedelta | None = None
@@ -94,44 +85,72 @@ class OperationActivities:
             place = self._endpoints.place(call.endpoint)
             transport = _transport(call, place, known)
             poll = place.endpoint.poll_interval if transport == "poll" else None
-            request = self._request(call, info, place, transport, is_known=known is not None)
-            payload = await self._encoded(operation_input)
+            request = self._request(call, attempt, place, transport, is_known=known is not None)
+            payload = await _encoded(operation_input, attempt.client.data_converter)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
             # Our own settings, or our own size.
-            self._answer_not_started(call, info, NotStartedError(error, retry_after=None), known=known, poll=poll)
+            await self._end_not_started(call, attempt, NotStartedError(error, retry_after=None), known=known, poll=poll)
         except NotStartedError as error:
-            await self._explain(error.reason)
-            self._answer_not_started(call, info, error, known=known, poll=poll)
+            await _explain(error.reason, attempt.client.data_converter)
+            await self._end_not_started(call, attempt, error, known=known, poll=poll)
         match answer:
             case Finished():
                 wait = Wait(
-                    workflow_id=workflow_id, run_id=run_id, request_id=info.activity_id, task_token=info.task_token
+                    workflow_id=attempt.workflow_id,
+                    run_id=attempt.run_id,
+                    request_id=info.activity_id,
+                    task_token=info.task_token,
                 )
-                await self._completer.complete(wait, answer.outcome.fitted(), answer.target)
+                await Completer(client=attempt.client).complete(wait, answer.outcome.fitted(), answer.target)
             case Running():
-                now = self._clock()
-                until = call.close_deadline(now if known is None else known.started or call.scheduled_time)
-                if until <= now < call.deadline:
-                    _fail(_timed_out(TimeoutType.START_TO_CLOSE))
-                told = Known.from_answer(answer, transport=transport, started=now) if known is None else None
-                if info.attempt == 1 and poll is None:
-                    self._tell_later(info.activity_id, info.task_token, told)
-                    activity.raise_complete_async()
-                await self._tell(info.task_token, told or known, progress=answer.progress)
-                if poll is not None:
-                    delay = poll_delay(call, now=now, interval=poll, until=until)
-                else:
-                    delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
-                if delay is not None:
-                    message = f"still running: {describe_target(answer.target)}"
-                    raise ApplicationError(
-                        message,
-                        type=STILL_RUNNING,
-                        category=ApplicationErrorCategory.BENIGN,
-                        next_retry_delay=delay,
-                    )
+                await self._end_running(call, attempt, answer, known=known, transport=transport, poll=poll)
         activity.raise_complete_async()
+
+    async def _end_running(
+        self,
+        call: OperationCall,
+        attempt: Attempt,
+        answer: Running,
+        *,
+        known: Known | None,
+        transport: Transport,
+        poll: timedelta | None,
+    ) -> None:
+        """End an attempt that was answered 201, or return if it should wait asynchronously."""
+        info, now = attempt.info, attempt.now()
+        until = min(
+            call.close_deadline(now if known is None else known.started or call.scheduled_time), attempt.deadline
+        )
+        if until <= now < attempt.deadline:
+            await attempt.fail(_timed_out(TimeoutType.START_TO_CLOSE))
+        is_news = known is None or not known.operation_token
+        told = Known.from_answer(answer, transport=transport, started=now) if is_news else known
+        wanted = poll or renewal_step(call, now=now, jitter=self._jitter())
+        if info.attempt == 1 and poll is None:
+            asked_at = info.started_time + timedelta(milliseconds=call.first_lease_ms)
+            if until < attempt.deadline:
+                asked_at = min(asked_at, until)
+            # An attempt that was nudged waits for the message that nudged it.
+            if known is not None or info.started_time + _lifetime(info) <= asked_at:
+                self._tell_later(attempt, told if is_news else None)
+                return
+            # The attempt lives longer than the first lease, so that its request may take its time.
+            wanted = max(asked_at - now, timedelta(milliseconds=1))
+        await _tell(attempt, told, progress=answer.progress)
+        await attempt.end(
+            f"still running: {describe_target(answer.target)}", kind=STILL_RUNNING, wanted=wanted, until=until
+        )
+
+    def _check_clock(self, attempt: Attempt) -> None:
+        if abs(attempt.clock_difference) < CLOCK_DIFFERENCE or self._is_clock_reported:
+            return
+        self._is_clock_reported = True
+        _log.warning(
+            "bridge.clock_differs: this worker's clock is %.0f s ahead of the Temporal server's; "
+            "signed messages fail beyond five minutes. Synchronize the clocks",
+            attempt.clock_difference.total_seconds(),
+        )
 
     async def close(self) -> None:
         """Tell now what was to be told a little later."""
@@ -144,20 +163,21 @@ class OperationActivities:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _request(
-        self, call: OperationCall, info: activity.Info, place: Place, transport: Transport, *, is_known: bool
+        self, call: OperationCall, attempt: Attempt, place: Place, transport: Transport, *, is_known: bool
     ) -> StartRequest:
-        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        now = self._clock()
-        caller = WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+        info, now = attempt.info, attempt.now()
+        caller = WorkflowRef(namespace=attempt.client.namespace, workflow_id=attempt.workflow_id, run_id=attempt.run_id)
         callback, wait = None, None
-        # Of a renewal no callback counts: it may be left out where there is no receiver any more.
+        # The callback of a renewal is ignored: it may be left out where there is no receiver any more.
         if transport != "poll" and not (is_known and self._callbacks is None):
-            callback = self._mint(call, info, place, now=now)
+            callback = self._mint(call, attempt, place, now=now)
         if transport == "wait" and not is_known:
             # Once it is known to run, a renewal has no reason to hold anything. The answer must come while this attempt
-            # may run, and in time to say that the operation was taken on.
-            lease = info.start_to_close_timeout or timedelta(milliseconds=call.first_lease_ms)
-            rooms = [lease / 2] if call.start_deadline is None else [lease / 2, (call.start_deadline - now) / 2]
+            # may run, within the first half of the lease, and in time to say that the operation was started.
+            lease = min(filter(None, (call.first_lease_ms, call.start_to_close_ms)))
+            rooms = [timedelta(milliseconds=lease) / 2, _lifetime(info) - ATTEMPT_TIMEOUT, (attempt.deadline - now) / 2]
+            if call.start_deadline is not None:
+                rooms.append((call.start_deadline - now) / 2)
             wait = min(timedelta(seconds=place.endpoint.wait_s), *rooms)
         return StartRequest(
             service=call.service,
@@ -167,67 +187,48 @@ class OperationActivities:
             callback_headers={} if callback is None else callback.headers,
             headers=call.headers,
             links=[caller.to_link()],
-            operation_timeout=call.close_deadline(now) - now,
+            operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
             attempt=info.attempt,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, call: OperationCall, info: activity.Info, place: Place, *, now: datetime) -> Callback:
+    def _mint(self, call: OperationCall, attempt: Attempt, place: Place, *, now: datetime) -> Callback:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
-        attempt = WaitingAttempt(
+        waiting = WaitingAttempt(
             handler=place.endpoint.handler,
             operation=f"{call.service}/{call.operation}",
-            workflow_id=info.workflow_id or "",
-            run_id=info.workflow_run_id or "",
-            request_id=info.activity_id,
-            attempt=info.attempt,
-            task_token=info.task_token,
-            deadline=call.deadline,
+            workflow_id=attempt.workflow_id,
+            run_id=attempt.run_id,
+            request_id=attempt.info.activity_id,
+            attempt=attempt.info.attempt,
+            task_token=attempt.info.task_token,
+            deadline=attempt.deadline,
             completions=place.peer.completions,
         )
         try:
-            return self._callbacks.mint(attempt, now=now)
+            return self._callbacks.mint(waiting, now=now)
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    async def _encoded(self, operation_input: RawValue) -> Payload:
-        # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
-        payload, codec = operation_input.payload, self._client.data_converter.payload_codec
-        if codec is not None:
-            [payload] = await codec.encode([payload])
-        if payload.ByteSize() > MAX_PAYLOAD_BYTES:
-            message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
-            raise bad_request(message)
-        return payload
-
-    async def _explain(self, reason: Exception) -> None:
-        """Chain what the handler told of its reason, decoded: our worker encodes it anew."""
-        if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
-            return
-        try:
-            reason.__cause__ = await self._client.data_converter.decode_failure(reason.told_cause)
-        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
-            _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
-
-    def _answer_not_started(
+    async def _end_not_started(
         self,
         call: OperationCall,
-        info: activity.Info,
+        attempt: Attempt,
         error: NotStartedError,
         *,
         known: Known | None,
         poll: timedelta | None,
     ) -> NoReturn:
-        reason = error.reason
+        info, reason = attempt.info, error.reason
         if isinstance(reason, OutcomeUnknownError):
-            _fail(reason)
+            await attempt.fail(reason)
         # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a
         # proxy's 404, must not fail a healthy payment.
         if isinstance(reason, HandlerError) and not reason.retryable and known is None:
-            _fail(reason)
+            await attempt.fail(reason)
         _log.warning(
             "bridge.handler_not_reached",
             extra={
@@ -237,75 +238,94 @@ class OperationActivities:
                 "bridge.reason": type(reason).__name__,
             },
         )
-        now = self._clock()
-        if poll is not None:
-            # Its attempts count polls, not failures; and no callback will come instead.
-            interval = max(poll, error.retry_after or timedelta(0))
-            delay = poll_delay(call, now=now, interval=interval, until=call.deadline)
+        now = attempt.now()
+        if poll is None:
+            wanted = unreached_step(info.attempt, retry_after=error.retry_after)
         else:
-            delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=call.deadline - now)
-        if known is None and call.start_deadline is not None:
-            if now >= call.start_deadline:
-                _fail(_timed_out(TimeoutType.SCHEDULE_TO_START))
-            delay = min(filter(None, (delay, call.start_deadline - now)))
-        if known is not None and call.start_to_close_ms is not None:
-            until = call.close_deadline(known.started or call.scheduled_time)
-            if until <= now < call.deadline:
-                _fail(_timed_out(TimeoutType.START_TO_CLOSE))
-            delay = min(filter(None, (delay, until - now)))
-        if delay is None:
-            activity.raise_complete_async()
-        raise ApplicationError(
-            f"handler not reached: {error}"[:1000],
-            type=HANDLER_NOT_REACHED,
-            category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=delay,
-        ) from None
+            # Its attempts count polls, not failures; and no callback will come instead.
+            wanted = max(poll, error.retry_after or timedelta(0))
+        if known is None:
+            until, kind = call.start_deadline, TimeoutType.SCHEDULE_TO_START
+        else:
+            until, kind = call.close_deadline(known.started or call.scheduled_time), TimeoutType.START_TO_CLOSE
+        if until is not None and until <= now < attempt.deadline:
+            await attempt.fail(_timed_out(kind))
+        await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
 
-    def _tell_later(self, request_id: str, task_token: bytes, known: Known | None) -> None:
+    def _tell_later(self, attempt: Attempt, known: Known | None) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            await self._tell(task_token, known)
+            await _tell(attempt, known)
 
         def drop(task: asyncio.Task[None]) -> None:
             # A nudged activity begins again with attempt 1, perhaps while this one still tells.
             if self._pending_details.get(request_id) is task:
                 del self._pending_details[request_id]
 
+        request_id = attempt.info.activity_id
         self._pending_details[request_id] = asyncio.create_task(later())
         self._pending_details[request_id].add_done_callback(drop)
 
-    async def _tell(self, task_token: bytes, known: Known | None, *, progress: Payload | None = None) -> None:
-        """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
-        if known is None:
-            return
-        try:
-            details = await self._client.data_converter.encode([known])
-            # The progress stays as the target's converter and codec made it.
-            await self._client.workflow_service.record_activity_task_heartbeat(
-                RecordActivityTaskHeartbeatRequest(
-                    namespace=self._client.namespace,
-                    task_token=task_token,
-                    identity=self._client.identity,
-                    details=Payloads(payloads=[*details, *await self._readable(progress)]),
-                ),
-                retry=True,
-            )
-        except RPCError:
-            # Completed meanwhile, most often. Losing the details loses nothing else.
-            return
 
-    async def _readable(self, progress: Payload | None) -> list[Payload]:
-        """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
-        if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
-            return []
-        try:
-            await self._client.data_converter.decode([progress])
-        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
-            _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
-            return []
-        return [progress]
+async def _tell(attempt: Attempt, known: Known | None, *, progress: Payload | None = None) -> None:
+    """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
+    if known is None:
+        return
+    try:
+        # A plain mapping, because the SDK decodes details without a type hint.
+        details = await attempt.converter.encode([dataclasses.asdict(known)])
+        # The progress stays as the target's converter and codec made it.
+        await attempt.client.workflow_service.record_activity_task_heartbeat(
+            RecordActivityTaskHeartbeatRequest(
+                namespace=attempt.client.namespace,
+                task_token=attempt.info.task_token,
+                identity=attempt.client.identity,
+                details=Payloads(payloads=[*details, *await _readable(progress, attempt.converter)]),
+            ),
+            retry=True,
+        )
+    except RPCError:
+        # Completed meanwhile, most often. Losing the details loses nothing else.
+        return
+
+
+async def _readable(progress: Payload | None, converter: DataConverter) -> list[Payload]:
+    """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
+    if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
+        return []
+    try:
+        await converter.decode([progress])
+    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
+        _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
+        return []
+    return [progress]
+
+
+async def _encoded(operation_input: RawValue, converter: DataConverter) -> Payload:
+    # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
+    payload, codec = operation_input.payload, converter.payload_codec
+    if codec is not None:
+        [payload] = await codec.encode([payload])
+    if payload.ByteSize() > MAX_PAYLOAD_BYTES:
+        message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+        raise bad_request(message)
+    return payload
+
+
+async def _explain(reason: Exception, converter: DataConverter) -> None:
+    """Chain the cause that the handler sent with its refusal, decoded: our worker encodes it anew."""
+    if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
+        return
+    try:
+        reason.__cause__ = await converter.decode_failure(reason.told_cause)
+    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
+        _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
+
+
+def _lifetime(info: activity.Info) -> timedelta:
+    """How long the server lets the attempt run."""
+    return info.start_to_close_timeout or ATTEMPT_TIMEOUT
 
 
 def _transport(call: OperationCall, place: Place, known: Known | None) -> Transport:
@@ -315,14 +335,3 @@ def _transport(call: OperationCall, place: Place, known: Known | None) -> Transp
 
 def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:
     return TemporalTimeoutError("operation timed out", type=kind, last_heartbeat_details=[])
-
-
-def _fail(reason: HandlerError | TemporalTimeoutError) -> NoReturn:
-    """End the call: nothing was started, nobody knows any more, or a time is out."""
-    # Its traceback would tell the history about our code, not about the caller's fault.
-    raise ApplicationError(
-        UNSUCCESSFUL_MESSAGE,
-        type=OPERATION_UNSUCCESSFUL,
-        non_retryable=True,
-        category=ApplicationErrorCategory.BENIGN,
-    ) from reason.with_traceback(None)

@@ -76,7 +76,12 @@ class SweepWorkflow:
                 # It tells its place after every page; one whose worker was killed is followed by another after this.
                 heartbeat_timeout=timedelta(seconds=30),
                 # For attempts that end without a word; the others name their own delay.
-                retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
+                retry_policy=RetryPolicy(
+                    initial_interval=timedelta(seconds=1),
+                    maximum_interval=timedelta(minutes=1),
+                    # Named, because 0 means the cluster's default.
+                    maximum_attempts=2**31 - 1,
+                ),
                 summary=f"every {plan.interval_s:g} s",
             )
         except ActivityError as error:
