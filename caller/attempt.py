@@ -20,9 +20,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
-from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
+from bridge.protocol.link import WorkflowRef
+from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, OperationCall
 from caller.completer import final_failure
 from caller.renewals import next_delay
+from caller.started_operation import Known
 
 CLOCK_DIFFERENCE = timedelta(seconds=30)
 """A larger difference between the worker's clock and the server's is worth a warning."""
@@ -36,37 +38,31 @@ class Attempt:
     """The attempt that runs now. Made inside the activity."""
 
     def __init__(self, call: OperationCall, *, clock: Callable[[], datetime]) -> None:
+        self.call = call
         self.info = activity.info()
         self.client = activity.client()
         """The worker's present client: it may be replaced while the worker runs."""
+        self.caller = WorkflowRef(
+            namespace=self.client.namespace,
+            workflow_id=self.info.workflow_id or "",
+            run_id=self.info.workflow_run_id or "",
+        )
+        self.known = Known.from_details(self.info.heartbeat_details)
+        """What earlier attempts have learned; None while the operation is not known to run."""
         self.converter = waiting_converter(self.client.data_converter, self.info, request_id=self.info.activity_id)
-        self._clock = clock
-        self._began = clock()
+        self.lifetime = self.info.start_to_close_timeout or ATTEMPT_TIMEOUT
+        """How long the server lets the attempt run."""
         self.deadline = call.deadline
         """When the wait is over: the call's deadline, or earlier where the server limits the activity more tightly."""
         if self.info.schedule_to_close_timeout is not None:
             self.deadline = min(self.deadline, self.info.scheduled_time + self.info.schedule_to_close_timeout)
-
-    @property
-    def workflow_id(self) -> str:
-        return self.info.workflow_id or ""
-
-    @property
-    def run_id(self) -> str:
-        return self.info.workflow_run_id or ""
-
-    @property
-    def clock_difference(self) -> timedelta:
+        self._clock = clock
+        self.clock_difference = clock() - self.info.started_time
         """How far the worker's clock is ahead of the server's, or behind it where negative."""
-        return self._began - self.info.started_time
 
     def now(self) -> datetime:
         """The present by the server's clock."""
         return self._clock() - self.clock_difference
-
-    def delay(self, wanted: timedelta, *, until: datetime | None = None) -> timedelta | None:
-        """*wanted* as it fits before the deadline; see `next_delay`."""
-        return next_delay(wanted, now=self.now(), deadline=self.deadline, until=until)
 
     async def fail(self, reason: HandlerError | TemporalTimeoutError) -> NoReturn:
         """End the call with *reason*: nothing was started, the outcome cannot be known any more, or a time is out."""
@@ -88,18 +84,16 @@ class Attempt:
         details.type = kind
         details.category = ApplicationErrorCategory.APPLICATION_ERROR_CATEGORY_BENIGN
         # The present is read last: what comes before it takes time.
-        delay = self.delay(wanted, until=until)
+        delay = next_delay(wanted, now=self.now(), deadline=self.deadline, until=until)
         if delay is not None:
             details.next_retry_delay.FromTimedelta(delay)
             await self._report(failure)
         activity.raise_complete_async()
 
     async def _report(self, failure: Failure) -> None:
+        token, identity = self.info.task_token, self.client.identity
         request = RespondActivityTaskFailedRequest(
-            namespace=self.client.namespace,
-            task_token=self.info.task_token,
-            identity=self.client.identity,
-            failure=failure,
+            namespace=self.caller.namespace, task_token=token, identity=identity, failure=failure
         )
         try:
             await self.client.workflow_service.respond_activity_task_failed(request, retry=True, timeout=_RPC_TIMEOUT)

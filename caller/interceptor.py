@@ -6,25 +6,15 @@ report that was sent already has no effect either.
 """
 
 import asyncio
+import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from temporalio import activity, workflow
-from temporalio.worker import (
-    ActivityInboundInterceptor,
-    ExecuteActivityInput,
-    Interceptor,
-    StartActivityInput,
-    StartLocalActivityInput,
-    WorkflowInboundInterceptor,
-    WorkflowInterceptorClassInput,
-    WorkflowOutboundInterceptor,
-)
+from temporalio import activity, worker, workflow
 
 from bridge.workflow.call import CALL_ENDED, OWN_ACTIVITIES
-from bridge.workflow.own_activity import OwnActivity
+from bridge.workflow.own_activity import STARTING
 from caller.waiting_activity import OperationActivities
 
 _NEUTRAL = dict.fromkeys(
@@ -33,64 +23,55 @@ _NEUTRAL = dict.fromkeys(
 """What we leave unset, by field names of the inputs."""
 
 
-class CallerInterceptor(Interceptor):
+class CallerInterceptor(worker.Interceptor):
     """Put it first in a worker's list: outermost of the activity, last of what a workflow commands."""
 
     def __init__(self, activities: OperationActivities) -> None:
         self._activities = activities
 
-    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002
+    def intercept_activity(self, next: worker.ActivityInboundInterceptor) -> worker.ActivityInboundInterceptor:  # noqa: A002
         """Guard our activities from the interceptors after this one."""
         return _ActivityGuard(next)
 
     def workflow_interceptor_class(
         self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
-    ) -> type[WorkflowInboundInterceptor] | None:
+        input: worker.WorkflowInterceptorClassInput,  # noqa: A002
+    ) -> type[worker.WorkflowInboundInterceptor] | None:
         """Guard our commands, and add a function that can be called from inside the sandbox."""
         input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
         return _WorkflowGuard
 
 
-class _ActivityGuard(ActivityInboundInterceptor):
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002
+class _ActivityGuard(worker.ActivityInboundInterceptor):
+    async def execute_activity(self, input: worker.ExecuteActivityInput) -> Any:  # noqa: A002
         """Run one of our activities once, to its end, however the interceptors in between treat it."""
         if activity.info().activity_type not in OWN_ACTIVITIES:
             return await self.next.execute_activity(input)
-        attempt = _Attempt(input)
+        begun: list[asyncio.Task[Any]] = []
+
+        async def run(*_: object) -> Any:
+            if not begun:
+                # Only now, so that it has the context, a trace's, that the interceptors made.
+                begun.append(asyncio.create_task(input.fn(*input.args)))
+            return await asyncio.shield(begun[0])
+
         current = asyncio.current_task()
-        try:
-            await self.next.execute_activity(dataclasses.replace(input, fn=attempt.run))
-        except BaseException:
-            # Theirs, or the end of the attempt, which is read below.
-            if current is not None and current.cancelling():
-                # The worker shuts down.
-                attempt.task.cancel()
-                raise
-        return await attempt.task
+        # What they raise or return is theirs; the end of the attempt is read below.
+        with contextlib.suppress(BaseException):
+            await self.next.execute_activity(dataclasses.replace(input, fn=run))
+        if current is not None and current.cancelling():
+            # The worker shuts down.
+            for attempt in begun:
+                attempt.cancel()
+            raise asyncio.CancelledError
+        return await (begun[0] if begun else input.fn(*input.args))
 
 
-class _Attempt:
-    """Runs an activity once, however often it is called, and to its end, even if the callers time out."""
-
-    def __init__(self, input: ExecuteActivityInput) -> None:  # noqa: A002
-        self._input = input
-
-    @functools.cached_property
-    def task(self) -> "asyncio.Task[Any]":
-        # Made when it is first called, so that it has the context, a trace's, that the interceptors made.
-        function: Callable[..., Coroutine[Any, Any, Any]] = self._input.fn
-        return asyncio.create_task(function(*self._input.args))
-
-    async def run(self, *_: Any) -> Any:
-        return await asyncio.shield(self.task)
-
-
-class _WorkflowGuard(WorkflowInboundInterceptor):
-    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+class _WorkflowGuard(worker.WorkflowInboundInterceptor):
+    def init(self, outbound: worker.WorkflowOutboundInterceptor) -> None:
         """Put our guard at the very end of the chain, also after the interceptors of the client."""
         last, before = outbound, None
-        while isinstance(following := getattr(last, "next", None), WorkflowOutboundInterceptor):
+        while isinstance(following := getattr(last, "next", None), worker.WorkflowOutboundInterceptor):
             before, last = last, following
         guard = _CommandGuard(last)
         if before is None:
@@ -100,11 +81,11 @@ class _WorkflowGuard(WorkflowInboundInterceptor):
         super().init(outbound)
 
 
-class _CommandGuard(WorkflowOutboundInterceptor):
-    def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
+class _CommandGuard(worker.WorkflowOutboundInterceptor):
+    def start_activity(self, input: worker.StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
         return _restored(input, self.next.start_activity)
 
-    def start_local_activity(self, input: StartLocalActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
+    def start_local_activity(self, input: worker.StartLocalActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
         return _restored(input, self.next.start_local_activity)
 
 
@@ -113,7 +94,7 @@ def _restored(
     start: Callable[[Any], workflow.ActivityHandle[Any]],
 ) -> workflow.ActivityHandle[Any]:
     """Start the activity of *input*, one of ours with the options that our own code gave."""
-    own = OwnActivity.present.get()
+    own = STARTING.get()
     if own is None or input.activity != own.activity:
         return start(input)
     names = {each.name for each in dataclasses.fields(input)}

@@ -47,7 +47,7 @@ def renewal_step(call: OperationCall, *, now: datetime, jitter: float) -> timede
     return step * (1 + 0.1 * jitter)
 
 
-def unreached_step(attempt: int, *, retry_after: timedelta | None) -> timedelta:
+def unreached_step(attempt: int, *, retry_after: timedelta) -> timedelta:
     """How long to wait after the handler could not be reached: 1 s, doubled up to 30 s, or what it asked for."""
     step = min(timedelta(seconds=2.0 ** min(attempt - 1, 5)), timedelta(seconds=30))
-    return step if retry_after is None else max(step, min(retry_after, _MAX_RETRY_AFTER))
+    return max(step, min(retry_after, _MAX_RETRY_AFTER))

@@ -25,16 +25,9 @@ from temporalio.exceptions import TimeoutType
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, ToldHandlerError, bad_request
-from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
-from bridge.protocol.start import Finished, Running, StartRequest
-from bridge.workflow.call import (
-    ATTEMPT_TIMEOUT,
-    START_OPERATION_ACTIVITY,
-    STILL_RUNNING,
-    OperationCall,
-    Transport,
-)
+from bridge.protocol.start import Running, StartRequest
+from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import Callback, CallbackUrls, WaitingAttempt
@@ -75,7 +68,6 @@ class OperationActivities:
     async def start_operation(self, call: OperationCall, operation_input: RawValue) -> RawValue:
         """One attempt. It never returns and raises no error: it reports by its task token, and ends asynchronously."""
         attempt = Attempt(call, clock=self._clock)
-        info, known = attempt.info, Known.from_details(attempt.info.heartbeat_details)
         self._check_clock(attempt)
         remaining = attempt.deadline - attempt.now()
         if remaining <= timedelta(0):
@@ -83,64 +75,52 @@ class OperationActivities:
         poll: timedelta | None = None
         try:
             place = self._endpoints.place(call.endpoint)
-            transport = _transport(call, place, known)
+            # A call keeps the transport with which it was started, also where the settings have changed since.
+            transport = (attempt.known and attempt.known.transport) or call.transport or place.endpoint.transport
             poll = place.endpoint.poll_interval if transport == "poll" else None
-            request = self._request(call, attempt, place, transport, is_known=known is not None)
+            request = self._request(attempt, place, transport)
             payload = await _encoded(operation_input, attempt.client.data_converter)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
             # Our own settings, or our own size.
-            await self._end_not_started(call, attempt, NotStartedError(error, retry_after=None), known=known, poll=poll)
+            await _end_not_started(attempt, NotStartedError(error, retry_after=None), poll=poll)
         except NotStartedError as error:
             await _explain(error.reason, attempt.client.data_converter)
-            await self._end_not_started(call, attempt, error, known=known, poll=poll)
-        match answer:
-            case Finished():
-                wait = Wait(
-                    workflow_id=attempt.workflow_id,
-                    run_id=attempt.run_id,
-                    request_id=info.activity_id,
-                    task_token=info.task_token,
-                )
-                await Completer(client=attempt.client).complete(wait, answer.outcome.fitted(), answer.target)
-            case Running():
-                await self._end_running(call, attempt, answer, known=known, transport=transport, poll=poll)
+            await _end_not_started(attempt, error, poll=poll)
+        if isinstance(answer, Running):
+            found = Known.from_answer(answer, transport=transport, started=attempt.now())
+            await self._end_running(attempt, answer, found, poll=poll)
+        else:
+            wait = Wait(
+                workflow_id=attempt.caller.workflow_id,
+                run_id=attempt.caller.run_id,
+                request_id=attempt.info.activity_id,
+                task_token=attempt.info.task_token,
+            )
+            await Completer(client=attempt.client).complete(wait, answer.outcome.fitted(), answer.target)
         activity.raise_complete_async()
 
-    async def _end_running(
-        self,
-        call: OperationCall,
-        attempt: Attempt,
-        answer: Running,
-        *,
-        known: Known | None,
-        transport: Transport,
-        poll: timedelta | None,
-    ) -> None:
+    async def _end_running(self, attempt: Attempt, answer: Running, found: Known, *, poll: timedelta | None) -> None:
         """End an attempt that was answered 201, or return if it should wait asynchronously."""
-        info, now = attempt.info, attempt.now()
-        until = min(
-            call.close_deadline(now if known is None else known.started or call.scheduled_time), attempt.deadline
-        )
+        call, now, earlier = attempt.call, attempt.now(), attempt.known
+        known = earlier if earlier is not None and earlier.operation_token else found
+        until = min(call.close_deadline(known.started or call.scheduled_time), attempt.deadline)
         if until <= now < attempt.deadline:
             await attempt.fail(_timed_out(TimeoutType.START_TO_CLOSE))
-        is_news = known is None or not known.operation_token
-        told = Known.from_answer(answer, transport=transport, started=now) if is_news else known
         wanted = poll or renewal_step(call, now=now, jitter=self._jitter())
-        if info.attempt == 1 and poll is None:
-            asked_at = info.started_time + timedelta(milliseconds=call.first_lease_ms)
+        if attempt.info.attempt == 1 and poll is None:
+            asked_at = attempt.info.started_time + timedelta(milliseconds=call.first_lease_ms)
             if until < attempt.deadline:
                 asked_at = min(asked_at, until)
             # An attempt that was nudged waits for the message that nudged it.
-            if known is not None or info.started_time + _lifetime(info) <= asked_at:
-                self._tell_later(attempt, told if is_news else None)
+            if earlier is not None or attempt.info.started_time + attempt.lifetime <= asked_at:
+                self._tell_later(attempt, known)
                 return
             # The attempt lives longer than the first lease, so that its request may take its time.
             wanted = max(asked_at - now, timedelta(milliseconds=1))
-        await _tell(attempt, told, progress=answer.progress)
-        await attempt.end(
-            f"still running: {describe_target(answer.target)}", kind=STILL_RUNNING, wanted=wanted, until=until
-        )
+        await _tell(attempt, known, progress=answer.progress)
+        message = f"still running: {describe_target(answer.target)}"
+        await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, until=until)
 
     def _check_clock(self, attempt: Attempt) -> None:
         if abs(attempt.clock_difference) < CLOCK_DIFFERENCE or self._is_clock_reported:
@@ -162,46 +142,41 @@ class OperationActivities:
         if (task := self._pending_details.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def _request(
-        self, call: OperationCall, attempt: Attempt, place: Place, transport: Transport, *, is_known: bool
-    ) -> StartRequest:
-        info, now = attempt.info, attempt.now()
-        caller = WorkflowRef(namespace=attempt.client.namespace, workflow_id=attempt.workflow_id, run_id=attempt.run_id)
+    def _request(self, attempt: Attempt, place: Place, transport: Transport) -> StartRequest:
+        call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
         callback, wait = None, None
         # The callback of a renewal is ignored: it may be left out where there is no receiver any more.
         if transport != "poll" and not (is_known and self._callbacks is None):
-            callback = self._mint(call, attempt, place, now=now)
+            callback = self._mint(attempt, place, now=now)
         if transport == "wait" and not is_known:
             # Once it is known to run, a renewal has no reason to hold anything. The answer must come while this attempt
             # may run, within the first half of the lease, and in time to say that the operation was started.
             lease = min(filter(None, (call.first_lease_ms, call.start_to_close_ms)))
-            rooms = [timedelta(milliseconds=lease) / 2, _lifetime(info) - ATTEMPT_TIMEOUT, (attempt.deadline - now) / 2]
-            if call.start_deadline is not None:
-                rooms.append((call.start_deadline - now) / 2)
-            wait = min(timedelta(seconds=place.endpoint.wait_s), *rooms)
+            ends = min(attempt.deadline, call.start_deadline or attempt.deadline)
+            wait = min(timedelta(seconds=place.endpoint.wait_s), timedelta(milliseconds=lease) / 2, (ends - now) / 2)
         return StartRequest(
             service=call.service,
             operation=call.operation,
-            request_id=info.activity_id,
+            request_id=attempt.info.activity_id,
             callback_url=None if callback is None else callback.url,
             callback_headers={} if callback is None else callback.headers,
             headers=call.headers,
-            links=[caller.to_link()],
+            links=[attempt.caller.to_link()],
             operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
-            attempt=info.attempt,
+            attempt=attempt.info.attempt,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, call: OperationCall, attempt: Attempt, place: Place, *, now: datetime) -> Callback:
+    def _mint(self, attempt: Attempt, place: Place, *, now: datetime) -> Callback:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
         waiting = WaitingAttempt(
             handler=place.endpoint.handler,
-            operation=f"{call.service}/{call.operation}",
-            workflow_id=attempt.workflow_id,
-            run_id=attempt.run_id,
+            operation=f"{attempt.call.service}/{attempt.call.operation}",
+            workflow_id=attempt.caller.workflow_id,
+            run_id=attempt.caller.run_id,
             request_id=attempt.info.activity_id,
             attempt=attempt.info.attempt,
             task_token=attempt.info.task_token,
@@ -213,46 +188,7 @@ class OperationActivities:
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    async def _end_not_started(
-        self,
-        call: OperationCall,
-        attempt: Attempt,
-        error: NotStartedError,
-        *,
-        known: Known | None,
-        poll: timedelta | None,
-    ) -> NoReturn:
-        info, reason = attempt.info, error.reason
-        if isinstance(reason, OutcomeUnknownError):
-            await attempt.fail(reason)
-        # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a
-        # proxy's 404, must not fail a healthy payment.
-        if isinstance(reason, HandlerError) and not reason.retryable and known is None:
-            await attempt.fail(reason)
-        _log.warning(
-            "bridge.handler_not_reached",
-            extra={
-                "bridge.request_id": info.activity_id,
-                "bridge.endpoint": call.endpoint,
-                "bridge.attempt": info.attempt,
-                "bridge.reason": type(reason).__name__,
-            },
-        )
-        now = attempt.now()
-        if poll is None:
-            wanted = unreached_step(info.attempt, retry_after=error.retry_after)
-        else:
-            # Its attempts count polls, not failures; and no callback will come instead.
-            wanted = max(poll, error.retry_after or timedelta(0))
-        if known is None:
-            until, kind = call.start_deadline, TimeoutType.SCHEDULE_TO_START
-        else:
-            until, kind = call.close_deadline(known.started or call.scheduled_time), TimeoutType.START_TO_CLOSE
-        if until is not None and until <= now < attempt.deadline:
-            await attempt.fail(_timed_out(kind))
-        await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
-
-    def _tell_later(self, attempt: Attempt, known: Known | None) -> None:
+    def _tell_later(self, attempt: Attempt, known: Known) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
@@ -268,10 +204,37 @@ class OperationActivities:
         self._pending_details[request_id].add_done_callback(drop)
 
 
-async def _tell(attempt: Attempt, known: Known | None, *, progress: Payload | None = None) -> None:
-    """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
+async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> NoReturn:
+    call, known, reason = attempt.call, attempt.known, error.reason
+    # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a proxy's
+    # 404, must not fail a healthy payment.
+    if isinstance(reason, OutcomeUnknownError) or (
+        isinstance(reason, HandlerError) and not reason.retryable and known is None
+    ):
+        await attempt.fail(reason)
+    _log.warning(
+        "bridge.handler_not_reached",
+        extra={
+            "bridge.request_id": attempt.info.activity_id,
+            "bridge.endpoint": call.endpoint,
+            "bridge.attempt": attempt.info.attempt,
+            "bridge.reason": type(reason).__name__,
+        },
+    )
+    # Where it polls, its attempts count polls, not failures; and no callback will come instead.
+    retry_after = error.retry_after or timedelta(0)
+    wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
     if known is None:
-        return
+        until, kind = call.start_deadline, TimeoutType.SCHEDULE_TO_START
+    else:
+        until, kind = call.close_deadline(known.started or call.scheduled_time), TimeoutType.START_TO_CLOSE
+    if until is not None and until <= attempt.now() < attempt.deadline:
+        await attempt.fail(_timed_out(kind))
+    await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
+
+
+async def _tell(attempt: Attempt, known: Known, *, progress: Payload | None = None) -> None:
+    """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
     try:
         # A plain mapping, because the SDK decodes details without a type hint.
         details = await attempt.converter.encode([dataclasses.asdict(known)])
@@ -321,16 +284,6 @@ async def _explain(reason: Exception, converter: DataConverter) -> None:
         reason.__cause__ = await converter.decode_failure(reason.told_cause)
     except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
         _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
-
-
-def _lifetime(info: activity.Info) -> timedelta:
-    """How long the server lets the attempt run."""
-    return info.start_to_close_timeout or ATTEMPT_TIMEOUT
-
-
-def _transport(call: OperationCall, place: Place, known: Known | None) -> Transport:
-    """A call keeps the transport with which it was taken on, whatever the settings say since."""
-    return (known and known.transport) or call.transport or place.endpoint.transport
 
 
 def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:

@@ -16,7 +16,7 @@ WORKFLOW_SAFE_MODULES = (
     "bridge.workflow.progress",
     "bridge.workflow.client",
     "bridge.workflow.pending_call",
-    "bridge.workflow.cancellation",
+    "bridge.workflow.run_calls",
     "bridge.workflow.own_activity",
 )
 """Deterministic and free of I/O: workflow code may import them."""

@@ -8,6 +8,7 @@ and sandbox-safe: imports only the SDK, nexusrpc and the standard library.
 import asyncio
 import math
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, get_args, overload
 
@@ -15,7 +16,8 @@ import nexusrpc
 from temporalio import workflow
 
 from bridge.workflow.call import MAX_DURATION, MAX_INPUT_BYTES, OperationCall, Renewals, Transport
-from bridge.workflow.pending_call import PendingCall, RunCalls, operation_error
+from bridge.workflow.pending_call import PendingCall, operation_error
+from bridge.workflow.run_calls import RunCalls
 
 DEFAULT_SCHEDULE_TO_CLOSE = timedelta(hours=24)
 """Deadline of a call that names none: no call is unbounded."""
@@ -80,27 +82,64 @@ class OperationHandle(Generic[_OutputT]):
         return self._carried.__await__()
 
 
+class ClientOptions(TypedDict, total=False):
+    """How the calls of one client travel, and what limits them: the optional arguments of `create_client`."""
+
+    transport: Transport | None
+    """How the calls travel; None leaves it to the endpoint's settings, where "callback" is the default.
+
+    "callback": the handler POSTs the outcome. "wait": a short operation's outcome comes in the answer to its start, a
+    longer one's as with "callback". "poll": the handler is asked at a fixed interval, for a caller that cannot be
+    reached from outside. "nexus": Temporal's own Nexus carries the call; which command a workflow issues is decided in
+    its code, so only here and never in settings.
+    """
+    first_lease: timedelta
+    """How long the first attempt waits for the callback before the call asks the handler again: 30 seconds."""
+    renewals: Renewals
+    """How it goes on asking; by default after 1 minute, doubled up to an hour."""
+    max_input_bytes: int | None
+    """A larger input, before the payload codec, is refused as a bad request.
+
+    The default leaves room for an encrypting codec; a compressing one may allow more. None refuses nothing: what passes
+    2 MiB after the codec then ends as server and SDK will have it, on 1.29 by terminating the calling workflow.
+    """
+    max_calls_in_flight: int
+    """How many calls of one workflow run may wait at a time, whichever client made them: 1 900.
+
+    A call beyond is refused as RESOURCE_EXHAUSTED. Each takes a place among the run's pending activities, which the
+    server limits to 2 000 by default; cancels take none. Native Nexus has a limit of its own.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperationClient(Generic[_ServiceT]):
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
-    def __init__(
-        self,
-        *,
-        endpoint: str,
-        service: str,
-        transport: Transport | None,
-        first_lease: timedelta,
-        renewals: Renewals,
-        max_input_bytes: int | None,
-        max_calls_in_flight: int,
-    ) -> None:
-        self._endpoint = endpoint
-        self._service = service
-        self._transport = transport
-        self._first_lease = first_lease
-        self._renewals = renewals
-        self._max_input_bytes = max_input_bytes
-        self._max_calls_in_flight = max_calls_in_flight
+    endpoint: str
+    service: str
+    transport: Transport | None = None
+    first_lease: timedelta = DEFAULT_FIRST_LEASE
+    renewals: Renewals = field(default_factory=Renewals)
+    max_input_bytes: int | None = MAX_INPUT_BYTES
+    max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later.
+
+        Raises:
+            ValueError: *transport* is not one of the four, *first_lease* is not positive, or a limit is not a positive
+                number.
+        """
+        _milliseconds("first_lease", self.first_lease)
+        for name in ("max_input_bytes", "max_calls_in_flight"):
+            limit = getattr(self, name)
+            # Written so that it is false of NaN.
+            if limit is not None and not 0 < limit < math.inf:
+                message = f"{name} must be a positive number"
+                raise ValueError(message)
+        if self.transport is not None and self.transport not in get_args(Transport):
+            message = f"transport={self.transport!r}: none of {', '.join(get_args(Transport))}"
+            raise ValueError(message)
 
     @overload
     async def start_operation(
@@ -149,10 +188,10 @@ class OperationClient(Generic[_ServiceT]):
             output_type = operation.output_type
         # Minted in workflow code: replays and renewals must name the same start.
         request_id = str(workflow.uuid4())
-        if self._transport == "nexus":
+        if self.transport == "nexus":
             if (refusal := _recorded(request_id, self._too_large(input))) is not None:
-                raise operation_error(self._endpoint, self._service, name) from refusal
-            native = workflow.create_nexus_client(service=self._service, endpoint=self._endpoint)
+                raise operation_error(self.endpoint, self.service, name) from refusal
+            native = workflow.create_nexus_client(service=self.service, endpoint=self.endpoint)
             # No call is unbounded, and each is shown by name, whatever carries it.
             options = {
                 **options,
@@ -160,33 +199,33 @@ class OperationClient(Generic[_ServiceT]):
                 "summary": options.get("summary") or self._shown(name),
             }
             return OperationHandle(await native.start_operation(name, input, output_type=output_type, **options))
-        return self._start(name, input, output_type, request_id, **options)
+        return self._start(name, input, output_type, request_id, options)
 
     def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:
         """Why *operation_input* cannot be sent; None if it can.
 
         Checked here, because the server terminates a workflow that schedules an activity with too large an input.
         """
-        if self._max_input_bytes is None:
+        if self.max_input_bytes is None:
             return None
         size = workflow.payload_converter().to_payload(operation_input).ByteSize()
-        if size <= self._max_input_bytes:
+        if size <= self.max_input_bytes:
             return None
-        message = f"the operation's input of {size} bytes is over the limit of {self._max_input_bytes}"
+        message = f"the operation's input of {size} bytes is over the limit of {self.max_input_bytes}"
         return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
 
     def _too_many(self) -> nexusrpc.HandlerError | None:
         """Why no further call may be made now; None if one may."""
-        if len(RunCalls.present().waiting) < self._max_calls_in_flight:
+        if len(RunCalls.present().waiting) < self.max_calls_in_flight:
             return None
         message = (
-            f"{self._max_calls_in_flight} calls of this workflow are in flight, which is the limit: await some of them "
+            f"{self.max_calls_in_flight} calls of this workflow are in flight, which is the limit: await some of them "
             "first, or raise max_calls_in_flight of create_client and the server's limit of pending activities"
         )
         return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.RESOURCE_EXHAUSTED)
 
     def _shown(self, name: str) -> str:
-        return f"{self._endpoint}: {self._service}/{name}"
+        return f"{self.endpoint}: {self.service}/{name}"
 
     def _start(
         self,
@@ -194,42 +233,38 @@ class OperationClient(Generic[_ServiceT]):
         operation_input: Any,
         output_type: type[Any] | None,
         request_id: str,
-        *,
-        schedule_to_close_timeout: timedelta | None = None,
-        schedule_to_start_timeout: timedelta | None = None,
-        start_to_close_timeout: timedelta | None = None,
-        cancellation_type: workflow.NexusOperationCancellationType = (
-            workflow.NexusOperationCancellationType.WAIT_COMPLETED
-        ),
-        headers: Mapping[str, str] | None = None,
-        summary: str | None = None,
+        options: CallOptions,
     ) -> OperationHandle[Any]:
-        timeout = DEFAULT_SCHEDULE_TO_CLOSE if schedule_to_close_timeout is None else schedule_to_close_timeout
+        timeout = options.get("schedule_to_close_timeout")
         call = OperationCall(
-            endpoint=self._endpoint,
-            service=self._service,
+            endpoint=self.endpoint,
+            service=self.service,
             operation=name,
             scheduled_time_ms=int(workflow.now().timestamp() * 1000),
-            schedule_to_close_ms=_milliseconds("schedule_to_close_timeout", timeout),
-            schedule_to_start_ms=_maybe_milliseconds("schedule_to_start_timeout", schedule_to_start_timeout),
-            start_to_close_ms=_maybe_milliseconds("start_to_close_timeout", start_to_close_timeout),
-            first_lease_ms=_milliseconds("first_lease", self._first_lease),
-            renewal_initial_ms=_milliseconds("renewals", self._renewals.initial),
-            renewal_maximum_ms=_milliseconds("renewals", self._renewals.maximum),
-            renewal_coefficient=self._renewals.coefficient,
-            headers=_checked_headers(headers or {}),
-            transport=self._transport,
+            schedule_to_close_ms=_milliseconds(
+                "schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE if timeout is None else timeout
+            ),
+            schedule_to_start_ms=_maybe_milliseconds(
+                "schedule_to_start_timeout", options.get("schedule_to_start_timeout")
+            ),
+            start_to_close_ms=_maybe_milliseconds("start_to_close_timeout", options.get("start_to_close_timeout")),
+            first_lease_ms=_milliseconds("first_lease", self.first_lease),
+            renewal_initial_ms=_milliseconds("renewals", self.renewals.initial),
+            renewal_maximum_ms=_milliseconds("renewals", self.renewals.maximum),
+            renewal_coefficient=self.renewals.coefficient,
+            headers=_checked_headers(options.get("headers") or {}),
+            transport=self.transport,
         )
         shown = self._shown(name)
         if (refusal := _recorded(request_id, self._too_large(operation_input) or self._too_many())) is not None:
             return OperationHandle(asyncio.create_task(_refused(call, refusal), name=f"call: {shown}"))
         pending = PendingCall(
-            call,
-            operation_input,
+            call=call,
+            operation_input=operation_input,
             request_id=request_id,
             output_type=output_type,
-            cancellation_type=cancellation_type,
-            summary=summary or shown,
+            cancellation_type=options.get("cancellation_type", workflow.NexusOperationCancellationType.WAIT_COMPLETED),
+            summary=options.get("summary") or shown,
         )
         return OperationHandle(asyncio.create_task(pending.outcome(), name=f"call: {shown}"))
 
@@ -286,62 +321,24 @@ def _recorded(request_id: str, refusal: nexusrpc.HandlerError | None) -> nexusrp
 
 @overload
 def create_client(
-    *,
-    service: type[_ServiceT],
-    endpoint: str,
-    transport: Transport | None = None,
-    first_lease: timedelta = DEFAULT_FIRST_LEASE,
-    renewals: Renewals | None = None,
-    max_input_bytes: int | None = MAX_INPUT_BYTES,
-    max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT,
+    *, service: type[_ServiceT], endpoint: str, **options: Unpack[ClientOptions]
 ) -> OperationClient[_ServiceT]: ...
 
 
 @overload
-def create_client(
-    *,
-    service: str,
-    endpoint: str,
-    transport: Transport | None = None,
-    first_lease: timedelta = DEFAULT_FIRST_LEASE,
-    renewals: Renewals | None = None,
-    max_input_bytes: int | None = MAX_INPUT_BYTES,
-    max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT,
-) -> OperationClient[Any]: ...
+def create_client(*, service: str, endpoint: str, **options: Unpack[ClientOptions]) -> OperationClient[Any]: ...
 
 
-def create_client(
-    *,
-    service: type[Any] | str,
-    endpoint: str,
-    transport: Transport | None = None,
-    first_lease: timedelta = DEFAULT_FIRST_LEASE,
-    renewals: Renewals | None = None,
-    max_input_bytes: int | None = MAX_INPUT_BYTES,
-    max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT,
-) -> OperationClient[Any]:
+def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[ClientOptions]) -> OperationClient[Any]:
     """Create a client for the operations of *service* behind *endpoint*.
 
     Args:
         service: The contract, a class decorated with `nexusrpc.service`, or its name.
         endpoint: Name of an endpoint in the caller's settings; over native Nexus, of one on Temporal's server.
-        transport: How the calls travel; None leaves it to the endpoint's settings, where "callback" is the default.
-            "callback": the handler POSTs the outcome. "wait": a short operation's outcome comes in the answer to its
-            start, a longer one's as with "callback". "poll": the handler is asked at a fixed interval, for a caller
-            that cannot be reached from outside. "nexus": Temporal's own Nexus carries the call; which command a
-            workflow issues is decided in its code, so only here and never in settings.
-        first_lease: How long the first attempt waits for the callback before the call asks the handler again.
-        renewals: How it goes on asking; by default after 1 minute, doubled up to an hour.
-        max_input_bytes: A larger input, before the payload codec, is refused as a bad request. The default leaves room
-            for an encrypting codec; a compressing one may allow more. None refuses nothing: what passes 2 MiB after
-            the codec then ends as server and SDK will have it, on 1.29 by terminating the calling workflow.
-        max_calls_in_flight: How many calls of one workflow run may wait at a time, whichever client made them. A call
-            beyond is refused as RESOURCE_EXHAUSTED. Each takes a place among the run's pending activities, which the
-            server limits to 2 000 by default; cancels take none. Native Nexus has a limit of its own.
+        **options: See `ClientOptions`.
 
     Raises:
-        ValueError: *service* is not a contract, *transport* is not one of the four, *first_lease* is not positive, or
-            a limit is not a positive number.
+        ValueError: *service* is not a contract, or an option cannot be used.
     """
     if isinstance(service, str):
         name = service
@@ -350,24 +347,7 @@ def create_client(
     else:
         message = f"service={service!r}: neither a name nor decorated with @nexusrpc.service"
         raise ValueError(message)
-    _milliseconds("first_lease", first_lease)
-    for limit, value in (("max_input_bytes", max_input_bytes), ("max_calls_in_flight", max_calls_in_flight)):
-        # Written so that it is false of NaN.
-        if value is not None and not 0 < value < math.inf:
-            message = f"{limit} must be a positive number"
-            raise ValueError(message)
-    if transport is not None and transport not in get_args(Transport):
-        message = f"transport={transport!r}: none of {', '.join(get_args(Transport))}"
-        raise ValueError(message)
-    return OperationClient(
-        endpoint=endpoint,
-        service=name,
-        transport=transport,
-        first_lease=first_lease,
-        renewals=renewals or Renewals(),
-        max_input_bytes=max_input_bytes,
-        max_calls_in_flight=max_calls_in_flight,
-    )
+    return OperationClient(endpoint=endpoint, service=name, **options)
 
 
 def _milliseconds(name: str, duration: timedelta) -> int:

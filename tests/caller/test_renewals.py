@@ -157,7 +157,7 @@ def test_the_longest_steps_can_be_computed() -> None:
 )
 def test_an_unreached_handler_is_tried_again_soon(attempt: int, seconds: int) -> None:
     """1 s, doubled up to 30 s."""
-    assert unreached_step(attempt, retry_after=None) == timedelta(seconds=seconds)
+    assert unreached_step(attempt, retry_after=timedelta(0)) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,27 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.worker import Replayer
 
 import bridge
-from bridge.workflow.call import Transport
+from bridge.workflow.call import MAX_INPUT_BYTES, Transport
+from bridge.workflow.client import OperationClient
+from caller.plugin import CallerPlugin
 from scripts.environment.server import Server, running_server
-from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.workflows import Ask, CallPlan, ManyCalls, ParentOfCaller, ProbeService, Reply
+from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
+from tests.support.workflows import CALLERS, Ask, CallPlan, ManyCalls, ParentOfCaller, ProbeService, Reply
 from tests.support.world import World, events, running_world
 
 HOUR = timedelta(hours=1)
@@ -167,6 +171,7 @@ async def test_cancels_need_no_place_among_the_pending_activities(small_server: 
         cancels = [status for path, status in world.service.requests if path.endswith("/cancel")]
         assert cancels == [202] * calls
         assert (await events(handle)).count("MARKER_RECORDED") <= 4, "not in batches"
+        await replay(handle)
 
 
 async def test_calls_beyond_the_limit_of_a_workflow_are_refused(small_server: Server) -> None:
@@ -183,6 +188,50 @@ async def many_calls(world: World, asks: list[Ask], plan: CallPlan) -> WorkflowH
     return await world.caller_client.start_workflow(
         ManyCalls.run, args=[asks, plan], id=world.key("many"), task_queue=world.order_queue
     )
+
+
+Limit = Callable[..., HandlerError | None]
+
+
+@pytest.mark.parametrize("transport", ["callback", "nexus"])
+@pytest.mark.parametrize("was_refused", [True, False], ids=["raised", "lowered"])
+async def test_a_limit_that_has_changed_changes_no_replay(
+    server: Server, monkeypatch: pytest.MonkeyPatch, was_refused: bool, transport: Transport
+) -> None:
+    """What was refused is refused again, and what was sent is sent again."""
+    async with native_world(server) as world:
+        plan = world.plan(transport, max_input_bytes=50 if was_refused else MAX_INPUT_BYTES, catch=True)
+        handle = await world.call(Ask(world.key(), text="x" * 100), plan)
+        assert (await handle.result()).text == ("HandlerError" if was_refused else "x" * 100)
+        refusal = None if was_refused else HandlerError("too large", type=HandlerErrorType.BAD_REQUEST)
+        changed: Limit = lambda *_: refusal
+        monkeypatch.setattr(OperationClient, "_too_large", changed)
+        await replay(handle)
+
+
+async def test_a_number_of_calls_that_has_changed_changes_no_replay(
+    small_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that were refused, and those that were made, stay so."""
+    async with running_world(small_server) as world:
+        asks = [Ask(world.key(), text="paid") for _ in range(5)]
+        handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
+        assert await handle.result() == {"RESOURCE_EXHAUSTED": 2, "result": 3}
+        for refusal in (None, HandlerError("too many", type=HandlerErrorType.RESOURCE_EXHAUSTED)):
+            changed: Limit = lambda *_, refusal=refusal: refusal
+            monkeypatch.setattr(OperationClient, "_too_many", changed)
+            await replay(handle)
+
+
+async def replay(handle: WorkflowHandle[Any, Any]) -> None:
+    """Replay the history of *handle* as a worker does that was restarted.
+
+    Raises:
+        temporalio.workflow.NondeterminismError: Today's code issues other commands.
+    """
+    url = "http://127.0.0.1:1"
+    plugin = CallerPlugin(caller_settings(Keys(), receiver_url=url, endpoint_url=url))
+    await Replayer(workflows=CALLERS, plugins=[plugin]).replay_workflow(await handle.fetch_history())
 
 
 @pytest.mark.parametrize("transport", ["callback", "nexus"])
@@ -315,8 +364,12 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
 
             await assert_eventually(again)
         assert len(set(await scheduled(handle))) == 1
+        # Another worker goes on from history.
+        await world.stop_worker("caller")
+        await world.start_worker("caller")
         await target.signal("say", "all the same")
         assert await handle.result() == Reply("all the same")
+        await replay(handle)
 
 
 async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
