@@ -1,97 +1,97 @@
-"""The cancel activity: ask the handler to end an operation that our workflow waits for.
+"""The cancel activity: ask a handler to end operations that our workflow waits for.
 
-It learns the operation token from the pending waiting activity in its own namespace, waits while there is none yet,
-ends when the call has ended, and never sends a start.
+A local activity, because it needs no place among the workflow's pending activities: at their limit the server would
+refuse any other. One describe of the workflow finds the operation tokens of all the calls of a batch. The workflow
+sends what was not taken again, at a growing pace.
 """
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
 
+from nexusrpc import HandlerError
 from temporalio import activity
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
-from temporalio.client import Client
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError
 
-from bridge.errors import ToldHandlerError
+from bridge.errors import BridgeError, ToldHandlerError
 from bridge.protocol.cancel import CancelRequest
-from bridge.workflow.call import (
-    CANCEL_OPERATION_ACTIVITY,
-    OPERATION_UNSUCCESSFUL,
-    UNSUCCESSFUL_MESSAGE,
-    OperationCall,
-    unreached_delay,
-)
+from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
+from caller.attempt import waiting_converter
 from caller.endpoints import Endpoints, NotStartedError
 from caller.started_operation import Known
-from caller.waiting_activity import HANDLER_NOT_REACHED
 
-NOT_STARTED_YET = "bridge.NotStartedYet"
+_REQUEST_TIMEOUT = timedelta(seconds=5)
+"""Shorter than that of other requests: the workflow task waits for the answer."""
 
-_LOOK_AGAIN = timedelta(seconds=1)
+_log = logging.getLogger(__name__)
 
 
 class CancelActivities:
     """The caller's cancel activity, for one worker."""
 
-    def __init__(self, *, client: Client, endpoints: Endpoints, clock: Callable[[], datetime]) -> None:
-        self._client = client
+    def __init__(self, *, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
-        self._clock = clock
 
-    @activity.defn(name=CANCEL_OPERATION_ACTIVITY)
-    async def cancel_operation(self, call: OperationCall, request_id: str) -> str:
-        """One attempt. Returns "requested" once the handler has taken the cancel, "ended" if the call had ended.
+    @activity.defn(name=CANCEL_OPERATIONS_ACTIVITY)
+    async def cancel_operations(self, orders: list[CancelOrder]) -> list[CancelAnswer]:
+        """Send each cancel once. The answers come in the order of *orders*."""
+        try:
+            details = await self._recorded_details()
+        except RPCError as error:
+            return [_not_sent(each, type(error).__name__) for each in orders]
+        return await asyncio.gather(*(self._cancel(each, details.get(each.request_id, ())) for each in orders))
 
-        Raises:
-            ApplicationError: Retryable while the start is not known yet or the handler is not reached; non-retryable,
-                with the HandlerError as its cause, where the handler refused.
-        """
-        is_pending, known = await self._look_up(request_id)
-        if not is_pending:
-            return "ended"
-        if known is None:
-            message = "the operation is not known to have started yet"
-            raise ApplicationError(
-                message, type=NOT_STARTED_YET, category=ApplicationErrorCategory.BENIGN, next_retry_delay=_LOOK_AGAIN
+    async def _cancel(self, order: CancelOrder, details: Sequence[Payload]) -> CancelAnswer:
+        converter = activity.client().data_converter
+        try:
+            decoded = await waiting_converter(converter, activity.info(), request_id=order.request_id).decode(
+                details[:1], [dict]
             )
+        except Exception as error:  # noqa: BLE001 - whatever the team's codec and converter raise
+            return _not_sent(order, type(error).__name__)
+        known = Known.from_details(decoded)
+        if known is None or not known.operation_token:
+            return _not_sent(order, "the operation is not known to have started yet")
+        call = order.call
         request = CancelRequest(
             service=call.service,
             operation=call.operation,
             operation_token=known.operation_token,
             headers=call.headers,
         )
-        remaining = call.deadline - self._clock()
         try:
-            await self._endpoints.cancel(call.endpoint, request, remaining=max(remaining, _LOOK_AGAIN))
-        except NotStartedError as error:
+            await self._endpoints.cancel(call.endpoint, request, remaining=_REQUEST_TIMEOUT)
+        except (BridgeError, HandlerError) as error:
+            reason = error.reason if isinstance(error, NotStartedError) else error
             # The operation is known to run: only the handler's own word ends the asking, no proxy's and no bad key's.
-            if isinstance(error.reason, ToldHandlerError) and not error.reason.retryable:
-                raise ApplicationError(
-                    UNSUCCESSFUL_MESSAGE, type=OPERATION_UNSUCCESSFUL, non_retryable=True
-                ) from error.reason.with_traceback(None)
-            raise ApplicationError(
-                f"handler not reached: {error}"[:1000],
-                type=HANDLER_NOT_REACHED,
-                category=ApplicationErrorCategory.BENIGN,
-                next_retry_delay=unreached_delay(
-                    activity.info().attempt, retry_after=error.retry_after, remaining=remaining
-                ),
-            ) from None
-        return "requested"
+            if isinstance(reason, ToldHandlerError) and not reason.retryable:
+                return CancelAnswer(refusal=str(reason), refusal_type=reason.type.name)
+            return _not_sent(order, type(reason).__name__)
+        return CancelAnswer(is_requested=True)
 
-    async def _look_up(self, request_id: str) -> tuple[bool, Known | None]:
-        """Whether the call is pending, and what is known of its operation."""
-        info = activity.info()
-        described = await self._client.workflow_service.describe_workflow_execution(
+    async def _recorded_details(self) -> dict[str, Sequence[Payload]]:
+        """The heartbeat details of our workflow's pending activities, by activity id."""
+        info, client = activity.info(), activity.client()
+        described = await client.workflow_service.describe_workflow_execution(
             DescribeWorkflowExecutionRequest(
-                namespace=self._client.namespace,
+                namespace=client.namespace,
                 execution=WorkflowExecution(workflow_id=info.workflow_id or "", run_id=info.workflow_run_id or ""),
             ),
-            retry=True,
+            timeout=_REQUEST_TIMEOUT,
         )
-        for pending in described.pending_activities:
-            if pending.activity_id == request_id:
-                details = await self._client.data_converter.decode(pending.heartbeat_details.payloads[:1])
-                return True, Known.from_details(details)
-        return False, None
+        return {each.activity_id: each.heartbeat_details.payloads for each in described.pending_activities}
+
+
+def _not_sent(order: CancelOrder, reason: str) -> CancelAnswer:
+    _log.warning(
+        "bridge.cancel_not_sent",
+        extra={
+            "bridge.request_id": order.request_id,
+            "bridge.endpoint": order.call.endpoint,
+            "bridge.reason": reason,
+        },
+    )
+    return CancelAnswer()

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from typing import Any
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
-from temporalio.api.enums.v1 import EventType, PendingActivityState
+from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
@@ -116,11 +117,14 @@ class Completer:
         try:
             async with asyncio.timeout(self._budget.total_seconds()):
                 found = [each for run_id in ("", wait.run_id) if (each := await self._describe(wait, run_id))]
+                if any(activity is not None for _, activity in found):
+                    return CompletionAnswer.COMPLETED
+                ended = await self._look_up(wait, list(dict.fromkeys(run_id for run_id, _ in found)), "")
         except (TimeoutError, RPCError):
             return CompletionAnswer.AGAIN_LATER
-        if any(activity is not None for _, activity in found):
-            return CompletionAnswer.COMPLETED
-        return CompletionAnswer.OVER if found else CompletionAnswer.UNKNOWN
+        if ended in {CompletionAnswer.UNKNOWN, CompletionAnswer.AGAIN_LATER}:
+            return ended
+        return CompletionAnswer.OVER
 
     async def _complete(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
         if wait.task_token is not None and await _found(self._by_token(wait.task_token, outcome, identity)):
@@ -145,49 +149,28 @@ class Completer:
         return await self._look_up(wait, list(dict.fromkeys(run_ids)), identity)
 
     async def _by_token(self, task_token: bytes, outcome: Outcome, identity: str) -> None:
+        where: dict[str, Any] = {"namespace": self._namespace, "task_token": task_token, "identity": identity}
         if outcome.failure is None:
-            await self._service.respond_activity_task_completed(
-                RespondActivityTaskCompletedRequest(
-                    namespace=self._namespace, task_token=task_token, identity=identity, result=_result(outcome)
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            completed = RespondActivityTaskCompletedRequest(**where, result=_result(outcome))
+            await self._service.respond_activity_task_completed(completed, timeout=_RPC_TIMEOUT)
         else:
-            await self._service.respond_activity_task_failed(
-                RespondActivityTaskFailedRequest(
-                    namespace=self._namespace,
-                    task_token=task_token,
-                    identity=identity,
-                    failure=_final(outcome.failure),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            failed = RespondActivityTaskFailedRequest(**where, failure=final_failure(outcome.failure))
+            await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
 
     async def _by_id(self, wait: Wait, run_id: str, outcome: Outcome, identity: str) -> None:
+        where: dict[str, Any] = {
+            "namespace": self._namespace,
+            "workflow_id": wait.workflow_id,
+            "run_id": run_id,
+            "activity_id": wait.request_id,
+            "identity": identity,
+        }
         if outcome.failure is None:
-            await self._service.respond_activity_task_completed_by_id(
-                RespondActivityTaskCompletedByIdRequest(
-                    namespace=self._namespace,
-                    workflow_id=wait.workflow_id,
-                    run_id=run_id,
-                    activity_id=wait.request_id,
-                    identity=identity,
-                    result=_result(outcome),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            completed = RespondActivityTaskCompletedByIdRequest(**where, result=_result(outcome))
+            await self._service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
         else:
-            await self._service.respond_activity_task_failed_by_id(
-                RespondActivityTaskFailedByIdRequest(
-                    namespace=self._namespace,
-                    workflow_id=wait.workflow_id,
-                    run_id=run_id,
-                    activity_id=wait.request_id,
-                    identity=identity,
-                    failure=_final(outcome.failure),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            failed = RespondActivityTaskFailedByIdRequest(**where, failure=final_failure(outcome.failure))
+            await self._service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
 
     async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:
         """The run's id, and the waiting activity if it is pending there; None if there is no such run."""
@@ -248,7 +231,7 @@ class Completer:
                 continue
             recorded, told = _facts(_identity(closing)), _facts(identity)
             if recorded is None:
-                return CompletionAnswer.OVER
+                return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
             return CompletionAnswer.REPEATED if recorded == told else CompletionAnswer.CONFLICT
         return answer
 
@@ -299,6 +282,16 @@ _CLOSINGS: dict[int, Callable[[HistoryEvent], int]] = {
 }
 
 
+def _is_stopped(event: HistoryEvent) -> bool:
+    """Whether the activity ended by neither an outcome nor the deadline: the workflow schedules it again."""
+    failed = event.activity_task_failed_event_attributes
+    return (
+        event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED
+        and failed.failure.application_failure_info.type != OPERATION_UNSUCCESSFUL
+        and failed.retry_state != RetryState.RETRY_STATE_TIMEOUT
+    )
+
+
 def _identity(event: HistoryEvent) -> str:
     match event.event_type:
         case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
@@ -318,8 +311,8 @@ def _result(outcome: Outcome) -> Payloads:
     return Payloads(payloads=[] if outcome.result is None else [outcome.result])
 
 
-def _final(failure: Failure) -> Failure:
-    """Wrap *failure* so that the waiting activity is not retried, whatever it says of retries itself."""
+def final_failure(failure: Failure) -> Failure:
+    """Wrap *failure* as an outcome of the call: the waiting activity is not retried, even if *failure* is retryable."""
     wrapper = Failure(message=UNSUCCESSFUL_MESSAGE)
     wrapper.application_failure_info.type = OPERATION_UNSUCCESSFUL
     wrapper.application_failure_info.non_retryable = True

@@ -4,22 +4,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
-from temporalio.worker import (
-    Interceptor,
-    Worker,
-    WorkerConfig,
-    WorkflowInboundInterceptor,
-    WorkflowInterceptorClassInput,
-)
+from temporalio.worker import Worker, WorkerConfig
 
 from bridge.runtime.settings import load
 from bridge.runtime.worker_plugin import SessionPlugin
-from bridge.workflow.call import CALL_ENDED
 from caller.callback_urls import CallbackUrls
 from caller.cancel_activity import CancelActivities
-from caller.completer import Completer
 from caller.endpoints import Endpoints
 from caller.hosted_receiver import HostedReceiver
+from caller.interceptor import CallerInterceptor
 from caller.settings import CallerSettings
 from caller.waiting_activity import OperationActivities
 
@@ -55,25 +48,23 @@ class CallerPlugin(SessionPlugin):
         self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add the waiting activity and the one that cancels, bound to the worker's own client."""
+        """Add the waiting activity, the one that cancels, and the interceptor that keeps them as they are."""
         client, settings = config["client"], self._settings
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
         endpoints = Endpoints(settings, http=self.http, clock=self._clock)
         activities = OperationActivities(
-            client=client,
             endpoints=endpoints,
             callbacks=None
             if settings.receiver is None
             else CallbackUrls(receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)),
-            completer=Completer(client=client),
             clock=self._clock,
         )
-        cancels = CancelActivities(client=client, endpoints=endpoints, clock=self._clock)
+        cancels = CancelActivities(endpoints=endpoints)
         self._activities.append(activities)
-        own = (activities.start_operation, cancels.cancel_operation)
+        own = (activities.start_operation, cancels.cancel_operations)
         config["activities"] = [*config.get("activities", ()), *own]
-        config["interceptors"] = [*config.get("interceptors", ()), _EndedCalls(activities)]
+        config["interceptors"] = [CallerInterceptor(activities), *config.get("interceptors", ())]
         return super().configure_worker(config)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
@@ -85,18 +76,3 @@ class CallerPlugin(SessionPlugin):
         """Tell now which targets the calls wait for, where that was to be told a little later."""
         for activities in self._activities:
             await activities.close()
-
-
-class _EndedCalls(Interceptor):
-    """Lets the workflows of a worker tell its activities that a call has ended."""
-
-    def __init__(self, activities: OperationActivities) -> None:
-        self._activities = activities
-
-    def workflow_interceptor_class(
-        self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
-    ) -> type[WorkflowInboundInterceptor] | None:
-        """Adds a function that can be called from inside the sandbox, and no interceptor."""
-        input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
-        return None

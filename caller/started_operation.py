@@ -3,7 +3,7 @@
 People read them beside the pending activity, later attempts as proof of a 201, and the cancel finds its token in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -42,11 +42,14 @@ class Known:
 
     @classmethod
     def from_details(cls, details: Sequence[Any]) -> Self | None:
-        """Read decoded heartbeat details; None where nothing was recorded."""
-        if not details or not isinstance(details[0], dict):
+        """Read decoded heartbeat details; None where nothing was recorded.
+
+        The SDK decodes details without a type hint: a team's converter may return any mapping or object.
+        """
+        if not details:
             return None
-        names = cls.__dataclass_fields__
-        kept = {name: value for name, value in details[0].items() if name in names}
+        found = details[0] if isinstance(details[0], Mapping) else getattr(details[0], "__dict__", {})
+        kept = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
         # Whatever is missing, that something was recorded proves a 201.
         return cls(**{"operation_token": "", "target": "", **kept})
 

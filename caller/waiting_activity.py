@@ -7,6 +7,7 @@ way, the call still ends, and the caller's history grows by nothing.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Callable
@@ -17,31 +18,22 @@ from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
-from temporalio.client import Client
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, TimeoutType
+from temporalio.converter import DataConverter
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.exceptions import TimeoutType
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, ToldHandlerError, bad_request
-from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
-from bridge.protocol.start import Finished, Running, StartRequest
-from bridge.workflow.call import (
-    OPERATION_UNSUCCESSFUL,
-    START_OPERATION_ACTIVITY,
-    STILL_RUNNING,
-    UNSUCCESSFUL_MESSAGE,
-    OperationCall,
-    Transport,
-    poll_delay,
-    renewal_delay,
-    unreached_delay,
-)
+from bridge.protocol.start import Running, StartRequest
+from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
+from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import Callback, CallbackUrls, WaitingAttempt
 from caller.completer import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, Place
+from caller.renewals import renewal_step, unreached_step
 from caller.started_operation import Known, describe_target
 
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
@@ -53,85 +45,92 @@ _log = logging.getLogger(__name__)
 
 
 class OperationActivities:
-    """The caller's activities, for one worker."""
+    """The waiting activity, for one worker."""
 
     def __init__(
         self,
         *,
-        client: Client,
         endpoints: Endpoints,
         callbacks: CallbackUrls | None,
-        completer: Completer,
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
     ) -> None:
         """*callbacks*: None where we have no receiver."""
-        self._client = client
         self._endpoints = endpoints
         self._callbacks = callbacks
-        self._completer = completer
         self._clock = clock
         self._jitter = jitter
         self._pending_details: dict[str, asyncio.Task[None]] = {}
         self._is_closing = asyncio.Event()
+        self._is_clock_reported = False
 
     @activity.defn(name=START_OPERATION_ACTIVITY)
     async def start_operation(self, call: OperationCall, operation_input: RawValue) -> RawValue:
-        """One attempt. It never returns: the outcome completes the activity from outside.
-
-        Raises:
-            ApplicationError: Non-retryable where the call failed for good; otherwise with the delay until the next
-                attempt, and a message for whoever looks at the pending activity.
-        """
-        info = activity.info()
-        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        known = Known.from_details(info.heartbeat_details)
-        remaining = call.deadline - self._clock()
+        """One attempt. It never returns and raises no error: it reports by its task token, and ends asynchronously."""
+        attempt = Attempt(call, clock=self._clock)
+        self._check_clock(attempt)
+        remaining = attempt.deadline - attempt.now()
         if remaining <= timedelta(0):
             activity.raise_complete_async()
         poll: timedelta | None = None
         try:
             place = self._endpoints.place(call.endpoint)
-            transport = _transport(call, place, known)
+            # A call keeps the transport with which it was started, also where the settings have changed since.
+            transport = (attempt.known and attempt.known.transport) or call.transport or place.endpoint.transport
             poll = place.endpoint.poll_interval if transport == "poll" else None
-            request = self._request(call, info, place, transport, is_known=known is not None)
-            payload = await self._encoded(operation_input)
+            request = self._request(attempt, place, transport)
+            payload = await _encoded(operation_input, attempt.client.data_converter)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
             # Our own settings, or our own size.
-            self._answer_not_started(call, info, NotStartedError(error, retry_after=None), known=known, poll=poll)
+            await _end_not_started(attempt, NotStartedError(error, retry_after=None), poll=poll)
         except NotStartedError as error:
-            await self._explain(error.reason)
-            self._answer_not_started(call, info, error, known=known, poll=poll)
-        match answer:
-            case Finished():
-                wait = Wait(
-                    workflow_id=workflow_id, run_id=run_id, request_id=info.activity_id, task_token=info.task_token
-                )
-                await self._completer.complete(wait, answer.outcome.fitted(), answer.target)
-            case Running():
-                now = self._clock()
-                until = call.close_deadline(now if known is None else known.started or call.scheduled_time)
-                if until <= now < call.deadline:
-                    _fail(_timed_out(TimeoutType.START_TO_CLOSE))
-                told = Known.from_answer(answer, transport=transport, started=now) if known is None else None
-                if info.attempt == 1 and poll is None:
-                    self._tell_later(info.activity_id, info.task_token, told)
-                    activity.raise_complete_async()
-                await self._tell(info.task_token, told or known, progress=answer.progress)
-                if poll is not None:
-                    delay = poll_delay(call, now=now, interval=poll, until=until)
-                else:
-                    delay = renewal_delay(call, now=now, jitter=self._jitter(), until=until)
-                if delay is not None:
-                    message = f"still running: {describe_target(answer.target)}"
-                    raise ApplicationError(
-                        message,
-                        type=STILL_RUNNING,
-                        category=ApplicationErrorCategory.BENIGN,
-                        next_retry_delay=delay,
-                    )
+            await _explain(error.reason, attempt.client.data_converter)
+            await _end_not_started(attempt, error, poll=poll)
+        if isinstance(answer, Running):
+            found = Known.from_answer(answer, transport=transport, started=attempt.now())
+            await self._end_running(attempt, answer, found, poll=poll)
+        else:
+            wait = Wait(
+                workflow_id=attempt.caller.workflow_id,
+                run_id=attempt.caller.run_id,
+                request_id=attempt.info.activity_id,
+                task_token=attempt.info.task_token,
+            )
+            await Completer(client=attempt.client).complete(wait, answer.outcome.fitted(), answer.target)
         activity.raise_complete_async()
+
+    async def _end_running(self, attempt: Attempt, answer: Running, found: Known, *, poll: timedelta | None) -> None:
+        """End an attempt that was answered 201, or return if it should wait asynchronously."""
+        call, now, earlier = attempt.call, attempt.now(), attempt.known
+        known = earlier if earlier is not None and earlier.operation_token else found
+        until = min(call.close_deadline(known.started or call.scheduled_time), attempt.deadline)
+        if until <= now < attempt.deadline:
+            await attempt.fail(_timed_out(TimeoutType.START_TO_CLOSE))
+        wanted = poll or renewal_step(call, now=now, jitter=self._jitter())
+        if attempt.info.attempt == 1 and poll is None:
+            asked_at = attempt.info.started_time + timedelta(milliseconds=call.first_lease_ms)
+            if until < attempt.deadline:
+                asked_at = min(asked_at, until)
+            # An attempt that was nudged waits for the message that nudged it.
+            if earlier is not None or attempt.info.started_time + attempt.lifetime <= asked_at:
+                self._tell_later(attempt, known)
+                return
+            # The attempt lives longer than the first lease, so that its request may take its time.
+            wanted = max(asked_at - now, timedelta(milliseconds=1))
+        await _tell(attempt, known, progress=answer.progress)
+        message = f"still running: {describe_target(answer.target)}"
+        await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, until=until)
+
+    def _check_clock(self, attempt: Attempt) -> None:
+        if abs(attempt.clock_difference) < CLOCK_DIFFERENCE or self._is_clock_reported:
+            return
+        self._is_clock_reported = True
+        _log.warning(
+            "bridge.clock_differs: this worker's clock is %.0f s ahead of the Temporal server's; "
+            "signed messages fail beyond five minutes. Synchronize the clocks",
+            attempt.clock_difference.total_seconds(),
+        )
 
     async def close(self) -> None:
         """Tell now what was to be told a little later."""
@@ -143,186 +142,149 @@ class OperationActivities:
         if (task := self._pending_details.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def _request(
-        self, call: OperationCall, info: activity.Info, place: Place, transport: Transport, *, is_known: bool
-    ) -> StartRequest:
-        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        now = self._clock()
-        caller = WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+    def _request(self, attempt: Attempt, place: Place, transport: Transport) -> StartRequest:
+        call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
         callback, wait = None, None
-        # Of a renewal no callback counts: it may be left out where there is no receiver any more.
+        # The callback of a renewal is ignored: it may be left out where there is no receiver any more.
         if transport != "poll" and not (is_known and self._callbacks is None):
-            callback = self._mint(call, info, place, now=now)
+            callback = self._mint(attempt, place, now=now)
         if transport == "wait" and not is_known:
             # Once it is known to run, a renewal has no reason to hold anything. The answer must come while this attempt
-            # may run, and in time to say that the operation was taken on.
-            lease = info.start_to_close_timeout or timedelta(milliseconds=call.first_lease_ms)
-            rooms = [lease / 2] if call.start_deadline is None else [lease / 2, (call.start_deadline - now) / 2]
-            wait = min(timedelta(seconds=place.endpoint.wait_s), *rooms)
+            # may run, within the first half of the lease, and in time to say that the operation was started.
+            lease = min(filter(None, (call.first_lease_ms, call.start_to_close_ms)))
+            ends = min(attempt.deadline, call.start_deadline or attempt.deadline)
+            wait = min(timedelta(seconds=place.endpoint.wait_s), timedelta(milliseconds=lease) / 2, (ends - now) / 2)
         return StartRequest(
             service=call.service,
             operation=call.operation,
-            request_id=info.activity_id,
+            request_id=attempt.info.activity_id,
             callback_url=None if callback is None else callback.url,
             callback_headers={} if callback is None else callback.headers,
             headers=call.headers,
-            links=[caller.to_link()],
-            operation_timeout=call.close_deadline(now) - now,
+            links=[attempt.caller.to_link()],
+            operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
-            attempt=info.attempt,
+            attempt=attempt.info.attempt,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, call: OperationCall, info: activity.Info, place: Place, *, now: datetime) -> Callback:
+    def _mint(self, attempt: Attempt, place: Place, *, now: datetime) -> Callback:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
-        attempt = WaitingAttempt(
+        waiting = WaitingAttempt(
             handler=place.endpoint.handler,
-            operation=f"{call.service}/{call.operation}",
-            workflow_id=info.workflow_id or "",
-            run_id=info.workflow_run_id or "",
-            request_id=info.activity_id,
-            attempt=info.attempt,
-            task_token=info.task_token,
-            deadline=call.deadline,
+            operation=f"{attempt.call.service}/{attempt.call.operation}",
+            workflow_id=attempt.caller.workflow_id,
+            run_id=attempt.caller.run_id,
+            request_id=attempt.info.activity_id,
+            attempt=attempt.info.attempt,
+            task_token=attempt.info.task_token,
+            deadline=attempt.deadline,
             completions=place.peer.completions,
         )
         try:
-            return self._callbacks.mint(attempt, now=now)
+            return self._callbacks.mint(waiting, now=now)
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    async def _encoded(self, operation_input: RawValue) -> Payload:
-        # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
-        payload, codec = operation_input.payload, self._client.data_converter.payload_codec
-        if codec is not None:
-            [payload] = await codec.encode([payload])
-        if payload.ByteSize() > MAX_PAYLOAD_BYTES:
-            message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
-            raise bad_request(message)
-        return payload
-
-    async def _explain(self, reason: Exception) -> None:
-        """Chain what the handler told of its reason, decoded: our worker encodes it anew."""
-        if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
-            return
-        try:
-            reason.__cause__ = await self._client.data_converter.decode_failure(reason.told_cause)
-        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
-            _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
-
-    def _answer_not_started(
-        self,
-        call: OperationCall,
-        info: activity.Info,
-        error: NotStartedError,
-        *,
-        known: Known | None,
-        poll: timedelta | None,
-    ) -> NoReturn:
-        reason = error.reason
-        if isinstance(reason, OutcomeUnknownError):
-            _fail(reason)
-        # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a
-        # proxy's 404, must not fail a healthy payment.
-        if isinstance(reason, HandlerError) and not reason.retryable and known is None:
-            _fail(reason)
-        _log.warning(
-            "bridge.handler_not_reached",
-            extra={
-                "bridge.request_id": info.activity_id,
-                "bridge.endpoint": call.endpoint,
-                "bridge.attempt": info.attempt,
-                "bridge.reason": type(reason).__name__,
-            },
-        )
-        now = self._clock()
-        if poll is not None:
-            # Its attempts count polls, not failures; and no callback will come instead.
-            interval = max(poll, error.retry_after or timedelta(0))
-            delay = poll_delay(call, now=now, interval=interval, until=call.deadline)
-        else:
-            delay = unreached_delay(info.attempt, retry_after=error.retry_after, remaining=call.deadline - now)
-        if known is None and call.start_deadline is not None:
-            if now >= call.start_deadline:
-                _fail(_timed_out(TimeoutType.SCHEDULE_TO_START))
-            delay = min(filter(None, (delay, call.start_deadline - now)))
-        if known is not None and call.start_to_close_ms is not None:
-            until = call.close_deadline(known.started or call.scheduled_time)
-            if until <= now < call.deadline:
-                _fail(_timed_out(TimeoutType.START_TO_CLOSE))
-            delay = min(filter(None, (delay, until - now)))
-        if delay is None:
-            activity.raise_complete_async()
-        raise ApplicationError(
-            f"handler not reached: {error}"[:1000],
-            type=HANDLER_NOT_REACHED,
-            category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=delay,
-        ) from None
-
-    def _tell_later(self, request_id: str, task_token: bytes, known: Known | None) -> None:
+    def _tell_later(self, attempt: Attempt, known: Known) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            await self._tell(task_token, known)
+            await _tell(attempt, known)
 
         def drop(task: asyncio.Task[None]) -> None:
             # A nudged activity begins again with attempt 1, perhaps while this one still tells.
             if self._pending_details.get(request_id) is task:
                 del self._pending_details[request_id]
 
+        request_id = attempt.info.activity_id
         self._pending_details[request_id] = asyncio.create_task(later())
         self._pending_details[request_id].add_done_callback(drop)
 
-    async def _tell(self, task_token: bytes, known: Known | None, *, progress: Payload | None = None) -> None:
-        """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
-        if known is None:
-            return
-        try:
-            details = await self._client.data_converter.encode([known])
-            # The progress stays as the target's converter and codec made it.
-            await self._client.workflow_service.record_activity_task_heartbeat(
-                RecordActivityTaskHeartbeatRequest(
-                    namespace=self._client.namespace,
-                    task_token=task_token,
-                    identity=self._client.identity,
-                    details=Payloads(payloads=[*details, *await self._readable(progress)]),
-                ),
-                retry=True,
-            )
-        except RPCError:
-            # Completed meanwhile, most often. Losing the details loses nothing else.
-            return
 
-    async def _readable(self, progress: Payload | None) -> list[Payload]:
-        """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
-        if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
-            return []
-        try:
-            await self._client.data_converter.decode([progress])
-        except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
-            _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
-            return []
-        return [progress]
+async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> NoReturn:
+    call, known, reason = attempt.call, attempt.known, error.reason
+    # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a proxy's
+    # 404, must not fail a healthy payment.
+    if isinstance(reason, OutcomeUnknownError) or (
+        isinstance(reason, HandlerError) and not reason.retryable and known is None
+    ):
+        await attempt.fail(reason)
+    _log.warning(
+        "bridge.handler_not_reached",
+        extra={
+            "bridge.request_id": attempt.info.activity_id,
+            "bridge.endpoint": call.endpoint,
+            "bridge.attempt": attempt.info.attempt,
+            "bridge.reason": type(reason).__name__,
+        },
+    )
+    # Where it polls, its attempts count polls, not failures; and no callback will come instead.
+    retry_after = error.retry_after or timedelta(0)
+    wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
+    if known is None:
+        until, kind = call.start_deadline, TimeoutType.SCHEDULE_TO_START
+    else:
+        until, kind = call.close_deadline(known.started or call.scheduled_time), TimeoutType.START_TO_CLOSE
+    if until is not None and until <= attempt.now() < attempt.deadline:
+        await attempt.fail(_timed_out(kind))
+    await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
 
 
-def _transport(call: OperationCall, place: Place, known: Known | None) -> Transport:
-    """A call keeps the transport with which it was taken on, whatever the settings say since."""
-    return (known and known.transport) or call.transport or place.endpoint.transport
+async def _tell(attempt: Attempt, known: Known, *, progress: Payload | None = None) -> None:
+    """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
+    try:
+        # A plain mapping, because the SDK decodes details without a type hint.
+        details = await attempt.converter.encode([dataclasses.asdict(known)])
+        # The progress stays as the target's converter and codec made it.
+        await attempt.client.workflow_service.record_activity_task_heartbeat(
+            RecordActivityTaskHeartbeatRequest(
+                namespace=attempt.client.namespace,
+                task_token=attempt.info.task_token,
+                identity=attempt.client.identity,
+                details=Payloads(payloads=[*details, *await _readable(progress, attempt.converter)]),
+            ),
+            retry=True,
+        )
+    except RPCError:
+        # Completed meanwhile, most often. Losing the details loses nothing else.
+        return
+
+
+async def _readable(progress: Payload | None, converter: DataConverter) -> list[Payload]:
+    """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
+    if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
+        return []
+    try:
+        await converter.decode([progress])
+    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
+        _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
+        return []
+    return [progress]
+
+
+async def _encoded(operation_input: RawValue, converter: DataConverter) -> Payload:
+    # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
+    payload, codec = operation_input.payload, converter.payload_codec
+    if codec is not None:
+        [payload] = await codec.encode([payload])
+    if payload.ByteSize() > MAX_PAYLOAD_BYTES:
+        message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+        raise bad_request(message)
+    return payload
+
+
+async def _explain(reason: Exception, converter: DataConverter) -> None:
+    """Chain the cause that the handler sent with its refusal, decoded: our worker encodes it anew."""
+    if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
+        return
+    try:
+        reason.__cause__ = await converter.decode_failure(reason.told_cause)
+    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
+        _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
 
 
 def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:
     return TemporalTimeoutError("operation timed out", type=kind, last_heartbeat_details=[])
-
-
-def _fail(reason: HandlerError | TemporalTimeoutError) -> NoReturn:
-    """End the call: nothing was started, nobody knows any more, or a time is out."""
-    # Its traceback would tell the history about our code, not about the caller's fault.
-    raise ApplicationError(
-        UNSUCCESSFUL_MESSAGE,
-        type=OPERATION_UNSUCCESSFUL,
-        non_retryable=True,
-        category=ApplicationErrorCategory.BENIGN,
-    ) from reason.with_traceback(None)

@@ -8,6 +8,7 @@ from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.worker import ReplayerConfig, WorkerConfig
 
+from bridge.runtime.present_client import present_client
 from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
@@ -65,8 +66,8 @@ class HandlerPlugin(SessionPlugin):
         self._clock = clock
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add interceptor, delivery and sweep, bound to the worker's own client."""
-        client = config["client"]
+        """Add interceptor, delivery and sweep, which use the worker's present client."""
+        client = present_client(config["client"])
         courier = Courier(self._settings, http=self.http)
         deliveries = DeliveryActivities(client=client, courier=courier, clock=self._clock)
         orphans = OrphanActivities(

@@ -15,6 +15,9 @@ WORKFLOW_SAFE_MODULES = (
     "bridge.workflow.targets",
     "bridge.workflow.progress",
     "bridge.workflow.client",
+    "bridge.workflow.pending_call",
+    "bridge.workflow.run_calls",
+    "bridge.workflow.own_activity",
 )
 """Deterministic and free of I/O: workflow code may import them."""
 

@@ -8,21 +8,20 @@ A token's text never reaches an error, a log line or a history. It is signed, no
 
 import hashlib
 import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NewType, TypeVar
 
 from itsdangerous import BadData, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bridge.errors import UntrustedError
+from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeyRing
 
 CallbackToken = NewType("CallbackToken", str)
 OperationToken = NewType("OperationToken", str)
 
 MAX_TOKEN_CHARACTERS = 1024
-LEEWAY = timedelta(seconds=60)
-"""How far the clocks of minter and receiver, both the caller's, may differ."""
 
 # itsdangerous accepts altered spellings of a good token (junk inside the base64); none of them is ours.
 _TOKEN_TEXT = re.compile(r"[A-Za-z0-9_.-]+")
@@ -135,7 +134,7 @@ class CallbackTokens:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
         # Whole seconds: a signed but absurd time would overflow a float.
-        leeway, instant = int(LEEWAY.total_seconds()), now.timestamp()
+        leeway, instant = int(CLOCK_SKEW.total_seconds()), now.timestamp()
         if not claims.iat - leeway <= instant <= claims.exp + leeway:
             reason = "callback token outside its time"
             raise UntrustedError(reason)

@@ -24,6 +24,7 @@ from http_message_signatures import (
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
+from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeyRing
 
 REPR_DIGEST = "Repr-Digest"
@@ -83,7 +84,7 @@ class _Message(NamedTuple):
 
 class _Verifier(HTTPMessageVerifier):
     # Five minutes to both sides: with max_age 0 the library allows exactly the skew.
-    max_clock_skew: timedelta = timedelta(seconds=300)
+    max_clock_skew: timedelta = CLOCK_SKEW
 
 
 class MessageSigner:

@@ -1,4 +1,4 @@
-"""What a caller's workflow hands to its waiting activity, and how that activity paces itself.
+"""What a caller's workflow hands to its activities, and what they answer.
 
 Neither end owns these facts: the workflow side writes them into history, the activity reads them, possibly under a
 newer release. So the call is plain JSON with units in the names, and the names below stay. Imports nothing but the
@@ -12,8 +12,10 @@ from typing import Literal
 START_OPERATION_ACTIVITY = "bridge.start_operation"
 """Activity type of the waiting activity. Recorded in histories: never rename."""
 
-CANCEL_OPERATION_ACTIVITY = "bridge.cancel_operation"
-"""Activity type that asks the handler to cancel. Recorded in histories: never rename."""
+CANCEL_OPERATIONS_ACTIVITY = "bridge.cancel_operations"
+"""Local activity that asks a handler to cancel operations. Recorded in histories: never rename."""
+
+OWN_ACTIVITIES = frozenset({START_OPERATION_ACTIVITY, CANCEL_OPERATIONS_ACTIVITY})
 
 Transport = Literal["callback", "wait", "poll", "nexus"]
 """How one call travels; contract, handler and errors are the same for all."""
@@ -41,14 +43,11 @@ A workflow that schedules more than 2 MiB after it is terminated by server 1.29.
 and for what an encrypting codec adds.
 """
 
-DEADLINE_MARGIN = timedelta(seconds=5)
-"""A renewal is due at least this long before the deadline, so that its answer still counts."""
+MAX_DURATION = timedelta(days=36_525)
+"""Longest duration that a call uses: 100 years. A longer one is cut to it, because server and clocks cannot hold it."""
 
-LAST_RENEWAL = timedelta(seconds=10)
-"""With less time left than this, an attempt waits for the callback instead of asking again."""
-
-LAST_POLL = timedelta(seconds=1)
-"""A poll is due at least this long before the deadline."""
+ATTEMPT_TIMEOUT = timedelta(seconds=15)
+"""An attempt lives at least as long as its request may: the request's 10 seconds, and some for the worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,49 +117,22 @@ class OperationCall:
         return min(self.deadline, started + timedelta(milliseconds=self.start_to_close_ms))
 
 
-def renewal_delay(
-    call: OperationCall, *, now: datetime, jitter: float, until: datetime | None = None
-) -> timedelta | None:
-    """How long the next renewal should wait, or None if the attempt should wait for the callback instead.
+@dataclass(frozen=True, kw_only=True)
+class CancelOrder:
+    """One cancel in the input of the local activity that sends cancels."""
 
-    The step is found from the time that has passed, not from the attempt's number: attempts that could not reach the
-    handler, and a reset of the activity, change the number but not the time. *jitter* is in [-1, 1] and moves the
-    delay by up to ten per cent. No delay passes *until*, when the next attempt has to give up. A delay ends
-    `DEADLINE_MARGIN` before the deadline, because one that reaches past it would end the activity at once (server,
-    `service/history/workflow/retry.go`).
-    """
-    remaining = call.deadline - now
-    if remaining < LAST_RENEWAL:
-        return None
-    initial, maximum = (timedelta(milliseconds=ms) for ms in (call.renewal_initial_ms, call.renewal_maximum_ms))
-    due, step = timedelta(milliseconds=call.first_lease_ms), initial
-    elapsed = now - call.scheduled_time
-    # A jittered renewal comes up to a tenth early: from three quarters of a step on, that step counts as done.
-    while call.renewal_coefficient > 1 and step < maximum and due + step * 0.75 <= elapsed:
-        due += step
-        step = min(step * call.renewal_coefficient, maximum)
-    room = remaining - DEADLINE_MARGIN if until is None else min(remaining - DEADLINE_MARGIN, until - now)
-    return min(step * (1 + 0.1 * jitter), room)
+    request_id: str
+    """Of the call; also the id of its waiting activity."""
+    call: OperationCall
 
 
-def poll_delay(call: OperationCall, *, now: datetime, interval: timedelta, until: datetime) -> timedelta | None:
-    """How long the next poll should wait: *interval*, but no longer than there is something to ask.
+@dataclass(frozen=True, kw_only=True)
+class CancelAnswer:
+    """What became of one cancel."""
 
-    None when the deadline is too near for another; then the attempt waits for it.
-    """
-    room = call.deadline - now - LAST_POLL
-    return min(interval, room, max(until - now, LAST_POLL)) if room >= LAST_POLL else None
-
-
-def unreached_delay(attempt: int, *, retry_after: timedelta | None, remaining: timedelta) -> timedelta | None:
-    """How long to wait after the handler could not be reached: 1 s, doubled up to 30 s, or what it asked for.
-
-    None when the next try would come too late: then the attempt waits for a callback that may yet come, since the
-    start may have arrived and only its answer been lost.
-    """
-    wanted = min(timedelta(seconds=2.0 ** min(attempt - 1, 5)), timedelta(seconds=30))
-    if retry_after is not None:
-        wanted = max(wanted, min(retry_after, timedelta(hours=1)))
-    if remaining >= LAST_RENEWAL:
-        return min(wanted, remaining - DEADLINE_MARGIN)
-    return wanted if wanted < remaining else None
+    is_requested: bool = False
+    """Whether the handler has taken the cancel."""
+    refusal: str | None = None
+    """Why the handler refused the cancel for good. Where it did neither, the cancel is sent again."""
+    refusal_type: str = "INTERNAL"
+    """Name of the `nexusrpc.HandlerErrorType` of the refusal."""

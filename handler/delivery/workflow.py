@@ -21,8 +21,9 @@ ATTEMPT_TIMEOUT = timedelta(seconds=15)
 WATCH_TIMEOUT = timedelta(minutes=5)
 """Of one look at all the calls of a target."""
 
+# The maximum of attempts is named, because 0 means the cluster's default.
 RETRY_POLICY = RetryPolicy(
-    initial_interval=timedelta(seconds=1), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=5)
+    initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5), maximum_attempts=2**31 - 1
 )
 """For attempts that end without a word, their worker killed; the others name their own delay."""
 

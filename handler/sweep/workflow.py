@@ -75,8 +75,13 @@ class SweepWorkflow:
                 start_to_close_timeout=timedelta(hours=1),
                 # It tells its place after every page; one whose worker was killed is followed by another after this.
                 heartbeat_timeout=timedelta(seconds=30),
-                # For attempts that end without a word; the others name their own delay.
-                retry_policy=RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)),
+                # For attempts that end without a word; the others name their own delay. 0 attempts would mean the
+                # cluster's default.
+                retry_policy=RetryPolicy(
+                    initial_interval=timedelta(seconds=1),
+                    maximum_interval=timedelta(minutes=1),
+                    maximum_attempts=2**31 - 1,
+                ),
                 summary=f"every {plan.interval_s:g} s",
             )
         except ActivityError as error:

@@ -16,7 +16,8 @@ from typing import Any
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.workflow.call import OperationCall, Renewals, renewal_delay
+from bridge.workflow.call import OperationCall, Renewals
+from caller.renewals import next_delay, renewal_step
 from handler.delivery.workflow import DELIVER_ACTIVITY
 
 _CLOSED = frozenset({EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED})
@@ -422,6 +423,7 @@ def request_times(first_lease: timedelta, renewals: Renewals, *, ends: timedelta
     due: timedelta | None = timedelta(milliseconds=call.first_lease_ms)
     while due is not None and due < ends:
         times.append(due)
-        delay = renewal_delay(call, now=call.scheduled_time + due, jitter=0)
+        now = call.scheduled_time + due
+        delay = next_delay(renewal_step(call, now=now, jitter=0), now=now, deadline=call.deadline)
         due = None if delay is None else due + delay
     return [*times, ends]

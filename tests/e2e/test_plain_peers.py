@@ -101,7 +101,7 @@ async def plain_handler(server: Server) -> AsyncIterator[tuple[World, str]]:
             START_KEY=one_key(world.keys.start),
             COMPLETION_KEY=one_key(world.keys.completion),
             RECEIVER=f"{world.receiver.url}/callbacks/",
-            PAYMENT_SETTLEMENT_SECONDS="1.5",
+            PAYMENT_SETTLEMENT_SECONDS="4",
         )
         async with worker, handler:
             yield world, url

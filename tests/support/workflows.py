@@ -1,6 +1,8 @@
 """A contract whose target does what the test asks for, and a workflow that calls it."""
 
 import asyncio
+import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
+from bridge.workflow.client import MAX_CALLS_IN_FLIGHT
 from bridge.workflow.targets import Target
 
 
@@ -275,6 +278,9 @@ class CallPlan:
     cancel_after: bool = False
     """Cancel the call, not the workflow, on the signal `cancel_call`."""
     max_input_bytes: int | None = MAX_INPUT_BYTES
+    max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT
+    catch: bool = False
+    """End well with the error's name, and wait for a second before."""
 
 
 def _maybe_seconds(seconds: float) -> timedelta | None:
@@ -305,6 +311,7 @@ class CallingWorkflow:
             first_lease=timedelta(seconds=plan.first_lease),
             renewals=bridge.Renewals(initial=timedelta(seconds=plan.renewal), maximum=timedelta(seconds=3600)),
             max_input_bytes=plan.max_input_bytes,
+            max_calls_in_flight=plan.max_calls_in_flight,
         )
         try:
             self._call = await client.start_operation(
@@ -319,12 +326,102 @@ class CallingWorkflow:
             reply = await self._call
         except NexusOperationError as error:
             self._reported = type(error.cause).__name__
+            if plan.catch:
+                await workflow.sleep(1)
+                return Reply(self._reported)
             if plan.after:
                 await workflow.wait_condition(lambda: False, timeout=plan.after)
             raise
         if plan.after:
             await workflow.sleep(plan.after)
         return reply
+
+
+@workflow.defn
+class ManyCalls:
+    """Awaits many calls at once; counts how they end."""
+
+    @workflow.run
+    async def run(self, asks: list[Ask], plan: CallPlan) -> dict[str, int]:
+        client = bridge.create_client(
+            service=ProbeService,
+            endpoint=plan.endpoint,
+            transport=plan.transport,
+            first_lease=timedelta(seconds=plan.first_lease),
+            max_calls_in_flight=plan.max_calls_in_flight,
+        )
+        calls: list[bridge.OperationHandle[Reply]] = [
+            await client.start_operation(
+                ProbeService.probe,
+                ask,
+                schedule_to_close_timeout=timedelta(seconds=plan.deadline),
+                cancellation_type=workflow.NexusOperationCancellationType(plan.cancellation),
+            )
+            for ask in asks
+        ]
+        endings = [asyncio.create_task(_ending(each)) for each in calls]
+        with contextlib.suppress(asyncio.CancelledError):
+            # When it is canceled, it waits all the same until each has ended.
+            await asyncio.gather(*endings)
+        return dict(Counter(each.result() for each in endings))
+
+
+async def _ending(call: "bridge.OperationHandle[Reply]") -> str:
+    try:
+        await call
+    except NexusOperationError as error:
+        cause = error.cause
+        return cause.type.name if isinstance(cause, nexusrpc.HandlerError) else type(cause).__name__
+    return "result"
+
+
+@workflow.defn
+class ParentOfCaller:
+    """Runs a calling workflow as a child with a timeout."""
+
+    @workflow.run
+    async def run(self, ask: Ask, plan: CallPlan, timeout_s: float) -> Reply:
+        return await workflow.execute_child_workflow(
+            CallingWorkflow.run, args=[ask, plan], run_timeout=timedelta(seconds=timeout_s)
+        )
+
+
+@workflow.defn
+class EndlessCaller:
+    """Waits as long as a duration can say."""
+
+    @workflow.run
+    async def run(self, ask: Ask, plan: CallPlan) -> Reply:
+        client = bridge.create_client(
+            service=ProbeService,
+            endpoint=plan.endpoint,
+            transport=plan.transport,
+            first_lease=timedelta.max,
+            renewals=bridge.Renewals(initial=timedelta.max, maximum=timedelta.max, coefficient=1000),
+        )
+        reply: Reply = await client.execute_operation(
+            ProbeService.probe,
+            ask,
+            # The SDK's own protobuf holds no more than 10 000 years.
+            schedule_to_close_timeout=timedelta(days=9_000 * 365) if plan.transport == "nexus" else timedelta.max,
+        )
+        return reply
+
+
+@workflow.defn
+class HastyCaller:
+    """Cancels a call in the task that makes it."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> str:
+        client = bridge.create_client(service=ProbeService, endpoint="payments")
+        call: bridge.OperationHandle[Reply] = await client.start_operation(ProbeService.probe, ask)
+        assert call.cancel()
+        try:
+            await call
+        except NexusOperationError as error:
+            return type(error.cause).__name__
+        return "result"
 
 
 @workflow.defn
@@ -369,4 +466,13 @@ class ServiceCaller:
 
 
 TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow, StrictWorkflow]
-CALLERS = [CallingWorkflow, LeavingCaller, NothingCaller, ServiceCaller]
+CALLERS = [
+    CallingWorkflow,
+    ManyCalls,
+    ParentOfCaller,
+    EndlessCaller,
+    HastyCaller,
+    LeavingCaller,
+    NothingCaller,
+    ServiceCaller,
+]

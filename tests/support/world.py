@@ -113,6 +113,11 @@ class World:
         self.delivery_budget = timedelta(seconds=10)
         self.handler_runtime: Runtime | None = None
         self.worker_options: dict[str, Any] = {}
+        self.caller_worker_options: dict[str, Any] = {}
+        """Further arguments of the caller's worker."""
+        self.caller_client_options: dict[str, Any] = {}
+        """Further arguments of the caller's client."""
+        self.caller_clock = clock
         self.max_outcome_bytes: int | None = None
         self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
         """What the service serves; the worker has no more than the first few."""
@@ -135,12 +140,17 @@ class World:
         self.service = Listener(service_port, self._make_service, mount=mount)
         self.endpoint_url = self.service.url
         self._workers: dict[str, AsyncExitStack] = {}
+        self.workers: dict[str, Worker] = {}
+        """Those that were started last, by side."""
         self.caller_client: Client
         self.handler_client: Client
 
     async def connect(self) -> None:
         self.caller_client = await Client.connect(
-            self.server.address, namespace=CALLER, data_converter=self._converters[0]
+            self.server.address,
+            namespace=CALLER,
+            data_converter=self._converters[0],
+            **self.caller_client_options,
         )
         self.handler_client = await Client.connect(
             self.handler_server.address,
@@ -194,7 +204,8 @@ class World:
                 self.caller_client,
                 task_queue=self.order_queue,
                 workflows=[OrderWorkflow, *CALLERS],
-                plugins=[CallerPlugin(self.caller_settings)],
+                plugins=[CallerPlugin(self.caller_settings, clock=self.caller_clock)],
+                **self.caller_worker_options,
             )
         else:
             worker = Worker(
@@ -211,6 +222,7 @@ class World:
                 **self.worker_options,
             )
         await stack.enter_async_context(worker)
+        self.workers[side] = worker
 
     async def create_nexus_endpoint(self, target: EndpointTarget | None = None) -> None:
         """Register `nexus_endpoint` on the server: our handler's worker, or *target*."""
@@ -247,12 +259,16 @@ class World:
     def key(self, name: str = "") -> str:
         return f"{self.id}-{name or uuid.uuid4().hex[:6]}"
 
-    async def call(self, ask: Ask, plan: CallPlan | None = None) -> WorkflowHandle[CallingWorkflow, Reply]:
+    async def call(
+        self, ask: Ask, plan: CallPlan | None = None, **options: Any
+    ) -> WorkflowHandle[CallingWorkflow, Reply]:
+        """Start a workflow that makes one call; *options* are those of `start_workflow`."""
         return await self.caller_client.start_workflow(
             CallingWorkflow.run,
             args=[ask, plan or CallPlan()],
             id=f"calling-{ask.key}-{uuid.uuid4().hex[:6]}",
             task_queue=self.order_queue,
+            **options,
         )
 
     def target(self, ask: Ask) -> WorkflowHandle[Any, Any]:

@@ -1,0 +1,109 @@
+"""The calls of one workflow run: which wait, and the cancels of those that are to end.
+
+Cancels are sent in batches, and again until each was taken or its call has ended. A local activity sends them, because
+it needs no place among the run's pending activities: at their limit the server would refuse any other. A timer comes
+before it, so that the commands of the task in which a call is canceled reach the server first.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio import exceptions, workflow
+from temporalio.common import RetryPolicy
+
+from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
+from bridge.workflow.own_activity import start_own_activity
+
+MAX_BATCH = 100
+
+_FIRST_DELAY = timedelta(milliseconds=1)
+_RETRY_DELAY = timedelta(seconds=1)
+"""At least; a tenth of the time since the cancel was asked for, so that a long outage makes few events."""
+
+
+@dataclass(kw_only=True)
+class _Cancel:
+    order: CancelOrder
+    is_over: Callable[[], bool]
+    asked: datetime = field(default_factory=workflow.now)
+    due: datetime = field(default_factory=lambda: workflow.now() + _FIRST_DELAY)
+    answer: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def settle(self, answer: CancelAnswer) -> None:
+        if answer.is_requested:
+            self.answer.set_result(None)
+        elif answer.refusal is not None:
+            self.answer.set_exception(HandlerError(answer.refusal, type=HandlerErrorType[answer.refusal_type]))
+        else:
+            self.due = workflow.now() + max(_RETRY_DELAY, (workflow.now() - self.asked) / 10)
+
+
+class RunCalls:
+    """The calls of the run whose code is running: see `present`."""
+
+    _of_runs: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, RunCalls]"] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+        """Request ids of the calls that have a pending activity."""
+        self._cancels: list[_Cancel] = []
+        self._is_changed = False
+        self._sender: asyncio.Task[None] | None = None
+
+    @classmethod
+    def present(cls) -> "RunCalls":
+        """Those of the present run: every run has an event loop of its own."""
+        return cls._of_runs.setdefault(asyncio.get_running_loop(), cls())
+
+    def ended(self, request_id: str) -> None:
+        """Note that the activity of a call is not pending any more."""
+        self.waiting.discard(request_id)
+        self._is_changed = True
+
+    def cancel(self, order: CancelOrder, *, is_over: Callable[[], bool]) -> "asyncio.Future[None]":
+        """Ask the handler to cancel a call, until it has taken the cancel or *is_over* holds.
+
+        The future is done once the handler has taken the cancel; it holds a `nexusrpc.HandlerError` where the handler
+        refused it for good.
+        """
+        cancel = _Cancel(order=order, is_over=is_over)
+        cancel.answer.add_done_callback(asyncio.Future.exception)
+        self._cancels.append(cancel)
+        self._is_changed = True
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send(), name="cancels")
+        return cancel.answer
+
+    async def _send(self) -> None:
+        while self._cancels:
+            self._is_changed, now = False, workflow.now()
+            if due := [each for each in self._cancels if each.due <= now][:MAX_BATCH]:
+                for cancel, answer in zip(due, await _answers(due), strict=True):
+                    cancel.settle(answer)
+            else:
+                pause = min(each.due for each in self._cancels) - now
+                with contextlib.suppress(TimeoutError):
+                    await workflow.wait_condition(lambda: self._is_changed, timeout=pause)
+            self._cancels = [each for each in self._cancels if not each.answer.done() and not each.is_over()]
+
+
+async def _answers(cancels: list[_Cancel]) -> list[CancelAnswer]:
+    try:
+        answers: list[CancelAnswer] = await start_own_activity(
+            workflow.start_local_activity,
+            CANCEL_OPERATIONS_ACTIVITY,
+            args=[[each.order for each in cancels]],
+            result_type=list[CancelAnswer],
+            schedule_to_close_timeout=timedelta(seconds=15),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+    except exceptions.ActivityError as error:
+        workflow.logger.warning("bridge.cancels_not_sent: they are sent again: %s", error.cause or error)
+        return [CancelAnswer()] * len(cancels)
+    return answers

@@ -1,0 +1,103 @@
+"""Keeps our activities as they are, whichever interceptors a team has, and in any order.
+
+A team's interceptors may map errors, retry, time out or set options for all activities. They still see ours, but what
+ours decide is what the server gets. Interceptors of the *client* lie outside this one on the way in: what they do to a
+report that was sent already has no effect either.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from temporalio import activity, worker, workflow
+
+from bridge.workflow.call import CALL_ENDED, OWN_ACTIVITIES
+from bridge.workflow.own_activity import STARTING
+from caller.waiting_activity import OperationActivities
+
+_NEUTRAL = dict.fromkeys(
+    ("task_queue", "schedule_to_start_timeout", "heartbeat_timeout", "local_retry_threshold", "arg_types")
+)
+"""What we leave unset, by field names of the inputs."""
+
+
+class CallerInterceptor(worker.Interceptor):
+    """Put it first in a worker's list: outermost of the activity, last of what a workflow commands."""
+
+    def __init__(self, activities: OperationActivities) -> None:
+        self._activities = activities
+
+    def intercept_activity(self, next: worker.ActivityInboundInterceptor) -> worker.ActivityInboundInterceptor:  # noqa: A002
+        """Guard our activities from the interceptors after this one."""
+        return _ActivityGuard(next)
+
+    def workflow_interceptor_class(
+        self,
+        input: worker.WorkflowInterceptorClassInput,  # noqa: A002
+    ) -> type[worker.WorkflowInboundInterceptor] | None:
+        """Guard our commands, and add a function that can be called from inside the sandbox."""
+        input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
+        return _WorkflowGuard
+
+
+class _ActivityGuard(worker.ActivityInboundInterceptor):
+    async def execute_activity(self, input: worker.ExecuteActivityInput) -> Any:  # noqa: A002
+        """Run one of our activities once, to its end, however the interceptors in between treat it."""
+        if activity.info().activity_type not in OWN_ACTIVITIES:
+            return await self.next.execute_activity(input)
+        begun: list[asyncio.Task[Any]] = []
+
+        async def run(*_: object) -> Any:
+            if not begun:
+                # Only now, so that it has the context, a trace's, that the interceptors made.
+                begun.append(asyncio.create_task(input.fn(*input.args)))
+            return await asyncio.shield(begun[0])
+
+        current = asyncio.current_task()
+        # What they raise or return is theirs; the end of the attempt is read below.
+        with contextlib.suppress(BaseException):
+            await self.next.execute_activity(dataclasses.replace(input, fn=run))
+        if current is not None and current.cancelling():
+            # The worker shuts down.
+            for attempt in begun:
+                attempt.cancel()
+            raise asyncio.CancelledError
+        return await (begun[0] if begun else input.fn(*input.args))
+
+
+class _WorkflowGuard(worker.WorkflowInboundInterceptor):
+    def init(self, outbound: worker.WorkflowOutboundInterceptor) -> None:
+        """Put our guard at the very end of the chain, also after the interceptors of the client."""
+        last, before = outbound, None
+        while isinstance(following := getattr(last, "next", None), worker.WorkflowOutboundInterceptor):
+            before, last = last, following
+        guard = _CommandGuard(last)
+        if before is None:
+            outbound = guard
+        else:
+            before.next = guard
+        super().init(outbound)
+
+
+class _CommandGuard(worker.WorkflowOutboundInterceptor):
+    def start_activity(self, input: worker.StartActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
+        return _restored(input, self.next.start_activity)
+
+    def start_local_activity(self, input: worker.StartLocalActivityInput) -> workflow.ActivityHandle[Any]:  # noqa: A002
+        return _restored(input, self.next.start_local_activity)
+
+
+def _restored(
+    input: Any,  # noqa: A002
+    start: Callable[[Any], workflow.ActivityHandle[Any]],
+) -> workflow.ActivityHandle[Any]:
+    """Start the activity of *input*, one of ours with the options that our own code gave."""
+    own = STARTING.get()
+    if own is None or input.activity != own.activity:
+        return start(input)
+    names = {each.name for each in dataclasses.fields(input)}
+    options = {name: value for name, value in {**_NEUTRAL, **own.options}.items() if name in names}
+    own.handle = start(dataclasses.replace(input, **options))
+    return own.handle

@@ -1,0 +1,462 @@
+"""What limits a wait is known: a call ends by its outcome or its deadline, on servers and clocks of every kind."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from nexusrpc import HandlerError, HandlerErrorType
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.worker import Replayer
+
+import bridge
+from bridge.workflow.call import MAX_INPUT_BYTES, Transport
+from bridge.workflow.client import OperationClient
+from caller.plugin import CallerPlugin
+from scripts.environment.server import Server, running_server
+from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
+from tests.support.workflows import CALLERS, Ask, CallPlan, ManyCalls, ParentOfCaller, ProbeService, Reply
+from tests.support.world import World, events, running_world
+
+HOUR = timedelta(hours=1)
+
+
+def all_transports(world: World) -> None:
+    world.handler_options = {"nexus": True}
+    world.endpoint_options = {"poll_interval_s": 3600, "wait_s": 1}
+
+
+@contextlib.asynccontextmanager
+async def native_world(server: Server, **options: Any) -> AsyncIterator[World]:
+    async with running_world(server, prepare=all_transports, **options) as world:
+        await world.create_nexus_endpoint()
+        yield world
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def small_server() -> AsyncIterator[Server]:
+    """A cluster that gives activities three attempts by default, and a workflow twenty pending activities."""
+    config = ['history.defaultActivityRetryPolicy={"MaximumAttempts":3}', "limit.numPendingActivities.error=20"]
+    async with running_server(namespaces=[CALLER, HANDLER], dynamic_config=config) as running:
+        yield running
+
+
+async def cause_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    error = raised.value.cause
+    if isinstance(error, CancelledError):
+        # The workflow itself was canceled.
+        return error
+    assert isinstance(error, NexusOperationError)
+    return error.cause
+
+
+async def scheduled(handle: WorkflowHandle[Any, Any]) -> list[str]:
+    """Ids of the waiting activities, in order."""
+    return [
+        event.activity_task_scheduled_event_attributes.activity_id
+        async for event in handle.fetch_history_events()
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "transport"),
+    [
+        ("run_timeout", "callback"),
+        ("run_timeout", "wait"),
+        ("run_timeout", "poll"),
+        ("run_timeout", "nexus"),
+        ("execution_timeout", "callback"),
+        ("execution_timeout", "poll"),
+        ("execution_timeout", "nexus"),
+        ("task_timeout", "callback"),
+    ],
+)
+async def test_a_call_waits_as_long_as_its_workflow_may(server: Server, limit: str, transport: Transport) -> None:
+    """The next renewal or poll would come after the workflow's timeout: the call waits on, as native Nexus does."""
+    async with native_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        plan = world.plan(transport, first_lease=1, renewal=3600, deadline=86400)
+        handle = await world.call(ask, plan, **{limit: timedelta(seconds=40)})
+        target = await world.until_started(ask)
+        if transport != "nexus":
+            await world.until_attempt(handle, 2)
+        await target.signal("say", "in time")
+        assert await handle.result() == Reply("in time")
+        assert len(await scheduled(handle)) == (transport != "nexus")
+
+
+async def test_a_call_waits_as_long_as_its_child_workflow_may(server: Server) -> None:
+    """The timeout that its parent gave."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        handle: WorkflowHandle[Any, Reply] = await world.caller_client.start_workflow(
+            ParentOfCaller.run,
+            args=[ask, CallPlan(first_lease=1, renewal=3600), 60],
+            id=world.key("parent"),
+            task_queue=world.order_queue,
+        )
+        target = await world.until_started(ask)
+
+        async def asked_again() -> None:
+            assert len(world.service.statuses) >= 2
+
+        await assert_eventually(asked_again)
+        await target.signal("say", "in time")
+        assert await handle.result() == Reply("in time")
+
+
+async def test_a_retry_after_beyond_the_workflows_timeout_ends_no_call(server: Server) -> None:
+    """The handler asks for half an hour, the workflow has a minute."""
+    refused: list[str] = []
+
+    async def busy(request: web.Request) -> web.StreamResponse | None:
+        if refused:
+            return None
+        refused.append(request.headers["Operation-Timeout"])
+        return web.Response(status=503, headers={"Retry-After": "1800"})
+
+    async with running_world(server) as world:
+        world.service.before = busy
+        handle = await world.call(Ask(world.key(), text="later"), run_timeout=timedelta(seconds=8))
+        assert await handle.result() == Reply("later")
+        assert len(await scheduled(handle)) == 1
+        # The handler is told how long the caller really waits.
+        assert float(refused[0].removesuffix("ms")) / (1 if refused[0].endswith("ms") else 0.001) <= 8000
+
+
+async def test_a_call_whose_workflow_times_out_ends_with_it(server: Server) -> None:
+    """At the workflow's timeout, and not before."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1), run_timeout=timedelta(seconds=4))
+        with pytest.raises(WorkflowFailureError) as raised:
+            await handle.result()
+        assert isinstance(raised.value.cause, TemporalTimeoutError)
+        assert (await handle.describe()).status is WorkflowExecutionStatus.TIMED_OUT
+
+
+async def test_a_clusters_default_number_of_attempts_ends_no_call(small_server: Server) -> None:
+    """Three attempts by default: a long call has more, and a handler that is down is asked more often."""
+    async with running_world(small_server, without=("service",)) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+        await world.until_attempt(handle, 4)
+        await world.service.start()
+        target = await world.until_started(ask)
+        await world.until_attempt(handle, 5)
+        await target.signal("say", "after five")
+        assert await handle.result() == Reply("after five")
+        assert len(await scheduled(handle)) == 1
+
+
+@pytest.mark.parametrize("calls", [pytest.param(15, id="below the limit"), pytest.param(20, id="at the limit")])
+async def test_cancels_need_no_place_among_the_pending_activities(small_server: Server, calls: int) -> None:
+    """Twenty activities may be pending: all calls are canceled at once, and every target hears of it."""
+    async with running_world(small_server) as world:
+        asks = [Ask(world.key(), "cleanup") for _ in range(calls)]
+        handle = await many_calls(world, asks, CallPlan(first_lease=600))
+        await asyncio.gather(*map(world.until_started, asks))
+        await handle.cancel()
+        assert await handle.result() == {"CancelledError": calls}
+        cancels = [status for path, status in world.service.requests if path.endswith("/cancel")]
+        assert cancels == [202] * calls
+        assert (await events(handle)).count("MARKER_RECORDED") <= 4, "not in batches"
+        await replay(handle)
+
+
+async def test_calls_beyond_the_limit_of_a_workflow_are_refused(small_server: Server) -> None:
+    """With a clear error; the others, and the workflow, go on."""
+    async with running_world(small_server) as world:
+        asks = [Ask(world.key(), "wait") for _ in range(5)]
+        handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
+        for target in await asyncio.gather(*map(world.until_started, asks[:3])):
+            await target.signal("say", "paid")
+        assert await handle.result() == {"RESOURCE_EXHAUSTED": 2, "result": 3}
+
+
+async def many_calls(world: World, asks: list[Ask], plan: CallPlan) -> WorkflowHandle[Any, dict[str, int]]:
+    return await world.caller_client.start_workflow(
+        ManyCalls.run, args=[asks, plan], id=world.key("many"), task_queue=world.order_queue
+    )
+
+
+Limit = Callable[..., HandlerError | None]
+
+
+@pytest.mark.parametrize("transport", ["callback", "nexus"])
+@pytest.mark.parametrize("was_refused", [True, False], ids=["raised", "lowered"])
+async def test_a_limit_that_has_changed_changes_no_replay(
+    server: Server, monkeypatch: pytest.MonkeyPatch, was_refused: bool, transport: Transport
+) -> None:
+    """What was refused is refused again, and what was sent is sent again."""
+    async with native_world(server) as world:
+        plan = world.plan(transport, max_input_bytes=50 if was_refused else MAX_INPUT_BYTES, catch=True)
+        handle = await world.call(Ask(world.key(), text="x" * 100), plan)
+        assert (await handle.result()).text == ("HandlerError" if was_refused else "x" * 100)
+        refusal = None if was_refused else HandlerError("too large", type=HandlerErrorType.BAD_REQUEST)
+        changed: Limit = lambda *_: refusal
+        monkeypatch.setattr(OperationClient, "_too_large", changed)
+        await replay(handle)
+
+
+async def test_a_number_of_calls_that_has_changed_changes_no_replay(
+    small_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that were refused, and those that were made, stay so."""
+    async with running_world(small_server) as world:
+        asks = [Ask(world.key(), text="paid") for _ in range(5)]
+        handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
+        assert await handle.result() == {"RESOURCE_EXHAUSTED": 2, "result": 3}
+        for refusal in (None, HandlerError("too many", type=HandlerErrorType.RESOURCE_EXHAUSTED)):
+            changed: Limit = lambda *_, refusal=refusal: refusal
+            monkeypatch.setattr(OperationClient, "_too_many", changed)
+            await replay(handle)
+
+
+async def replay(handle: WorkflowHandle[Any, Any]) -> None:
+    """Replay the history of *handle* as a worker does that was restarted.
+
+    Raises:
+        temporalio.workflow.NondeterminismError: Today's code issues other commands.
+    """
+    url = "http://127.0.0.1:1"
+    plugin = CallerPlugin(caller_settings(Keys(), receiver_url=url, endpoint_url=url))
+    await Replayer(workflows=CALLERS, plugins=[plugin]).replay_workflow(await handle.fetch_history())
+
+
+@pytest.mark.parametrize("transport", ["callback", "nexus"])
+async def test_the_longest_durations_are_taken(server: Server, transport: Transport) -> None:
+    """`timedelta.max` and 9 000 years, as native Nexus takes them."""
+    async with native_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        handle: WorkflowHandle[Any, Reply] = await world.caller_client.start_workflow(
+            "EndlessCaller",
+            args=[ask, world.plan(transport)],
+            id=world.key("endless"),
+            task_queue=world.order_queue,
+            result_type=Reply,
+        )
+        await (await world.until_started(ask)).signal("say", "long ago")
+        assert await handle.result() == Reply("long ago")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param({"first_lease": timedelta(0)}, id="no lease"),
+        pytest.param({"first_lease": -HOUR}, id="negative lease"),
+        pytest.param({"max_input_bytes": 0}, id="no input"),
+        pytest.param({"max_input_bytes": float("nan")}, id="not a number of bytes"),
+        pytest.param({"max_calls_in_flight": 0}, id="no calls"),
+        pytest.param({"max_calls_in_flight": float("inf")}, id="calls without end"),
+    ],
+)
+def test_limits_without_sense_are_refused_where_the_client_is_made(limits: dict[str, Any]) -> None:
+    """None fails later, in an activity."""
+    (name,) = limits
+    with pytest.raises(ValueError, match=name):
+        bridge.create_client(service=ProbeService, endpoint="payments", **limits)
+
+
+@pytest.mark.parametrize(
+    "plan", [CallPlan(first_lease=1, renewal=1), CallPlan(first_lease=600, start_to_close=1)], ids=["lease", "close"]
+)
+async def test_an_attempt_lives_as_long_as_its_request_may(server: Server, plan: CallPlan) -> None:
+    """The 201 takes longer than the first lease, or than the operation may run: the operation is known to run."""
+
+    async def slow() -> None:
+        await asyncio.sleep(2)
+
+    async with running_world(server) as world:
+        world.service.after = slow
+        ask = Ask(world.key(), "cleanup")
+        handle = await world.call(ask, plan)
+        target = await world.until_started(ask)
+        if plan.start_to_close:
+            cause = await cause_of(handle)
+            assert isinstance(cause, TemporalTimeoutError)
+            assert cause.type is TimeoutType.START_TO_CLOSE
+            await target.terminate()
+        else:
+            await world.until_attempt(handle, 2, in_backoff=True)
+            assert (await world.pending(handle)).heartbeat_details.payloads, "a cancel would not know the operation"
+            await target.cancel()
+            await cause_of(handle)
+        assert world.service.statuses[0] == 201
+
+
+@pytest.mark.parametrize("seconds", [-3600, -7, 7, 3600])
+async def test_a_workers_clock_shortens_no_call(server: Server, seconds: int) -> None:
+    """Behind or ahead of the server, by more than the deadline too: the server's clock counts."""
+
+    def prepare(world: World) -> None:
+        world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=seconds)
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=3600, deadline=20))
+        target = await world.until_started(ask)
+        await world.until_attempt(handle, 3)
+        await target.signal("say", "in time")
+        assert await handle.result() == Reply("in time")
+        assert len(await scheduled(handle)) == 1
+
+
+async def test_a_clock_that_differs_is_reported_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """With the cure."""
+
+    def prepare(world: World) -> None:
+        world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=100)
+
+    async with running_world(server, prepare=prepare) as world:
+        for _ in range(2):
+            assert await (await world.call(Ask(world.key(), text="paid"))).result() == Reply("paid")
+    [record] = [each for each in caplog.records if "clock" in each.message]
+    assert "100 s ahead" in record.message
+    assert "Synchronize" in record.message
+
+
+async def test_a_call_ends_at_its_deadline_and_not_before(server: Server) -> None:
+    """Beside native Nexus: the same error, after the same time by the server's own events."""
+    waited = {}
+    async with native_world(server) as world:
+        for transport in ("callback", "nexus"):
+            handle = await world.call(
+                Ask(world.key(), "wait"), world.plan(transport, first_lease=1, renewal=1, deadline=6)
+            )
+            cause = await cause_of(handle)
+            assert isinstance(cause, TemporalTimeoutError)
+            assert cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+            described = await handle.describe()
+            assert described.close_time is not None
+            waited[transport] = described.close_time - described.start_time
+    assert min(waited.values()) >= timedelta(seconds=6)
+    assert waited["callback"] < timedelta(seconds=60)
+
+
+async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Server) -> None:
+    """An operator fails it by hand: the call goes on under the same id, and ends by its outcome."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        for _ in range(2):
+            [activity_id] = set(await scheduled(handle))
+            stopped = world.caller_client.get_async_activity_handle(
+                workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
+            )
+            before = len(await scheduled(handle))
+            await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
+
+            async def again(before: int = before) -> None:
+                assert len(await scheduled(handle)) == before + 1
+                assert (await world.pending(handle)).state == 2, "not started yet"  # STARTED
+
+            await assert_eventually(again)
+        assert len(set(await scheduled(handle))) == 1
+        # Another worker goes on from history.
+        await world.stop_worker("caller")
+        await world.start_worker("caller")
+        await target.signal("say", "all the same")
+        assert await handle.result() == Reply("all the same")
+        await replay(handle)
+
+
+async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
+    """Canceled while nothing is pending: the cancel goes out once the operation is known again."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "cleanup")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        [activity_id] = await scheduled(handle)
+        stopped = world.caller_client.get_async_activity_handle(
+            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
+        )
+        await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
+        await handle.cancel()
+        await cause_of(handle)
+
+        async def canceled() -> None:
+            assert (await target.describe()).status is WorkflowExecutionStatus.CANCELED
+
+        await assert_eventually(canceled)
+
+
+async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server) -> None:
+    """In the task that made it, before its own code has run: the target hears of it."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "cleanup")
+        handle = await world.caller_client.start_workflow(
+            "HastyCaller", ask, id=world.key("hasty"), task_queue=world.order_queue, result_type=str
+        )
+        target = await world.until_started(ask)
+        assert await handle.result() == "CancelledError"
+
+        async def canceled() -> None:
+            assert (await target.describe()).status is WorkflowExecutionStatus.CANCELED
+
+        await assert_eventually(canceled)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["with a cache", "without a cache"])
+async def test_a_canceled_call_does_not_keep_its_run_in_the_worker(server: Server, cached: bool) -> None:
+    """The worker stops while a canceled call waits, and another goes on with it."""
+
+    def prepare(world: World) -> None:
+        world.caller_worker_options = {} if cached else {"max_cached_workflows": 0}
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(world.key(), "slow cleanup")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        await handle.cancel()
+
+        async def asked() -> None:
+            assert any(path.endswith("/cancel") for path, _ in world.service.requests)
+
+        await assert_eventually(asked)
+        await asyncio.wait_for(world.stop_worker("caller"), 20)
+        await world.start_worker("caller")
+        await target.terminate()
+        await handle.terminate()
+
+
+async def test_a_replaced_client_is_used_from_then_on(server: Server) -> None:
+    """Certificates are changed on a running worker: outcomes and cancels go through the new client alone."""
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "cleanup")
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+        await world.until_attempt(handle, 2)
+        old = world.caller_client
+        world.workers["caller"].client = await type(old).connect(server.address, namespace=CALLER)
+        for name in ("respond_activity_task_failed", "describe_workflow_execution", "record_activity_task_heartbeat"):
+            setattr(old.workflow_service, name, _revoked)
+        attempt = (await pending_by(world.workers["caller"].client, handle)).attempt
+
+        async def renewed() -> None:
+            now = await pending_by(world.workers["caller"].client, handle)
+            assert now.attempt >= attempt + 2
+            assert now.last_failure.application_failure_info.type == "bridge.StillRunning"
+
+        await assert_eventually(renewed)
+        await handle.cancel()
+        await cause_of(handle)
+
+
+async def pending_by(client: Any, handle: WorkflowHandle[Any, Any]) -> Any:
+    described = await client.get_workflow_handle(handle.id).describe()
+    return described.raw_description.pending_activities[0]
+
+
+async def _revoked(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the old client was used")
