@@ -8,7 +8,6 @@ import hmac
 import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
@@ -99,7 +98,7 @@ def create_app(
         module: Its decorated workflows and service handlers are served.
         client: Starts the targets.
         is_eager: A worker for the task queue lives in this process and uses the same client.
-        executor: Runs the team's functions that are not `async`. By default a pool of 32 threads.
+        executor: Runs the team's functions that are not `async`, and is not shut down. By default 32 threads, which are.
         clock: Returns the time.
 
     Raises:
@@ -110,16 +109,18 @@ def create_app(
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client if client is not None else await connect(settings.data_converter)
         threads = executor or BoundedThreads()
-        with closing(
-            _Service(settings, served, connected, is_eager=is_eager, executor=threads, clock=clock)
-        ) as service:
-            app[_SERVICE] = service
+        app[_SERVICE] = _Service(settings, served, connected, is_eager=is_eager, executor=threads, clock=clock)
+        try:
             if settings.sweep:
                 try:
                     await start_sweep(connected, targets=served.targets, settings=settings)
                 except ValueError as error:
                     raise SettingsError(str(error)) from None
             yield
+        finally:
+            if executor is None:
+                # A function that still runs has no caller that waits for it.
+                threads.shutdown(wait=False, cancel_futures=True)
 
     async def is_ready() -> bool:
         return await app[_SERVICE].namespace.is_reachable()
@@ -188,10 +189,6 @@ class _Service:
     def release_held_starts(self) -> None:
         """Answer the starts that are held open, and hold none from here on."""
         self._starter.close()
-
-    def close(self) -> None:
-        # A function that still runs was asked to stop, and its caller has gone.
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def start(self, request: web.Request) -> web.Response:
         facts, names = request[FACTS], request.match_info
