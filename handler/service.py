@@ -98,7 +98,7 @@ def create_app(
         module: Its decorated workflows and service handlers are served.
         client: Starts the targets.
         is_eager: A worker for the task queue lives in this process and uses the same client.
-        executor: Runs the team's functions that are not `async`, and is not shut down. By default 32 threads, which are.
+        executor: Runs the team's functions that are not `async`; it stays open. By default 32 threads of our own.
         clock: Returns the time.
 
     Raises:
