@@ -1,9 +1,8 @@
 """The receiver: an HTTP service that turns completions into completed activities.
 
 It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
-message signature of that handler, over the headers before the body is read, over the body before it is parsed. Only a
-token of our own minting can dispense with the signature: for completions that Temporal's server sends. It keeps no
-state, so any number of copies may run.
+message signature of that handler, over the headers before the body is read, over the body before it is parsed. It keeps
+no state, so any number of copies may run.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +14,11 @@ from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
-from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
+from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
 from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
-from bridge.security.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
-from caller.callback_urls import decode_task_token
+from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from caller.completer import Completer, CompletionAnswer, Wait
 
 GONE = 410
@@ -30,15 +28,15 @@ def create_receiver(
     *,
     completer: Completer,
     tokens: CallbackTokens,
-    verifiers: Mapping[str, MessageVerifier | None],
+    verifiers: Mapping[str, MessageVerifier],
     readiness: Readiness,
     clock: Callable[[], datetime],
 ) -> web.Application:
-    """The receiver's application; *verifiers* by handler name, None for one whose Temporal server completes."""
+    """The receiver's application; *verifiers* by handler name."""
 
     async def complete(request: web.Request) -> web.Response:
         facts = request[FACTS]
-        text = [*request.query.getall("sig", []), *request.headers.getall(CALLBACK_TOKEN, [])]
+        text = request.query.getall("sig", [])
         if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
             reason = "callback token missing, repeated or too long"
             raise UntrustedError(reason)
@@ -46,21 +44,14 @@ def create_receiver(
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
         verified = _verify(verifiers, claims, request)
         refuse_unusable_headers(request)
-        headers: Mapping[str, str] = request.headers if verified is None else verified.headers
-        links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
+        headers = verified.headers
         body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
-        wait = Wait(
-            workflow_id=claims.wf,
-            run_id=claims.run,
-            request_id=claims.rid,
-            task_token=decode_task_token(claims.tt),
-        )
+        verified.check_body(body)
+        wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
             return _respond(await completer.is_waiting(wait))
-        completion = decode_completion(headers, links, body)
+        completion = decode_completion(headers, [headers[LINK]] if LINK in headers else [], body)
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
@@ -73,30 +64,19 @@ def create_receiver(
     return app
 
 
-def _verify(
-    verifiers: Mapping[str, MessageVerifier | None], claims: CallbackClaims, request: web.Request
-) -> Verified | None:
-    """What the handler vouches for; None where the token says that nobody signs.
+def _verify(verifiers: Mapping[str, MessageVerifier], claims: CallbackClaims, request: web.Request) -> Verified:
+    """What the handler vouches for.
 
     Raises:
-        UntrustedError: The signature does not hold, or the settings and the token disagree about who has to sign.
+        UntrustedError: The signature does not hold, or the handler is not in the settings.
     """
     verifier = verifiers.get(claims.peer)
-    if claims.auth == "server":
-        if claims.peer not in verifiers or verifier is not None or SIGNATURE_INPUT in request.headers:
-            reason = "a signature where the token expects none"
-            raise UntrustedError(reason)
-        return None
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
     return verifier.verify(
         MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
     )
-
-
-def _lines(headers: Mapping[str, str]) -> list[str]:
-    return [headers[LINK]] if LINK in headers else []
 
 
 def _respond(result: CompletionAnswer) -> web.Response:

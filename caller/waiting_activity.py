@@ -39,7 +39,7 @@ from bridge.workflow.call import (
     unreached_delay,
 )
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
-from caller.callback_urls import Callback, CallbackUrls, WaitingAttempt
+from caller.callback_urls import CallbackUrls, WaitingAttempt
 from caller.completer import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, Place
 from caller.started_operation import Known, describe_target
@@ -163,8 +163,7 @@ class OperationActivities:
             service=call.service,
             operation=call.operation,
             request_id=info.activity_id,
-            callback_url=None if callback is None else callback.url,
-            callback_headers={} if callback is None else callback.headers,
+            callback_url=callback,
             headers=call.headers,
             links=[caller.to_link()],
             operation_timeout=call.close_deadline(now) - now,
@@ -173,7 +172,7 @@ class OperationActivities:
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, call: OperationCall, info: activity.Info, place: Place, *, now: datetime) -> Callback:
+    def _mint(self, call: OperationCall, info: activity.Info, place: Place, *, now: datetime) -> str:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
@@ -184,9 +183,7 @@ class OperationActivities:
             run_id=info.workflow_run_id or "",
             request_id=info.activity_id,
             attempt=info.attempt,
-            task_token=info.task_token,
             deadline=call.deadline,
-            completions=place.peer.completions,
         )
         try:
             return self._callbacks.mint(attempt, now=now)

@@ -101,6 +101,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         holds=Holds(client, limit=settings.service.held_starts),
         clock=clock,
         is_eager=arguments.with_worker,
+        shares_storage=settings.shares_storage,
     )
     app = create_service(
         settings,

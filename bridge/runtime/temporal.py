@@ -1,5 +1,6 @@
 """Our own namespace as a service sees it: whether it can be reached, how long it keeps closed runs, which are open."""
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -53,3 +54,11 @@ def is_open(info: WorkflowExecutionInfo) -> bool:
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
     }
+
+
+def keeping_inline(client: Client) -> Client:
+    """*client* without external storage: what it writes stands in history itself."""
+    config = client.config(active_config=True)
+    config["data_converter"] = dataclasses.replace(client.data_converter, external_storage=None)
+    # Its plugins and interceptors have been applied already.
+    return Client(**(config | {"plugins": []}))

@@ -1,1 +1,1 @@
-"""What workflow code imports: the client, the operations that a handler serves, and progress. Deterministic, without I/O."""
+"""What workflow code imports: the client, operations with their workflows, and progress. Deterministic, without I/O."""

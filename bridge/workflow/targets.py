@@ -41,13 +41,12 @@ class Target:
     task_queue: str | None
     """None: the handler service's own."""
     instrumented: bool = True
-    """Whether its workers tell the outcome themselves; if not, the sweep tells every ending."""
+    """Whether its workers have `HandlerPlugin` and deliver outcomes. If not, the sweep delivers every outcome."""
     retry_policy: RetryPolicy | None = None
     """As in `TargetOptions`; so are the following."""
     shared: bool = False
     bounded: bool = False
     on_orphaned: Literal["keep", "cancel"] = "keep"
-    delivery: Literal["interceptor", "server"] = "interceptor"
 
     @property
     def name(self) -> str:
@@ -59,8 +58,7 @@ class TargetOptions(TypedDict, total=False):
     """What may be said of a target beside its operation."""
 
     retry_policy: RetryPolicy | None
-    """Runs the workflow again after a failed run. Such failures are told by the sweep, because only the event that
-    closes a run tells whether it was the last."""
+    """Runs the workflow again after a failed run. The callers hear of the last run."""
     shared: bool
     """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
     bounded: bool
@@ -68,10 +66,6 @@ class TargetOptions(TypedDict, total=False):
     on_orphaned: Literal["keep", "cancel"]
     """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
     Default: it goes on."""
-    delivery: Literal["interceptor", "server"]
-    """Who tells a caller the outcome: the target's own worker, or the handler's Temporal server, to callers that take
-    its unsigned completions. The server tells every ending, with any worker, but its operator has to allow the
-    callback's address. Default: the worker."""
 
 
 def emits_callback(
@@ -95,7 +89,7 @@ def emits_callback(
             used before is answered with that run's outcome, never run again.
         check: May refuse an input with ValueError; its text reaches the caller as a bad request and nothing starts.
         task_queue: Where the workflow runs, if not on the task queue in the handler's settings.
-        instrumented: False if workers without `HandlerPlugin` run it: the sweep then tells every ending.
+        instrumented: False if workers without `HandlerPlugin` run it. The sweep then delivers every outcome.
         **options: See `TargetOptions`.
 
     Raises:

@@ -18,7 +18,7 @@ from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
 from handler.admin.deliveries import Deliveries, DeliveryReport, DeliveryState, plain
 from handler.settings import HandlerSettings
 
-_OPEN = (DeliveryState.RUNNING, DeliveryState.FAILED)
+_OPEN = (DeliveryState.RUNNING, DeliveryState.PAUSED, DeliveryState.FAILED)
 _CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
 
 
@@ -29,13 +29,13 @@ def add_deliveries_command(commands: "argparse._SubParsersAction[argparse.Argume
     actions = deliveries.add_subparsers(dest="deliveries_command", required=True)
 
     listing = actions.add_parser("list", help="list deliveries, newest first")
-    listing.add_argument("--state", choices=_CHOICES, help="default: running and failed")
+    listing.add_argument("--state", choices=_CHOICES, help="default: all but delivered")
     listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default: 100)")
     listing.set_defaults(run=_list)
     showing = actions.add_parser("show", help="show everything about one delivery")
     showing.add_argument("id", metavar="ID")
     showing.set_defaults(run=_show)
-    again = actions.add_parser("redeliver", help="run failed deliveries again, with the same content")
+    again = actions.add_parser("redeliver", help="run failed deliveries again, by resetting their workflows")
     again.add_argument("ids", nargs="*", metavar="ID")
     again.add_argument("--failed", action="store_true", help="all that have failed")
     again.set_defaults(run=_redeliver)
@@ -108,14 +108,12 @@ def to_json(told: Any) -> str:
 
 def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
     """One line each, below a heading."""
-    rows = [("DELIVERY", "STATE", "ATTEMPTS", "NEXT TRY", "TARGET", "CALLER", "AGE", "LAST ERROR")]
+    rows = [("DELIVERY", "STATE", "OPERATION", "TARGET", "CALLER", "AGE", "DEADLINE")]
     for each in reports:
-        is_trying = each.attempts > 0 and each.closed is None
-        next_try = _distance(each.next_try, now) if each.next_try else "now" if is_trying else "-"
         target = f"{plain(each.target_workflow_id)} / {each.target_run_id}" if each.target_workflow_id else "?"
-        age = _span(now - (each.outcome_time or each.started))
-        facts = (str(each.attempts), next_try, target, plain(each.caller or "?"), age, each.last_error or "-")
-        rows.append((each.id, each.state.value, *facts))
+        deadline = "?" if each.deadline is None else _distance(each.deadline, now)
+        names = (plain(each.operation or "?"), target, plain(each.caller or "?"))
+        rows.append((each.id, each.state.value, *names, _span(now - each.started), deadline))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

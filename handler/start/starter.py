@@ -24,18 +24,20 @@ from temporalio.api.workflowservice.v1 import (
     StartWorkflowExecutionResponse,
 )
 from temporalio.client import Client
+from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 from yarl import URL
 
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
+from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import is_open
 from bridge.security.callback_tokens import OperationTokens
 from bridge.workflow.targets import Target
-from handler.delivery.close_event import read_outcome
-from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.delivery.close_event import inlined, read_close_event
+from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo
 from handler.start.held_starts import Holds
 from handler.start.runs import Runs
 
@@ -48,8 +50,10 @@ _LOOKS = 3
 _RETENTION_MARGIN = timedelta(minutes=10)
 """For the clocks of two namespaces: a start this close to retention is already too old to start a run."""
 
-_PASSED_ON = frozenset({"temporal-callback-token", "source", "bridge-token"})
+_PASSED_ON = frozenset({"temporal-callback-token", "source"})
 """Callback headers that a caller may ask us to send. Anything else could replace what the protocol says."""
+_MAX_CALLBACK_HEADERS = 2048
+"""Characters. Every attached call is carried over continue-as-new, and the server terminates a run at 2 MiB."""
 
 _MAX_HOLD_MARGIN = timedelta(seconds=2)
 
@@ -106,8 +110,21 @@ class Starter:
         holds: Holds,
         clock: Callable[[], datetime],
         is_eager: bool = False,
+        shares_storage: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """*is_eager*: a worker for the task queue lives in this process and uses the same client."""
+        """Serve one namespace.
+
+        Args:
+            client: Connected to it.
+            tokens: Mints operation tokens.
+            hash_key: Keys the hashes of inputs and requests.
+            task_queue: Where targets run that name no task queue.
+            retention: How long closed runs can be looked up.
+            holds: Places for starts that are held open.
+            clock: Gives the time.
+            is_eager: A worker for the task queue lives in this process and uses the same client.
+            shares_storage: Whether a caller, by name, takes references to our external storage.
+        """
         self._client = client
         self._runs = Runs(client)
         self._tokens = tokens
@@ -117,6 +134,9 @@ class Starter:
         self._holds = holds
         self._clock = clock
         self._is_eager = is_eager
+        self._shares_storage = shares_storage
+        # Memos and signals of ours stand in history themselves: visibility and workers read them without a store.
+        self._inline = replace(client.data_converter, external_storage=None)
 
     async def start(
         self,
@@ -136,7 +156,7 @@ class Starter:
             target: What the operation stands for.
             request: The start; one that prefers to wait is held open for a while.
             payload: The operation's input.
-            server_callback: Where Temporal's server shall tell the outcome, instead of the target's worker.
+            server_callback: The callback of a native Nexus call, to which Temporal's server delivers the outcome.
 
         Raises:
             nexusrpc.HandlerError: The input is refused, the id is held by somebody else, or Temporal is away.
@@ -159,11 +179,18 @@ class Starter:
                 answer = await self._answer(start)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
+                if isinstance(answer, Finished):
+                    answer = replace(answer, outcome=await self._crossing(caller, answer.outcome))
             except RPCError as error:
                 raise translated(error) from None
         if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
             return replace(answer, progress=await self._runs.progress(answer.target))
         return answer
+
+    async def _crossing(self, caller: str, outcome: Outcome) -> Outcome:
+        if not self._shares_storage(caller):
+            outcome = await inlined(self._client.data_converter, outcome)
+        return outcome.fitted()
 
     def close(self) -> None:
         """Let go of the starts that are held open."""
@@ -184,8 +211,9 @@ class Starter:
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
         converter = self._client.data_converter
         try:
-            [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
-        except Exception as error:  # noqa: BLE001 - whatever the team's own codec raises: its keys may be away
+            # Without the codec, and fetched where it is a reference to a store that the caller shares with us.
+            [decoded] = [each.payload for each in await converter.decode([payload], [RawValue])]
+        except Exception as error:  # noqa: BLE001 - any error that the team's codec raises: its keys may be unavailable
             _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
             message = "the handler cannot decode inputs at the moment"
             raise UnavailableError(message) from None
@@ -235,7 +263,7 @@ class Starter:
         *on_conflict* says what to attach to one that is open. Even empty options write an event to its history.
         """
         target, request, identity = start.target, start.request, start.identity
-        [memo] = await self._client.data_converter.encode([self._memo(start)])
+        [memo] = await self._inline.encode([self._memo(start)])
         callbacks = []
         if (callback := start.server_callback) is not None:
             # The token tells of a completion that overtakes the answer which operation it ends.
@@ -268,12 +296,20 @@ class Starter:
         except RPCError as error:
             if error.status is RPCStatusCode.ALREADY_EXISTS:
                 return None
-            if callback is not None and error.status is RPCStatusCode.INVALID_ARGUMENT:
+            # Of too many callbacks, servers from 1.31 say FAILED_PRECONDITION.
+            if callback is not None and error.status in {
+                RPCStatusCode.INVALID_ARGUMENT,
+                RPCStatusCode.FAILED_PRECONDITION,
+            }:
                 raise _callback_refused(callback.url, error) from None
             raise
 
     def _memo(self, start: _Start) -> CallMemo:
         request, source = start.request, WorkflowRef.from_links(start.request.links)
+        passed_on = {name: each for name, each in request.callback_headers.items() if name in _PASSED_ON}
+        if sum(len(name) + len(value) for name, value in passed_on.items()) > _MAX_CALLBACK_HEADERS:
+            message = f"the callback headers are over {_MAX_CALLBACK_HEADERS} characters"
+            raise bad_request(message)
         deadline = self._clock() + (request.operation_timeout or DEFAULT_DEADLINE)
         return CallMemo(
             caller=start.caller,
@@ -284,15 +320,14 @@ class Starter:
             operation_token=start.token,
             # What the server tells, no worker has to.
             callback_url=None if start.server_callback is not None else request.callback_url,
-            callback_headers={name: each for name, each in request.callback_headers.items() if name in _PASSED_ON}
-            if start.server_callback is None
-            else {},
+            callback_headers=passed_on if start.server_callback is None else {},
             deadline_ms=int(deadline.timestamp() * 1000),
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
             on_orphaned=start.target.on_orphaned,
             held_ms=0 if start.hold is None else int(_told_by_answer_for(start.hold) / timedelta(milliseconds=1)),
+            renews=request.scheduled_time is not None,
         )
 
     async def _answer_for_holder(self, start: _Start, *, may_start: bool) -> StartAnswer:
@@ -308,6 +343,9 @@ class Starter:
             memo = await self._runs.memo(holder)
             # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
             is_own = memo is not None and memo.caller == start.caller
+            # Servers from 1.31 do not name the namespace that calls: then only the call itself is its own.
+            if start.caller == NATIVE_CALLER and memo is not None:
+                is_own = is_own and memo.request_id == start.request.request_id
             # So is the workflow type: two operations may lead to one id, and one's outcome is not the other's.
             if holder.type.name != target.workflow_type or (not is_own and not target.shared):
                 message = "the workflow id that this input leads to is taken"
@@ -318,18 +356,21 @@ class Starter:
                 raise bad_request(message)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_open(holder):
-                if is_same or await self._attach(start, holder):
+                if is_same or await self._attach(start, holder, memo):
                     return Running(operation_token=start.token, target=ref)
-            elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:
-                return Finished(outcome=outcome.fitted(), target=ref)
+            elif (closed := await read_close_event(self._client, ref.workflow_id, ref.run_id)) is not None:
+                return Finished(outcome=closed.outcome, target=ref)
             # It closed, or went on as another run, between two reads: look again.
         message = "the run is changing, try again"
         raise UnavailableError(message)
 
-    async def _attach(self, start: _Start, holder: WorkflowExecutionInfo) -> bool:
-        """Have the run tell this call too. False if it closed before it could promise that.
+    async def _attach(self, start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
+        """Have this call delivered to as well. False if the run closed before the call could be attached.
 
-        Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
+        An accepted signal is delivered to: if it is accepted while the run closes, the server refuses the closing.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it.
         """
         if start.server_callback is not None and not await self._runs.has_callback(holder, start.token):
             options = OnConflictOptions(
@@ -339,8 +380,13 @@ class Starter:
                 return False
         # Held or not, an attached call is told by the run.
         call = replace(self._memo(start), held_ms=0)
+        # The last run of a retried target has not seen the signals of the first. The sweep reads runs with a memo.
+        is_certain = start.target.instrumented and start.target.retry_policy is None and memo is not None
+        if call.callback_url is not None and not call.renews and not is_certain:
+            message = "another call's run of this operation goes on: ask again for its outcome"
+            raise UnavailableError(message)
         if not start.target.instrumented or (call.callback_url is None and start.target.on_orphaned == "keep"):
-            # Nobody to do it, or nobody to tell or to mind: the server, renewals or the sweep find the outcome.
+            # Renewals, or Temporal's server, find the outcome.
             return True
         try:
             await self._client.workflow_service.signal_workflow_execution(
@@ -348,7 +394,7 @@ class Starter:
                     namespace=self._client.namespace,
                     workflow_execution=holder.execution,
                     signal_name=ATTACH_SIGNAL,
-                    input=Payloads(payloads=await self._client.data_converter.encode([call])),
+                    input=Payloads(payloads=await self._inline.encode([call])),
                     identity=self._client.identity,
                     # A renewal attaches again, and is one event with the first.
                     request_id=start.identity.temporal_request_id,

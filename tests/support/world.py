@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -105,10 +105,8 @@ class World:
         self.id = uuid.uuid4().hex[:12]
         self.keys = Keys()
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
-        self.delivery_budget = timedelta(seconds=10)
         self.handler_runtime: Runtime | None = None
         self.worker_options: dict[str, Any] = {}
-        self.max_outcome_bytes: int | None = None
         self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
         """What the service serves; the worker has no more than the first few."""
         self.services: list[Any] = []
@@ -200,6 +198,7 @@ class World:
                 retention=namespace.retention,
                 holds=Holds(self.handler_client, limit=settings.service.held_starts),
                 clock=clock,
+                shares_storage=settings.shares_storage,
             ),
             canceler=Canceler(client=self.handler_client, tokens=OperationTokens(settings.operation_keys)),
             readiness=Readiness(namespace.is_reachable),
@@ -220,13 +219,7 @@ class World:
                 self.handler_client,
                 task_queue=self.payment_queue,
                 workflows=[PaymentWorkflow, *TARGETS],
-                plugins=[
-                    HandlerPlugin(
-                        self.handler_settings,
-                        delivery_budget=self.delivery_budget,
-                        max_outcome_bytes=self.max_outcome_bytes,
-                    )
-                ],
+                plugins=[HandlerPlugin(self.handler_settings)],
                 **self.worker_options,
             )
         await stack.enter_async_context(worker)
