@@ -1,8 +1,9 @@
 """Sends messages to the callback URLs of callers: allowed there, signed for the caller, bounded per destination."""
 
-from collections import Counter
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
 
 from multidict import CIMultiDict
 from temporalio.converter import DataConverter
@@ -16,8 +17,11 @@ from handler.delivery.close_event import CloseEvent, inlined
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
+REQUESTS = 100
+"""Requests in flight in all."""
 REQUESTS_PER_DESTINATION = 20
 """Requests in flight to one host and port. A destination that hangs must not use up what others need."""
+_NO_PATIENCE = timedelta(0)
 _UNAUTHORIZED = 401
 
 
@@ -37,15 +41,21 @@ class CallbackClient:
         }
         self._http = http
         self._clock = clock
-        self._in_flight: Counter[str] = Counter()
+        self._all = asyncio.Semaphore(REQUESTS)
+        self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def deliver(
-        self, delivery: Delivery, closed: CloseEvent, converter: DataConverter
+        self,
+        delivery: Delivery,
+        closed: CloseEvent,
+        converter: DataConverter,
+        *,
+        patience: timedelta = _NO_PATIENCE,
     ) -> tuple[DeliveryAnswer, timedelta | None]:
         """One attempt to deliver what *closed* says. Returns what the receiver answered, and the wait it asked for.
 
         Raises:
-            DestinationBusyError: No request was sent.
+            DestinationBusyError: Its destination was busy for as long as *patience*. No request was sent.
         """
         call = delivery.call
         peer = self._callers.get(call.caller)
@@ -61,7 +71,8 @@ class CallbackClient:
         )
         headers, body = encode_completion(completion, callback_headers=call.callback_headers)
         try:
-            answer = await self.post(call.caller, call.callback_url or "", headers, body, more=call.callback_headers)
+            url, more = call.callback_url or "", call.callback_headers
+            answer = await self.post(call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError:
             raise
         except DestinationRefusedError:
@@ -75,12 +86,19 @@ class CallbackClient:
         return classify_answer(answer.status, answer.headers, answer.body, now=self._clock())
 
     async def post(
-        self, caller: str, url: str, headers: Mapping[str, str], body: bytes, *, more: Iterable[str]
+        self,
+        caller: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        more: Iterable[str],
+        patience: timedelta = _NO_PATIENCE,
     ) -> HttpAnswer:
         """POST to the callback *url* of *caller*, freshly signed; *more* names further headers to cover.
 
         Raises:
-            DestinationBusyError: The destination has as many requests in flight as allowed.
+            DestinationBusyError: The destination had as many requests in flight as allowed, for as long as *patience*.
             DestinationRefusedError: The caller is not in the settings, the URL not on its list, or not to be signed.
             bridge.errors.BridgeError: No usable answer.
         """
@@ -90,20 +108,21 @@ class CallbackClient:
             raise DestinationRefusedError(message)
         # Checked again, not only at the start: the list may have been narrowed since.
         destination = peer.allow_list.check(url)
-        signed = CIMultiDict(headers)
-        if (signer := self._signers.get(caller)) is not None:
-            try:
-                signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
-            except ValueError as error:
-                raise DestinationRefusedError(str(error)) from None
-        place = URL(url).authority
-        if self._in_flight[place] >= REQUESTS_PER_DESTINATION:
-            message = "too many requests in flight to the destination"
-            raise DestinationBusyError(message)
-        self._in_flight[place] += 1
+        place = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
         try:
-            return await self._http.post(url, signed, body, networks=destination.networks)
+            async with asyncio.timeout(patience.total_seconds()):
+                await place.acquire()
+        except TimeoutError:
+            message = "too many requests in flight to the destination"
+            raise DestinationBusyError(message) from None
+        try:
+            async with self._all:
+                signed = CIMultiDict(headers)
+                if (signer := self._signers.get(caller)) is not None:
+                    signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
+                return await self._http.post(url, signed, body, networks=destination.networks)
+        except ValueError as error:
+            # It cannot be signed.
+            raise DestinationRefusedError(str(error)) from None
         finally:
-            self._in_flight[place] -= 1
-            if not self._in_flight[place]:
-                del self._in_flight[place]
+            place.release()

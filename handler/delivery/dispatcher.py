@@ -30,16 +30,16 @@ from handler.delivery.workflow import DELIVERY_WORKFLOW
 DRAIN = timedelta(seconds=10)
 """How long a worker that stops gives its deliveries before it hands them to delivery workflows."""
 
-_READS = _REQUESTS = 100
+_READS = 100
 _QUEUE = 1000
 """Runs that are read and delivered; the calls of any more go to delivery workflows."""
 _MAX_RUNS = 10_000
 _READ_AGAIN_S = 60
 """How long Temporal is asked again. No delivery workflow could be started meanwhile either."""
-_BUSY_WAIT_S = 0.05
-_BUSY_WAITS = 20
-_DELIVERED = 10_000
-"""Deliveries remembered, so that the sweep in this process does not repeat them."""
+_PATIENCE = timedelta(seconds=5)
+"""How long a busy destination is waited for. A healthy one frees a place within milliseconds."""
+_REMEMBERED = 10_000
+"""Deliveries remembered, so that a second report of a run, and the sweep in this process, do not repeat them."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Dispatcher:
         """*task_queue* is where the delivery workflows run."""
         self._callbacks = callbacks
         self._task_queue = task_queue
-        self._reads, self._requests = asyncio.Semaphore(_READS), asyncio.Semaphore(_REQUESTS)
-        self._delivered: OrderedDict[str, None] = OrderedDict()
+        self._reads = asyncio.Semaphore(_READS)
+        self._taken: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker: Worker
@@ -89,9 +89,9 @@ class Dispatcher:
         """
         await asyncio.gather(*(self._deliver(each, closed) for each in deliveries))
 
-    def is_delivered(self, delivery: Delivery) -> bool:
-        """Whether this process has delivered it; False also where it does not remember."""
-        return delivery.key in self._delivered
+    def has_taken(self, delivery: Delivery) -> bool:
+        """Whether this process has delivered it or handed it over; False also where it does not remember."""
+        return delivery.key in self._taken
 
     def _begin(self, run: ClosingRun) -> None:
         if len(self._tasks) >= _MAX_RUNS:
@@ -158,29 +158,33 @@ class Dispatcher:
         return None
 
     async def _deliver(self, delivery: Delivery, closed: CloseEvent) -> None:
-        if self.is_delivered(delivery):
+        if self.has_taken(delivery):
             return
-        extra = {"bridge.request_id": delivery.call.request_id, "bridge.target": delivery.workflow_id}
+        self._taken[delivery.key] = None
+        if len(self._taken) > _REMEMBERED:
+            self._taken.popitem(last=False)
         answer = await self._request(delivery, closed)
-        if answer not in {DeliveryAnswer.ACCEPTED, DeliveryAnswer.GONE}:
-            _log.info("bridge.completion_not_delivered", extra=extra)
-            await self._hand_over([delivery])
+        extra = {
+            "bridge.request_id": delivery.call.request_id,
+            "bridge.target": delivery.workflow_id,
+            "bridge.answer": answer.value,
+        }
+        if answer in {DeliveryAnswer.ACCEPTED, DeliveryAnswer.GONE}:
+            _log.info("bridge.completion_delivered", extra=extra)
             return
-        _log.info("bridge.completion_delivered", extra=extra | {"bridge.answer": answer.value})
-        self._delivered[delivery.key] = None
-        if len(self._delivered) > _DELIVERED:
-            self._delivered.popitem(last=False)
+        _log.info("bridge.completion_not_delivered", extra=extra)
+        try:
+            await self._hand_over([delivery])
+        except Exception:
+            self._taken.pop(delivery.key, None)
+            raise
 
     async def _request(self, delivery: Delivery, closed: CloseEvent) -> DeliveryAnswer:
-        for _ in range(_BUSY_WAITS):
-            try:
-                async with self._requests:
-                    converter = self._client.data_converter
-                    return (await self._callbacks.deliver(delivery, closed, converter))[0]
-            except DestinationBusyError:
-                # A healthy receiver frees a place within milliseconds. No global place is held meanwhile.
-                await asyncio.sleep(_BUSY_WAIT_S)
-        return DeliveryAnswer.AGAIN_LATER
+        converter = self._client.data_converter
+        try:
+            return (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE))[0]
+        except DestinationBusyError:
+            return DeliveryAnswer.AGAIN_LATER
 
     async def _hand_over(self, deliveries: Iterable[Delivery]) -> None:
         # Memo and input stay inline: lists and replays of deliveries need no external storage.

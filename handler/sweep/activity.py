@@ -111,7 +111,7 @@ class SweepActivities:
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
         own = await self._call(run.raw_info)
-        if own is None or self._dispatcher.is_delivered(_delivery(own, run)) or await self._lives_on(run, own):
+        if own is None or self._dispatcher.has_taken(_delivery(own, run)) or await self._lives_on(run, own):
             return
         is_ordinary = run.status not in _FORCED
         if not plan.is_instrumented:

@@ -139,8 +139,13 @@ async def test_a_delivery_refused_again_can_be_run_again(world: World) -> None:
 async def test_a_terminated_delivery_counts_as_failed(world: World) -> None:
     """Whoever ended it: the completion is not home, so it stays listed, with the reason."""
     handle, delivery_id = await handed_over(world, 503)
-    await world.handler_client.get_workflow_handle(delivery_id).terminate(reason="see\nhttp://x/?sig=1")
     deliveries = Deliveries(client=world.handler_client)
+
+    async def tried() -> None:
+        assert (await deliveries.read(delivery_id)).attempts
+
+    await assert_eventually(tried)
+    await world.handler_client.get_workflow_handle(delivery_id).terminate(reason="see\nhttp://x/?sig=1")
     report = await until_listed(deliveries, delivery_id, DeliveryState.FAILED)
     assert (report.last_error or "").startswith("terminated by ")
     assert (report.last_error or "").endswith(": see (url)")
