@@ -16,8 +16,8 @@ target's own dynamic handler would see it otherwise, and it watches the callers 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from temporalio import workflow
@@ -69,7 +69,7 @@ class DeliveryInterceptor(Interceptor):
         del input
         return _Inbound
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def delivering(self, worker: Worker) -> AsyncIterator[None]:
         """Deliver while *worker* runs, and finish what it has closed.
 
@@ -108,9 +108,12 @@ class _Inbound(WorkflowInboundInterceptor):
         super().init(outbound)
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
-    def _attach(self, call: CallMemo) -> None:
-        if len(self._watched) < MAX_WATCHED:
-            self._watched.setdefault(call.request_id, call)
+    def _attach(self, *arguments: Any) -> None:
+        # Of any number and form: an exception here would fail the workflow task for ever.
+        with contextlib.suppress(TypeError):
+            call = CallMemo(**arguments[0]) if arguments else None
+            if call is not None and len(self._watched) < MAX_WATCHED:
+                self._watched.setdefault(call.request_id, call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()

@@ -56,7 +56,7 @@ async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(w
 
 
 async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_other(world: World) -> None:
-    """Each has its own deadline; the one that ran out is answered 410 and nobody else notices."""
+    """Each has its own deadline. The delivery to the one that ran out delays no other."""
     ask = Ask(key=world.key(), behaviour="wait")
     first = await world.call(ask, LONG)
     await world.until_started(ask)
@@ -70,11 +70,6 @@ async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_ot
     assert isinstance(raised.value.cause.cause, TemporalTimeoutError)
     await world.target(ask).signal("say", "all")
     assert await asyncio.gather(*(each.result() for each in [first, *others])) == [Reply("all")] * 199
-
-    async def closed() -> None:
-        assert sorted(world.receiver.statuses) == [200] * 199 + [410]
-
-    await assert_eventually(closed)
 
 
 async def test_an_attached_call_is_carried_over_continue_as_new(world: World) -> None:
