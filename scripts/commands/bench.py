@@ -33,7 +33,6 @@ from scripts.benchmark.world import (
     POLL,
     RAISED,
     RAISED_EAGER,
-    SERVER,
     SYNC,
     WAIT,
     Mode,
@@ -52,7 +51,7 @@ MEMORY_LIMIT_S = 600.0
 
 PARTS = ("latency", "throughput", "targets", "long", "memory")
 SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
-SUBJECTS = (BRIDGE, SERVER, WAIT)
+SUBJECTS = (BRIDGE, WAIT)
 REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL)
 
 ONE_SECOND, ONE_MINUTE = 1.0, 60.0
@@ -251,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         "--modes",
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
-        help=f"measure only these of: {', '.join(modes)} (default: all; with --quick all but {SERVER.name})",
+        help=f"measure only these of: {', '.join(modes)} (default: all)",
     )
     parser.add_argument(
         "--parts",
@@ -277,7 +276,7 @@ async def _bench(arguments: argparse.Namespace) -> int:
     if arguments.settings is not None:
         named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
         size = replace(size, settings=[named[name] for name in arguments.settings])
-    chosen = arguments.modes or [mode.name for mode in MODES if not arguments.quick or mode is not SERVER]
+    chosen = arguments.modes or [mode.name for mode in MODES]
     modes = [mode for mode in MODES if mode.name in chosen]
     is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)
     output = arguments.output or (ROOT / "docs" if is_whole and len(size.settings) == len(SETTINGS) else None)
