@@ -8,7 +8,7 @@ from typing import Any
 import nexusrpc
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.common import RawValue, RetryPolicy
+from temporalio.common import RawValue, RetryPolicy, VersioningBehavior
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
@@ -41,6 +41,7 @@ class ProbeService:
     minded: nexusrpc.Operation[Ask, Reply]
     flaky: nexusrpc.Operation[Ask, Reply]
     foreign: nexusrpc.Operation[Ask, Reply]
+    pinned: nexusrpc.Operation[Ask, Reply]
 
 
 def check(ask: Ask) -> None:
@@ -206,6 +207,16 @@ class FlakyWorkflow:
             message = f"attempt {attempt} failed"
             raise ApplicationError(message, type="Flaky")
         return Reply(f"attempt {attempt}")
+
+
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.pinned, workflow_id=workflow_id)
+@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
+class PinnedWorkflow:
+    """For versioned workers."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        return Reply(ask.text)
 
 
 @workflow.defn(name="foreign-type", sandboxed=False)
