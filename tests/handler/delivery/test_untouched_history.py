@@ -1,8 +1,9 @@
 """The target's history belongs to the target: the same with and without the plugin, and replayed without either."""
 
 import contextlib
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.client import Client, WorkflowContinuedAsNewError, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 from temporalio.common import RetryPolicy, VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker, WorkerDeploymentConfig
@@ -69,7 +70,7 @@ async def run_case(client: Client, behaviour: str, worker: Worker, memo: CallMem
                 await handle.signal("say", "signalled")
             case _:
                 pass
-        with contextlib.suppress(WorkflowFailureError):
+        with contextlib.suppress(WorkflowFailureError, WorkflowContinuedAsNewError):
             await handle.result(follow_runs=behaviour != "runs by cron")
         if behaviour == "runs by cron":
             # The run that has ended, and not the next one, which is stopped at some moment.
@@ -81,22 +82,29 @@ async def run_case(client: Client, behaviour: str, worker: Worker, memo: CallMem
         )
 
 
-_VARIES = ("EventId", "RequestId", "RunId", "Time", "identity", "taskId", "workflowId", "binaryChecksum", "stackTrace")
+_VARIES = re.compile(
+    r"(eventId|EventId|RequestId|requestId|RunId|runId|Time|identity|taskId|workflowId|WorkflowId|binaryChecksum|stackTrace"
+    r"|taskQueue|historySizeBytes|workerVersion|version|coreUsedFlags|protocolInstanceId|MessageId|updateId|firstWorkflowTaskBackoff)$"
+)
+"""Attributes that differ between any two runs."""
 
 
-def anonymous(value: Any) -> Any:
-    """Without ids, times and what else differs between any two runs."""
+def attributes(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every attribute of an event with its path, but ids and times."""
     if isinstance(value, dict):
-        return {
-            name: anonymous(each)
-            for name, each in value.items()
-            if not name.endswith(_VARIES) and name not in {"taskQueue", "historySizeBytes", "workerVersion", "version"}
-        }
-    return [anonymous(each) for each in value] if isinstance(value, list) else value
+        for name, each in value.items():
+            # A local activity's marker holds times in JSON.
+            if not _VARIES.search(name) and name != "markerRecordedEventAttributes":
+                yield from attributes(each, f"{path}.{name}")
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from attributes(each, f"{path}.{index}")
+    else:
+        yield path, value
 
 
-def comparable(histories: Sequence[WorkflowHistory]) -> list[Any]:
-    return [[anonymous(MessageToDict(event)) for event in each.events] for each in histories]
+def comparable(histories: Sequence[WorkflowHistory]) -> list[tuple[str, Any]]:
+    return list(attributes([[MessageToDict(event) for event in each.events] for each in histories]))
 
 
 def a_call() -> CallMemo:
@@ -112,6 +120,8 @@ def a_call() -> CallMemo:
     )
 
 
+# The SDK leaves a coroutine unawaited where a workflow fails in its init, with and without the plugin.
+@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("behaviour", CASES)
 async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world: World, behaviour: str) -> None:
     """The same events with the same attributes; and each replays without plugin, settings or keys."""
@@ -126,6 +136,7 @@ async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world
         )
         found.append(await run_case(client, behaviour, worker, call))
     without, with_plugin = map(comparable, found)
+    assert [each for each in with_plugin if each not in without] == []
     assert with_plugin == without
     replayer = Replayer(workflows=[CaseWorkflow, CaseChild])
     for history in (each for histories in found for each in histories):
