@@ -48,6 +48,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         completer=Completer(client=client),
         tokens=settings.callback_tokens(client.namespace),
         verifiers=settings.completion_verifiers(),
+        shares_storage=settings.shares_storage,
         readiness=readiness,
         clock=clock,
     )

@@ -5,6 +5,7 @@ message signature of that handler, over the headers before the body is read, ove
 no state, so any number of copies may run.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import assert_never
@@ -16,6 +17,7 @@ from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_r
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
+from bridge.protocol.payload import holds_reference
 from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import MessageKind, MessageVerifier, Verified
@@ -23,16 +25,19 @@ from caller.completer import Completer, CompletionAnswer, Wait
 
 GONE = 410
 
+_log = logging.getLogger(__name__)
+
 
 def create_receiver(
     *,
     completer: Completer,
     tokens: CallbackTokens,
     verifiers: Mapping[str, MessageVerifier],
+    shares_storage: Callable[[str], bool] = lambda _: False,
     readiness: Readiness,
     clock: Callable[[], datetime],
 ) -> web.Application:
-    """The receiver's application; *verifiers* by handler name."""
+    """The receiver's application; *verifiers* and *shares_storage* by the name of a handler."""
 
     async def complete(request: web.Request) -> web.Response:
         facts = request[FACTS]
@@ -52,6 +57,11 @@ def create_receiver(
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
             return _respond(await completer.is_waiting(wait))
         completion = decode_completion(headers, [headers[LINK]] if LINK in headers else [], body)
+        content = completion.outcome.result or completion.outcome.failure
+        if content is not None and holds_reference(content) and not shares_storage(claims.peer):
+            _log.error("bridge.reference_not_taken", extra={"bridge.peer": claims.peer})
+            message = "the outcome is a reference to external storage that is not shared: see shares_storage"
+            raise UnavailableError(message)
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)

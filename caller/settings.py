@@ -20,6 +20,9 @@ class HandlerPeer(BaseModel):
     """Signs our starts."""
     completion_keys: KeyRing | None = None
     """Verifies its completions; needed unless we have no receiver."""
+    shares_storage: bool = False
+    """Whether it uses the same external storage, under the same names. Inputs then cross as references, where our data
+    converter makes some, and so may outcomes. If not, an outcome that is a reference is not accepted."""
 
 
 class Endpoint(BaseModel):
@@ -125,6 +128,10 @@ class CallerSettings(BridgeSettings):
             for name, peer in self.handlers.items()
             if peer.completion_keys is not None
         }
+
+    def shares_storage(self, handler: str) -> bool:
+        """Whether *handler* uses our external storage."""
+        return handler in self.handlers and self.handlers[handler].shares_storage
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
         """What mints and verifies the callback tokens of our workflows in *namespace*.

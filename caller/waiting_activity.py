@@ -7,6 +7,7 @@ way, the call still ends, and the caller's history grows by nothing.
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 from collections.abc import Callable
@@ -95,7 +96,7 @@ class OperationActivities:
             transport = _transport(call, place, known)
             poll = place.endpoint.poll_interval if transport == "poll" else None
             request = self._request(call, info, place, transport, is_known=known is not None)
-            payload = await self._encoded(operation_input)
+            payload = await self._encoded(operation_input, place)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
             # Our own settings, or our own size.
@@ -190,11 +191,12 @@ class OperationActivities:
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    async def _encoded(self, operation_input: RawValue) -> Payload:
-        # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
-        payload, codec = operation_input.payload, self._client.data_converter.payload_codec
-        if codec is not None:
-            [payload] = await codec.encode([payload])
+    async def _encoded(self, operation_input: RawValue, place: Place) -> Payload:
+        # The worker has undone our codec, and fetched the input where it was stored away; it is encoded again to cross.
+        converter = self._client.data_converter
+        if not place.peer.shares_storage:
+            converter = dataclasses.replace(converter, external_storage=None)
+        [payload] = await converter.encode([operation_input])
         if payload.ByteSize() > MAX_PAYLOAD_BYTES:
             message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)

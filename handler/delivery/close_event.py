@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from google.protobuf.message import Message
 from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, TimeoutType
 from temporalio.api.failure.v1 import Failure
@@ -27,6 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
+from bridge.protocol.payload import holds_reference
 
 _CLOSE_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 _LONG_POLL = timedelta(seconds=30)
@@ -146,7 +145,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
 async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     """*outcome* with the values in place of references to external storage. Anything else stays as it is."""
     part = outcome.result if outcome.failure is None else outcome.failure
-    if converter.external_storage is None or part is None or not _holds_reference(part):
+    if converter.external_storage is None or part is None or not holds_reference(part):
         return outcome
     codec = converter.payload_codec
     if isinstance(part, Payload):
@@ -160,15 +159,6 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     if codec is not None:
         await codec.encode_failure(failure)
     return dataclasses.replace(outcome, failure=failure)
-
-
-def _holds_reference(message: Message) -> bool:
-    if isinstance(message, Payload):
-        return bool(message.external_payloads)
-    values: list[Any] = [value for field, value in message.ListFields() if field.message_type is not None]
-    return any(
-        _holds_reference(each) for value in values for each in ([value] if isinstance(value, Message) else value)
-    )
 
 
 async def _read_filtered(client: Client, execution: WorkflowExecution) -> list[HistoryEvent]:

@@ -32,6 +32,7 @@ from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
 from bridge.protocol.outcome import Outcome
+from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import is_open
 from bridge.security.callback_tokens import OperationTokens
@@ -210,6 +211,9 @@ class Starter:
 
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
         converter = self._client.data_converter
+        if holds_reference(payload) and not self._shares_storage(caller):
+            message = "the input is a reference to external storage, which this caller does not share with the handler"
+            raise bad_request(message)
         try:
             # Without the codec, and fetched where it is a reference to a store that the caller shares with us.
             [decoded] = [each.payload for each in await converter.decode([payload], [RawValue])]

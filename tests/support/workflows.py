@@ -42,6 +42,7 @@ class ProbeService:
     flaky: nexusrpc.Operation[Ask, Reply]
     foreign: nexusrpc.Operation[Ask, Reply]
     pinned: nexusrpc.Operation[Ask, Reply]
+    breaking: nexusrpc.Operation[Ask, Reply]
 
 
 def check(ask: Ask) -> None:
@@ -209,6 +210,29 @@ class FlakyWorkflow:
         return Reply(f"attempt {attempt}")
 
 
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.breaking, workflow_id=workflow_id)
+@workflow.defn
+class BreakingWorkflow:
+    """Fails outside its run function."""
+
+    @workflow.init
+    def __init__(self, ask: Ask) -> None:
+        if ask.behaviour == "init":
+            self.fail()
+
+    @workflow.signal
+    def fail(self) -> None:
+        message = "not in the run function"
+        raise ApplicationError(message, type="Broken")
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        if ask.behaviour == "unwritable":
+            return object()  # type: ignore[return-value] # the bug that is meant
+        await workflow.wait_condition(lambda: False)
+        return Reply("never")
+
+
 @bridge.emits_callback(service=ProbeService, operation=ProbeService.pinned, workflow_id=workflow_id)
 @workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
 class PinnedWorkflow:
@@ -358,5 +382,5 @@ class ServiceCaller:
         return reply
 
 
-TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow]
+TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow, BreakingWorkflow]
 CALLERS = [CallingWorkflow, LeavingCaller, NothingCaller, ServiceCaller]

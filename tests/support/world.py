@@ -172,6 +172,7 @@ class World:
             completer=Completer(client=self.caller_client),
             tokens=settings.callback_tokens(CALLER),
             verifiers=settings.completion_verifiers(),
+            shares_storage=settings.shares_storage,
             readiness=Readiness(Namespace(self.caller_client, clock=clock).is_reachable),
             clock=clock,
         )
