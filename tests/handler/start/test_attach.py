@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -13,11 +14,11 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker
 
 from bridge.security.signatures import MessageSigner
-from scripts.environment.server import Server
+from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, assert_eventually, ring
 from tests.support.peer import send, start
 from tests.support.workflows import Ask, CallPlan, ForeignWorkflow, Reply, foreign_target
-from tests.support.world import World, events, running_world
+from tests.support.world import Listener, World, events, running_world
 
 LONG = CallPlan(first_lease=600)
 
@@ -198,7 +199,7 @@ async def test_a_large_outcome_is_delivered_to_many(world: World) -> None:
 
 
 async def receiver_of_a_plain_peer(world: World, ask: Ask, *, operation: str = "probe") -> tuple[int, list[bytes]]:
-    """Start *ask* as a caller that does not renew; the status, and what its callback will have got."""
+    """Start *ask* as a caller that does not renew; the status, and what its callback will have received."""
     got: list[bytes] = []
 
     async def take(request: web.Request) -> web.StreamResponse | None:
@@ -255,3 +256,39 @@ async def test_callback_headers_are_bounded(world: World) -> None:
     message = start(world, {"key": world.key()})
     message.headers["Nexus-Callback-Source"] = "x" * 2100
     assert (await send(message, MessageSigner(world.keys.start))).status == 400
+
+
+async def test_a_receiver_that_hangs_keeps_no_run_open_and_delays_no_other(server: Server) -> None:
+    """Forty calls of one run wait for it; a call with another receiver hears at once."""
+    other = Listener(free_ports(1)[0], web.Application)
+
+    def prepare(world: World) -> None:
+        allowed = {"networks": ["127.0.0.0/8"], "allow_insecure": True}
+        world.peer_options = {
+            "callbacks": [{"url": f"{each.url}/callbacks", **allowed} for each in (world.receiver, other)]
+        }
+
+    reached, released = asyncio.Event(), asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        reached.set()
+        await released.wait()
+        return web.Response(status=503)
+
+    async with running_world(server, prepare=prepare) as world:
+        other.before = hang
+        await other.start()
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, LONG)
+        target = await world.until_started(ask)
+        for _ in range(40):
+            message = start(world, {"key": ask.key, "behaviour": "wait"})
+            message.url = message.url.replace(quote(world.receiver.url, safe=""), quote(other.url, safe=""))
+            assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        await target.signal("say", "at once")
+        assert await target.result() == {"text": "at once", "blob": ""}
+        assert await handle.result() == Reply("at once")
+        await asyncio.wait_for(reached.wait(), 20)
+        assert other.requests == []
+        released.set()
+        await other.stop()

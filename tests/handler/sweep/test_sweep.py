@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
@@ -24,6 +25,7 @@ from temporalio.worker import Worker
 
 import bridge
 import handler.sweep.activity
+from bridge.security.signatures import MessageSigner
 from bridge.workflow.targets import Target, Targets
 from handler.delivery.records import milliseconds
 from handler.sweep.activity import read_run
@@ -31,6 +33,7 @@ from handler.sweep.workflow import SweepPlace, SweepPlan, sweep_plans
 from scripts.environment.server import Server
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
+from tests.support.peer import send, start
 from tests.support.workflows import (
     Ask,
     CallPlan,
@@ -466,6 +469,64 @@ def named(name: str, queue: str) -> Target:
         workflow_id=lambda ask: ask.key,
         task_queue=queue,
     )
+
+
+async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server: Server) -> None:
+    """Its worker was killed between the closing and the request, or has no plugin: the first call's and a second's."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, without=("handler",), prepare=prepare) as world:
+        got: list[tuple[str, bytes]] = []
+
+        async def take(request: web.Request) -> web.StreamResponse:
+            got.append((request.headers["Nexus-Operation-State"], await request.read()))
+            return web.Response(status=200)
+
+        world.receiver.before = take
+        await world.start_sweep()
+        ask = Ask(key=world.key(), behaviour="wait")
+        for request_id in ("first", "second"):
+            message = start(world, {"key": ask.key, "behaviour": "wait"}, request_id=f"{request_id}-{world.id}")
+            del message.headers["Bridge-Scheduled-Time"]
+            assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        async with Worker(world.handler_client, task_queue=world.payment_queue, workflows=[ProbeWorkflow]):
+            target = await world.until_started(ask)
+            await target.signal("say", "swept")
+            await target.result()
+        assert got == []
+        await world.start_worker("handler")
+
+        async def delivered() -> None:
+            assert [(state, b"swept" in body) for state, body in got] == [("succeeded", True)] * 2
+
+        await assert_eventually(delivered)
+        await swept_on(world)
+        await delivered()
+        await end_sweep(world)
+
+
+async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) -> None:
+    """Every closed run is looked at there, and what the dispatcher has delivered costs no read."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.start_sweep()
+        assert await (await world.call(Ask(key=world.key(), text="once"), LONG)).result() == Reply("once")
+
+        async def handled() -> None:
+            assert (await place(world))["handled"]
+
+        await assert_eventually(handled)
+        assert world.receiver.statuses == [200]
+        await end_sweep(world)
 
 
 def plans_of(targets: Iterable[Target], *, is_renewed: bool = True) -> dict[str, SweepPlan]:
