@@ -12,6 +12,8 @@ from temporalio.service import RPCError
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _RETENTION_CACHE = timedelta(minutes=10)
+_NO_LIMIT = timedelta(days=36_500)
+"""Where the namespace names no retention, as on the time-skipping test server."""
 
 
 class Namespace:
@@ -45,7 +47,7 @@ class Namespace:
         described = await self._client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
-        return described.config.workflow_execution_retention_ttl.ToTimedelta()
+        return described.config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:

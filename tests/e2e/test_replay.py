@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.service import RPCError
 from temporalio.worker import Replayer
 
 from examples.payments.orders import OrderWorkflow
@@ -99,7 +100,11 @@ async def test_record(server: Server) -> None:
         delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
 
         async def handed_over() -> None:
-            assert "ACTIVITY_TASK_SCHEDULED" in await events(delivery)
+            try:
+                names = await events(delivery)
+            except RPCError as error:
+                raise AssertionError from error
+            assert "ACTIVITY_TASK_SCHEDULED" in names
 
         await assert_eventually(handed_over)
         world.receiver.before = None
