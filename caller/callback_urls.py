@@ -1,14 +1,9 @@
 """Callback URLs: where a handler is to send the outcome of one attempt's call. Minted here, opened by the receiver."""
 
-import base64
-import binascii
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
-from bridge.protocol.headers import CALLBACK_TOKEN
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.security.egress import MAX_CALLBACK_URL
 
@@ -26,18 +21,7 @@ class WaitingAttempt:
     run_id: str
     request_id: str
     attempt: int
-    task_token: bytes
     deadline: datetime
-    completions: Literal["signature", "server"] = "signature"
-    """How the handler's completions prove themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Callback:
-    """Where to send an outcome, and what to send with it."""
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class CallbackUrls:
@@ -47,52 +31,29 @@ class CallbackUrls:
         self._base = receiver_url.rstrip("/")
         self._tokens = tokens
 
-    def mint(self, attempt: WaitingAttempt, *, now: datetime) -> Callback:
-        """A signed callback for *attempt*. The task token is left out where it would be too long with it.
-
-        A token that lets a completion in by itself travels in a header: URLs are logged.
+    def mint(self, attempt: WaitingAttempt, *, now: datetime) -> str:
+        """A signed callback URL for *attempt*.
 
         Raises:
-            ValueError: Even then it is longer than Temporal allows.
+            ValueError: It is longer than Temporal allows.
         """
-        by_server = attempt.completions == "server"
-        for task_token in (encode_task_token(attempt.task_token), None):
-            callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
-            token = self._tokens.mint(
-                callback_id=callback_id,
-                peer=attempt.handler,
-                operation=attempt.operation,
-                workflow_id=attempt.workflow_id,
-                run_id=attempt.run_id,
-                request_id=attempt.request_id,
-                attempt=attempt.attempt,
-                task_token=task_token,
-                now=now,
-                deadline=attempt.deadline,
-                auth="server" if by_server else "sig",
-            )
-            url = f"{self._base}/callbacks/{callback_id}"
-            callback = (
-                Callback(url=url, headers={CALLBACK_TOKEN: token}) if by_server else Callback(url=f"{url}?sig={token}")
-            )
-            if len(callback.url) <= MAX_CALLBACK_URL and len(token) <= MAX_TOKEN_CHARACTERS:
-                return callback
-        message = (
-            f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
-            "shorten the workflow id, the service or operation name, or the receiver's URL"
+        callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
+        token = self._tokens.mint(
+            callback_id=callback_id,
+            peer=attempt.handler,
+            operation=attempt.operation,
+            workflow_id=attempt.workflow_id,
+            run_id=attempt.run_id,
+            request_id=attempt.request_id,
+            attempt=attempt.attempt,
+            now=now,
+            deadline=attempt.deadline,
         )
-        raise ValueError(message)
-
-
-def encode_task_token(task_token: bytes) -> str:
-    return base64.urlsafe_b64encode(task_token).decode().rstrip("=")
-
-
-def decode_task_token(text: str | None) -> bytes | None:
-    """The task token in a verified claim; None if there is none that can be read."""
-    if text is None:
-        return None
-    try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except (binascii.Error, ValueError):
-        return None
+        url = f"{self._base}/callbacks/{callback_id}?sig={token}"
+        if len(url) > MAX_CALLBACK_URL or len(token) > MAX_TOKEN_CHARACTERS:
+            message = (
+                f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
+                "shorten the workflow id, the service or operation name, or the receiver's URL"
+            )
+            raise ValueError(message)
+        return url

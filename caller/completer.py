@@ -1,8 +1,9 @@
 """Complete a waiting activity with a verified outcome: the one function behind receiver and renewals.
 
-By task token, then by id, then by id in the current run; what neither finds is looked up in history. Nothing is
-remembered here: the closing event's `identity` carries the receipt by which a repeat is known from a conflict and from
-a wait that is over.
+By id in the current run: namespace, workflow id, empty run id, activity id. This form outlives attempts and resets. A
+task token belongs to one attempt and is dead after the first lease; an attempt that itself learns the outcome completes
+by its own, which is tried first. What is not found is looked up in history. Nothing is remembered here: the closing
+event's `identity` carries the receipt by which a repeat is known from a conflict and from a wait that is over.
 """
 
 import asyncio
@@ -52,10 +53,11 @@ class Wait:
 
     workflow_id: str
     run_id: str
+    """Run that waited when the callback token was made; a reset or its end may have made it an old one."""
     request_id: str
     """Also the activity's id."""
-    task_token: bytes | None
-    """Of one attempt; it may be old."""
+    task_token: bytes | None = None
+    """Of the attempt that learned the outcome itself; None for the receiver."""
 
 
 class CompletionAnswer(Enum):
@@ -129,11 +131,8 @@ class Completer:
     async def _complete(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
         if wait.task_token is not None and await _found(self._by_token(wait.task_token, outcome, identity)):
             return CompletionAnswer.COMPLETED
-        # An empty run id means the current run: after a reset the same activity lives there. Its id is the request
-        # id, so no other call can be hit.
-        for run_id in (wait.run_id, ""):
-            if await _found(self._by_id(wait, run_id, outcome, identity)):
-                return CompletionAnswer.COMPLETED
+        if await _found(self._by_id(wait, outcome, identity)):
+            return CompletionAnswer.COMPLETED
         run_ids = [wait.run_id]
         for run_id in ("", wait.run_id):
             described = await self._describe(wait, run_id)
@@ -157,11 +156,12 @@ class Completer:
             failed = RespondActivityTaskFailedRequest(**where, failure=final_failure(outcome.failure))
             await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
 
-    async def _by_id(self, wait: Wait, run_id: str, outcome: Outcome, identity: str) -> None:
+    async def _by_id(self, wait: Wait, outcome: Outcome, identity: str) -> None:
+        # Without a run id the current run is meant: after a reset the same activity lives there. The activity's id is
+        # the request id, so that no other call can be completed.
         where: dict[str, Any] = {
             "namespace": self._namespace,
             "workflow_id": wait.workflow_id,
-            "run_id": run_id,
             "activity_id": wait.request_id,
             "identity": identity,
         }

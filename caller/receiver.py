@@ -1,11 +1,11 @@
 """The receiver: an aiohttp application that turns completions into completed activities.
 
 It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
-message signature of that handler, over the headers before the body is read, over the body before it is parsed. Only a
-token of our own minting can dispense with the signature: for completions that Temporal's server sends. It keeps no
-state, so any number of copies may run.
+message signature of that handler, over the headers before the body is read, over the body before it is parsed. It keeps
+no state, so any number of copies may run.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import assert_never
@@ -16,19 +16,21 @@ from temporalio.client import Client
 
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
-from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
+from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
+from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims
-from bridge.security.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
-from caller.callback_urls import decode_task_token
+from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.settings import CallerSettings
 
 GONE = 410
+
+_log = logging.getLogger(__name__)
 
 
 def create_app(
@@ -70,12 +72,13 @@ class _Receiver:
         self._completer = Completer(client=client)
         self._tokens = settings.callback_tokens(client.namespace)
         self._verifiers = settings.completion_verifiers()
+        self._shares_storage = settings.shares_storage
         self._clock = clock
 
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""
         facts = request[FACTS]
-        text = [*request.query.getall("sig", []), *request.headers.getall(CALLBACK_TOKEN, [])]
+        text = request.query.getall("sig", [])
         if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
             reason = "callback token missing, repeated or too long"
             raise UntrustedError(reason)
@@ -83,21 +86,19 @@ class _Receiver:
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
         verified = _verify(self._verifiers, claims, request)
         refuse_unusable_headers(request)
-        headers: Mapping[str, str] = request.headers if verified is None else verified.headers
-        links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
+        headers = verified.headers
         body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
-        wait = Wait(
-            workflow_id=claims.wf,
-            run_id=claims.run,
-            request_id=claims.rid,
-            task_token=decode_task_token(claims.tt),
-        )
+        verified.check_body(body)
+        wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
             return _respond(await self._completer.is_waiting(wait))
-        completion = decode_completion(headers, links, body)
+        completion = decode_completion(headers, [headers[LINK]] if LINK in headers else [], body)
+        content = completion.outcome.result or completion.outcome.failure
+        if content is not None and holds_reference(content) and not self._shares_storage(claims.peer):
+            _log.error("bridge.reference_not_taken", extra={"bridge.peer": claims.peer})
+            message = "the outcome is a reference to external storage that is not shared: see shares_storage"
+            raise UnavailableError(message)
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
@@ -109,30 +110,19 @@ class _Receiver:
 _RECEIVER = web.AppKey("receiver", _Receiver)
 
 
-def _verify(
-    verifiers: Mapping[str, MessageVerifier | None], claims: CallbackClaims, request: web.Request
-) -> Verified | None:
-    """What the handler vouches for; None where the token says that nobody signs.
+def _verify(verifiers: Mapping[str, MessageVerifier], claims: CallbackClaims, request: web.Request) -> Verified:
+    """What the handler vouches for.
 
     Raises:
-        UntrustedError: The signature does not hold, or the settings and the token disagree about who has to sign.
+        UntrustedError: The signature does not hold, or the handler is not in the settings.
     """
     verifier = verifiers.get(claims.peer)
-    if claims.auth == "server":
-        if claims.peer not in verifiers or verifier is not None or SIGNATURE_INPUT in request.headers:
-            reason = "a signature where the token expects none"
-            raise UntrustedError(reason)
-        return None
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
     return verifier.verify(
         MessageKind.COMPLETION, method=request.method, raw_path=path_below_mount(request), headers=request.headers
     )
-
-
-def _lines(headers: Mapping[str, str]) -> list[str]:
-    return [headers[LINK]] if LINK in headers else []
 
 
 def _respond(result: CompletionAnswer) -> web.Response:

@@ -18,18 +18,11 @@ class HandlerPeer(BaseModel):
 
     start_keys: KeyRing
     """Signs our starts."""
-    completions: Literal["signature", "server"] = "signature"
-    """How its completions prove themselves. "server": they are sent by its Temporal server, which cannot sign, so that
-    the callback token alone lets them in."""
     completion_keys: KeyRing | None = None
-    """Verifies its completions; needed for "signature" unless we have no receiver."""
-
-    @model_validator(mode="after")
-    def _has_one_proof(self) -> Self:
-        if self.completions == "server" and self.completion_keys is not None:
-            message = 'completions = "server" with completion_keys: a handler that uses both ways needs two names'
-            raise ValueError(message)
-        return self
+    """Verifies its completions; needed unless we have no receiver."""
+    shares_storage: bool = False
+    """Whether it uses the same external storage, under the same names. Inputs then cross as references, where our data
+    converter makes some, and so may outcomes. If not, an outcome that is a reference is not accepted."""
 
 
 class Endpoint(BaseModel):
@@ -112,16 +105,16 @@ class CallerSettings(BridgeSettings):
             raise ValueError(message)
         rings = {"callback_keys": self.callback_keys}
         for name, peer in self.handlers.items():
-            if self.receiver is not None and peer.completions == "signature" and peer.completion_keys is None:
-                message = f'handlers.{name}.completion_keys: missing (or is completions = "server" meant?)'
+            if self.receiver is not None and peer.completion_keys is None:
+                message = f"handlers.{name}.completion_keys: missing"
                 raise ValueError(message)
             rings[f"handlers.{name}.start_keys"] = peer.start_keys
             rings[f"handlers.{name}.completion_keys"] = peer.completion_keys
         require_distinct_keys({where: ring for where, ring in rings.items() if ring is not None})
         return self
 
-    def completion_verifiers(self) -> dict[str, MessageVerifier | None]:
-        """What verifies the completions of each handler by name; None for one whose Temporal server completes.
+    def completion_verifiers(self) -> dict[str, MessageVerifier]:
+        """What verifies the completions of each handler by name.
 
         Raises:
             ValueError: There is no receiver in the settings.
@@ -131,9 +124,14 @@ class CallerSettings(BridgeSettings):
             raise ValueError(message)
         base = self.receiver.url
         return {
-            name: None if peer.completion_keys is None else MessageVerifier(peer.completion_keys, public_base=base)
+            name: MessageVerifier(peer.completion_keys, public_base=base)
             for name, peer in self.handlers.items()
+            if peer.completion_keys is not None
         }
+
+    def shares_storage(self, handler: str) -> bool:
+        """Whether *handler* uses our external storage."""
+        return handler in self.handlers and self.handlers[handler].shares_storage
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
         """What mints and verifies the callback tokens of our workflows in *namespace*.

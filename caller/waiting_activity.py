@@ -30,7 +30,7 @@ from bridge.protocol.start import Running, StartRequest
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
-from caller.callback_urls import Callback, CallbackUrls, WaitingAttempt
+from caller.callback_urls import CallbackUrls, WaitingAttempt
 from caller.completer import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, Place
 from caller.renewals import renewal_step, unreached_step
@@ -79,7 +79,7 @@ class OperationActivities:
             transport = (attempt.known and attempt.known.transport) or call.transport or place.endpoint.transport
             poll = place.endpoint.poll_interval if transport == "poll" else None
             request = self._request(attempt, place, transport)
-            payload = await _encoded(operation_input, attempt.client.data_converter)
+            payload = await _encoded(operation_input, attempt.client.data_converter, place)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
             # Our own settings, or our own size.
@@ -158,8 +158,7 @@ class OperationActivities:
             service=call.service,
             operation=call.operation,
             request_id=attempt.info.activity_id,
-            callback_url=None if callback is None else callback.url,
-            callback_headers={} if callback is None else callback.headers,
+            callback_url=callback,
             headers=call.headers,
             links=[attempt.caller.to_link()],
             operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
@@ -168,7 +167,7 @@ class OperationActivities:
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, attempt: Attempt, place: Place, *, now: datetime) -> Callback:
+    def _mint(self, attempt: Attempt, place: Place, *, now: datetime) -> str:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
@@ -179,9 +178,7 @@ class OperationActivities:
             run_id=attempt.caller.run_id,
             request_id=attempt.info.activity_id,
             attempt=attempt.info.attempt,
-            task_token=attempt.info.task_token,
             deadline=attempt.deadline,
-            completions=place.peer.completions,
         )
         try:
             return self._callbacks.mint(waiting, now=now)
@@ -265,11 +262,11 @@ async def _readable(progress: Payload | None, converter: DataConverter) -> list[
     return [progress]
 
 
-async def _encoded(operation_input: RawValue, converter: DataConverter) -> Payload:
-    # The worker has undone our codec to show us the input; what crosses is what the codec makes of it.
-    payload, codec = operation_input.payload, converter.payload_codec
-    if codec is not None:
-        [payload] = await codec.encode([payload])
+async def _encoded(operation_input: RawValue, converter: DataConverter, place: Place) -> Payload:
+    # The worker has decoded the input by our codec, and fetched it where it was stored. It is encoded again to cross.
+    if not place.peer.shares_storage:
+        converter = dataclasses.replace(converter, external_storage=None)
+    [payload] = await converter.encode([operation_input])
     if payload.ByteSize() > MAX_PAYLOAD_BYTES:
         message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
         raise bad_request(message)

@@ -1,12 +1,12 @@
-"""The plugin that makes a worker a handler: it puts the interceptor around its workflows, delivers, and sweeps."""
+"""The plugin that makes a worker a handler: it delivers the outcomes of its targets, and sweeps."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio.client import Client
-from temporalio.converter import DataConverter
-from temporalio.worker import ReplayerConfig, WorkerConfig
+from temporalio.worker import Worker, WorkerConfig
 
 from bridge.runtime.present_client import present_client
 from bridge.runtime.settings import load
@@ -17,9 +17,11 @@ from bridge.security.keys import decode_key
 from bridge.workflow.targets import Targets
 from handler.delivery.abandoned import OrphanActivities
 from handler.delivery.activity import DeliveryActivities
-from handler.delivery.callback_client import Courier
-from handler.delivery.interceptor import DELIVERY_BUDGET, DeliveryInterceptor
-from handler.delivery.workflow import DeliveryWorkflow
+from handler.delivery.callback_client import CallbackClient
+from handler.delivery.close_reporter import is_reporting
+from handler.delivery.dispatcher import Dispatcher
+from handler.delivery.interceptor import DeliveryInterceptor
+from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import Holds
@@ -27,64 +29,74 @@ from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import SweepActivities
-from handler.sweep.workflow import SweepWorkflow
+from handler.sweep.workflow import SweepWorkflow, VersionedSweepWorkflow
 
 USER_AGENT = "callback-bridge-handler/0.1"
-
-_BLOB_LIMIT = 2 * 1024 * 1024
-_RECORD_BYTES = 64 * 1024
-"""What the delivery activity's input may hold beside the outcome."""
 
 
 class HandlerPlugin(SessionPlugin):
     """Give it to the worker that runs the targets: `Worker(..., plugins=[HandlerPlugin()])`."""
 
     def __init__(
-        self,
-        settings: HandlerSettings | None = None,
-        *,
-        max_outcome_bytes: int | None = None,
-        delivery_budget: timedelta = DELIVERY_BUDGET,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        self, settings: HandlerSettings | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         """Read the settings where none are given.
-
-        Args:
-            settings: The handler's settings.
-            max_outcome_bytes: Largest outcome, before the payload codec, that is told as it is. The default leaves
-                room for what a codec adds: a quarter of the server's limit of 2 MiB where there is one.
-            delivery_budget: How long a target stays open for its delivery.
-            clock: Tells the time.
 
         Raises:
             bridge.runtime.settings.SettingsError: The settings cannot be used.
         """
-        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT, workflows=[DeliveryWorkflow, SweepWorkflow])
+        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(HandlerSettings)
-        self._max_outcome_bytes = max_outcome_bytes
-        self._delivery_budget = delivery_budget
         self._clock = clock
+        self._deliveries: list[DeliveryInterceptor] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add interceptor, delivery and sweep, which use the worker's present client."""
-        client = present_client(config["client"])
-        courier = Courier(self._settings, http=self.http)
-        deliveries = DeliveryActivities(client=client, courier=courier, clock=self._clock)
+        """Add delivery and sweep. A worker whose client has the plugin too is configured once."""
+        if is_reporting(config.get("workflow_runner")):
+            return config
+        config = super().configure_worker(config)
+        callbacks = CallbackClient(self._settings, http=self.http, clock=self._clock)
+        dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
+        deliveries = DeliveryActivities(callbacks=callbacks)
         orphans = OrphanActivities(
-            client=client,
-            courier=courier,
+            callbacks=callbacks,
             first_check=timedelta(seconds=self._settings.orphan_check_s),
             clock=self._clock,
         )
-        sweeps = SweepActivities(client=client, max_outcome_bytes=self._limit(client.data_converter))
+        sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
-            # Beside what the worker's author serves himself.
-            native = self._nexus_services(client, config)
+            # In addition to the services of the worker's author.
+            native = self._nexus_services(present_client(config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
         own = (deliveries.deliver_completion, sweeps.sweep, orphans.watch_callers, orphans.cancel_orphan)
         config["activities"] = [*config.get("activities", ()), *own]
-        config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(client.data_converter)]
-        return super().configure_worker(config)
+        versioning = config.get("deployment_config")
+        if versioning is not None and versioning.use_worker_versioning:
+            workflows: list[type] = [VersionedDeliveryWorkflow, VersionedSweepWorkflow]
+        else:
+            workflows = [DeliveryWorkflow, SweepWorkflow]
+        config["workflows"] = [*config.get("workflows", ()), *workflows]
+        delivery = DeliveryInterceptor(dispatcher)
+        delivery.configure(config)
+        self._deliveries.append(delivery)
+        return config
+
+    async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
+        """Run the worker, and deliver what it closes.
+
+        Raises:
+            RuntimeError: Another plugin has replaced the workflow runner, so that nothing would be delivered.
+        """
+        interceptors = worker.config(active_config=True).get("interceptors", ())
+
+        async def deliver(running: Worker) -> None:
+            async with AsyncExitStack() as stack:
+                for delivery in self._deliveries:
+                    if delivery in interceptors:
+                        await stack.enter_async_context(delivery.delivering(running))
+                await next(running)
+
+        await super().run_worker(worker, deliver)
 
     def _nexus_services(self, client: Client, config: WorkerConfig) -> list[Any]:
         tokens = OperationTokens(self._settings.operation_keys)
@@ -108,22 +120,3 @@ class HandlerPlugin(SessionPlugin):
                 target, starter=starter, canceler=canceler, data_converter=client.data_converter
             ),
         )
-
-    def configure_replayer(self, config: ReplayerConfig) -> ReplayerConfig:
-        """Add the interceptor: histories hold its commands."""
-        converter = config.get("data_converter") or DataConverter.default
-        config["interceptors"] = [*config.get("interceptors", ()), self._interceptor(converter)]
-        return super().configure_replayer(config)
-
-    def _interceptor(self, converter: DataConverter) -> DeliveryInterceptor:
-        return DeliveryInterceptor(
-            failure_converter=converter.failure_converter,
-            max_outcome_bytes=self._limit(converter),
-            budget=self._delivery_budget,
-        )
-
-    def _limit(self, converter: DataConverter) -> int:
-        if self._max_outcome_bytes is not None:
-            return self._max_outcome_bytes
-        room = _BLOB_LIMIT // 4 if converter.payload_codec is not None else 0
-        return _BLOB_LIMIT - _RECORD_BYTES - room

@@ -15,15 +15,14 @@ from typing import Any, Self
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
-from temporalio.api.common.v1 import Callback
 from temporalio.client import Client
 
 from bridge.errors import UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
-from bridge.protocol.headers import CALLBACK_TOKEN, LINK, REQUEST_ID
+from bridge.protocol.headers import LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
-from bridge.protocol.start import Running, StartAnswer, StartRequest, decode_start, encode_answer
+from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
 from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import Name, SettingsError
@@ -40,8 +39,6 @@ from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
-
-_PROOFS = (CALLBACK_TOKEN.lower(), "temporal-callback-token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +180,7 @@ class _Service:
             executor=executor,
             clock=clock,
             is_eager=is_eager,
+            shares_storage=settings.shares_storage,
         )
         self._canceler = Canceler(client=client, tokens=tokens)
 
@@ -212,8 +210,7 @@ class _Service:
         if target is None:
             result: StartAnswer = await self._operations.start(start_request, payload)
         else:
-            callback = _server_callback(caller.peer, target, start_request)
-            result = await self._starter.start(caller.name, target, start_request, payload, server_callback=callback)
+            result = await self._starter.start(caller.name, target, start_request, payload)
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
@@ -279,18 +276,6 @@ def _check_network(peer: CallerPeer, request: web.Request) -> None:
     if address is None or is_forwarded or not any(ipaddress.ip_address(address) in each for each in peer.networks):
         reason = "unsigned, and from outside the caller's networks"
         raise UntrustedError(reason)
-
-
-def _server_callback(peer: CallerPeer, target: Target, request: StartRequest) -> Callback.Nexus | None:
-    """The callback to be left to Temporal's server; None where the target's worker has to tell, or has to sign.
-
-    Only one that carries its own proof can be left to a server, which does not sign. Nothing else is passed to it: its
-    sender lets a callback's header replace the protocol's own, and be routed by one named `source`.
-    """
-    if target.delivery != "server" or request.callback_url is None or peer.completion_keys is not None:
-        return None
-    proofs = {name: request.callback_headers[name] for name in _PROOFS if name in request.callback_headers}
-    return Callback.Nexus(url=request.callback_url, header=proofs) if proofs else None
 
 
 def _authorise(

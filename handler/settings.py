@@ -24,18 +24,22 @@ class CallerPeer(BaseModel):
     """With "bearer": each key's text is one that `Authorization: Bearer …` may carry."""
     networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
     """Where its requests may come from, with "none"."""
-    completions: Literal["signature", "server"] = "signature"
-    """How our completions prove themselves to it. "server": it takes those that our Temporal server sends, unsigned."""
     completion_keys: KeyRing | None = None
     """Signs our completions for it; a caller with "bearer" or "none" may do without."""
     operations: tuple[str, ...]
     """What it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
     """Where its completions may be sent."""
+    renews: bool | None = None
+    """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
+    every closed run of the operations that it may start. Default: yes with "signature", no with any other proof."""
+    shares_storage: bool = False
+    """Whether it uses the same external storage, under the same names. References to it are then passed as they are; by
+    default the handler replaces them by their values."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        if self.auth == "signature" and (self.start_keys is None or not (self.completion_keys or self.is_unsigned)):
+        if self.auth == "signature" and (self.start_keys is None or self.completion_keys is None):
             message = 'auth = "signature" needs start_keys and completion_keys'
             raise ValueError(message)
         if self.auth == "bearer" and self.bearer_keys is None:
@@ -48,17 +52,14 @@ class CallerPeer(BaseModel):
             if self.auth != auth and keys is not None:
                 message = f'auth = "{self.auth}" with {field}: say which of the two is meant'
                 raise ValueError(message)
-        if self.is_unsigned and self.completion_keys is not None:
-            message = 'completions = "server" with completion_keys: say which of the two is meant'
-            raise ValueError(message)
         for each in self.callbacks:
             require_https(each.url, allow_insecure=each.allow_insecure)
         return self
 
     @property
-    def is_unsigned(self) -> bool:
-        """Whether its receiver takes what Temporal's server sends."""
-        return self.completions == "server"
+    def is_renewing(self) -> bool:
+        """Whether it depends on no sweep."""
+        return self.auth == "signature" if self.renews is None else self.renews
 
     @property
     def allow_list(self) -> AllowList:
@@ -144,6 +145,10 @@ class HandlerSettings(BridgeSettings):
         require_distinct_keys(rings)
         self.check_host(self.service.host)
         return self
+
+    def shares_storage(self, caller: str) -> bool:
+        """Whether *caller* takes references to our external storage."""
+        return caller in self.callers and self.callers[caller].shares_storage
 
     def check_host(self, host: str) -> None:
         """Refuse to listen on *host* where that is public and some caller is trusted for its network alone.

@@ -26,6 +26,8 @@ FOREIGN_FAILURE_TYPE = "NexusFailure"
 MAX_FAILURE_BYTES = 4 * 1024 * 1024
 _MAX_DEPTH = 80
 """Protobuf readers, the SDK's core among them, stop at 100 nested messages; a failure stands in some of its own."""
+_MAX_CAUSES = 79
+"""Written at most, so that every reader on the way takes the message: an outcome has to arrive."""
 _RETRY_BEHAVIORS = {
     True: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_RETRYABLE,
     False: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_NON_RETRYABLE,
@@ -79,6 +81,13 @@ def encode_failure(failure: Failure) -> WireFailure:
     bare = Failure()
     bare.CopyFrom(failure)
     _drop_unknown_to_old_servers(bare)
+    last = bare
+    for _ in range(_MAX_CAUSES):
+        if not last.HasField("cause"):
+            break
+        last = last.cause
+    if last.HasField("cause"):
+        last.CopyFrom(Failure(message="further causes were left out"))
     details = MessageToDict(bare)
     details.pop("message", None)
     return WireFailure(
@@ -166,5 +175,6 @@ def _drop_unknown_to_old_servers(message: Message) -> None:
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for each in value if field.is_repeated else [value]:
+            # Not `field.is_repeated`: protobuf before 6.31 lacks it.
+            for each in [value] if isinstance(value, Message) else value:
                 _drop_unknown_to_old_servers(each)

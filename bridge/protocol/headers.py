@@ -41,8 +41,6 @@ SCHEDULED_TIME = "Bridge-Scheduled-Time"
 ATTEMPT = "Bridge-Attempt"
 """Ours, on a start: the attempt of the waiting activity; above 1 it is a renewal. Information only."""
 
-CALLBACK_TOKEN = "Bridge-Token"  # noqa: S105 - a header's name
-"""Ours, on a completion that Temporal's server sends: the callback token, kept out of the URL since it proves alone."""
 PREFER = "Prefer"
 """On a start, RFC 7240: `wait=N` asks to hold the request open for up to N seconds."""
 

@@ -27,7 +27,6 @@ _INSTANT: Json = {"type": "string", "format": "date-time"}
 _DURATION: Json = {"type": "string", "examples": ["10000ms", "90s", "1h30m"]}
 _ID: Json = {"type": "string", "minLength": 1, "maxLength": 255}
 _TOKEN: Json = {"type": "string", "minLength": 1, "maxLength": wire.MAX_OPERATION_TOKEN}
-_GIVEN_TOKEN = wire.CALLBACK_PREFIX + wire.CALLBACK_TOKEN
 _HEADERS: Mapping[str, tuple[str, Json]] = {
     wire.REQUEST_ID: ("Names the call: the same on every repeat.", _ID),
     wire.REQUEST_TIMEOUT: ("How long the sender waits for this answer.", _DURATION),
@@ -35,7 +34,6 @@ _HEADERS: Mapping[str, tuple[str, Json]] = {
     wire.SCHEDULED_TIME: ("When the caller scheduled the operation.", _INSTANT),
     wire.ATTEMPT: ("Above 1 the start is a renewal. Information only.", {"type": "integer", "minimum": 1}),
     wire.PREFER: ("`wait=N`: hold the start open for up to N seconds.", _TEXT),
-    _GIVEN_TOKEN: ("To be sent as `Bridge-Token` with the completion.", _TEXT),
     wire.LINK: ('`<URL>; type="TYPE"`, comma-separated.', _TEXT),
     wire.OPERATION_TOKEN: ("The handler's name for the operation.", _TOKEN),
     wire.OPERATION_STATE: ("How it stands.", {"type": "string", "enum": [each.value for each in wire.OperationState]}),
@@ -51,7 +49,6 @@ _SECURITY: Json = {
     "signature": {"type": "apiKey", "in": "header", "name": signatures.SIGNATURE, "description": "RFC 9421."},
     "bearer": {"type": "http", "scheme": "bearer"},
     "callbackToken": {"type": "apiKey", "in": "query", "name": "sig"},
-    "callbackTokenInHeader": {"type": "apiKey", "in": "header", "name": wire.CALLBACK_TOKEN},
 }
 _ANY: Json = {name: {} for name in (payloads.JSON, payloads.PROTOBUF, payloads.OCTETS, payloads.TEMPORAL_PAYLOAD)}
 
@@ -59,7 +56,7 @@ _ANY: Json = {name: {} for name in (payloads.JSON, payloads.PROTOBUF, payloads.O
 def describe_handler_service() -> Json:
     """The handler service: starts and cancels."""
     path, always = "/c/{caller}/{service}/{operation}", (*_PROOFS, wire.REQUEST_TIMEOUT)
-    known = (wire.OPERATION_TIMEOUT, wire.SCHEDULED_TIME, wire.ATTEMPT, wire.PREFER, _GIVEN_TOKEN, wire.LINK, *always)
+    known = (wire.OPERATION_TIMEOUT, wire.SCHEDULED_TIME, wire.ATTEMPT, wire.PREFER, wire.LINK, *always)
     outcome = wire.OPERATION_STATE, wire.LINK
     callback = {**_TEXT, "format": "uri", "maxLength": MAX_CALLBACK_URL}
     start = _operation(
@@ -94,8 +91,8 @@ def describe_receiver() -> Json:
         body=_ANY,
         answers={"200": _answer("Taken, now or before. Or: somebody waits.", {})},
     )
-    security: list[Json] = [{"callbackToken": [], "signature": []}, {"callbackTokenInHeader": []}]
-    return _document("Callback bridge: receiver", {"/callbacks/{callback_id}": complete}, security)
+    posts = {"/callbacks/{callback_id}": complete}
+    return _document("Callback bridge: receiver", posts, [{"callbackToken": [], "signature": []}])
 
 
 def _document(title: str, posts: Mapping[str, Json], security: list[Json]) -> Json:

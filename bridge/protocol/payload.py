@@ -7,7 +7,7 @@ Source of the rules: Temporal server, `common/nexus/payload_serializer.go`.
 import re
 from collections.abc import Mapping
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from temporalio.api.common.v1 import Payload
 
 from bridge.errors import RemoteProtocolError
@@ -24,6 +24,22 @@ TEMPORAL_PAYLOAD = "application/x-temporal-payload"
 
 _UNKNOWN = b"unknown/nexus-content"
 _PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^\s;",]+))\s*')
+
+
+def holds_reference(message: Message) -> bool:
+    """Whether a payload, or one inside a failure, is a reference to the SDK's external storage and not a value.
+
+    A peer that sends one makes our workers fetch what it names: only a peer that shares our store may.
+    """
+    if isinstance(message, Payload):
+        metadata = message.metadata
+        return bool(message.external_payloads) or (
+            metadata.get("encoding") == b"json/external-storage-reference"
+            or metadata.get("messageType") == b"temporal.api.sdk.v1.ExternalStorageReference"
+            or "__temporal_external_storage_reference" in metadata
+        )
+    fields = (value for field, value in message.ListFields() if field.message_type is not None)
+    return any(holds_reference(each) for value in fields for each in ([value] if isinstance(value, Message) else value))
 
 
 def is_json(headers: Mapping[str, str]) -> bool:

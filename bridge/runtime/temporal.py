@@ -4,6 +4,7 @@ A service asks whether the namespace can be reached, how long it keeps closed ru
 """
 
 import asyncio
+import dataclasses
 import logging
 import re
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from bridge.runtime.user_modules import import_attribute
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _RETENTION_CACHE = timedelta(minutes=10)
+_NO_LIMIT = timedelta(days=36_500)
+"""Where the namespace names no retention, as on the time-skipping test server."""
 _REMIND_AFTER_S = 3
 
 _log = logging.getLogger(__name__)
@@ -82,7 +85,7 @@ class Namespace:
         described = await self._client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
-        return described.config.workflow_execution_retention_ttl.ToTimedelta()
+        return described.config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
 
 
 def connect_config() -> dict[str, Any]:
@@ -114,3 +117,11 @@ def is_open(info: WorkflowExecutionInfo) -> bool:
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
     }
+
+
+def keeping_inline(client: Client) -> Client:
+    """*client* without external storage: what it writes stands in history itself."""
+    config = client.config(active_config=True)
+    config["data_converter"] = dataclasses.replace(client.data_converter, external_storage=None)
+    # Its plugins and interceptors have been applied already.
+    return Client(**(config | {"plugins": []}))

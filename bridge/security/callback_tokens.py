@@ -45,20 +45,17 @@ class CallbackClaims(BaseModel):
     """The handler that may answer; selects the keys of the message signature."""
     op: str
     """service/operation, a label."""
-    auth: Literal["sig", "server"] = "sig"
-    """What must prove the message beside the token: a signature, or nothing, because Temporal's server sends it."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
     run: str
+    """Run that waited when the token was made. Only a look into history needs it: the current run is completed."""
     act: str
     """Activity id, which is the request id."""
     att: int
     """Attempt; information only."""
     rid: str
     """Request id: the fence. All attempts of one call share it."""
-    tt: str | None = None
-    """Task token, base64url; left out where the URL would be too long."""
     iat: int
     exp: int
 
@@ -95,26 +92,22 @@ class CallbackTokens:
         run_id: str,
         request_id: str,
         attempt: int,
-        task_token: str | None,
         now: datetime,
         deadline: datetime,
-        auth: Literal["sig", "server"] = "sig",
     ) -> CallbackToken:
-        """Sign the claims of one attempt. *task_token* is base64url; *deadline* the operation's, not the attempt's."""
+        """Sign the claims of one attempt; *deadline* is the operation's, not the attempt's."""
         claims = CallbackClaims(
             id=callback_id,
             iss=self._issuer,
             aud=self._audience,
             peer=peer,
             op=operation,
-            auth=auth,
             ns=self._namespace,
             wf=workflow_id,
             run=run_id,
             act=request_id,
             att=attempt,
             rid=request_id,
-            tt=task_token,
             iat=int(now.timestamp()),
             exp=int(deadline.timestamp()) + 1,
         )

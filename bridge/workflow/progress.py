@@ -1,19 +1,21 @@
-"""Progress of a target: what it last reported, for whoever looks at the waiting call. Workflow-safe."""
+"""Progress of a target: what it last reported, for people who look at the waiting call. Workflow-safe."""
 
 from typing import Any
 
 from temporalio import workflow
 
-PROGRESS_QUERY = "bridge.workflow.progress"
+PROGRESS_MEMO = "bridge-progress"
+"""Memo field of the target. The handler reads it when the caller renews, without waking the target's worker."""
 
 MAX_PROGRESS_BYTES = 16 * 1024
-"""Encoded. What is larger is not carried: it rides on every later heartbeat of the caller."""
+"""Encoded. A larger value is not passed on: it would ride on every later heartbeat of the caller."""
 
 
 def report_progress(details: Any) -> None:
-    """Tell where the target stands. The answer to the next renewal carries the latest *details*.
+    """Record the target's progress. The answer to the caller's next renewal carries the latest *details*.
 
-    Called in the target's workflow. It sends nothing and adds nothing to history; what the data converter makes of
-    *details* shows up beside the order's pending activity, in UI, CLI and describe.
+    Call it in the target's workflow, at steps that people care about: each call is an event in the target's history.
+    The caller's pending activity shows what the data converter makes of *details*, in UI, CLI and describe. A value of
+    more than 16 KiB is recorded, and not passed on.
     """
-    workflow.set_query_handler(PROGRESS_QUERY, lambda: details)
+    workflow.upsert_memo({PROGRESS_MEMO: details})

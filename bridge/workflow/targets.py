@@ -47,13 +47,12 @@ class Target:
     task_queue: str | None
     """None: the handler service's own."""
     instrumented: bool = True
-    """Whether its workers tell the outcome themselves; if not, the sweep tells every ending."""
+    """Whether its workers have `HandlerPlugin` and deliver outcomes. If not, the sweep delivers every outcome."""
     retry_policy: RetryPolicy | None = None
     """As in `TargetOptions`; so are the following."""
     shared: bool = False
     bounded: bool = False
     on_orphaned: OnOrphaned = "keep"
-    delivery: Delivery = "interceptor"
     on_input_mismatch: OnInputMismatch = "attach"
 
     def __post_init__(self) -> None:
@@ -68,7 +67,6 @@ class Target:
             _require_plain_function("check", self.check, returns=NoneType)
         for option, choices in (
             ("on_orphaned", OnOrphaned),
-            ("delivery", Delivery),
             ("on_input_mismatch", OnInputMismatch),
         ):
             if getattr(self, option) not in get_args(choices):
@@ -85,8 +83,7 @@ class TargetOptions(TypedDict, total=False):
     """What may be said of a target beside its operation."""
 
     retry_policy: RetryPolicy | None
-    """Runs the workflow again after a failed run. Such failures are told by the sweep, because only the event that
-    closes a run tells whether it was the last."""
+    """Runs the workflow again after a failed run. The callers hear of the last run."""
     shared: bool
     """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
     bounded: bool
@@ -94,10 +91,6 @@ class TargetOptions(TypedDict, total=False):
     on_orphaned: OnOrphaned
     """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
     Default: it goes on."""
-    delivery: Delivery
-    """Who tells a caller the outcome: the target's own worker, or the handler's Temporal server, to callers that take
-    its unsigned completions. The server tells every ending, with any worker, but its operator has to allow the
-    callback's address. Default: the worker."""
     on_input_mismatch: OnInputMismatch
     """What happens to a call whose workflow id belongs to a run that was started with another input. "attach": the call
     gets the outcome of that run. "refuse": the call fails with a conflict error. Default: "attach"."""
@@ -129,7 +122,7 @@ def emits_callback(
             `temporalio.exceptions.ApplicationError` say themselves whether the call is tried again. Both functions run
             in a thread, and may therefore block for up to 8 seconds.
         task_queue: Where the workflow runs, if not on the task queue in the handler's settings.
-        instrumented: False if workers without `HandlerPlugin` run it: the sweep then tells every ending.
+        instrumented: False if workers without `HandlerPlugin` run it. The sweep then delivers every outcome.
         **options: See `TargetOptions`.
 
     Raises:

@@ -18,7 +18,7 @@ from bridge.runtime.temporal import connect
 from handler.admin.deliveries import Deliveries, DeliveryReport, DeliveryState, plain
 from handler.settings import HandlerSettings
 
-_OPEN = (DeliveryState.RUNNING, DeliveryState.FAILED)
+_OPEN = (DeliveryState.RUNNING, DeliveryState.PAUSED, DeliveryState.FAILED)
 _CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
 _Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 
@@ -119,14 +119,12 @@ def to_json(told: Any) -> str:
 
 def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
     """One line each, below a heading."""
-    rows = [("DELIVERY", "STATE", "ATTEMPTS", "NEXT TRY", "TARGET", "CALLER", "AGE", "LAST ERROR")]
+    rows = [("DELIVERY", "STATE", "OPERATION", "TARGET", "CALLER", "AGE", "DEADLINE")]
     for each in reports:
-        is_trying = each.attempts > 0 and each.closed is None
-        next_try = _distance(each.next_try, now) if each.next_try else "now" if is_trying else "-"
         target = f"{plain(each.target_workflow_id)} / {each.target_run_id}" if each.target_workflow_id else "?"
-        age = _span(now - (each.outcome_time or each.started))
-        facts = (str(each.attempts), next_try, target, plain(each.caller or "?"), age, each.last_error or "-")
-        rows.append((each.id, each.state.value, *facts))
+        deadline = "?" if each.deadline is None else _distance(each.deadline, now)
+        names = (plain(each.operation or "?"), target, plain(each.caller or "?"))
+        rows.append((each.id, each.state.value, *names, _span(now - each.started), deadline))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -1,33 +1,40 @@
 """Reports of the deliveries of a namespace, and the running of failed ones again.
 
-A delivery's state is what Temporal says of its workflow; nothing is kept beside it. A report has no field for a
-callback URL, a header or a token, so none can be printed.
+A delivery's state is what Temporal says of its workflow, and its facts are in the memo of that workflow; no other state
+is kept. A report has no field for a callback URL, a header or a token, so that none can be printed.
 """
 
-import asyncio
 import re
 import uuid
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from temporalio.api.common.v1 import Payload
-from temporalio.api.enums.v1 import PendingActivityState, WorkflowIdConflictPolicy, WorkflowIdReusePolicy
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import StartWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+    ListWorkflowExecutionsRequest,
+    ResetWorkflowExecutionRequest,
+)
+from temporalio.client import Client
 from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
-from handler.delivery.close_event import outcome_of
-from handler.delivery.records import MEMO_KEY, CallMemo, Delivery
+from handler.delivery.close_event import read_close_event
+from handler.delivery.records import MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 
-_AT_ONCE = 8
-"""Deliveries read at a time."""
+_PAGE = 100
+_COMPLETED, _CONTINUED = 2, 6
+_ENDED = frozenset({3, 4, 5, 7})
+"""Failed, canceled, terminated, timed out: numbers of `WorkflowExecutionStatus`. Newer servers know more states."""
 
 
 class DeliveryState(str, Enum):
@@ -35,16 +42,19 @@ class DeliveryState(str, Enum):
 
     RUNNING = "running"
     """Tries again by itself."""
+    PAUSED = "paused"
+    """An operator has paused its workflow, or a newer server has a state that this release does not know."""
     FAILED = "failed"
-    """Refused, out of time, or ended by somebody: waits to be run again."""
+    """Refused, out of time, or stopped by an operator: waits to be run again."""
     DELIVERED = "delivered"
-    """The receiver took it, or said that nobody waits any more."""
+    """The receiver took it, or said that no call waits any more."""
 
     @classmethod
-    def of(cls, status: WorkflowExecutionStatus | None) -> "DeliveryState":
-        """By what Temporal says of the workflow."""
-        known = {WorkflowExecutionStatus.RUNNING: cls.RUNNING, WorkflowExecutionStatus.COMPLETED: cls.DELIVERED}
-        return cls.FAILED if status is None else known.get(status, cls.FAILED)
+    def of(cls, status: int) -> "DeliveryState":
+        """By what Temporal says of the workflow, as the number of a `WorkflowExecutionStatus`."""
+        if status in _ENDED:
+            return cls.FAILED
+        return {1: cls.RUNNING, _COMPLETED: cls.DELIVERED}.get(status, cls.PAUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,28 +64,30 @@ class DeliveryReport:
     id: str
     run_id: str
     state: DeliveryState
-    attempts: int
-    """Begun in this run."""
-    last_error: str | None
-    next_try: datetime | None
-    """None while an attempt is under way."""
     started: datetime
     """This run."""
     closed: datetime | None
     caller: str | None = None
     request_id: str | None = None
-    operation_state: str | None = None
-    """What the caller is told: succeeded, failed or canceled."""
-    outcome_time: datetime | None = None
-    """When the target's outcome was certain."""
+    operation: str | None = None
+    """Service/operation."""
     deadline: datetime | None = None
     target_workflow_id: str | None = None
     target_run_id: str | None = None
-    operation: str | None = None
-    """Service/operation; as the caller's workflow below, read from the target while that is kept."""
     caller_namespace: str | None = None
     caller_workflow_id: str | None = None
     caller_run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryDetails(DeliveryReport):
+    """A delivery with what only its own description holds."""
+
+    attempts: int | None
+    """Begun in this run; None where Temporal does not say any more."""
+    last_error: str | None
+    next_try: datetime | None
+    """None while an attempt is under way."""
 
 
 class Deliveries:
@@ -85,127 +97,117 @@ class Deliveries:
         self._client = client
 
     async def read_all(self, states: Collection[DeliveryState], *, limit: int | None = None) -> list[DeliveryReport]:
-        """Newest first, each delivery once."""
-        # Visibility lags, and lists older runs too: it only proposes, the report decides.
-        spelled = {status: status.name.title().replace("_", "") for status in WorkflowExecutionStatus}
-        statuses = ", ".join(f'"{name}"' for status, name in spelled.items() if DeliveryState.of(status) in states)
-        query = f'WorkflowType = "{DELIVERY_WORKFLOW}" AND ExecutionStatus IN ({statuses})'
-        rows = [row async for row in self._client.list_workflows(query)]
-        ids = list(dict.fromkeys(row.id for row in sorted(rows, key=lambda row: row.start_time, reverse=True)))
-        reports: list[DeliveryReport] = []
-        while ids and (limit is None or len(reports) < limit):
-            read = await asyncio.gather(*map(self._read, ids[:_AT_ONCE]))
-            reports += [each for each in read if each is not None and each.state in states]
-            del ids[:_AT_ONCE]
-        return reports[:limit]
+        """Newest first, each delivery once, by one visibility query."""
+        reports: dict[str, DeliveryReport] = {}
+        async for row in self._rows(f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
+            # A reset leaves the run that it replaces; the newest run is the delivery.
+            if row.execution.workflow_id not in reports:
+                reports[row.execution.workflow_id] = DeliveryReport(**await self._facts(row))
+            wanted = [each for each in reports.values() if each.state in states]
+            if limit is not None and len(wanted) >= limit:
+                break
+        return [each for each in reports.values() if each.state in states][:limit]
 
-    async def read(self, delivery_id: str) -> DeliveryReport:
+    async def read(self, delivery_id: str) -> DeliveryDetails:
         """Raises CommandError where there is none."""
-        report = await self._read(delivery_id)
-        if report is None:
-            where = f"namespace {self._client.namespace}: `deliveries list --state all` names those that are kept"
-            message = f"no delivery {plain(delivery_id)} in {where}"
-            raise CommandError(message)
-        return report
-
-    async def redeliver(self, delivery_id: str) -> str:
-        """Run a failed delivery again: same id, same content, signed anew. Returns the new run's id.
-
-        Raises:
-            CommandError: There is none, or it has not failed.
-            temporalio.service.RPCError: ALREADY_EXISTS: somebody else was faster.
-        """
-        report = await self.read(delivery_id)
-        if report.state is DeliveryState.RUNNING:
-            message = f"{delivery_id} is still running: it tries again by itself, `deliveries show` tells when"
-            raise CommandError(message)
-        if report.state is DeliveryState.DELIVERED:
-            message = f"{delivery_id} is already delivered: there is nothing to do"
-            raise CommandError(message)
-        handle = self._client.get_workflow_handle(delivery_id, run_id=report.run_id)
-        first = (await handle.fetch_history()).events[0]
-        started = first.workflow_execution_started_event_attributes
-        request = StartWorkflowExecutionRequest(
-            namespace=self._client.namespace,
-            workflow_id=delivery_id,
-            workflow_type=started.workflow_type,
-            task_queue=started.task_queue,
-            # As it stands in history, codec and all: whoever redelivers need not be able to read it.
-            input=started.input,
-            header=started.header,
-            user_metadata=first.user_metadata,
-            identity=self._client.identity,
-            request_id=str(uuid.uuid4()),
-            workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY,
-            workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_FAIL,
-        )
-        return (await self._client.workflow_service.start_workflow_execution(request, retry=True)).run_id
-
-    async def _read(self, delivery_id: str) -> DeliveryReport | None:
-        try:
-            described = await self._client.get_workflow_handle(delivery_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-        if described.workflow_type != DELIVERY_WORKFLOW:
-            return None
-        handle = self._client.get_workflow_handle(described.id, run_id=described.run_id)
-        events = (await handle.fetch_history()).events
-        attempts = max(event.activity_task_started_event_attributes.attempt for event in events)
-        outcome, next_try = outcome_of(events[-1]), None
-        failure = None if outcome is None else outcome.failure
-        for pending in described.raw_description.pending_activities:
-            # Between two attempts Temporal counts the next one already.
-            is_waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
-            attempts = pending.attempt - is_waiting
-            # A terminated run lists its activity still; what ended the run is said by its closing event.
-            if outcome is None:
+        described = await self._describe(delivery_id)
+        info = described.workflow_execution_info
+        facts = await self._facts(info)
+        attempts, next_try, failure = None, None, None
+        if facts["state"] is DeliveryState.FAILED:
+            closed = await read_close_event(self._client, delivery_id, info.execution.run_id)
+            failure = closed.outcome.failure if closed is not None else None
+        elif facts["closed"] is None:
+            attempts = 0
+            for pending in described.pending_activities:
+                # Between two attempts Temporal counts the next one already.
+                is_waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
+                attempts = pending.attempt - is_waiting
                 failure = pending.last_failure if pending.HasField("last_failure") else None
                 if pending.HasField("next_attempt_schedule_time"):
                     next_try = pending.next_attempt_schedule_time.ToDatetime(UTC)
-        return DeliveryReport(
-            id=described.id,
-            run_id=described.run_id,
-            state=DeliveryState.of(described.status),
-            attempts=attempts,
-            last_error=None if failure is None else await self._error(failure),
-            next_try=next_try,
-            started=described.start_time,
-            closed=described.close_time,
-            **await self._content(events[0].workflow_execution_started_event_attributes.input.payloads[0]),
-        )
+        last_error = None if failure is None else await self._error(failure)
+        return DeliveryDetails(**facts, attempts=attempts, last_error=last_error, next_try=next_try)
 
-    async def _content(self, payload: Payload) -> dict[str, Any]:
+    async def redeliver(self, delivery_id: str) -> str:
+        """Run a failed delivery again: Temporal's reset of its workflow. Returns the new run's id.
+
+        Raises:
+            CommandError: There is none, or it has not failed.
+        """
+        described = await self._describe(delivery_id)
+        state = DeliveryState.of(described.workflow_execution_info.status)
+        if state is DeliveryState.DELIVERED:
+            message = f"{delivery_id} is already delivered: there is nothing to do"
+            raise CommandError(message)
+        if state is not DeliveryState.FAILED:
+            message = f"{delivery_id} is still {state.value}: `deliveries show` says when it tries again"
+            raise CommandError(message)
+        run_id = described.workflow_execution_info.execution.run_id
+        handle = self._client.get_workflow_handle(delivery_id, run_id=run_id)
+        async for event in handle.fetch_history_events():
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+                break
+        else:
+            message = f"{delivery_id} was stopped before any worker ran it: there is nothing to go on from"
+            raise CommandError(message)
+        reset = ResetWorkflowExecutionRequest(
+            namespace=self._client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=delivery_id, run_id=run_id),
+            reason="redeliver",
+            workflow_task_finish_event_id=event.event_id,
+            # The same for all who repeat this run, so that only one of them does.
+            request_id=str(uuid.uuid5(uuid.NAMESPACE_OID, run_id)),
+        )
+        return (await self._client.workflow_service.reset_workflow_execution(reset, retry=True)).run_id
+
+    async def _rows(self, query: str) -> AsyncIterator[WorkflowExecutionInfo]:
+        # The raw call: the SDK's own fails on a status that it does not know.
+        request = ListWorkflowExecutionsRequest(namespace=self._client.namespace, query=query, page_size=_PAGE)
+        while True:
+            page = await self._client.workflow_service.list_workflow_executions(request, retry=True)
+            for row in page.executions:
+                yield row
+            if not page.next_page_token:
+                return
+            request.next_page_token = page.next_page_token
+
+    async def _describe(self, delivery_id: str) -> DescribeWorkflowExecutionResponse:
+        request = DescribeWorkflowExecutionRequest(
+            namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=delivery_id)
+        )
         try:
-            [delivery] = await self._client.data_converter.decode([payload], [Delivery])
-        except Exception:  # noqa: BLE001 - made by a codec that we do not have: listed all the same
-            return {}
-        content = {
-            "caller": delivery.caller,
-            "request_id": delivery.request_id,
-            "operation_state": delivery.state,
-            "outcome_time": datetime.fromtimestamp(delivery.close_time_ms / 1000, UTC),
-            "deadline": datetime.fromtimestamp(delivery.deadline_ms / 1000, UTC),
-            "target_workflow_id": delivery.workflow_id,
-            "target_run_id": delivery.run_id,
+            described = await self._client.workflow_service.describe_workflow_execution(request, retry=True)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+        else:
+            if described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
+                return described
+        where = f"namespace {self._client.namespace}: `deliveries list --state all` names those that are kept"
+        message = f"no delivery {plain(delivery_id)} in {where}"
+        raise CommandError(message)
+
+    async def _facts(self, info: WorkflowExecutionInfo) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "id": info.execution.workflow_id,
+            "run_id": info.execution.run_id,
+            "state": DeliveryState.of(info.status),
+            "started": info.start_time.ToDatetime(UTC),
+            "closed": info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
         }
-        target = self._client.get_workflow_handle(delivery.workflow_id, run_id=delivery.run_id)
         try:
-            call = await (await target.describe()).memo_value(MEMO_KEY, type_hint=CallMemo)
-        except Exception:  # noqa: BLE001 - the target is not kept any more
-            return content
-        if (call.caller, call.request_id) != (delivery.caller, delivery.request_id):
-            # Attached to a run that somebody else's call had started.
-            return content
-        content["operation"] = f"{call.service}/{call.operation}"
-        names = ("caller_namespace", "caller_workflow_id", "caller_run_id")
-        return content | {name: getattr(call, name) or None for name in names}
+            [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]])
+        except Exception:  # noqa: BLE001 - made by a codec that we do not have: listed all the same
+            return facts
+        deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
+        kept = {name: value or None for name, value in memo.items() if name in DeliveryReport.__dataclass_fields__}
+        return facts | kept | {"deadline": deadline}
 
     async def _error(self, failure: Failure) -> str:
         try:
             error = await self._client.data_converter.decode_failure(failure)
-        except Exception:  # noqa: BLE001 - as for the content
+        except Exception:  # noqa: BLE001 - as for the memo
             return "unreadable"
         # An ActivityError says only that an activity failed. And no operation is meant: that has ended as it did.
         cause = error.__cause__ if isinstance(error, ActivityError) and error.__cause__ else error

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from temporalio import activity
-from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from bridge.errors import BridgeError, WaitOverError
 from bridge.protocol import headers as wire
-from handler.delivery.callback_client import Courier
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.records import CallMemo
 from handler.delivery.workflow import CANCEL_ORPHAN_ACTIVITY, WATCH_CALLERS_ACTIVITY
 
@@ -25,11 +24,8 @@ _MAX_STEP = timedelta(hours=1)
 class OrphanActivities:
     """The activities behind `on_orphaned="cancel"`, for one worker."""
 
-    def __init__(
-        self, *, client: Client, courier: Courier, first_check: timedelta, clock: Callable[[], datetime]
-    ) -> None:
-        self._client = client
-        self._courier = courier
+    def __init__(self, *, callbacks: CallbackClient, first_check: timedelta, clock: Callable[[], datetime]) -> None:
+        self._callbacks = callbacks
         self._first_check = first_check
         self._clock = clock
 
@@ -58,7 +54,7 @@ class OrphanActivities:
     async def cancel_orphan(self) -> None:
         """Ask our own workflow to cancel."""
         info = activity.info()
-        await self._client.get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id).cancel()
+        await activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id).cancel()
 
     async def _waits(self, call: CallMemo) -> bool:
         """Whether *call* still waits. In doubt it does: only a receiver of ours can say no before the deadline."""
@@ -70,7 +66,9 @@ class OrphanActivities:
         # With the headers of a completion: the callback's proof may be among them.
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
-            answer = await self._courier.post(call.caller, call.callback_url, headers, b"", more=call.callback_headers)
+            answer = await self._callbacks.post(
+                call.caller, call.callback_url, headers, b"", more=call.callback_headers
+            )
         except BridgeError:
             return True
         if answer.status == 200:

@@ -1,69 +1,67 @@
-"""Bring one completion home: the activity that POSTs it, and the workflow that keeps trying.
+"""The delivery workflow's activity: one attempt to deliver what a target's close event says.
 
-The target's own interceptor runs the activity first, within a short budget. What that leaves undelivered, a workflow of
-its own carries on with, so that nobody's payment stays open because somebody else's receiver is down. A delivery that
-was refused for good is a failed workflow: listed, and repeatable.
+The dispatcher makes the first attempt without a workflow. A delivery that it could not make goes on here, where people
+can see it. A delivery that was refused for good is a failed workflow: it can be listed and repeated.
 """
 
 import logging
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import assert_never
 
-from google.protobuf.message import DecodeError
 from temporalio import activity
-from temporalio.api.common.v1 import Payload
-from temporalio.api.failure.v1 import Failure
-from temporalio.client import Client
-from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.protocol.completion import Completion, DeliveryAnswer, classify_answer, encode_completion
-from bridge.protocol.headers import OperationState
-from bridge.protocol.link import WorkflowRef
-from bridge.protocol.outcome import Outcome
-from handler.delivery.callback_client import Courier
+from bridge.protocol.completion import DeliveryAnswer
+from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
-from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, RECEIVER_NOT_READY
+from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
 
 _MAX_STEP = timedelta(minutes=5)
+_BUSY_STEP = timedelta(seconds=2)
 
-CONTRADICTED_METRIC = "bridge_outcomes_contradicted"
-"""Counter on the worker's own metrics, where the SDK's runtime exports them."""
+NO_ENDING = "not closed"
+"""Result of a delivery whose run had not closed after all, or had gone on as another run."""
 
 _log = logging.getLogger(__name__)
 
 
 class DeliveryActivities:
-    """The handler's activities, for one worker."""
+    """The handler's delivery activity, for one worker."""
 
     def __init__(
         self,
         *,
-        client: Client,
-        courier: Courier,
-        clock: Callable[[], datetime],
+        callbacks: CallbackClient,
         spread: Callable[[], float] = random.random,
     ) -> None:
-        self._client = client
-        self._courier = courier
-        self._clock = clock
+        self._callbacks = callbacks
         self._spread = spread
 
     @activity.defn(name=DELIVER_ACTIVITY)
-    async def deliver_completion(self, delivery: Delivery, content: RawValue) -> str:
-        """One attempt: the same URL and bytes each time, a fresh signature. Returns what the receiver said.
+    async def deliver_completion(self, delivery: Delivery) -> str:
+        """One attempt: the same URL and outcome each time, a fresh signature. Returns what the receiver answered.
 
         Raises:
-            ApplicationError: Retryable with the next delay, or non-retryable where the receiver refused. Its text is
-                constant, because it stands in the handler's history.
+            ApplicationError: Retryable with the next delay, or non-retryable where the receiver refused or the outcome
+                is not kept any more. Its text is constant, because it stands in the handler's history.
         """
         attempt = activity.info().attempt
-        answer, retry_after = await self._deliver(delivery, content.payload, attempt)
+        closed = await self._read(delivery)
+        if closed is None:
+            return NO_ENDING
+        # Full jitter: many deliveries wait for the same receiver to come back.
+        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * self._spread()
+        try:
+            answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
+        except DestinationBusyError:
+            # Ends at once, so that a receiver that hangs holds no slot of the worker.
+            answer, retry_after, delay = DeliveryAnswer.AGAIN_LATER, None, _BUSY_STEP * (0.5 + self._spread())
         extra = {
-            "bridge.request_id": delivery.request_id,
+            "bridge.request_id": delivery.call.request_id,
             "bridge.attempt": attempt,
             "bridge.target": delivery.workflow_id,
             "bridge.answer": answer.value,
@@ -74,13 +72,11 @@ class DeliveryActivities:
                 return str(answer.value)
             case DeliveryAnswer.AGAIN_LATER:
                 _log.info("bridge.completion_not_delivered", extra=extra)
-                # Full jitter: many deliveries wait for the same receiver to come back.
-                step = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP)
                 message = "the receiver is not ready"
                 raise ApplicationError(
                     message,
                     type=RECEIVER_NOT_READY,
-                    next_retry_delay=max(step * self._spread(), retry_after or timedelta(milliseconds=50)),
+                    next_retry_delay=max(delay, retry_after or timedelta(milliseconds=50)),
                 )
             case DeliveryAnswer.REFUSED:
                 _log.error("bridge.completion_refused", extra=extra)
@@ -89,55 +85,11 @@ class DeliveryActivities:
             case _:
                 assert_never(answer)
 
-    async def _deliver(
-        self, delivery: Delivery, content: Payload, attempt: int
-    ) -> tuple[DeliveryAnswer, timedelta | None]:
-        headers, body = encode_completion(
-            await self._completion(delivery, content), callback_headers=delivery.callback_headers
-        )
+    async def _read(self, delivery: Delivery) -> CloseEvent | None:
         try:
-            response = await self._courier.post(
-                delivery.caller, delivery.callback_url, headers, body, more=delivery.callback_headers
-            )
-        except DestinationRefusedError:
-            # The same on every try; mending the settings and sending it again helps.
-            return DeliveryAnswer.REFUSED, None
-        except BridgeError:
-            return DeliveryAnswer.AGAIN_LATER, None
-        if response.status == 401 and attempt == 1:
-            # A clock or a key may be rolling: once more with a fresh time.
-            return DeliveryAnswer.AGAIN_LATER, None
-        if response.status == 409:
-            # What was announced stands: the target was terminated or timed out just after it, or somebody else told.
-            activity.metric_meter().create_counter(
-                CONTRADICTED_METRIC, "Outcomes that a caller refused because it has another"
-            ).add(1)
-        return classify_answer(response.status, response.headers, response.body, now=self._clock())
-
-    async def _completion(self, delivery: Delivery, content: Payload) -> Completion:
-        outcome = await self._encoded(OperationState(delivery.state), content)
-        return Completion(
-            outcome=outcome.fitted(),
-            target=WorkflowRef(
-                namespace=self._client.namespace, workflow_id=delivery.workflow_id, run_id=delivery.run_id
-            ),
-            operation_token=delivery.operation_token,
-            start_time=datetime.fromtimestamp(delivery.start_time_ms / 1000, UTC),
-            close_time=datetime.fromtimestamp(delivery.close_time_ms / 1000, UTC),
-        )
-
-    async def _encoded(self, state: OperationState, content: Payload) -> Outcome:
-        # The worker has undone our codec to show us the content; what crosses is what the codec makes of it.
-        codec = self._client.data_converter.payload_codec
-        if state is OperationState.SUCCEEDED:
-            if codec is not None:
-                [content] = await codec.encode([content])
-            return Outcome.succeeded(content)
-        try:
-            failure = Failure.FromString(content.data)
-        except DecodeError:
-            message = "the delivery's failure is unreadable"
-            raise ApplicationError(message, non_retryable=True) from None
-        if codec is not None:
-            await codec.encode_failure(failure)
-        return Outcome.canceled(failure) if state is OperationState.CANCELED else Outcome.failed(failure)
+            return await read_close_event(activity.client(), delivery.workflow_id, delivery.run_id)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            message = "the target's run is not kept any more: its retention is over"
+            raise ApplicationError(message, type=OUTCOME_NOT_KEPT, non_retryable=True) from None

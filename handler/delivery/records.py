@@ -1,89 +1,92 @@
-"""What a target carries of the call that started it: one memo field, written by the starter, read by the interceptor.
+"""What a target carries of a call, and what a delivery is given.
 
-Also the task that the interceptor hands to a delivery. Both are plain JSON with units in the names, because they stand
-in histories. Imports only the standard library: workflow code uses them.
+`CallMemo` is one memo field of the target, written when the target is started. `Delivery` is the input of a delivery
+workflow. It names the run whose close event holds the outcome, and never holds the outcome. Both are plain JSON with
+units in the field names, because they stand in histories. This module imports the standard library alone, because
+workflow code imports it.
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 MEMO_KEY = "bridge"
-"""Memo field of the call that started a run."""
-ATTACHED_MEMO_KEY = "bridge-attached"
-"""Memo field of the calls that were attached to the runs before this one, which continued as new."""
+"""Memo field of the call that started a run; of a delivery workflow, what `deliveries list` shows of it."""
+ATTACHED_HEADER = "bridge-attached-"
+"""Prefix of the header fields that carry attached calls over continue-as-new, one call a field."""
 ATTACH_SIGNAL = "bridge.attach"
-"""Attaches a call to a run; its input is that call as a `CallMemo`."""
+"""Signal that attaches a call to a run. Its input is that call as a `CallMemo`."""
 NATIVE_CALLER = "nexus:"
-"""Before the namespace of a caller that came by native Nexus; no caller in the settings can have such a name."""
+"""Prefix of the name of a caller that came by native Nexus. No caller in the settings can have such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallMemo:
-    """The call behind a target. Field names are those of the memo: never rename."""
+    """The call behind a target. The field names are those of the memo: never rename."""
 
     caller: str
     """Authenticated name of the caller."""
     request_id: str
     input_hash: str
-    """Keyed hash of the decoded input; comparable, but tells nothing."""
+    """Keyed hash of the decoded input. It can be compared and reveals nothing."""
     service: str
     operation: str
     operation_token: str
     callback_url: str | None
+    """None: no message is to be sent. The caller asks, or Temporal's server delivers."""
     callback_headers: dict[str, str] = field(default_factory=dict)
     deadline_ms: int
-    """Until when a delivery is worth trying, Unix time in milliseconds."""
+    """When a delivery stops being worth an attempt, Unix time in milliseconds."""
     caller_namespace: str = ""
     caller_workflow_id: str = ""
     caller_run_id: str = ""
     on_orphaned: str = "keep"
-    """"keep" or "cancel": what becomes of the target when nobody waits any more."""
+    """"keep" or "cancel": what happens to the target when no caller waits any more."""
     held_ms: int = 0
-    """How long after the first run's start the start itself is held open: its answer tells an earlier ending."""
+    """How long after the first run's start the start request is held open. Its answer carries an earlier outcome."""
+    renews: bool = True
+    """Whether the caller repeats its start until it has the outcome. Callers that do not depend on the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One completion to be brought home. Its content, the result or the failure, travels beside it."""
+    """One outcome to be delivered: to whom, and whose close event holds it."""
 
-    caller: str
-    request_id: str
-    operation_token: str
-    callback_url: str
-    callback_headers: dict[str, str]
-    deadline_ms: int
-    state: str
-    """succeeded, failed or canceled."""
+    call: CallMemo
     workflow_id: str
     """Of the target."""
     run_id: str
     start_time_ms: int
-    close_time_ms: int
-    """When the target's outcome was certain, Unix time in milliseconds."""
+    """Of the target's run, Unix time in milliseconds."""
 
-    @classmethod
-    def of(
-        cls, call: CallMemo, *, state: str, workflow_id: str, run_id: str, start_time: datetime, close_time: datetime
-    ) -> "Delivery":
-        """Of a run's outcome to one of the calls that wait for it."""
-        return cls(
-            caller=call.caller,
-            request_id=call.request_id,
-            operation_token=call.operation_token,
-            callback_url=call.callback_url or "",
-            callback_headers=call.callback_headers,
-            deadline_ms=call.deadline_ms,
-            state=state,
-            workflow_id=workflow_id,
-            run_id=run_id,
-            start_time_ms=milliseconds(start_time),
-            close_time_ms=milliseconds(close_time),
-        )
+    @property
+    def key(self) -> str:
+        """One call and one run."""
+        return f"{self.call.request_id}-{self.run_id}"
 
     @property
     def workflow_id_of_delivery(self) -> str:
-        """Id of the workflow that takes the delivery over: nothing is told twice by it."""
-        return f"bridge-delivery-{self.request_id}-{self.run_id}"
+        """Id of the delivery workflow. It prevents a second delivery workflow for the same call and run."""
+        return f"bridge-delivery-{self.key}"
+
+    @property
+    def start_time(self) -> datetime:
+        return datetime.fromtimestamp(self.start_time_ms / 1000, UTC)
+
+    @property
+    def memo(self) -> dict[str, str | int]:
+        """What a list of deliveries shows: no URL, header or token."""
+        call = self.call
+        return {
+            "caller": call.caller,
+            "request_id": call.request_id,
+            "operation": f"{call.service}/{call.operation}",
+            "deadline_ms": call.deadline_ms,
+            "target_workflow_id": self.workflow_id,
+            "target_run_id": self.run_id,
+            "caller_namespace": call.caller_namespace,
+            "caller_workflow_id": call.caller_workflow_id,
+            "caller_run_id": call.caller_run_id,
+        }
 
 
 def milliseconds(instant: datetime) -> int:

@@ -13,7 +13,7 @@ from temporalio.client import Client
 from bridge.errors import UnavailableError
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.start import Finished
-from handler.delivery.close_event import wait_for_outcome
+from handler.delivery.close_event import wait_for_close_event
 
 MAX_WAIT = timedelta(seconds=60)
 """No start is held longer, whatever its caller prefers."""
@@ -50,7 +50,7 @@ class Holds:
             nexusrpc.HandlerError: UNAVAILABLE, the service is stopping.
             temporalio.service.RPCError: Temporal did not say.
         """
-        waiting = asyncio.ensure_future(wait_for_outcome(self._client, target, within=within))
+        waiting = asyncio.ensure_future(wait_for_close_event(self._client, target, within=within))
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             await asyncio.wait({waiting, closing}, return_when=asyncio.FIRST_COMPLETED)
@@ -62,4 +62,4 @@ class Holds:
             message = "the service is stopping"
             raise UnavailableError(message)
         found = waiting.result()
-        return None if found is None else Finished(outcome=found[0].fitted(), target=found[1])
+        return None if found is None else Finished(outcome=found.outcome, target=found.target)

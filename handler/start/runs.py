@@ -1,23 +1,18 @@
 """The runs of the handler's namespace, as the calls behind them see them."""
 
 import logging
-from datetime import timedelta
 
 from temporalio.api.common.v1 import Payload, WorkflowExecution
-from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, QueryWorkflowRequest
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import UnavailableError
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef
-from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_QUERY
+from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
 from handler.delivery.records import MEMO_KEY, CallMemo
-
-_QUERY_TIMEOUT = timedelta(seconds=1)
-"""An answer must not wait long for a target's worker."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +23,13 @@ class Runs:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def describe(self, workflow_id: str) -> WorkflowExecutionInfo | None:
-        """The run that holds *workflow_id*, open or closed; None if there is none."""
+    async def describe(self, workflow_id: str, run_id: str = "") -> WorkflowExecutionInfo | None:
+        """The run, or the one that holds *workflow_id*, open or closed; None if there is none."""
         try:
             described = await self._client.workflow_service.describe_workflow_execution(
                 DescribeWorkflowExecutionRequest(
-                    namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+                    namespace=self._client.namespace,
+                    execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
                 ),
                 retry=True,
             )
@@ -71,21 +67,17 @@ class Runs:
         return memo if isinstance(memo, CallMemo) else None
 
     async def progress(self, target: WorkflowRef) -> Payload | None:
-        """What the target last reported, as its worker's converter and codec made it; None where it does not say."""
+        """What the target last reported, as its worker's converter and codec made it; None where it reports nothing.
+
+        A reference to external storage is left out: progress is a few words for people.
+        """
         try:
-            answered = await self._client.workflow_service.query_workflow(
-                QueryWorkflowRequest(
-                    namespace=self._client.namespace,
-                    execution=WorkflowExecution(workflow_id=target.workflow_id, run_id=target.run_id),
-                    query=WorkflowQuery(query_type=PROGRESS_QUERY),
-                ),
-                timeout=_QUERY_TIMEOUT,
-            )
+            info = await self.describe(target.workflow_id, target.run_id)
         except RPCError:
-            # It reports nothing, or no worker is there to ask: the answer is as good without.
+            # The answer is as good without.
             return None
-        found = answered.query_result.payloads
-        return found[0] if found and found[0].ByteSize() <= MAX_PROGRESS_BYTES else None
+        found = None if info is None else info.memo.fields.get(PROGRESS_MEMO)
+        return None if found is None or found.external_payloads or found.ByteSize() > MAX_PROGRESS_BYTES else found
 
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """The name of a run in our namespace."""

@@ -30,12 +30,14 @@ from yarl import URL
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
+from bridge.protocol.outcome import Outcome
+from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import is_open
 from bridge.security.callback_tokens import OperationTokens
 from bridge.workflow.targets import Target
-from handler.delivery.close_event import read_outcome
-from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.delivery.close_event import inlined, read_close_event
+from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo
 from handler.start.conversion import Conversion
 from handler.start.held_starts import Holds
 from handler.start.runs import Runs
@@ -49,8 +51,10 @@ _LOOKS = 3
 _RETENTION_MARGIN = timedelta(minutes=10)
 """For the clocks of two namespaces: a start this close to retention is already too old to start a run."""
 
-_PASSED_ON = frozenset({"temporal-callback-token", "source", "bridge-token"})
+_PASSED_ON = frozenset({"temporal-callback-token", "source"})
 """Callback headers that a caller may ask us to send. Anything else could replace what the protocol says."""
+_MAX_CALLBACK_HEADERS = 2048
+"""Characters. Every attached call is carried over continue-as-new, and the server terminates a run at 2 MiB."""
 
 _MAX_HOLD_MARGIN = timedelta(seconds=2)
 
@@ -108,6 +112,7 @@ class Starter:
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
+        shares_storage: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Make a starter.
 
@@ -119,8 +124,9 @@ class Starter:
             retention: How long the namespace keeps closed runs.
             holds: The starts that are held open.
             executor: Runs the team's `check` and `workflow_id`.
-            clock: Tells the time.
+            clock: Gives the time.
             is_eager: A worker for the task queue lives in this process and uses the same client.
+            shares_storage: Whether a caller, by name, takes references to our external storage.
         """
         self._client = client
         self._runs = Runs(client)
@@ -133,6 +139,9 @@ class Starter:
         self._holds = holds
         self._clock = clock
         self._is_eager = is_eager
+        self._shares_storage = shares_storage
+        # Memos and signals of ours stand in history themselves: visibility and workers read them without a store.
+        self._inline = replace(client.data_converter, external_storage=None)
 
     async def start(
         self,
@@ -152,7 +161,7 @@ class Starter:
             target: What the operation stands for.
             request: The start; one that prefers to wait is held open for a while.
             payload: The operation's input.
-            server_callback: Where Temporal's server shall tell the outcome, instead of the target's worker.
+            server_callback: The callback of a native Nexus call, to which Temporal's server delivers the outcome.
 
         Raises:
             nexusrpc.HandlerError: The input is refused, the id is held by somebody else, or Temporal is away.
@@ -175,11 +184,18 @@ class Starter:
                 answer = await self._answer(start)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
+                if isinstance(answer, Finished):
+                    answer = replace(answer, outcome=await self._crossing(caller, answer.outcome))
             except RPCError as error:
                 raise translated(error) from None
         if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
             return replace(answer, progress=await self._runs.progress(answer.target))
         return answer
+
+    async def _crossing(self, caller: str, outcome: Outcome) -> Outcome:
+        if not self._shares_storage(caller):
+            outcome = await inlined(self._client.data_converter, outcome)
+        return outcome.fitted()
 
     def close(self) -> None:
         """Let go of the starts that are held open."""
@@ -198,6 +214,9 @@ class Starter:
         return await self._answer_for_holder(start, may_start=True)
 
     async def _identify(self, caller: str, target: Target, request: StartRequest, payload: Payload) -> _Identity:
+        if holds_reference(payload) and not self._shares_storage(caller):
+            message = "the input is a reference to external storage, which this caller does not share with the handler"
+            raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = self._conversion.value(opened, target.input_type)
         workflow_id = await workflow_id_for(value, target, self._executor)
@@ -233,7 +252,7 @@ class Starter:
         *on_conflict* says what to attach to one that is open. Even empty options write an event to its history.
         """
         target, request, identity = start.target, start.request, start.identity
-        [memo] = await self._client.data_converter.encode([self._memo(start)])
+        [memo] = await self._inline.encode([self._memo(start)])
         callbacks = []
         if (callback := start.server_callback) is not None:
             # The token tells of a completion that overtakes the answer which operation it ends.
@@ -266,12 +285,20 @@ class Starter:
         except RPCError as error:
             if error.status is RPCStatusCode.ALREADY_EXISTS:
                 return None
-            if callback is not None and error.status is RPCStatusCode.INVALID_ARGUMENT:
+            # Of too many callbacks, servers from 1.31 say FAILED_PRECONDITION.
+            if callback is not None and error.status in {
+                RPCStatusCode.INVALID_ARGUMENT,
+                RPCStatusCode.FAILED_PRECONDITION,
+            }:
                 raise _callback_refused(callback.url, error) from None
             raise
 
     def _memo(self, start: _Start) -> CallMemo:
         request, source = start.request, WorkflowRef.from_links(start.request.links)
+        passed_on = {name: each for name, each in request.callback_headers.items() if name in _PASSED_ON}
+        if sum(len(name) + len(value) for name, value in passed_on.items()) > _MAX_CALLBACK_HEADERS:
+            message = f"the callback headers are over {_MAX_CALLBACK_HEADERS} characters"
+            raise bad_request(message)
         deadline = self._clock() + (request.operation_timeout or DEFAULT_DEADLINE)
         return CallMemo(
             caller=start.caller,
@@ -282,20 +309,19 @@ class Starter:
             operation_token=start.token,
             # What the server tells, no worker has to.
             callback_url=None if start.server_callback is not None else request.callback_url,
-            callback_headers={name: each for name, each in request.callback_headers.items() if name in _PASSED_ON}
-            if start.server_callback is None
-            else {},
+            callback_headers=passed_on if start.server_callback is None else {},
             deadline_ms=int(deadline.timestamp() * 1000),
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
             on_orphaned=start.target.on_orphaned,
             held_ms=0 if start.hold is None else int(_told_by_answer_for(start.hold) / timedelta(milliseconds=1)),
+            renews=request.scheduled_time is not None,
         )
 
     async def _answer_for_holder(self, start: _Start, *, may_start: bool) -> StartAnswer:
         """Answer by the run that holds the workflow id, if its memo shows that the caller may know of it."""
-        target, identity = start.target, start.identity
+        identity = start.identity
         for _ in range(_LOOKS):
             holder = await self._runs.describe(identity.workflow_id)
             if holder is None and not may_start:
@@ -304,35 +330,24 @@ class Starter:
             if holder is None:
                 break
             memo = await self._runs.memo(holder)
-            # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
-            is_own = memo is not None and memo.caller == start.caller
-            # So is the workflow type: two operations may lead to one id, and one's outcome is not the other's.
-            if holder.type.name != target.workflow_type or (not is_own and not target.shared):
-                message = "the workflow id that this input leads to is taken"
-                raise bad_request(message)
-            is_same = is_own and memo is not None and memo.request_id == start.request.request_id
-            if is_same and memo is not None and memo.input_hash != identity.input_hash:
-                message = "this request id was used before with another input"
-                raise bad_request(message)
-            # A run that was started without the bridge has no hash, and counts as one with another input.
-            is_same_input = memo is not None and memo.input_hash == identity.input_hash
-            if target.on_input_mismatch == "refuse" and not is_same_input:
-                message = "the workflow id that this input leads to belongs to a run with another input"
-                raise HandlerError(message, type=HandlerErrorType.CONFLICT)
+            is_same = _is_same_call(start, holder, memo)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_open(holder):
-                if is_same or await self._attach(start, holder):
+                if is_same or await self._attach(start, holder, memo):
                     return Running(operation_token=start.token, target=ref)
-            elif (outcome := await read_outcome(self._client, ref.workflow_id, ref.run_id)) is not None:
-                return Finished(outcome=outcome.fitted(), target=ref)
+            elif (closed := await read_close_event(self._client, ref.workflow_id, ref.run_id)) is not None:
+                return Finished(outcome=closed.outcome, target=ref)
             # It closed, or went on as another run, between two reads: look again.
         message = "the run is changing, try again"
         raise UnavailableError(message)
 
-    async def _attach(self, start: _Start, holder: WorkflowExecutionInfo) -> bool:
-        """Have the run tell this call too. False if it closed before it could promise that.
+    async def _attach(self, start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
+        """Have this call delivered to as well. False if the run closed before the call could be attached.
 
-        Accepted is told: a signal that is accepted while the run closes makes the server refuse the closing.
+        An accepted signal is delivered to: if it is accepted while the run closes, the server refuses the closing.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it.
         """
         if start.server_callback is not None and not await self._runs.has_callback(holder, start.token):
             options = OnConflictOptions(
@@ -342,8 +357,13 @@ class Starter:
                 return False
         # Held or not, an attached call is told by the run.
         call = replace(self._memo(start), held_ms=0)
+        # The last run of a retried target has not seen the signals of the first. The sweep reads runs with a memo.
+        is_certain = start.target.instrumented and start.target.retry_policy is None and memo is not None
+        if call.callback_url is not None and not call.renews and not is_certain:
+            message = "another call's run of this operation goes on: ask again for its outcome"
+            raise UnavailableError(message)
         if not start.target.instrumented or (call.callback_url is None and start.target.on_orphaned == "keep"):
-            # Nobody to do it, or nobody to tell or to mind: the server, renewals or the sweep find the outcome.
+            # Renewals, or Temporal's server, find the outcome.
             return True
         try:
             await self._client.workflow_service.signal_workflow_execution(
@@ -351,7 +371,7 @@ class Starter:
                     namespace=self._client.namespace,
                     workflow_execution=holder.execution,
                     signal_name=ATTACH_SIGNAL,
-                    input=Payloads(payloads=await self._client.data_converter.encode([call])),
+                    input=Payloads(payloads=await self._inline.encode([call])),
                     identity=self._client.identity,
                     # A renewal attaches again, and is one event with the first.
                     request_id=start.identity.temporal_request_id,
@@ -363,6 +383,33 @@ class Starter:
                 return False
             raise
         return True
+
+
+def _is_same_call(start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
+    """Whether the call of *start* has started the run *holder*; False if it may attach to it.
+
+    Raises:
+        nexusrpc.HandlerError: BAD_REQUEST or CONFLICT, the call must not get the outcome of this run.
+    """
+    # Compare the memo before answering. Workflow ids are business ids that all callers share.
+    is_own = memo is not None and memo.caller == start.caller
+    # Servers from 1.31 do not name the namespace that calls: then only the call itself is its own.
+    if start.caller == NATIVE_CALLER and memo is not None:
+        is_own = is_own and memo.request_id == start.request.request_id
+    # Compare the workflow type too: two operations may lead to one id, and their outcomes differ.
+    if holder.type.name != start.target.workflow_type or (not is_own and not start.target.shared):
+        message = "the workflow id that this input leads to is taken"
+        raise bad_request(message)
+    is_same = is_own and memo is not None and memo.request_id == start.request.request_id
+    # A run that was started without the bridge has no hash, and counts as one with another input.
+    is_same_input = memo is not None and memo.input_hash == start.identity.input_hash
+    if is_same and not is_same_input:
+        message = "this request id was used before with another input"
+        raise bad_request(message)
+    if start.target.on_input_mismatch == "refuse" and not is_same_input:
+        message = "the workflow id that this input leads to belongs to a run with another input"
+        raise HandlerError(message, type=HandlerErrorType.CONFLICT)
+    return is_same
 
 
 def _callback_refused(url: str, error: RPCError) -> HandlerError:

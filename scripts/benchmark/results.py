@@ -18,7 +18,6 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.workflow.call import OperationCall, Renewals
 from caller.renewals import next_delay, renewal_step
-from handler.delivery.workflow import DELIVER_ACTIVITY
 
 _CLOSED = frozenset({EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED})
 
@@ -200,23 +199,19 @@ FIGURES = (
 
 GOAL_SETTING = "default, eager"
 GOALS: dict[tuple[str, str, str], float] = {
-    ("whole order, p50", "bridge-interceptor", "nexus"): 0.7,
-    ("whole order, p50", "bridge-interceptor", "child"): 0.45,
-    ("the call itself, p50", "bridge-interceptor", "nexus"): 0.55,
-    ("the call itself, p50", "bridge-interceptor", "child"): 0.3,
-    ("server CPU, 1 in flight", "bridge-interceptor", "nexus"): 0.95,
-    ("server CPU, 50 in flight", "bridge-interceptor", "nexus"): 0.95,
-    ("server CPU, 1 in flight", "bridge-server", "nexus"): 0.8,
-    ("server CPU, 50 in flight", "bridge-server", "nexus"): 0.8,
+    ("whole order, p50", "bridge", "nexus"): 0.7,
+    ("whole order, p50", "bridge", "child"): 0.45,
+    ("the call itself, p50", "bridge", "nexus"): 0.55,
+    ("the call itself, p50", "bridge", "child"): 0.3,
+    ("server CPU, 1 in flight", "bridge", "nexus"): 0.95,
+    ("server CPU, 50 in flight", "bridge", "nexus"): 0.95,
     ("server CPU, 1 in flight", "wait", "nexus"): 0.8,
     ("server CPU, 50 in flight", "wait", "nexus"): 0.8,
-    ("all CPU, 1 in flight", "bridge-interceptor", "nexus"): 1.0,
-    ("all CPU, 50 in flight", "bridge-interceptor", "nexus"): 1.0,
-    ("all CPU, 1 in flight", "bridge-server", "nexus"): 1.0,
-    ("all CPU, 50 in flight", "bridge-server", "nexus"): 1.0,
+    ("all CPU, 1 in flight", "bridge", "nexus"): 1.0,
+    ("all CPU, 50 in flight", "bridge", "nexus"): 1.0,
     ("all CPU, 1 in flight", "wait", "nexus"): 1.0,
     ("all CPU, 50 in flight", "wait", "nexus"): 1.0,
-    ("calls per second, 50 in flight", "bridge-interceptor", "nexus"): 1.0,
+    ("calls per second, 50 in flight", "bridge", "nexus"): 1.0,
 }
 """By figure, mode and what it is compared with, on the default server with eager dispatch."""
 
@@ -320,7 +315,7 @@ def _limits(results: Results) -> list[Ratio]:
         value = median(values)
         return Ratio(
             figure=figure,
-            mode="bridge-interceptor",
+            mode="bridge",
             against="limit",
             setting=setting,
             value=value,
@@ -333,7 +328,7 @@ def _limits(results: Results) -> list[Ratio]:
     short = [
         batch.http_requests / batch.calls
         for batch in results.batches
-        if batch.mode == "bridge-interceptor" and batch.target_seconds <= 1 and batch.setting == GOAL_SETTING
+        if batch.mode == "bridge" and batch.target_seconds <= 1 and batch.setting == GOAL_SETTING
     ]
     found = [limit("HTTP requests, shorter than the first lease", short, REQUESTS_GOAL)] if short else []
     found += [limit(f"HTTP requests, {each.name}", [each.requests], each.limit) for each in results.long_calls]
@@ -370,13 +365,7 @@ def _milliseconds(earlier: HistoryEvent, later: HistoryEvent) -> float:
 def read_sample(caller: Sequence[HistoryEvent], target: Sequence[HistoryEvent]) -> Sample:
     """The facts of one call, from the histories of both runs."""
     tasks = [each for each in caller if each.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED]
-    outcomes = [
-        each
-        for each in target
-        if each.event_type in _CLOSED
-        # The bridge's interceptor tells the outcome once this event has made it durable, before the run closes.
-        or each.activity_task_scheduled_event_attributes.activity_type.name == DELIVER_ACTIVITY
-    ]
+    outcomes = [each for each in target if each.event_type in _CLOSED]
     return Sample(
         call_ms=_milliseconds(tasks[0], tasks[-1]),
         resume_ms=_milliseconds(outcomes[0], tasks[-1]),

@@ -27,9 +27,9 @@ from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, ROOT,
 
 EAGER_ACTIVITIES = "system.enableActivityEagerExecution"
 POLL_RATE = "history.transferProcessorMaxPollRPS"
-ALLOW_CALLBACKS = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
-"""For the mode whose completions the server sends; the others take no notice of it."""
 
+PAYMENTS = "examples.payments.payments"
+"""Module of a bridge's target."""
 _IDLE_S = 3.0
 
 
@@ -46,7 +46,7 @@ class Setting:
     def dynamic_config(self) -> tuple[str, ...]:
         """The server's flags."""
         eager = f"{EAGER_ACTIVITIES}={str(self.is_eager).lower()}"
-        return (eager, ALLOW_CALLBACKS, *([f"{POLL_RATE}=10000"] if self.has_raised_poll_rate else []))
+        return (eager, *([f"{POLL_RATE}=10000"] if self.has_raised_poll_rate else []))
 
 
 DEFAULT_EAGER = Setting(name="default, eager", is_eager=True, has_raised_poll_rate=False)
@@ -67,8 +67,6 @@ class Mode:
     target_namespace: str = HANDLER_NAMESPACE
     is_eager: bool = True
     """Whether it asks for its targets to be started eagerly, where the setting allows that."""
-    payments: str = "examples.payments.payments"
-    """Module of the target, for a bridge."""
     replace: Mapping[str, str] = field(default_factory=dict)
     """What differs in the settings, for a bridge: a line's beginning, and what stands there instead."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -88,14 +86,7 @@ class Mode:
 
 
 _BRIDGE = "order worker, receiver; handler service that hosts the worker"
-BRIDGE = Mode(name="bridge-interceptor", workflow="OrderWorkflow", deployment=_BRIDGE)
-SERVER = Mode(
-    name="bridge-server",
-    workflow="OrderWorkflow",
-    deployment=f"{_BRIDGE}; the server sends the completions",
-    payments="scripts.benchmark.payments",
-    replace={"completion_keys =": 'completions = "server"'},
-)
+BRIDGE = Mode(name="bridge", workflow="OrderWorkflow", deployment=_BRIDGE)
 WAIT = Mode(
     name="wait",
     workflow="OrderWorkflow",
@@ -122,7 +113,7 @@ CHILD = Mode(
     target_namespace=CALLER_NAMESPACE,
 )
 
-MODES = (BRIDGE, SERVER, WAIT, POLL, SYNC, NEXUS, NEXUS_EAGER, CHILD)
+MODES = (BRIDGE, WAIT, POLL, SYNC, NEXUS, NEXUS_EAGER, CHILD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +212,8 @@ def commands(mode: Mode, *, is_eager: bool, api_port: int) -> dict[str, tuple[st
     orders, payments = mode.order_queue, mode.payment_queue
     match mode.workflow:
         case "OrderWorkflow":
-            service = ["handler", "serve", "--module", mode.payments]
-            apart = ("handler", [bench, "bridge-payments", payments, "--module", mode.payments])
+            service = ["handler", "serve", "--module", PAYMENTS]
+            apart = ("handler", [bench, "bridge-payments", payments, "--module", PAYMENTS])
             return {
                 "receiver": ("caller", ["caller", "serve"]),
                 "orders": ("caller", [bench, "bridge-orders", orders]),

@@ -14,7 +14,7 @@ from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.workflow.call import START_OPERATION_ACTIVITY
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
-from handler.delivery.workflow import DELIVER_ACTIVITY, DELIVERY_WORKFLOW
+from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.chaos_run.schedule import Call
 
 TARGET = "PaymentWorkflow"
@@ -81,14 +81,20 @@ class Verdict:
 
 def judge(calls: Sequence[Call], *, callers: Iterable[Run], handlers: Iterable[Run]) -> Verdict:
     """Compare every run of both namespaces with what *calls* must have led to."""
-    verdict = Verdict()
+    verdict, callers = Verdict(), list(callers)
     calling, handling = _by_workflow_id(callers), _by_workflow_id(handlers)
     for call in calls:
         _judge_call(call, calling.pop(call.workflow_id, []), verdict)
     for workflow_id in calling:
         verdict.wrong.append(f"{workflow_id}: nobody asked for it")
+    told = {
+        each.activity_task_scheduled_event_attributes.activity_id
+        for run in callers
+        for each in _waits(run)
+        if _endings(run)
+    }
     for order_id, runs_wanted in {call.order_id: call.target_runs for call in calls}.items():
-        _judge_targets(order_id, handling.pop(f"payment-{order_id}", []), runs_wanted, verdict)
+        _judge_targets(order_id, handling.pop(f"payment-{order_id}", []), runs_wanted, told, verdict)
     for workflow_id, runs in handling.items():
         for run in runs:
             if run.workflow_type != DELIVERY_WORKFLOW:
@@ -208,38 +214,23 @@ def _judge_call(call: Call, runs: Sequence[Run], verdict: Verdict) -> None:
             verdict.wrong.append(f"{call.workflow_id}: {answer!r} in place of {call.answer!r}")
 
 
-def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, verdict: Verdict) -> None:
+def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, told: set[str], verdict: Verdict) -> None:
     if len(runs) > runs_wanted:
         verdict.double.append(f"order {order_id}: its target ran {len(runs)} times")
     if len(runs) < runs_wanted:
         verdict.wrong.append(f"order {order_id}: its target never ran")
     for run in runs:
-        verdict.undelivered += _untold(run)
+        if run.closing is None:
+            verdict.undelivered.append(f"{run.workflow_id}: open")
+        verdict.undelivered += [f"{run.workflow_id}: never delivered to {each}" for each in _calls_of(run) - told]
 
 
-def _untold(target: Run) -> Iterator[str]:
-    """What *target* has not told to its calls."""
-    if target.closing is None:
-        yield f"{target.workflow_id}: open"
-        return
+def _calls_of(target: Run) -> set[str]:
+    """Request ids of the calls that wait for *target*."""
     memo = target.events[0].workflow_execution_started_event_attributes.memo.fields[MEMO_KEY]
-    request_ids = {json.loads(memo.data)["request_id"]}
-    delivered: Counter[str] = Counter()
-    for event in target.events:
-        signal, activity = (
-            event.workflow_execution_signaled_event_attributes,
-            event.activity_task_scheduled_event_attributes,
-        )
-        if signal.signal_name == ATTACH_SIGNAL:
-            request_ids.update(call["request_id"] for call in _values(signal.input))
-        elif activity.activity_type.name == DELIVER_ACTIVITY:
-            # What follows is the outcome, which may be a failure and no JSON.
-            delivered[json.loads(activity.input.payloads[0].data)["request_id"]] += 1
-    yield from (f"{target.workflow_id}: never told {each}" for each in request_ids - delivered.keys())
-    kinds = Counter(event.event_type for event in target.events)
-    given_up = kinds[EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED] + kinds[EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT]
-    if given_up > kinds[EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED]:
-        yield f"{target.workflow_id}: a delivery was given up and not handed over"
+    signals = [event.workflow_execution_signaled_event_attributes for event in target.events]
+    attached = [call for each in signals if each.signal_name == ATTACH_SIGNAL for call in _values(each.input)]
+    return {str(call["request_id"]) for call in (json.loads(memo.data), *attached)}
 
 
 def _why(run: Run, others: Iterable[Run], harms: Sequence[HarmDone]) -> str:

@@ -34,7 +34,6 @@ from scripts.benchmark.world import (
     POLL,
     RAISED,
     RAISED_EAGER,
-    SERVER,
     SYNC,
     WAIT,
     Mode,
@@ -54,7 +53,7 @@ MEMORY_LIMIT_S = 600.0
 
 PARTS = ("latency", "throughput", "targets", "long", "memory")
 SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
-SUBJECTS = (BRIDGE, SERVER, WAIT)
+SUBJECTS = (BRIDGE, WAIT)
 REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL)
 
 ONE_SECOND, ONE_MINUTE = 1.0, 60.0
@@ -254,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
         help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery. "
-        f"Without --modes: all; with --quick all but {SERVER.name}",
+        "Without --modes: all",
     )
     parser.add_argument(
         "--parts",
@@ -293,7 +292,7 @@ async def _bench(arguments: argparse.Namespace) -> int:
         named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
         size = replace(size, settings=[named[name] for name in arguments.settings])
     chosen = [BRIDGE.name if name == "default" else name for name in arguments.modes or ()] or [
-        mode.name for mode in MODES if not arguments.quick or mode is not SERVER
+        mode.name for mode in MODES
     ]
     modes = [mode for mode in MODES if mode.name in chosen]
     is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)

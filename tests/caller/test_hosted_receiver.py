@@ -167,9 +167,6 @@ async def test_no_call_is_lost_when_worker_and_receiver_are_killed_and_started_a
     apart: World, config: Path
 ) -> None:
     """SIGKILL while calls wait; their targets end in between; the outcomes come by callback after the restart."""
-    await apart.stop_worker("handler")
-    apart.delivery_budget = apart.delivery_budget / 10
-    await apart.start_worker("handler")
     asks = [Ask(key=apart.key(str(number)), behaviour="wait") for number in range(5)]
     async with worker_process(apart, config) as (killed, _):
         handles = [await apart.call(ask, BY_CALLBACK) for ask in asks]

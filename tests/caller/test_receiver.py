@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import PollActivityTaskQueueRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
-from temporalio.worker import Worker
 from temporalio.workflow import NexusOperationCancellationType
 
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
@@ -291,32 +288,6 @@ async def test_a_failure_and_a_cancellation_complete_the_wait(stalled: World) ->
         assert isinstance(raised.value.cause, NexusOperationError)
         assert isinstance(raised.value.cause.cause, kind)
         assert "ACTIVITY_TASK_FAILED" in await events(call.handle)
-
-
-async def test_the_task_token_completes_too_and_an_old_one_does_no_harm(stalled: World) -> None:
-    """Token first, then id: a token that the server does not know leads on to the id."""
-    call = await waiting_call(stalled)
-    message = call.message(task_token=await stale_task_token(stalled))
-    assert (await send(message, call.signer())).status == 200
-    assert await call.handle.result() == Reply("told")
-
-
-async def stale_task_token(world: World) -> bytes:
-    """The task token of an attempt that is over: of another workflow, which has been terminated."""
-    queue = f"stale-{world.key()}"
-    handle = await world.caller_client.start_workflow(
-        "CallingWorkflow",
-        args=[Ask(key=world.key()), LONG],
-        id=f"stale-{world.key()}",
-        task_queue=queue,
-    )
-    async with Worker(world.caller_client, task_queue=queue, workflows=[CallingWorkflow]):
-        polled = await world.caller_client.workflow_service.poll_activity_task_queue(
-            PollActivityTaskQueueRequest(namespace=CALLER, task_queue=TaskQueue(name=queue), identity="test")
-        )
-        await handle.terminate()
-    assert polled.task_token
-    return polled.task_token
 
 
 async def test_a_completion_that_comes_before_the_start_is_answered_is_accepted(stalled: World) -> None:

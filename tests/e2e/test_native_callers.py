@@ -7,7 +7,7 @@ from temporalio.exceptions import NexusOperationError
 from temporalio.worker import Worker
 
 from scripts.environment.server import Server
-from tests.support.helpers import CALLER
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.native import NativeCaller, NativePlan
 from tests.support.workflows import Ask, Reply
 from tests.support.world import World, events, running_world
@@ -53,3 +53,22 @@ async def test_a_forged_link_opens_no_other_namespaces_operation(server: Server,
         if not has_ended:
             await target.signal("say", "to its owner")
         assert await owner.result() == Reply("to its owner")
+
+
+async def test_more_calls_than_the_server_delivers_to_still_end(server: Server) -> None:
+    """1.29 takes 32 callbacks of a run and says so in one way, newer servers take more and say so in another."""
+    async with running_world(server, without=("service", "receiver"), prepare=served_natively) as world:
+        await world.create_nexus_endpoint()
+        ask = Ask(world.key(), "wait")
+        first = await world.call(ask, world.plan("nexus"))
+        target = await world.until_started(ask)
+        others = [await world.call(ask, world.plan("nexus")) for _ in range(33)]
+
+        async def attached() -> None:
+            started = [await events(each) for each in others]
+            assert sum("NEXUS_OPERATION_STARTED" in names for names in started) >= 31
+
+        await assert_eventually(attached, within=60)
+        await target.signal("say", "to all")
+        for each in (first, *others):
+            assert await each.result() == Reply("to all")

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +104,7 @@ async def test_an_outcome_after_the_first_lease_arrives(
 
 async def test_a_receiver_that_is_down_when_the_target_ends_is_made_up_for(server: Server) -> None:
     """The target closes all the same, a delivery workflow takes over, and ends when the receiver is back."""
-
-    def prepare(world: World) -> None:
-        world.delivery_budget = timedelta(seconds=2)
-
-    async with running_world(server, prepare=prepare) as world:
+    async with running_world(server) as world:
         await world.receiver.stop()
         ask = Ask(key=world.key(), text="late")
         handle = await world.call(ask, CallPlan(first_lease=600))

@@ -5,27 +5,26 @@ upgrade. `RECORD_HISTORIES=1 scripts/test tests/e2e/test_replay.py` records anew
 release.
 """
 
-import asyncio
 import contextlib
 import json
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.service import RPCError
 from temporalio.worker import Replayer
 
-from caller.plugin import CallerPlugin
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
-from handler.plugin import HandlerPlugin
+from handler.delivery.workflow import DeliveryWorkflow
+from handler.sweep.workflow import SweepWorkflow
 from scripts.environment.server import Server
-from tests.support.helpers import Keys, caller_settings, handler_settings
+from tests.support.helpers import assert_eventually
 from tests.support.workflows import CALLERS, TARGETS, Ask, CallPlan
-from tests.support.world import World, running_world
+from tests.support.world import events, running_world
 
 HISTORIES = Path(__file__).parent / "histories"
 VERSION = "0.1"
@@ -35,16 +34,9 @@ RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parent.name} {path.stem}")
 async def test_a_recorded_history_replays(path: Path) -> None:
-    """The same commands in the same order, whatever has been changed since."""
-    url = "http://127.0.0.1:1"
-    keys = Keys()
-    replayer = Replayer(
-        workflows=[OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS],
-        plugins=[
-            CallerPlugin(caller_settings(keys, receiver_url=url, endpoint_url=url)),
-            HandlerPlugin(handler_settings(keys, receiver_url=url, service_url=url)),
-        ],
-    )
+    """The same commands in the same order, without plugins, settings or keys."""
+    own = [DeliveryWorkflow, SweepWorkflow]
+    replayer = Replayer(workflows=[OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS, *own])
     await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
 
 
@@ -70,15 +62,12 @@ def _anonymous(value: Any) -> Any:
 async def test_record(server: Server) -> None:
     """Write the histories of this version."""
 
-    def prepare(world: World) -> None:
-        world.delivery_budget = timedelta(seconds=1)
-
     async def save(name: str, handle: WorkflowHandle[Any, Any]) -> None:
         (HISTORIES / VERSION).mkdir(parents=True, exist_ok=True)
         history = json.loads((await handle.fetch_history()).to_json())
         (HISTORIES / VERSION / f"{name}.json").write_text(json.dumps(_anonymous(history), indent=1) + "\n")
 
-    async with running_world(server, prepare=prepare) as world:
+    async with running_world(server) as world:
         for name, behaviour in (("success", "return"), ("failure", "fail"), ("canceled", "cleanup")):
             ask = Ask(key=world.key(), behaviour=behaviour, text="recorded")
             handle = await world.call(ask)
@@ -97,24 +86,28 @@ async def test_record(server: Server) -> None:
         await save("call-timeout", handle)
         await world.target(ask).terminate()
 
-        reached = asyncio.Event()
-
         async def unavailable(_: web.Request) -> web.StreamResponse:
-            reached.set()
             return web.Response(status=503)
 
         world.receiver.before = unavailable
         ask = Ask(key=world.key(), text="handed over")
         handle = await world.call(ask)
-        await asyncio.wait_for(reached.wait(), 20)
-        await world.target(ask).cancel()
-        await world.target(ask).result()
-        await save("target-handed-over", world.target(ask))
-        world.receiver.before = None
-        await handle.result()
-        described = await world.target(ask).describe()
+        target = await world.until_started(ask)
+        await target.result()
+        described = await target.describe()
         request_id = (await described.memo())["bridge"]["request_id"]
         delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+
+        async def handed_over() -> None:
+            try:
+                names = await events(delivery)
+            except RPCError as error:
+                raise AssertionError from error
+            assert "ACTIVITY_TASK_SCHEDULED" in names
+
+        await assert_eventually(handed_over)
+        world.receiver.before = None
+        await handle.result()
         await delivery.result()
         await save("delivery", delivery)
 

@@ -6,7 +6,6 @@ import os
 import re
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from multidict import CIMultiDict
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.nexus.v1 import EndpointTarget
 from temporalio.client import WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TerminatedError, TimeoutType
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 from yarl import URL
 
 from bridge.security.keys import KeyRing
-from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
 from scripts.environment import temporal_cli
 from scripts.environment.server import Server
@@ -152,23 +150,6 @@ async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(wo
     assert world.service.statuses == [201]
     await target.result()
     assert await deliveries_of(world, ask) == ["accepted"]
-
-
-async def test_one_server_may_tell_another(server: Server) -> None:
-    """Where the operation leaves the telling to the handler's own server: the target's worker has nothing to do."""
-
-    def prepare(world: World) -> None:
-        takes_calls_of_the_server(server, auth="none")(world)
-        world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
-
-    async with running_side(server, prepare=prepare) as world:
-        ask = Ask(world.key(), "wait")
-        handle = await call(world, ask)
-        await until_known_to_run(handle)
-        target = await world.until_started(ask)
-        await target.terminate()
-        assert isinstance(await cause_of(handle), TerminatedError)
-        assert world.service.statuses == [201]
 
 
 async def test_an_outcome_that_is_there_already_is_the_answer_to_the_start(world: World) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
-from yarl import URL
 
 from handler.start.held_starts import Holds
 from scripts.environment.server import Server
@@ -258,43 +257,6 @@ async def test_a_hold_ends_before_the_operation_must(world: World) -> None:
     cause = await cause_of(handle)
     assert isinstance(cause, TemporalTimeoutError)
     assert cause.type is TimeoutType.START_TO_CLOSE
-
-
-async def test_a_holder_does_not_wait_for_the_telling_of_others(server: Server) -> None:
-    """A call that attached cannot be told, so the run stays open: the held one is told by its callback."""
-
-    def prepare(world: World) -> None:
-        holding(world)
-        world.delivery_budget = timedelta(seconds=120)
-
-    async with running_world(server, prepare=prepare) as world:
-        callbacks: list[str] = []
-
-        async def note(request: web.Request) -> None:
-            callbacks.append(URL(request.query["callback"]).path)
-
-        async def refuse_the_second(request: web.Request) -> web.StreamResponse | None:
-            return web.Response(status=503) if request.path == callbacks[1] else None
-
-        world.service.before, world.receiver.before = note, refuse_the_second
-        ask = Ask(world.key(), "wait")
-        handle, target = await held(world, ask)
-        attached = await world.call(ask, CallPlan(first_lease=600))
-
-        async def answered() -> None:
-            assert world.service.statuses == [201]
-
-        await assert_eventually(answered)
-        await target.signal("say", "told")
-
-        async def told() -> None:
-            assert 200 in world.receiver.statuses
-
-        await assert_eventually(told)
-        assert await handle.result() == Reply("told")
-        assert (await target.describe()).status is WorkflowExecutionStatus.RUNNING
-        world.receiver.before = None
-        assert await attached.result() == Reply("told")
 
 
 async def test_no_place_is_given_once_holding_has_ended(world: World) -> None:

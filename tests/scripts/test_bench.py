@@ -14,7 +14,6 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.workflow.call import Renewals
-from handler.delivery.workflow import DELIVER_ACTIVITY
 from scripts.benchmark.report import PLOTS, markdown, summary
 from scripts.benchmark.results import (
     GOAL_SETTING,
@@ -69,7 +68,7 @@ def results(*batches: Batch, **more: Any) -> Results:
 
 
 def compared(made: Results) -> list[Ratio]:
-    return ratios(made, subjects=["bridge-interceptor"], references=["nexus"])
+    return ratios(made, subjects=["bridge"], references=["nexus"])
 
 
 def find(found: list[Ratio], figure: str) -> Ratio:
@@ -92,7 +91,7 @@ def test_a_ratio_is_the_median_over_rounds_with_the_lowest_and_the_highest() -> 
     batches = [
         each
         for number, (ours, theirs) in enumerate(rounds)
-        for each in (batch("bridge-interceptor", number, ours), batch("nexus", number, theirs))
+        for each in (batch("bridge", number, ours), batch("nexus", number, theirs))
     ]
     ratio = find(compared(results(*batches)), "whole order, p50")
     assert (ratio.value, ratio.low, ratio.high) == (0.7, 0.66, 0.8)
@@ -101,7 +100,7 @@ def test_a_ratio_is_the_median_over_rounds_with_the_lowest_and_the_highest() -> 
 
 def test_a_round_that_one_of_the_two_missed_is_left_out() -> None:
     """Nothing is compared across rounds."""
-    batches = [batch("bridge-interceptor", 0, 60), batch("bridge-interceptor", 1, 90), batch("nexus", 1, 100)]
+    batches = [batch("bridge", 0, 60), batch("bridge", 1, 90), batch("nexus", 1, 100)]
     ratio = find(compared(results(*batches)), "whole order, p50")
     assert (ratio.low, ratio.high) == (0.9, 0.9)
     assert ratio.met is False
@@ -110,7 +109,7 @@ def test_a_round_that_one_of_the_two_missed_is_left_out() -> None:
 def test_more_calls_per_second_are_better() -> None:
     """Its goal is a least, all others are a most."""
     batches = [
-        batch("bridge-interceptor", 0, 60, in_flight=50, seconds=1.0),
+        batch("bridge", 0, 60, in_flight=50, seconds=1.0),
         batch("nexus", 0, 60, in_flight=50, seconds=1.1),
     ]
     ratio = find(compared(results(*batches)), "calls per second, 50 in flight")
@@ -120,7 +119,7 @@ def test_more_calls_per_second_are_better() -> None:
 
 def test_only_the_default_server_with_eager_dispatch_has_goals() -> None:
     """Elsewhere a ratio is told, not judged."""
-    batches = [batch(mode, 0, 60, setting="raised, eager") for mode in ("bridge-interceptor", "nexus")]
+    batches = [batch(mode, 0, 60, setting="raised, eager") for mode in ("bridge", "nexus")]
     found = compared(results(*batches))
     assert found
     assert all(each.goal is None and each.met is None for each in found)
@@ -128,7 +127,7 @@ def test_only_the_default_server_with_eager_dispatch_has_goals() -> None:
 
 def test_what_the_server_did_for_several_modes_at_once_is_compared_with_nothing() -> None:
     """Its costs cannot be told apart."""
-    batches = [batch(mode, 0, 60, server_cpu_s=None) for mode in ("bridge-interceptor", "nexus")]
+    batches = [batch(mode, 0, 60, server_cpu_s=None) for mode in ("bridge", "nexus")]
     figures = {each.figure for each in compared(results(*batches))}
     assert "whole order, p50" in figures
     assert not any("CPU" in figure for figure in figures)
@@ -139,7 +138,7 @@ def test_longer_targets_are_not_mixed_with_those_that_end_at_once() -> None:
     """Not in the ratios, and not in the rows."""
     batches = [
         each
-        for mode, order_ms in (("bridge-interceptor", 60), ("nexus", 100))
+        for mode, order_ms in (("bridge", 60), ("nexus", 100))
         for each in (batch(mode, 0, order_ms), batch(mode, 0, 1000, target_seconds=1.0))
     ]
     assert find(compared(results(*batches)), "whole order, p50").value == 0.6
@@ -203,26 +202,12 @@ CALLER_HISTORY = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("target", "resume_ms"),
-    [
-        pytest.param([event(0.4, "WORKFLOW_EXECUTION_COMPLETED")], 200, id="closed"),
-        pytest.param(
-            [
-                event(0.2, "ACTIVITY_TASK_SCHEDULED", activity="charge"),
-                event(0.3, "ACTIVITY_TASK_SCHEDULED", activity=DELIVER_ACTIVITY),
-                event(0.65, "WORKFLOW_EXECUTION_COMPLETED"),
-            ],
-            300,
-            id="told before it closes",
-        ),
-    ],
-)
-def test_a_call_is_timed_from_both_histories(target: list[HistoryEvent], resume_ms: float) -> None:
-    """From the moment that the outcome is certain: for the interceptor that is before the run closes."""
+def test_a_call_is_timed_from_both_histories() -> None:
+    """From the moment that the outcome is certain, when the target's run closes."""
+    target = [event(0.2, "ACTIVITY_TASK_SCHEDULED", activity="charge"), event(0.4, "WORKFLOW_EXECUTION_COMPLETED")]
     found = read_sample(CALLER_HISTORY, target)
     assert found.call_ms == pytest.approx(500)
-    assert found.resume_ms == pytest.approx(resume_ms)
+    assert found.resume_ms == pytest.approx(200)
     assert (found.caller_events, found.target_events) == (5, len(target))
     assert found.caller_bytes > 0
 
@@ -257,7 +242,7 @@ def whole() -> Results:
             batch(mode, number, order_ms + number, in_flight=in_flight)
             for number in range(2)
             for in_flight in (1, 50)
-            for mode, order_ms in (("bridge-interceptor", 60), ("nexus", 100))
+            for mode, order_ms in (("bridge", 60), ("nexus", 100))
         ),
         long_calls=[LongCall(name="one hour", seconds=3600, requests=8, limit=12)],
         memory=[
@@ -293,13 +278,13 @@ def test_the_json_has_the_promised_fields() -> None:
 def test_the_report_is_whole_tables_and_names_only_plots_that_were_drawn() -> None:
     """Every line of a table has as many cells as its head."""
     made = whole()
-    deployments = {"bridge-interceptor": "order worker", "nexus": "payment worker"}
+    deployments = {"bridge": "order worker", "nexus": "payment worker"}
     text = markdown(made, compared(made), deployments=deployments, command="./scripts/bench", plots=["latency"])
     assert PLOTS["latency"] in text
     assert PLOTS["throughput"] not in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
-    assert "| whole order, p50 | `bridge-interceptor` | `nexus` | 0.602 (0.6 to 0.604) | ≤ 0.7 | met |" in text
+    assert "| whole order, p50 | `bridge` | `nexus` | 0.602 (0.6 to 0.604) | ≤ 0.7 | met |" in text
     assert "**missed**" in text
 
 

@@ -6,17 +6,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from bridge.protocol.headers import CALLBACK_TOKEN
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.signatures import MessageKind, MessageSigner
-from caller.callback_urls import encode_task_token
 from tests.support.helpers import CALLER, HANDLER
 from tests.support.world import World
 
@@ -105,15 +103,13 @@ def completion(
     workflow_id: str,
     run_id: str,
     request_id: str,
-    task_token: bytes | None = None,
     state: str = "succeeded",
     body: bytes = b'{"text": "told", "blob": ""}',
     target_run_id: str = "target-run",
     now: datetime | None = None,
     tokens: CallbackTokens | None = None,
-    auth: Literal["sig", "server"] = "sig",
 ) -> Message:
-    """A good completion of one waiting activity; *auth* "server" is one that needs no signature."""
+    """A good completion of one waiting activity."""
     now = now or datetime.now(UTC)
     tokens = tokens or world.caller_settings.callback_tokens(CALLER)
     callback_id = secrets.token_urlsafe(16)
@@ -125,23 +121,16 @@ def completion(
         run_id=run_id,
         request_id=request_id,
         attempt=1,
-        task_token=None if task_token is None else encode_task_token(task_token),
         now=now,
         deadline=now + timedelta(hours=1),
-        auth=auth,
     )
-    url, proof = f"{world.receiver.url}/callbacks/{callback_id}", {}
-    if auth == "server":
-        proof = {CALLBACK_TOKEN: token}
-    else:
-        url += f"?sig={token}"
+    url = f"{world.receiver.url}/callbacks/{callback_id}?sig={token}"
     link = f"temporal:///namespaces/{HANDLER}/workflows/target/{target_run_id}/history"
     query = "eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference"
     return Message(
         url=url,
         headers=CIMultiDict(
             {
-                **proof,
                 "Content-Type": "application/json",
                 "Nexus-Operation-State": state,
                 "Nexus-Link": f'<{link}?{query}>; type="temporal.api.common.v1.Link.WorkflowEvent"',

@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +19,6 @@ import bridge
 from bridge.security.keys import KeyRing, new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from bridge.workflow.call import Transport
-from bridge.workflow.targets import Targets
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
 from handler.settings import CallerPeer
@@ -98,14 +96,6 @@ class Scenes:
             *(self._refused, self._asked),
         ):
             await scene()
-
-    async def play_by_server(self) -> None:
-        """Where Temporal's own server sends the completion."""
-        order = await self.order(15, 5000)
-        await self.take("start for a server", START, 201, order=15)
-        await self._payment(15).signal("approve")
-        await self.take("completion by a server", COMPLETION, 200, state="succeeded", order=15)
-        await order.result()
 
     async def _approved(self) -> None:
         order = await self.order(7, 5000)
@@ -217,9 +207,7 @@ async def record(server: Server) -> tuple[dict[str, Exchange], dict[str, Exchang
     recorder, taken = Recorder(), dict[str, Exchange]()
     async with _running_scenes(server, recorder, taken, prepare=_with_a_shop) as (world, scenes):
         await scenes.play()
-    async with _running_scenes(server, recorder, taken, prepare=_told_by_server) as (other, scenes):
-        await scenes.play_by_server()
-    stable = Stable([world, other])
+    stable = Stable([world])
     return taken, {name: stable.exchange(each) for name, each in taken.items()}
 
 
@@ -228,12 +216,6 @@ def _with_a_shop(world: World) -> None:
     shop = CallerPeer(auth="bearer", bearer_keys=ring, operations=("PaymentService/*",))
     changes = {"orphan_check_s": 0.5, "callers": {**settings.callers, SHOP: shop}}
     world.override_handler_settings(settings.model_copy(update=changes))
-
-
-def _told_by_server(world: World) -> None:
-    world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
-    world.caller_options = {"handlers": {HANDLER: {"start_keys": world.keys.start, "completions": "server"}}}
-    world.peer_options = {"completions": "server", "completion_keys": None}
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import nexusrpc
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.common import RawValue, RetryPolicy
+from temporalio.common import RawValue, RetryPolicy, VersioningBehavior
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
@@ -45,6 +45,8 @@ class ProbeService:
     flaky: nexusrpc.Operation[Ask, Reply]
     foreign: nexusrpc.Operation[Ask, Reply]
     strict: nexusrpc.Operation[Ask, Reply]
+    pinned: nexusrpc.Operation[Ask, Reply]
+    breaking: nexusrpc.Operation[Ask, Reply]
 
 
 def check(ask: Ask) -> None:
@@ -229,6 +231,39 @@ class StrictWorkflow:
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
         await workflow.wait_condition(lambda: bool(self._said))
+        return Reply(ask.text)
+
+
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.breaking, workflow_id=workflow_id)
+@workflow.defn
+class BreakingWorkflow:
+    """Fails outside its run function."""
+
+    @workflow.init
+    def __init__(self, ask: Ask) -> None:
+        if ask.behaviour == "init":
+            self.fail()
+
+    @workflow.signal
+    def fail(self) -> None:
+        message = "not in the run function"
+        raise ApplicationError(message, type="Broken")
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        if ask.behaviour == "unwritable":
+            return object()  # type: ignore[return-value] # the bug that is meant
+        await workflow.wait_condition(lambda: False)
+        return Reply("never")
+
+
+@bridge.emits_callback(service=ProbeService, operation=ProbeService.pinned, workflow_id=workflow_id)
+@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
+class PinnedWorkflow:
+    """For versioned workers."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
         return Reply(ask.text)
 
 
@@ -465,7 +500,15 @@ class ServiceCaller:
         return reply
 
 
-TARGETS = [ProbeWorkflow, SharedWorkflow, MindedWorkflow, NothingWorkflow, FlakyWorkflow, StrictWorkflow]
+TARGETS = [
+    ProbeWorkflow,
+    SharedWorkflow,
+    MindedWorkflow,
+    NothingWorkflow,
+    FlakyWorkflow,
+    StrictWorkflow,
+    BreakingWorkflow,
+]
 CALLERS = [
     CallingWorkflow,
     ManyCalls,

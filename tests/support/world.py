@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
@@ -110,7 +110,6 @@ class World:
         self.id = uuid.uuid4().hex[:12]
         self.keys = Keys()
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
-        self.delivery_budget = timedelta(seconds=10)
         self.handler_runtime: Runtime | None = None
         self.worker_options: dict[str, Any] = {}
         self.caller_worker_options: dict[str, Any] = {}
@@ -118,7 +117,6 @@ class World:
         self.caller_client_options: dict[str, Any] = {}
         """Further arguments of the caller's client."""
         self.caller_clock = clock
-        self.max_outcome_bytes: int | None = None
         self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
         """What the service serves; the worker has no more than the first few."""
         self.services: list[Any] = []
@@ -212,13 +210,7 @@ class World:
                 self.handler_client,
                 task_queue=self.payment_queue,
                 workflows=[PaymentWorkflow, *TARGETS],
-                plugins=[
-                    HandlerPlugin(
-                        self.handler_settings,
-                        delivery_budget=self.delivery_budget,
-                        max_outcome_bytes=self.max_outcome_bytes,
-                    )
-                ],
+                plugins=[HandlerPlugin(self.handler_settings)],
                 **self.worker_options,
             )
         await stack.enter_async_context(worker)
@@ -241,7 +233,15 @@ class World:
 
     @property
     def sweep(self) -> WorkflowHandle[Any, Any]:
-        return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}")
+        """Of the target that most tests use."""
+        return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}-ProbeWorkflow")
+
+    @property
+    def sweeps(self) -> list[WorkflowHandle[Any, Any]]:
+        """Of all targets that the service serves."""
+        queue = self.payment_queue
+        ids = [dict.fromkeys((queue, each.task_queue or queue, each.workflow_type)) for each in Targets(self.targets)]
+        return [self.handler_client.get_workflow_handle("-".join(("bridge-sweep", *each))) for each in ids]
 
     async def stop_worker(self, side: str) -> None:
         stack = self._workers.pop(side, None)

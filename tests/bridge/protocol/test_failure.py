@@ -100,6 +100,18 @@ def test_a_failure_comes_back_with_its_whole_chain(one: Failure) -> None:
     assert decode_failure(parse_failure(encode_failure(one).to_json()), canceled=False) == one
 
 
+@pytest.mark.parametrize("length", [80, 82, 95])
+def test_a_chain_too_long_to_be_read_is_cut_with_a_note(length: int) -> None:
+    """Everything but its innermost causes arrives, because an outcome has to arrive."""
+    found = decode_failure(parse_failure(encode_failure(failure(**chain(length))).to_json()), canceled=False)
+    messages = []
+    while found.HasField("cause"):
+        messages.append(found.message)
+        found = found.cause
+    assert len(messages) == 79
+    assert found.message == "further causes were left out"
+
+
 @given(FAILURES)
 def test_every_failure_has_the_form_that_suits_every_server(one: Failure) -> None:
     """Message on top, stack in both places, causes only inside `details`, which is never absent."""

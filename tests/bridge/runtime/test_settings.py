@@ -465,9 +465,6 @@ def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configur
         pytest.param(drop("callback_keys"), "settings: receiver and callback_keys", id="receiver without its keys"),
         pytest.param(drop(COMPLETION), f"settings: {COMPLETION.replace('/', '.')}: missing", id="no completion keys"),
         pytest.param(
-            put(f"handlers/{HANDLER}/completions", "server"), f"handlers.{HANDLER}:", id="server and completion keys"
-        ),
-        pytest.param(
             put("endpoints/payments/transport", "nexus"), "endpoints.payments.transport:", id="nexus by setting"
         ),
         pytest.param(put("endpoints/payments/wait_s", 0), "endpoints.payments.wait_s:", id="no wait"),
@@ -548,9 +545,6 @@ PEER = f"callers/{CALLER}"
             put(f"{PEER}/bearer_keys", {"signing": "k1", "keys": {"k1": new_key()}}),
             f"callers.{CALLER}:",
             id="signature with bearer keys",
-        ),
-        pytest.param(
-            put(f"{PEER}/completions", "server"), f"callers.{CALLER}:", id="server completions with completion keys"
         ),
         pytest.param(put(f"{PEER}/networks", ["localhost"]), f"callers.{CALLER}.networks.0:", id="network by name"),
         pytest.param(put("service/held_starts", -1), "service.held_starts:", id="fewer than no held starts"),

@@ -11,10 +11,9 @@ from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 
 from bridge.runtime.temporal import is_open
-from bridge.workflow.targets import Targets
 from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
 from scripts.environment.server import Server
-from tests.support.helpers import HANDLER, assert_eventually
+from tests.support.helpers import assert_eventually
 from tests.support.workflows import Ask, CallPlan, Reply
 from tests.support.world import World, events, running_world
 
@@ -95,20 +94,15 @@ async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> Non
     await until_status(target, WorkflowExecutionStatus.COMPLETED)
 
 
-@pytest.mark.parametrize("by", ["server", "nexus"])
-async def test_a_call_that_the_server_tells_counts_as_one_that_waits(server: Server, by: str) -> None:
+async def test_a_call_that_the_server_delivers_to_counts_as_one_that_waits(server: Server) -> None:
     """The first call's deadline passes; the target goes on for the one that attached."""
 
     def prepare(world: World) -> None:
-        world.handler_options = {"orphan_check_s": 0.5, "nexus": by == "nexus"}
-        if by == "server":
-            world.targets = [replace(each, delivery="server") for each in Targets(world.targets)]
-            world.caller_options = {"handlers": {HANDLER: {"start_keys": world.keys.start, "completions": "server"}}}
-            world.peer_options = {"completions": "server", "completion_keys": None}
+        world.handler_options = {"orphan_check_s": 0.5, "nexus": True}
 
     async with running_world(server, prepare=prepare) as world:
         await world.create_nexus_endpoint()
-        plan = world.plan("nexus" if by == "nexus" else "callback", operation="minded", first_lease=600)
+        plan = world.plan("nexus", operation="minded", first_lease=600)
         ask = Ask(key=world.key())
         first = await world.call(ask, replace(plan, deadline=5))
         target = minded(world, ask)

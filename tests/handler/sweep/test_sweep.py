@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
@@ -24,13 +25,15 @@ from temporalio.worker import Worker
 
 import bridge
 import handler.sweep.activity
+from bridge.security.signatures import MessageSigner
 from bridge.workflow.targets import Target, Targets
-from handler.delivery.close_event import read_outcome
 from handler.delivery.records import milliseconds
-from handler.sweep.workflow import SweepPlace, sweep_query
+from handler.sweep.activity import read_run
+from handler.sweep.workflow import SweepPlace, SweepPlan, sweep_plans
 from scripts.environment.server import Server
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
+from tests.support.peer import send, start
 from tests.support.workflows import (
     Ask,
     CallPlan,
@@ -49,8 +52,8 @@ FOREIGN = CallPlan(first_lease=600, operation="foreign")
 
 
 def hasten(world: World) -> None:
-    set_interval(world, 0.1)
-    world.targets.append(foreign_target(f"foreign-{world.id}"))
+    set_interval(world, 0.2)
+    world.targets = [ProbeWorkflow, FlakyWorkflow, foreign_target(f"foreign-{world.id}")]
 
 
 def set_interval(world: World, seconds: float) -> None:
@@ -58,8 +61,9 @@ def set_interval(world: World, seconds: float) -> None:
 
 
 async def end_sweep(world: World) -> None:
-    """Nobody would: it runs for ever."""
-    await world.sweep.terminate()
+    """A sweep runs for ever."""
+    for each in world.sweeps:
+        await each.terminate()
 
 
 @pytest_asyncio.fixture(loop_scope="session", name="swept")
@@ -73,14 +77,14 @@ async def swept_world(server: Server) -> AsyncIterator[World]:
 
 @pytest.fixture(name="looks")
 def counted_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run ids whose closing event the sweep has read."""
+    """Ids of the runs that the sweep has read."""
     read: list[str] = []
 
     async def counting(client: Any, workflow_id: str, run_id: str) -> Any:
         read.append(run_id)
-        return await read_outcome(client, workflow_id, run_id)
+        return await read_run(client, workflow_id, run_id)
 
-    monkeypatch.setattr(handler.sweep.activity, "read_outcome", counting)
+    monkeypatch.setattr(handler.sweep.activity, "read_run", counting)
     return read
 
 
@@ -91,17 +95,17 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
     return raised.value.cause.cause
 
 
-async def attempts(world: World) -> int:
-    activity = await world.pending(world.sweep)
-    return 0 if activity is None else int(activity.attempt)
+async def attempts(world: World) -> list[int]:
+    found = [await world.pending(each) for each in world.sweeps]
+    return [0 if activity is None else int(activity.attempt) for activity in found]
 
 
 async def swept_on(world: World, times: int = 3) -> None:
-    """Wait until the sweep has run a few times more."""
+    """Wait until every sweep has run a few times more."""
     before = await attempts(world)
 
     async def check() -> None:
-        assert await attempts(world) >= before + times
+        assert all(now >= then + times for now, then in zip(await attempts(world), before, strict=True))
 
     await assert_eventually(check)
 
@@ -128,10 +132,10 @@ async def deliveries(world: World, ask: Ask) -> list[str]:
 
 
 async def assert_told_once(world: World, ask: Ask) -> None:
-    """By one request, by one delivery workflow, and not again when the sweep comes round."""
+    """By one request, without a delivery workflow, and not again when the sweep comes round."""
     await swept_on(world)
     assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
-    assert len(await deliveries(world, ask)) == 1
+    assert await deliveries(world, ask) == []
 
 
 async def terminated(world: World, ask: Ask, plan: CallPlan = LONG) -> WorkflowHandle[Any, Any]:
@@ -168,25 +172,6 @@ async def test_a_target_out_of_time_is_told(swept: World, field: str, monkeypatc
     assert failure.type is TimeoutType.START_TO_CLOSE
     assert failure.message == "operation exceeded internal timeout"
     await assert_told_once(swept, ask)
-
-
-async def test_of_a_retried_target_the_last_failure_is_told(swept: World, looks: list[str]) -> None:
-    """The attempts before it are no endings."""
-    ask = Ask(key=swept.key(), behaviour="fail")
-    failure = await failure_of(await swept.call(ask, FLAKY))
-    assert isinstance(failure, ApplicationError)
-    assert (failure.type, failure.message) == ("Flaky", "attempt 3 failed")
-    await assert_told_once(swept, ask)
-    assert len(looks) == len(set(looks)) == 3
-
-
-async def test_a_retried_target_that_succeeds_in_the_end_tells_it_itself(swept: World) -> None:
-    """The sweep has looked at the failed attempts by then, and said nothing."""
-    ask = Ask(key=swept.key())
-    assert await (await swept.call(ask, FLAKY)).result() == Reply("attempt 3")
-    await swept_on(swept)
-    assert (swept.service.statuses, swept.receiver.statuses) == ([201], [200])
-    assert await deliveries(swept, ask) == []
 
 
 async def test_a_retried_target_that_is_terminated_is_told(swept: World) -> None:
@@ -238,21 +223,11 @@ async def test_the_cancellation_of_a_worker_without_the_interceptor_is_told(swep
     await assert_told_once(swept, ask)
 
 
-async def test_an_outcome_too_large_is_told_as_a_failure(server: Server) -> None:
-    """As the interceptor does."""
-
-    def prepare(world: World) -> None:
-        hasten(world)
-        world.max_outcome_bytes = 1000
-
-    async with running_world(server, prepare=prepare) as world:
-        await world.start_sweep()
-        ask = Ask(key=world.key(), size=2000)
-        failure = await failure_of(await end_foreign(world, ask))
-        assert isinstance(failure, ApplicationError)
-        assert failure.type == "OutcomeTooLarge"
-        await assert_told_once(world, ask)
-        await end_sweep(world)
+async def test_an_outcome_too_large_to_complete_an_activity_is_delivered_as_a_failure(swept: World) -> None:
+    """A result may have 2 MiB, but the caller's server would answer OK to so large a completion, and drop it."""
+    failure = await failure_of(await end_foreign(swept, Ask(key=swept.key(), size=2 * 1024 * 1024 - 600)))
+    assert isinstance(failure, ApplicationError)
+    assert failure.type == "OutcomeTooLarge"
 
 
 async def test_outcomes_are_told_through_a_codec(server: Server) -> None:
@@ -266,7 +241,7 @@ async def test_outcomes_are_told_through_a_codec(server: Server) -> None:
         terminating = await terminated(world, Ask(key=world.key(), behaviour="wait"))
         assert isinstance(await failure_of(terminating), TerminatedError)
         # Another plan, read back through the codec, and the same one again.
-        set_interval(world, 0.2)
+        set_interval(world, 0.3)
         await world.start_sweep()
         await world.start_sweep()
         await swept_on(world)
@@ -302,7 +277,7 @@ async def test_replicas_that_start_together_make_one_sweep(server: Server) -> No
 
 
 async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: World, looks: list[str]) -> None:
-    """Nothing is missed, and what was told is not told again."""
+    """Nothing is missed, and what was delivered is not delivered again."""
     first = Ask(key=swept.key(), behaviour="wait")
     await failure_of(await terminated(swept, first))
 
@@ -313,21 +288,29 @@ async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: Wo
 
     old = await assert_eventually(recorded)
     await swept.stop_worker("handler")
-    swept.targets.remove(ProbeWorkflow)
-    set_interval(swept, 0.2)
+    set_interval(swept, 0.3)
     await swept.start_sweep()
     plan = (await swept.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
     assert json.loads(plan.payloads[0].data)["since_ms"] >= old["until_ms"]
-    assert "ProbeWorkflow" not in json.loads(plan.payloads[0].data)["query"]
-    swept.targets.append(ProbeWorkflow)
-    await swept.start_sweep()
     await swept.start_worker("handler")
     await swept_on(swept)
-    assert len(await runs_of_sweep(swept)) == 3
-    assert swept.receiver.statuses == [200]
-    # Looked at once more, because a new sweep does not know it; but its delivery was there.
-    assert len(looks) == 2
-    assert len(await deliveries(swept, first)) == 1
+    assert len(await runs_of_sweep(swept)) == 2
+    # A new sweep does not know what the old one had handled: the receiver answers the repeat as one.
+    assert swept.receiver.statuses == [200, 200]
+
+
+async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(server: Server) -> None:
+    """Also when an old replica, which knows fewer targets, starts again during a deploy."""
+    async with running_world(server, prepare=hasten) as world:
+        new, old = world.targets, [FlakyWorkflow]
+        for targets in (new, old):
+            world.targets = list(targets)
+            await world.start_sweep()
+        ask, flaky = (Ask(key=world.key(), behaviour="wait") for _ in range(2))
+        assert isinstance(await failure_of(await terminated(world, ask)), TerminatedError)
+        assert isinstance(await failure_of(await terminated(world, flaky, FLAKY)), TerminatedError)
+        world.targets = new
+        await end_sweep(world)
 
 
 async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> None:
@@ -433,9 +416,9 @@ async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monk
     async def unavailable_for_the_lost(client: Any, workflow_id: str, run_id: str) -> Any:
         if away and workflow_id in lost:
             raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
-        return await read_outcome(client, workflow_id, run_id)
+        return await read_run(client, workflow_id, run_id)
 
-    monkeypatch.setattr(handler.sweep.activity, "read_outcome", unavailable_for_the_lost)
+    monkeypatch.setattr(handler.sweep.activity, "read_run", unavailable_for_the_lost)
     first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
     lost.append(swept.target(first).id)
     lost_handle = await terminated(swept, first)
@@ -488,6 +471,68 @@ def named(name: str, queue: str) -> Target:
     )
 
 
+async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server: Server) -> None:
+    """Its worker was killed between the closing and the request, or has no plugin: the first call's and a second's."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, without=("handler",), prepare=prepare) as world:
+        got: list[tuple[str, bytes]] = []
+
+        async def take(request: web.Request) -> web.StreamResponse:
+            got.append((request.headers["Nexus-Operation-State"], await request.read()))
+            return web.Response(status=200)
+
+        world.receiver.before = take
+        await world.start_sweep()
+        ask = Ask(key=world.key(), behaviour="wait")
+        for request_id in ("first", "second"):
+            message = start(world, {"key": ask.key, "behaviour": "wait"}, request_id=f"{request_id}-{world.id}")
+            del message.headers["Bridge-Scheduled-Time"]
+            assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        async with Worker(world.handler_client, task_queue=world.payment_queue, workflows=[ProbeWorkflow]):
+            target = await world.until_started(ask)
+            await target.signal("say", "swept")
+            await target.result()
+        assert got == []
+        await world.start_worker("handler")
+
+        async def delivered() -> None:
+            assert [(state, b"swept" in body) for state, body in got] == [("succeeded", True)] * 2
+
+        await assert_eventually(delivered)
+        await swept_on(world)
+        await delivered()
+        await end_sweep(world)
+
+
+async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) -> None:
+    """Every closed run is looked at there, and what the dispatcher has delivered costs no read."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, prepare=prepare) as world:
+        await world.start_sweep()
+        assert await (await world.call(Ask(key=world.key(), text="once"), LONG)).result() == Reply("once")
+
+        async def handled() -> None:
+            assert (await place(world))["handled"]
+
+        await assert_eventually(handled)
+        assert world.receiver.statuses == [200]
+        await end_sweep(world)
+
+
+def plans_of(targets: Iterable[Target], *, is_renewed: bool = True) -> dict[str, SweepPlan]:
+    return sweep_plans(targets, task_queue="queue", interval_s=1, is_renewed=lambda _: is_renewed)
+
+
 async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
     """The query is ours, the names are not."""
     target = named("it's -- größer; 100%", f"odd'{world.id}")
@@ -497,31 +542,33 @@ async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
     await handle.terminate()
 
     async def found() -> None:
-        query = sweep_query([target], "unused")
-        assert [each.id async for each in world.handler_client.list_workflows(query)] == [handle.id]
+        [plan] = plans_of([target]).values()
+        assert [each.id async for each in world.handler_client.list_workflows(plan.query)] == [handle.id]
 
     await assert_eventually(found)
 
 
 @pytest.mark.parametrize("name", ['say "x"', "back\\slash", "new\nline"])
 def test_a_name_that_no_query_finds_is_refused(name: str) -> None:
-    """Otherwise its endings would never be told, and nobody would know."""
+    """Otherwise its endings would never be delivered, without a sign of it."""
     for target in (named(name, "queue"), named("fine", name)):
         with pytest.raises(ValueError, match="cannot be swept for"):
-            sweep_query([target], "unused")
+            plans_of([target])
 
 
-def test_the_query_asks_only_for_what_nobody_else_tells() -> None:
-    """By type and queue; the order of the targets does not matter."""
-    targets = list(Targets([ProbeWorkflow, FlakyWorkflow]))
-    query = sweep_query(targets, "queue")
-    assert query == (
-        "(TaskQueue = 'queue' AND WorkflowType = 'FlakyWorkflow' "
-        "AND ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut')) OR "
-        "(TaskQueue = 'queue' AND WorkflowType = 'ProbeWorkflow' "
-        "AND ExecutionStatus IN ('Terminated', 'TimedOut'))"
-    )
-    assert sweep_query(reversed(targets), "queue") == query
+def test_each_target_is_swept_for_what_no_worker_delivers() -> None:
+    """Of the operations of one workflow, the one counts for which there is most to do."""
+    forced = "AND ExecutionStatus IN ('Terminated', 'TimedOut')"
+    every = "AND ExecutionStatus IN ('Canceled', 'Completed', 'Failed', 'Terminated', 'TimedOut')"
+    [probe] = Targets([ProbeWorkflow])
+    elsewhere = named("ProbeWorkflow", "queue")
+    names = "TaskQueue = 'queue' AND WorkflowType = 'ProbeWorkflow'"
+    [name] = plans_of([probe])
+    assert name == "bridge-sweep-queue-ProbeWorkflow"
+    assert plans_of([probe])[name].query == f"{names} {forced}"
+    assert plans_of([probe], is_renewed=False)[name].query == f"{names} {every}"
+    for targets in ([probe, elsewhere], [elsewhere, probe]):
+        assert plans_of(targets)[name] == SweepPlan(query=f"{names} {every}", is_instrumented=False, interval_s=1)
 
 
 def test_a_place_forgets_what_is_outside_its_window() -> None:

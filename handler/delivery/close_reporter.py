@@ -1,0 +1,235 @@
+"""Notices that this worker closes a run of a target: the private adapter below the interceptor.
+
+An interceptor sees only what is inside a workflow. A run also closes by a signal handler, by `@workflow.init`, by a
+conversion that fails, or because another interceptor changed the result. The workflow runner sees every activation of a
+run and every answer to it, so the reporter replaces `activate` of the instances that the worker's runner makes.
+
+It reports a hint and never an outcome: a run that closed is read, by the dispatcher, from Temporal. A hint that was
+wrong costs one read. Every error in here is caught, because an exception would fail the team's workflow task, or keep
+the worker from shutting down.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.bridge.proto.workflow_activation import RemoveFromCache, WorkflowActivation
+from temporalio.bridge.proto.workflow_commands import ContinueAsNewWorkflowExecution
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
+from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from bridge.workflow.targets import Targets
+from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY
+
+MAX_ATTACHED = 1000
+"""Attached calls of one run. The renewals of a call beyond it find the outcome."""
+
+_MAX_CARRIED_BYTES = 1024 * 1024
+"""Size of a continue-as-new command up to which attached calls are added. The server terminates a run at 2 MiB."""
+_OVERDUE_S = 5.0
+"""How long an eviction may take after the closing task. Workers without safe eviction report none."""
+
+_CLOSING = {"complete_workflow_execution", "fail_workflow_execution", "cancel_workflow_execution"}
+_MAY_HAVE_CLOSED = {
+    RemoveFromCache.WORKFLOW_EXECUTION_ENDING,
+    # These three say nothing about whether the server took the closing. The close event does.
+    RemoveFromCache.CACHE_FULL,
+    RemoveFromCache.TASK_NOT_FOUND,
+    RemoveFromCache.FATAL,
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosingRun:
+    """A run that this worker may have closed, and the calls that wait for it."""
+
+    workflow_id: str
+    run_id: str
+    start_time: datetime
+    is_first: bool
+    """Whether the start request made this very run."""
+    calls: Sequence[Payload]
+    """Each a `CallMemo`, without the codec; the first is the call that started the run, if one did."""
+
+
+class CloseReporter:
+    """Reports the closing runs of one worker."""
+
+    def __init__(self, report: Callable[[ClosingRun], None]) -> None:
+        """*report* is called from the worker's threads."""
+        self.prepared: set[str] = set()
+        """Names of the workflows that run under this reporter."""
+        self._report = report
+        self._targets: set[str] = set()
+        self._remembered: dict[str, tuple[_WatchedRun, float]] = {}
+
+    def around(self, runner: WorkflowRunner) -> WorkflowRunner:
+        """A runner that does what *runner* does, and reports."""
+        if type(runner) is not SandboxedWorkflowRunner:
+            return _ReportingRunner(runner, self)
+        # Still a SandboxedWorkflowRunner, because other plugins look for that and replace its restrictions.
+        values = {each.name: getattr(runner, each.name) for each in fields(runner) if each.init}
+        return _ReportingSandbox(**values, reporter=self)
+
+    def prepare(self, defn: Any) -> None:
+        self.prepared.add(defn.name)
+        if list(Targets([defn.cls])):
+            self._targets.add(defn.name)
+
+    def watch(self, instance: WorkflowInstance, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        if det.defn.name in self._targets:
+            watched = _WatchedRun(self, det, instance.activate)
+            # Not a delegating instance: the SDK has added methods to that class three times in a year.
+            instance.activate = watched.activate  # type: ignore[method-assign] # replaces it for this instance alone
+        return instance
+
+    def remember(self, run: "_WatchedRun") -> None:
+        self._remembered[run.run_id] = run, time.monotonic()
+
+    def forget(self, run_id: str) -> bool:
+        """Whether the run was remembered as closing."""
+        return self._remembered.pop(run_id, None) is not None
+
+    def report(self, run: "_WatchedRun") -> None:
+        self._report(run.closing_run())
+
+    def report_overdue(self, *, older_than_s: float = _OVERDUE_S) -> None:
+        """Report the runs whose closing was decided and whose eviction did not come."""
+        before = time.monotonic() - older_than_s
+        for run, decided in list(self._remembered.values()):
+            if decided <= before and self.forget(run.run_id):
+                self.report(run)
+
+
+def is_reporting(runner: WorkflowRunner | None) -> bool:
+    """Whether *runner* is one that a reporter made."""
+    return isinstance(runner, _ReportingSandbox | _ReportingRunner)
+
+
+@dataclass(frozen=True)
+class _ReportingSandbox(SandboxedWorkflowRunner):
+    reporter: CloseReporter | None = None
+
+    def prepare_workflow(self, defn: workflow._Definition) -> None:
+        assert self.reporter is not None
+        self.reporter.prepare(defn)
+        super().prepare_workflow(defn)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        assert self.reporter is not None
+        return self.reporter.watch(super().create_instance(det), det)
+
+
+class _ReportingRunner(WorkflowRunner):
+    def __init__(self, inner: WorkflowRunner, reporter: CloseReporter) -> None:
+        self._inner = inner
+        self._reporter = reporter
+
+    def prepare_workflow(self, defn: workflow._Definition) -> None:
+        self._reporter.prepare(defn)
+        self._inner.prepare_workflow(defn)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        return self._reporter.watch(self._inner.create_instance(det), det)
+
+    def set_worker_level_failure_exception_types(self, types: Sequence[type[BaseException]]) -> None:
+        self._inner.set_worker_level_failure_exception_types(types)
+
+
+class _WatchedRun:
+    """One cached run of a target."""
+
+    def __init__(
+        self,
+        reporter: CloseReporter,
+        det: WorkflowInstanceDetails,
+        inner: Callable[[WorkflowActivation], WorkflowActivationCompletion],
+    ) -> None:
+        self.run_id = det.info.run_id
+        self._reporter = reporter
+        self._info = det.info
+        self._inner = inner
+        self._attached = [each for name, each in det.info.headers.items() if name.startswith(ATTACHED_HEADER)]
+        failure_types = (*det.worker_level_failure_exception_types, *det.defn.failure_exception_types)
+        self._fails_on_nondeterminism = any(issubclass(workflow.NondeterminismError, each) for each in failure_types)
+        self._may_close = False
+        """Whether the last activation was neither a replay nor continue-as-new."""
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        self._guarded(self._before, act)
+        completion = self._inner(act)
+        self._guarded(self._after, act, completion)
+        return completion
+
+    def closing_run(self) -> ClosingRun:
+        own, info = self._info.raw_memo.get(MEMO_KEY), self._info
+        return ClosingRun(
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            start_time=info.workflow_start_time,
+            is_first=info.run_id == info.first_execution_run_id,
+            calls=[*([own] if own is not None else []), *self._attached],
+        )
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except Exception:  # noqa: BLE001 - any error: the team's run goes on
+            _log.exception("bridge.close_not_noticed", extra={"bridge.target": self._info.workflow_id})
+
+    def _before(self, act: WorkflowActivation) -> None:
+        for job in act.jobs:
+            if job.HasField("signal_workflow") and job.signal_workflow.signal_name == ATTACH_SIGNAL:
+                # Copied: the payload would keep the whole activation in memory.
+                call = [Payload.FromString(each.SerializeToString()) for each in job.signal_workflow.input]
+                self._attached += call[: MAX_ATTACHED - len(self._attached)]
+            elif job.HasField("remove_from_cache"):
+                self._evicted(job.remove_from_cache.reason)
+
+    def _evicted(self, reason: int) -> None:
+        # Before the inner eviction, which may hang, and may come more than once.
+        may_close, self._may_close = self._may_close, False
+        if self._reporter.forget(self.run_id):
+            is_reported = reason in _MAY_HAVE_CLOSED
+        elif reason == RemoveFromCache.NONDETERMINISM:
+            # The SDK's core then fails the run by itself.
+            is_reported = self._fails_on_nondeterminism
+        else:
+            # The SDK's worker closes a run without an activation where a payload can never be decoded.
+            is_reported = reason == RemoveFromCache.WORKFLOW_EXECUTION_ENDING and may_close
+        if is_reported:
+            self._reporter.report(self)
+
+    def _after(self, act: WorkflowActivation, completion: WorkflowActivationCompletion) -> None:
+        if any(job.HasField("remove_from_cache") for job in act.jobs):
+            return
+        commands = {each.WhichOneof("variant"): each for each in completion.successful.commands}
+        continuing = commands.get("continue_as_new_workflow_execution")
+        if continuing is not None:
+            self._carry(continuing.continue_as_new_workflow_execution)
+        self._may_close = not act.is_replaying and continuing is None
+        self._reporter.forget(self.run_id)
+        if not act.is_replaying and _CLOSING & commands.keys():
+            self._reporter.remember(self)
+
+    def _carry(self, command: ContinueAsNewWorkflowExecution) -> None:
+        """Carry the calls over to the next run. The server carries the old memo only where the command has none."""
+        own = self._info.raw_memo.get(MEMO_KEY)
+        if command.memo and own is not None:
+            command.memo[MEMO_KEY].CopyFrom(own)
+        room = _MAX_CARRIED_BYTES - command.ByteSize()
+        for index, call in enumerate(self._attached):
+            room -= call.ByteSize()
+            if room < 0:
+                extra = {"bridge.target": self._info.workflow_id, "bridge.calls": len(self._attached) - index}
+                _log.warning("bridge.attached_calls_dropped", extra=extra)
+                return
+            command.headers[f"{ATTACHED_HEADER}{index}"].CopyFrom(call)

@@ -1,0 +1,212 @@
+"""The dispatcher: reads how a run closed, and makes the first attempt to deliver it.
+
+It runs in the worker's own process and keeps nothing: what it cannot deliver at once goes to a delivery workflow, and
+what a killed process did not deliver is found by the caller's next renewal or by the sweep. Reads and requests are
+bounded separately, so that a receiver that hangs delays no read.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import timedelta
+
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+from bridge.protocol.completion import DeliveryAnswer
+from bridge.runtime.temporal import keeping_inline
+from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.close_event import CloseEvent, read_close_event
+from handler.delivery.close_reporter import ClosingRun
+from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
+from handler.delivery.workflow import DELIVERY_WORKFLOW
+
+DRAIN = timedelta(seconds=10)
+"""How long a worker that stops gives its deliveries before it hands them to delivery workflows."""
+
+_READS = 100
+_QUEUE = 1000
+"""Runs that are read and delivered; the calls of any more go to delivery workflows."""
+_MAX_RUNS = 10_000
+_READ_AGAIN_S = 60
+"""How long Temporal is asked again. No delivery workflow could be started meanwhile either."""
+_PATIENCE = timedelta(seconds=5)
+"""How long a busy destination is waited for. A healthy one frees a place within milliseconds."""
+_REMEMBERED = 10_000
+"""Deliveries remembered, so that a second report of a run, and the sweep in this process, do not repeat them."""
+
+_log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Delivers for one worker."""
+
+    def __init__(self, *, callbacks: CallbackClient, task_queue: str) -> None:
+        """*task_queue* is where the delivery workflows run."""
+        self._callbacks = callbacks
+        self._task_queue = task_queue
+        self._reads = asyncio.Semaphore(_READS)
+        self._taken: OrderedDict[str, None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker
+
+    def start(self, worker: Worker) -> None:
+        """Take reports from now on, in the running event loop, and deliver with the client that *worker* has."""
+        self._worker, self._loop = worker, asyncio.get_running_loop()
+
+    @property
+    def _client(self) -> Client:
+        # The worker's present one: certificates are changed on a running worker by giving it another client.
+        return self._worker.client
+
+    def notice(self, run: ClosingRun) -> None:
+        """A run of a target may have closed. For any thread."""
+        if run.calls and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin, run)
+
+    async def drain(self) -> None:
+        """Finish what has begun; after a while hand the rest over to delivery workflows."""
+        # Reports come through the loop: those of the last evictions first.
+        await asyncio.sleep(0)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=DRAIN.total_seconds())
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def deliver(self, deliveries: Iterable[Delivery], closed: CloseEvent) -> None:
+        """Deliver *closed* to each: by one request, or else by a delivery workflow.
+
+        Raises:
+            temporalio.service.RPCError: A delivery workflow could not be started.
+        """
+        await asyncio.gather(*(self._deliver(each, closed) for each in deliveries))
+
+    def has_taken(self, delivery: Delivery) -> bool:
+        """Whether this process has delivered it or handed it over; False also where it does not remember."""
+        return delivery.key in self._taken
+
+    def _begin(self, run: ClosingRun) -> None:
+        if len(self._tasks) >= _MAX_RUNS:
+            _log.error("bridge.delivery_left_to_renewal", extra={"bridge.target": run.workflow_id})
+            return
+        task = asyncio.create_task(self._dispatch(run, is_read=len(self._tasks) < _QUEUE))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _dispatch(self, run: ClosingRun, *, is_read: bool) -> None:
+        deliveries = [each for each in self._deliveries(run) if each.call.callback_url is not None]
+        try:
+            if not deliveries:
+                return
+            if not is_read:
+                await self._hand_over(deliveries)
+                return
+            try:
+                closed = await self._read(run)
+                # Terminated and timed out runs are the sweep's: a reset terminates the run that it replaces.
+                if closed is not None and not closed.is_forced:
+                    age = timedelta(milliseconds=milliseconds(closed.close_time) - milliseconds(run.start_time))
+                    await self.deliver([each for each in deliveries if not _is_answered(each, run, age)], closed)
+            except asyncio.CancelledError:
+                await self._hand_over(deliveries)
+        except Exception as error:  # noqa: BLE001 - any error: renewals and the sweep find the outcome
+            extra = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id, "bridge.error": _name(error)}
+            _log.warning("bridge.delivery_left_to_renewal", extra=extra)
+
+    def _deliveries(self, run: ClosingRun) -> list[Delivery]:
+        calls = [call for payload in run.calls if (call := self._call(payload, run)) is not None]
+        # The first callback URL of a call counts: a renewal's names the same waiting activity.
+        first = {call.request_id: call for call in reversed(calls)}
+        return [
+            Delivery(
+                call=call,
+                workflow_id=run.workflow_id,
+                run_id=run.run_id,
+                start_time_ms=milliseconds(run.start_time),
+            )
+            for call in first.values()
+        ]
+
+    def _call(self, payload: Payload, run: ClosingRun) -> CallMemo | None:
+        try:
+            [call] = self._client.data_converter.payload_converter.from_payloads([payload], [CallMemo])
+        except Exception as error:  # noqa: BLE001 - any error that the converter raises on a foreign value
+            extra = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id, "bridge.error": _name(error)}
+            _log.warning("bridge.memo_unreadable", extra=extra)
+            return None
+        return call if isinstance(call, CallMemo) else None
+
+    async def _read(self, run: ClosingRun) -> CloseEvent | None:
+        for attempt in range(_READ_AGAIN_S):
+            try:
+                async with self._reads:
+                    return await read_close_event(self._client, run.workflow_id, run.run_id)
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    return None
+                if attempt == _READ_AGAIN_S - 1:
+                    raise
+            await asyncio.sleep(1)
+        return None
+
+    async def _deliver(self, delivery: Delivery, closed: CloseEvent) -> None:
+        if self.has_taken(delivery):
+            return
+        self._taken[delivery.key] = None
+        if len(self._taken) > _REMEMBERED:
+            self._taken.popitem(last=False)
+        answer = await self._request(delivery, closed)
+        extra = {
+            "bridge.request_id": delivery.call.request_id,
+            "bridge.target": delivery.workflow_id,
+            "bridge.answer": answer.value,
+        }
+        if answer in {DeliveryAnswer.ACCEPTED, DeliveryAnswer.GONE}:
+            _log.info("bridge.completion_delivered", extra=extra)
+            return
+        _log.info("bridge.completion_not_delivered", extra=extra)
+        try:
+            await self._hand_over([delivery])
+        except Exception:
+            self._taken.pop(delivery.key, None)
+            raise
+
+    async def _request(self, delivery: Delivery, closed: CloseEvent) -> DeliveryAnswer:
+        converter = self._client.data_converter
+        try:
+            return (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE))[0]
+        except DestinationBusyError:
+            return DeliveryAnswer.AGAIN_LATER
+
+    async def _hand_over(self, deliveries: Iterable[Delivery]) -> None:
+        # Memo and input stay inline: lists and replays of deliveries need no external storage.
+        client = keeping_inline(self._client)
+        for each in deliveries:
+            # Already started: by the sweep, or by an earlier report of the same run.
+            with contextlib.suppress(WorkflowAlreadyStartedError):
+                await client.start_workflow(
+                    DELIVERY_WORKFLOW,
+                    each,
+                    id=each.workflow_id_of_delivery,
+                    task_queue=self._task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    memo={MEMO_KEY: each.memo},
+                    static_summary=f"to {each.call.caller}",
+                )
+
+
+def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:
+    """Whether the start of the call is still held open. Its answer carries the outcome."""
+    return run.is_first and age < timedelta(milliseconds=delivery.call.held_ms)
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__

@@ -1,0 +1,348 @@
+"""Delivery by the worker: what arrives is what closed the target, and the target knows nothing of it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
+from temporalio.worker import (
+    ExecuteWorkflowInput,
+    Interceptor,
+    Worker,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
+
+from scripts.environment.server import Server
+from tests.support.helpers import assert_eventually
+from tests.support.workflows import TARGETS, Ask, CallPlan, Reply
+from tests.support.world import World, events, running_world
+
+LONG = CallPlan(first_lease=600)
+"""No renewal comes before the test is over."""
+BIG = 2 * 1024 * 1024 - 20_000
+"""Fits Temporal's limit as a result."""
+PLAIN_HISTORY = [
+    "WORKFLOW_EXECUTION_STARTED",
+    "WORKFLOW_TASK_SCHEDULED",
+    "WORKFLOW_TASK_STARTED",
+    "WORKFLOW_TASK_COMPLETED",
+    "WORKFLOW_EXECUTION_COMPLETED",
+]
+
+
+class Gate:
+    """Holds the receiver's requests until it is opened."""
+
+    def __init__(self, world: World) -> None:
+        self.reached, self.opened = asyncio.Event(), asyncio.Event()
+        world.receiver.before = self
+
+    async def __call__(self, _: web.Request) -> web.StreamResponse | None:
+        self.reached.set()
+        await self.opened.wait()
+        return None
+
+
+async def deliveries(world: World, target: WorkflowHandle[Any, Any]) -> list[WorkflowExecutionStatus | None]:
+    """States of the delivery workflows of *target*."""
+    described = await target.describe()
+    query = f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(target)}'"
+    found = [each async for each in world.handler_client.list_workflows(query)]
+    return [each.status for each in found if described.run_id in each.id]
+
+
+async def request_id(target: WorkflowHandle[Any, Any]) -> str:
+    return (await _memo(target))["request_id"]
+
+
+async def _memo(target: WorkflowHandle[Any, Any]) -> dict[str, str]:
+    memo: dict[str, str] = await (await target.describe()).memo_value("bridge")
+    return memo
+
+
+async def status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
+    return (await handle.describe()).status
+
+
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause.cause
+
+
+async def answers(world: World, status_code: int) -> None:
+    async def before(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status_code)
+
+    world.receiver.before = before
+
+
+async def test_the_target_has_closed_before_its_outcome_is_delivered(world: World) -> None:
+    """When the callback arrives, the run is closed, and its history is the one that it has without the plugin."""
+    gate = Gate(world)
+    ask = Ask(key=world.key(), text="committed")
+    handle = await world.call(ask, LONG)
+    await asyncio.wait_for(gate.reached.wait(), 20)
+    assert await events(world.target(ask)) == PLAIN_HISTORY
+    gate.opened.set()
+    assert await handle.result() == Reply("committed")
+    assert await deliveries(world, world.target(ask)) == []
+
+
+async def test_a_failed_target_is_delivered_with_its_whole_chain(world: World) -> None:
+    """What the close event says, cause by cause."""
+    failure = await failure_of(await world.call(Ask(key=world.key(), behaviour="fail"), LONG))
+    assert isinstance(failure, ApplicationError)
+    assert (failure.type, failure.details) == ("Outer", ({"key": failure.details[0]["key"]}, "two"))
+    assert isinstance(failure.cause, ApplicationError)
+    assert failure.cause.type == "Inner"
+
+
+@pytest.mark.parametrize("behaviour", ["cleanup", "swallow cancel"])
+async def test_a_cancel_of_the_target_is_delivered_as_it_ends(world: World, behaviour: str) -> None:
+    """Canceled after its cleanup, or completed because it went on all the same."""
+    ask = Ask(key=world.key(), behaviour=behaviour)
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+
+    async def running() -> None:
+        assert "TIMER_STARTED" in await events(target)
+
+    await assert_eventually(running)
+    await target.cancel()
+    if behaviour == "cleanup":
+        assert isinstance(await failure_of(handle), CancelledError)
+        assert await status(target) == WorkflowExecutionStatus.CANCELED
+    else:
+        assert await handle.result() == Reply("went on all the same")
+
+
+async def test_a_cancellation_that_was_not_asked_for_is_delivered_as_the_failure_that_it_is(world: World) -> None:
+    """The target closes as failed."""
+    ask = Ask(key=world.key(), behaviour="self-canceled failure")
+    assert isinstance(await failure_of(await world.call(ask, LONG)), CancelledError)
+    assert await status(world.target(ask)) == WorkflowExecutionStatus.FAILED
+
+
+async def test_a_result_of_almost_two_mebibytes_arrives(world: World) -> None:
+    """It is copied into no command: what fits as a result can be delivered."""
+    reply = await (await world.call(Ask(key=world.key(), size=BIG), LONG)).result()
+    assert len(reply.blob) == BIG
+
+
+async def test_a_delivery_that_fails_goes_on_as_a_workflow(world: World) -> None:
+    """The target has closed long before the receiver is back."""
+    await answers(world, 503)
+    ask = Ask(key=world.key(), text="handed over")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    assert await target.result() == {"text": "handed over", "blob": ""}
+
+    async def handed_over() -> None:
+        assert await deliveries(world, target) == [WorkflowExecutionStatus.RUNNING]
+
+    await assert_eventually(handed_over)
+    world.receiver.before = None
+    assert await handle.result() == Reply("handed over")
+
+    async def ended() -> None:
+        assert await deliveries(world, target) == [WorkflowExecutionStatus.COMPLETED]
+
+    await assert_eventually(ended)
+    assert await events(target) == PLAIN_HISTORY
+
+
+async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -> None:
+    """The delivery workflow says what the receiver said."""
+    await answers(world, 400)
+    ask = Ask(key=world.key(), text="refused")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+
+    async def failed() -> None:
+        assert await deliveries(world, target) == [WorkflowExecutionStatus.FAILED]
+
+    await assert_eventually(failed)
+    await handle.terminate()
+
+
+async def test_two_refused_signatures_end_no_delivery(world: World) -> None:
+    """A key may be rolling out: tried again until the deadline, each time signed anew."""
+    await answers(world, 401)
+    ask = Ask(key=world.key(), text="after the rollout")
+    handle = await world.call(ask, LONG)
+    await world.until_started(ask)
+
+    async def refused_twice() -> None:
+        assert world.receiver.statuses[:3] == [401, 401, 401]
+
+    await assert_eventually(refused_twice)
+    world.receiver.before = None
+    assert await handle.result() == Reply("after the rollout")
+
+
+async def test_everything_is_delivered_without_a_workflow_cache(server: Server) -> None:
+    """Every task replays the run from its beginning, and every eviction says that the cache is full."""
+
+    def prepare(world: World) -> None:
+        world.worker_options = {"max_cached_workflows": 0, "max_concurrent_workflow_task_polls": 1}
+
+    async with running_world(server, prepare=prepare) as world:
+        assert await (await world.call(Ask(key=world.key(), text="uncached"), LONG)).result() == Reply("uncached")
+        failing = await world.call(Ask(key=world.key(), behaviour="fail"), LONG)
+        assert isinstance(await failure_of(failing), ApplicationError)
+        ask = Ask(key=world.key(), behaviour="cleanup")
+        handle = await world.call(ask, LONG)
+        await (await world.until_started(ask)).cancel()
+        assert isinstance(await failure_of(handle), CancelledError)
+
+
+async def test_a_worker_without_safe_eviction_delivers(server: Server) -> None:
+    """No eviction is seen there; the closing is reported when it is overdue."""
+
+    def prepare(world: World) -> None:
+        world.worker_options = {"disable_safe_workflow_eviction": True}
+
+    async with running_world(server, prepare=prepare) as world:
+        assert await (await world.call(Ask(key=world.key(), text="overdue"), LONG)).result() == Reply("overdue")
+
+
+async def test_a_worker_that_stops_delivers_what_it_has_closed(world: World) -> None:
+    """The plugin goes on until the deliveries under way have ended."""
+    gate = Gate(world)
+    handle = await world.call(Ask(key=world.key(), text="last"), LONG)
+    await asyncio.wait_for(gate.reached.wait(), 20)
+    stopping = asyncio.create_task(world.stop_worker("handler"))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await stopping
+    assert world.receiver.statuses == [200]
+    assert await handle.result() == Reply("last")
+
+
+async def test_a_bug_in_the_target_is_no_ending(world: World) -> None:
+    """A failed workflow task is retried by the server. Only what comes after the fix is delivered."""
+    handle = await world.call(Ask(key=world.key(), behaviour="bug once"), LONG)
+    assert await handle.result() == Reply("mended")
+    assert world.receiver.statuses == [200]
+
+
+@pytest.mark.parametrize("memo", ["", "own memo"])
+async def test_continuing_as_new_is_no_ending(world: World, memo: str) -> None:
+    """The call is carried over, also where the author passes a memo of his own; the last run's outcome comes once."""
+    handle = await world.call(Ask(key=world.key(), behaviour="continue once", text=memo), LONG)
+    assert await handle.result() == Reply("second run")
+    assert world.receiver.statuses == [200]
+
+
+@pytest.mark.parametrize("behaviour", ["return", "fail"])
+async def test_of_a_retried_target_the_last_run_is_delivered(world: World, behaviour: str) -> None:
+    """At once, and once: the failures before it name the run that follows."""
+    handle = await world.call(Ask(key=world.key(), behaviour=behaviour), CallPlan(first_lease=600, operation="flaky"))
+    if behaviour == "return":
+        assert await handle.result() == Reply("attempt 3")
+    else:
+        failure = await failure_of(handle)
+        assert isinstance(failure, ApplicationError)
+        assert failure.message == "attempt 3 failed"
+    assert world.receiver.statuses == [200]
+
+
+async def test_a_query_of_a_closed_target_delivers_nothing_again(world: World) -> None:
+    """It replays the run, with the reason of an ending at its eviction."""
+    ask = Ask(key=world.key(), text="asked")
+    assert await (await world.call(ask, LONG)).result() == Reply("asked")
+    await world.stop_worker("handler")
+    await world.start_worker("handler")
+    for _ in range(3):
+        assert await world.target(ask).query("said") == []
+    await world.stop_worker("handler")
+    assert world.receiver.statuses == [200]
+
+
+async def test_a_run_without_a_call_goes_on_untouched(world: World) -> None:
+    """Started by hand: nothing is read and nothing delivered."""
+    ask = Ask(key=world.key(), text="alone")
+    handle: WorkflowHandle[Any, Any] = await world.handler_client.start_workflow(
+        "ProbeWorkflow", ask, id=f"probe-{ask.key}", task_queue=world.payment_queue
+    )
+    assert await handle.result() == {"text": "alone", "blob": ""}
+    assert await events(handle) == PLAIN_HISTORY
+
+
+async def test_a_target_on_a_worker_without_the_plugin_is_found_by_a_renewal(server: Server) -> None:
+    """No message is sent; the caller asks."""
+    async with running_world(server, without=("handler",)) as world:
+        async with Worker(world.handler_client, task_queue=world.payment_queue, workflows=TARGETS):
+            handle = await world.call(Ask(key=world.key(), text="asked"), CallPlan(first_lease=1, renewal=1))
+            assert await handle.result() == Reply("asked")
+        assert world.receiver.requests == []
+
+
+@pytest.mark.parametrize("memo", [{"mine": 1}, 7, {"caller": "half a call"}])
+async def test_a_foreign_memo_under_our_name_disturbs_no_workflow(
+    world: World, memo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line in the log names the run."""
+    ask = Ask(key=world.key(), text="own memo")
+    handle: WorkflowHandle[Any, Any] = await world.handler_client.start_workflow(
+        "ProbeWorkflow", ask, id=f"probe-{ask.key}", task_queue=world.payment_queue, memo={"bridge": memo}
+    )
+    assert (await handle.result())["text"] == "own memo"
+
+    async def logged() -> None:
+        assert [each.__dict__["bridge.target"] for each in caplog.records if "memo_unreadable" in each.message] == [
+            handle.id
+        ]
+
+    await assert_eventually(logged)
+
+
+async def test_a_foreign_signal_under_our_name_disturbs_neither_the_run_nor_its_calls(world: World) -> None:
+    """Anybody with access to the namespace may send it."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    bad: list[list[Any]] = [[7], [{"caller": "half a call"}], [None], [], [{}, {}], [[1]]]
+    for foreign in bad:
+        await target.signal("bridge.attach", args=foreign)
+    await target.signal("say", "all the same")
+    assert await handle.result() == Reply("all the same")
+    assert world.receiver.statuses == [200]
+
+
+class Mapping(Interceptor):
+    """A team's own interceptor: it changes results and failures."""
+
+    def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:  # noqa: A002 - theirs
+        return _Mapped
+
+
+class _Mapped(WorkflowInboundInterceptor):
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002 - theirs
+        try:
+            result = await super().execute_workflow(input)
+        except ApplicationError as error:
+            if error.type == "Outer":
+                return Reply("fallback")
+            raise
+        return Reply(f"wrapped {result.text}")
+
+
+async def test_another_interceptor_decides_what_arrives_as_it_decides_what_closes(server: Server) -> None:
+    """It is outermost, because a plugin appends its own: what closes the target is what arrives, at once."""
+
+    def prepare(world: World) -> None:
+        world.worker_options = {"interceptors": [Mapping()]}
+
+    async with running_world(server, prepare=prepare) as world:
+        for ask, expected in (
+            (Ask(key=world.key(), text="plain"), "wrapped plain"),
+            (Ask(key=world.key(), behaviour="fail"), "fallback"),
+        ):
+            assert (await (await world.call(ask, LONG)).result()).text == expected
+            assert (await world.target(ask).result())["text"] == expected
