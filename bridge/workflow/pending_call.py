@@ -128,12 +128,11 @@ class PendingCall:
         activity.add_done_callback(self._ended)
         return activity
 
-    def _ended(self, activity: "asyncio.Future[Any]") -> None:
-        if activity.cancelled():
-            # The run is being evicted.
-            return
+    def _ended(self, _: object) -> None:
         self._run.ended(self.request_id)
-        if (report_end := workflow.extern_functions().get(CALL_ENDED)) is not None:
+        report_end = workflow.extern_functions().get(CALL_ENDED)
+        # An eviction, which counts as a replay, ends the handle and not the call.
+        if report_end is not None and not workflow.unsafe.is_replaying():
             # Saves a request to the server; nothing that the workflow does depends on it.
             report_end(self.request_id)
 
