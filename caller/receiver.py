@@ -17,7 +17,7 @@ from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_r
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
-from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.runtime.http_server import FACTS, PROOF, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import SIGNATURE_INPUT, MessageKind, MessageVerifier, Verified
 from caller.callback_urls import decode_task_token
@@ -45,12 +45,10 @@ def create_receiver(
         claims = tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
         verified = _verify(verifiers, claims, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         links = request.headers.getall(LINK, []) if verified is None else _lines(headers)
-        body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
+        body = await read_body(request, verified)
         wait = Wait(
             workflow_id=claims.wf,
             run_id=claims.run,
@@ -90,9 +88,11 @@ def _verify(
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
-    return verifier.verify(
+    verified = verifier.verify(
         MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
     )
+    request[PROOF] = verified.proof
+    return verified
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

@@ -13,13 +13,13 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.common.v1 import Callback
 
-from bridge.errors import UntrustedError, bad_request, not_found
+from bridge.errors import DestinationRefusedError, UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.headers import CALLBACK_TOKEN, LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, StartRequest, decode_start, encode_answer
-from bridge.runtime.http_server import FACTS, Readiness, answer, create_app, read_body, refuse_unusable_headers
+from bridge.runtime.http_server import FACTS, PROOF, Readiness, answer, create_app, read_body, refuse_unusable_headers
 from bridge.runtime.settings import Name
 from bridge.security.egress import AllowList
 from bridge.security.keys import KeyRing
@@ -57,7 +57,7 @@ def create_service(
     async def start(request: web.Request) -> web.Response:
         facts, names = request[FACTS], request.match_info
         caller, verified = _authenticate(callers, MessageKind.START, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         facts |= {"bridge.caller": caller.name, "bridge.request_id": headers.get(REQUEST_ID, "")[:255]}
         target = _authorise(caller, targets, operations, names["service"], names["operation"])
@@ -66,10 +66,7 @@ def create_service(
             names["service"], names["operation"], callback_url=_callback(caller, request), headers=headers, links=links
         )
         facts["bridge.attempt"] = start_request.attempt
-        body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
-        payload = decode_payload(headers, body)
+        payload = decode_payload(headers, await read_body(request, verified))
         if payload.ByteSize() > MAX_PAYLOAD_BYTES:
             message = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)
@@ -86,14 +83,12 @@ def create_service(
     async def cancel(request: web.Request) -> web.Response:
         names = request.match_info
         caller, verified = _authenticate(callers, MessageKind.CANCEL, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         request[FACTS]["bridge.caller"] = caller.name
         _authorise(caller, targets, operations, names["service"], names["operation"])
         token = decode_cancel(headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
-        body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
+        await read_body(request, verified)
         await canceler.cancel(caller.name, token)
         return web.Response(status=202)
 
@@ -124,9 +119,11 @@ def _authenticate(
         reason = "unknown caller"
         raise UntrustedError(reason)
     if caller.verifier is not None:
-        return caller, caller.verifier.verify(
+        verified = caller.verifier.verify(
             kind, method=request.method, raw_path=request.raw_path, headers=request.headers
         )
+        request[PROOF] = verified.proof
+        return caller, verified
     if caller.peer.bearer_keys is not None:
         _check_bearer(caller.peer.bearer_keys, request.headers.getall("Authorization", []))
     else:
@@ -187,7 +184,13 @@ def _callback(caller: _Caller, request: web.Request) -> str | None:
     if len(callbacks) > 1:
         message = "more than one callback url"
         raise bad_request(message)
-    caller.allow_list.check(callbacks[0])
+    try:
+        caller.allow_list.check(callbacks[0])
+    except DestinationRefusedError as error:
+        message = f"{error}: the handler's settings need its address in callers.{caller.name}.callbacks"
+        # A fault of the deployment. Of a caller that signs it ends no call: it is asked again, and shown meanwhile.
+        is_retryable = True if caller.verifier is not None else None
+        raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
     return callbacks[0]
 
 

@@ -1,6 +1,7 @@
 """What both services share as aiohttp servers: answers, limits, health, logs, and a graceful stop.
 
-A route reads, calls, answers; every error leaves through one middleware as a Nexus Failure with its status.
+A route reads, calls, answers. Every answer leaves through one middleware: an error as a Nexus Failure with its status,
+and any answer signed where the verified request alone has decided it.
 """
 
 import asyncio
@@ -18,20 +19,29 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.typedefs import Middleware
 from nexusrpc import HandlerError, HandlerErrorType
 
-from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request
+from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request, not_found
 from bridge.protocol.failure import MAX_FAILURE_BYTES
-from bridge.protocol.headers import encode_handler_error
+from bridge.protocol.headers import LINK, encode_handler_error
 from bridge.protocol.payload import CONTENT_TYPE, JSON
+from bridge.security.signatures import RequestProof, Verified
 
 MAX_BODY_BYTES = MAX_FAILURE_BYTES
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
+
+_MAX_HEADER_BYTES = 2900
+"""Of an answer, before it is signed: with the signature and what aiohttp adds it stays under 3.5 KiB. Where the headers
+of an answer do not fit a proxy's buffer (nginx: 4 KiB), every answer becomes a 502."""
 
 _log = logging.getLogger(__name__)
 
 Facts = dict[str, str | int]
 FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
 """What a route learned about its request, for the access log: ids and labels, never a token or a URL."""
+PROOF: web.RequestKey[RequestProof | None] = web.RequestKey("proof", RequestProof)
+"""Set by a route while its answer is decided by nothing but what the request's signature covers. An answer that can be
+provoked with a spoilt copy of a good request must not be signed, because its signature would hold for the true request
+as well."""
 
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
@@ -83,12 +93,24 @@ def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
     return web.Response(status=status, headers=headers, body=body or None)
 
 
-async def read_body(request: web.Request) -> bytes:
-    """Read the whole body, within size and time.
+async def read_body(request: web.Request, verified: Verified | None) -> bytes:
+    """Read the whole body, within size and time, and compare it with the digest that *verified* has signed.
+
+    An answer is not signed while the body is read, because another body may have been sent in place of the signed one.
 
     Raises:
         nexusrpc.HandlerError: Too large or broken off (400), too slow (408 as UNAVAILABLE's sibling REQUEST_TIMEOUT).
+        UntrustedError: It is not the body that was signed.
     """
+    request[PROOF] = None
+    body = await _read(request)
+    if verified is not None:
+        verified.check_body(body)
+        request[PROOF] = verified.proof
+    return body
+
+
+async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
             return await request.read()
@@ -104,15 +126,19 @@ async def read_body(request: web.Request) -> bytes:
         raise bad_request(message) from None
 
 
-def refuse_unusable_headers(request: web.Request) -> None:
-    """What no message of the protocol has, and what could be read in two ways.
+def refuse_unusable_headers(request: web.Request, verified: Verified | None) -> None:
+    """Refuse what no message of the protocol has, and what could be read in two ways.
+
+    Of a signed request only the covered headers are looked at. Its verifier has refused repeated and non-ASCII ones.
 
     Raises:
         nexusrpc.HandlerError: BAD_REQUEST.
     """
-    if "Content-Encoding" in request.headers:
+    if "Content-Encoding" in (request.headers if verified is None else verified.headers):
         message = "Content-Encoding is not supported: send the body uncompressed"
         raise bad_request(message)
+    if verified is not None:
+        return
     lower = [name.lower() for name, _ in request.headers.items()]
     for name, value in request.headers.items():
         if not value.isascii():
@@ -130,35 +156,52 @@ def _errors(*, has_method_errors: bool) -> Middleware:
     async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
         request[FACTS] = {}
         try:
-            return await handler(request)
-        except HandlerError as error:
-            return answer(*encode_handler_error(error))
-        except UntrustedError as error:
-            # The peer learns nothing; the operator learns which check it was.
-            request[FACTS]["bridge.untrusted"] = error.reason
-            return answer(
-                *encode_handler_error(HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED))
-            )
-        except (RemoteProtocolError, DestinationRefusedError) as error:
-            return answer(*encode_handler_error(bad_request(str(error))))
-        except web.HTTPMethodNotAllowed as error:
-            if not has_method_errors:
-                return answer(*encode_handler_error(_no_route()))
-            _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
-            return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
-        except web.HTTPNotFound:
-            return answer(*encode_handler_error(_no_route()))
-        except web.HTTPException as error:
-            return answer(*encode_handler_error(bad_request(error.reason)))
+            response = await handler(request)
+            _finish(request, response)
         except Exception as error:  # noqa: BLE001 - the outermost door: a bug must become an answer, not a traceback
-            _log.error("bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=_bare(error))
-            return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
+            response = _error_answer(request, error, has_method_errors=has_method_errors)
+            _finish(request, response)
+        return response
 
     return middleware
 
 
-def _no_route() -> HandlerError:
-    return HandlerError("no such route", type=HandlerErrorType.NOT_FOUND)
+def _error_answer(request: web.Request, error: Exception, *, has_method_errors: bool) -> web.Response:
+    match error:
+        case HandlerError():
+            return answer(*encode_handler_error(error))
+        case UntrustedError():
+            # The peer learns nothing; the operator learns which check it was.
+            request[FACTS]["bridge.untrusted"] = error.reason
+            unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
+            return answer(*encode_handler_error(unauthenticated))
+        case RemoteProtocolError() | DestinationRefusedError():
+            return answer(*encode_handler_error(bad_request(str(error))))
+        case web.HTTPMethodNotAllowed() if has_method_errors:
+            _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
+            return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
+        case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
+            return answer(*encode_handler_error(not_found("no such route")))
+        case web.HTTPException():
+            return answer(*encode_handler_error(bad_request(error.reason)))
+        case _:
+            _log.error("bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=_bare(error))
+            return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
+
+
+def _finish(request: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the links that do not fit, and sign where the verified request has decided the answer."""
+    headers = response.headers
+    while LINK in headers and sum(len(name) + len(value) + 4 for name, value in headers.items()) > _MAX_HEADER_BYTES:
+        # A comma inside a link is percent-encoded. A link is never essential.
+        if kept := headers[LINK].rpartition(", ")[0]:
+            headers[LINK] = kept
+        else:
+            del headers[LINK]
+    if (proof := request.get(PROOF)) is not None and isinstance(response, web.Response):
+        body = response.body or b""
+        assert isinstance(body, bytes)
+        proof.sign_answer(response.status, headers, body)
 
 
 def _bare(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -49,7 +49,8 @@ _COMPONENT = rf"\"@?[a-z0-9!#$%&'*+.^_`|~-]++\"(?:;{_NAME}(?:=\"{_NAME}\")?+)*+"
 _PARAMETER = rf';{_NAME}=(?:"[ !#-:<-\[\]-~]*+"|0|-?[1-9][0-9]{{0,14}})'
 _MEMBER = re.compile(rf"({_NAME})=(\(((?:{_COMPONENT}(?: {_COMPONENT})*+)?+)\)((?:{_PARAMETER})++))")
 _PARAMETERS = {"created", "expires", "keyid", "tag", "alg", "nonce"}
-_PART = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+")++')
+_PART = r'(?:[^",]|"(?:[^"\\]|\\.)*+")++'
+_PARTS = re.compile(rf"{_PART}(?:,{_PART})*+")
 _FIELD_VALUE = re.compile(r"[\t -~]*+")
 _CHARSET = re.compile(r";\s*charset=[^;]*$", re.IGNORECASE)
 
@@ -341,10 +342,10 @@ def _find(fields: Mapping[str, list[str]], tag: str) -> _Found:
 
 def _parts(fields: Mapping[str, list[str]], name: str) -> list[str]:
     lines = fields.get(name.lower(), [])
-    if len(lines) != 1 or len(lines[0]) > _LIMITS[name] or not lines[0].isascii():
+    if len(lines) != 1 or len(lines[0]) > _LIMITS[name] or not lines[0].isascii() or not _PARTS.fullmatch(lines[0]):
         reason = f"{name} missing, repeated or malformed"
         raise UntrustedError(reason)
-    return [part.strip(" \t") for part in _PART.findall(lines[0])]
+    return [part.strip(" \t") for part in re.findall(_PART, lines[0])]
 
 
 def _identity(component: str) -> str:

@@ -154,7 +154,10 @@ def signed_by_library(headers: CIMultiDict[str], body: bytes, covered: Sequence[
 
 
 def spelling(sample: Sample) -> str | None:
-    """Why our code may refuse what the library accepts: a form that the library reads, and would not write."""
+    """Why the two may differ: a form that the library reads, and would not write; a member of one header only."""
+    labels = [{part.strip().partition("=")[0] for part in sample.read[n].split(",")} for n in _BOTH]
+    if labels[0] != labels[1]:
+        return "a label stands in one of the two headers only"
     for name in ("Signature-Input", "Signature", "Repr-Digest"):
         value = sample.read[name].strip(" \t")
         parsed = Dictionary()
@@ -164,6 +167,9 @@ def spelling(sample: Sample) -> str | None:
         if name == "Signature" and any(member.params for member in parsed.values()):
             return "parameters behind a signature"
     return None
+
+
+_BOTH = ("Signature-Input", "Signature")
 
 
 # How a message is spoilt.

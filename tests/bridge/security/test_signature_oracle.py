@@ -14,15 +14,14 @@ from tests.support.oracle import spelling as spelling_of
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_library_and_our_code_accept_the_same_messages(seed: int) -> None:
-    """Of many spoilt requests and answers; where the library alone accepts, it is a spelling that it would not write.
+    """Of many spoilt requests and answers. Where the two differ, the form is one that the library would not write.
 
     `python -m tests.support.oracle 200000` does the same at length.
     """
     counts, differing = verdicts(600, seed)
     assert sum(counts.values()) == 600
     for who, sample in differing:
-        assert who == "library", sample
-        assert spelling_of(sample) is not None, sample
+        assert spelling_of(sample) is not None, (who, sample)
 
 
 def test_each_accepts_what_the_other_has_signed() -> None:
