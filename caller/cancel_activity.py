@@ -7,13 +7,13 @@ ends when the call has ended, and never sends a start.
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from bridge.errors import ToldHandlerError
 from bridge.protocol.cancel import CancelRequest
 from bridge.workflow.call import (
     CANCEL_OPERATION_ACTIVITY,
@@ -65,8 +65,7 @@ class CancelActivities:
         try:
             await self._endpoints.cancel(call.endpoint, request, remaining=max(remaining, _LOOK_AGAIN))
         except NotStartedError as error:
-            # The operation is known to run: only the handler's own word ends the asking, no proxy's and no bad key's.
-            if isinstance(error.reason, ToldHandlerError) and not error.reason.retryable:
+            if isinstance(error.reason, HandlerError) and not error.reason.retryable:
                 raise ApplicationError(
                     UNSUCCESSFUL_MESSAGE, type=OPERATION_UNSUCCESSFUL, non_retryable=True
                 ) from error.reason.with_traceback(None)

@@ -18,6 +18,9 @@ class HandlerPeer(BaseModel):
 
     start_keys: KeyRing
     """Signs our starts."""
+    answers: Literal["signed", "unsigned"] = "signed"
+    """"unsigned": a handler that cannot sign its answers. A proxy's answer can then be taken for the handler's; only
+    answers that no proxy gives by accident are final."""
     completions: Literal["signature", "server"] = "signature"
     """How its completions prove themselves. "server": they are sent by its Temporal server, which cannot sign, so that
     the callback token alone lets them in."""

@@ -66,7 +66,7 @@ class HandlerPlugin(SessionPlugin):
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add interceptor, delivery and sweep, bound to the worker's own client."""
         client = config["client"]
-        courier = Courier(self._settings, http=self.http)
+        courier = Courier(self._settings, http=self.http, clock=self._clock)
         deliveries = DeliveryActivities(client=client, courier=courier, clock=self._clock)
         orphans = OrphanActivities(
             client=client,

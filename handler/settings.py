@@ -28,6 +28,8 @@ class CallerPeer(BaseModel):
     """How our completions prove themselves to it. "server": it takes those that our Temporal server sends, unsigned."""
     completion_keys: KeyRing | None = None
     """Signs our completions for it; a caller with "bearer" or "none" may do without."""
+    answers: Literal["signed", "unsigned"] = "signed"
+    """"unsigned": its receiver cannot sign its answers. So it is with every caller without completion_keys."""
     operations: tuple[str, ...]
     """What it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()

@@ -11,8 +11,9 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from bridge.errors import BridgeError, WaitOverError
+from bridge.errors import BridgeError
 from bridge.protocol import headers as wire
+from bridge.protocol.answers import Meaning, Sent
 from handler.delivery.callback_client import Courier
 from handler.delivery.records import CallMemo
 from handler.delivery.workflow import CANCEL_ORPHAN_ACTIVITY, WATCH_CALLERS_ACTIVITY
@@ -70,10 +71,9 @@ class OrphanActivities:
         # With the headers of a completion: the callback's proof may be among them.
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
-            answer = await self._courier.post(call.caller, call.callback_url, headers, b"", more=call.callback_headers)
+            answer = await self._courier.post(
+                Sent.QUESTION, call.caller, call.callback_url, headers, b"", more=call.callback_headers
+            )
         except BridgeError:
             return True
-        if answer.status == 200:
-            return True
-        # Only a receiver's own marked word counts: a proxy's 404 during a deploy must not cancel a healthy target.
-        return not isinstance(wire.decode_handler_error(answer.status, answer.headers, answer.body), WaitOverError)
+        return answer.meaning is not Meaning.GONE

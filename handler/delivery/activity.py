@@ -20,7 +20,8 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.protocol.completion import Completion, DeliveryAnswer, classify_answer, encode_completion
+from bridge.protocol.answers import Meaning, Sent
+from bridge.protocol.completion import Completion, DeliveryAnswer, encode_completion
 from bridge.protocol.headers import OperationState
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
@@ -32,6 +33,13 @@ _MAX_STEP = timedelta(minutes=5)
 
 CONTRADICTED_METRIC = "bridge_outcomes_contradicted"
 """Counter on the worker's own metrics, where the SDK's runtime exports them."""
+
+_DELIVERY_ANSWERS = {
+    Meaning.ACCEPTED: DeliveryAnswer.ACCEPTED,
+    Meaning.CONFLICT: DeliveryAnswer.GONE,
+    Meaning.GONE: DeliveryAnswer.GONE,
+    Meaning.REFUSED: DeliveryAnswer.REFUSED,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +69,7 @@ class DeliveryActivities:
                 constant, because it stands in the handler's history.
         """
         attempt = activity.info().attempt
-        answer, retry_after = await self._deliver(delivery, content.payload, attempt)
+        answer, retry_after = await self._deliver(delivery, content.payload)
         extra = {
             "bridge.request_id": delivery.request_id,
             "bridge.attempt": attempt,
@@ -89,30 +97,25 @@ class DeliveryActivities:
             case _:
                 assert_never(answer)
 
-    async def _deliver(
-        self, delivery: Delivery, content: Payload, attempt: int
-    ) -> tuple[DeliveryAnswer, timedelta | None]:
+    async def _deliver(self, delivery: Delivery, content: Payload) -> tuple[DeliveryAnswer, timedelta | None]:
         headers, body = encode_completion(
             await self._completion(delivery, content), callback_headers=delivery.callback_headers
         )
         try:
-            response = await self._courier.post(
-                delivery.caller, delivery.callback_url, headers, body, more=delivery.callback_headers
+            answer = await self._courier.post(
+                Sent.COMPLETION, delivery.caller, delivery.callback_url, headers, body, more=delivery.callback_headers
             )
         except DestinationRefusedError:
             # The same on every try; mending the settings and sending it again helps.
             return DeliveryAnswer.REFUSED, None
         except BridgeError:
             return DeliveryAnswer.AGAIN_LATER, None
-        if response.status == 401 and attempt == 1:
-            # A clock or a key may be rolling: once more with a fresh time.
-            return DeliveryAnswer.AGAIN_LATER, None
-        if response.status == 409:
-            # What was announced stands: the target was terminated or timed out just after it, or somebody else told.
+        if answer.meaning is Meaning.CONFLICT:
+            # The caller has another outcome: the target was terminated just after it had delivered its own.
             activity.metric_meter().create_counter(
                 CONTRADICTED_METRIC, "Outcomes that a caller refused because it has another"
             ).add(1)
-        return classify_answer(response.status, response.headers, response.body, now=self._clock())
+        return _DELIVERY_ANSWERS.get(answer.meaning, DeliveryAnswer.AGAIN_LATER), answer.retry_after
 
     async def _completion(self, delivery: Delivery, content: Payload) -> Completion:
         outcome = await self._encoded(OperationState(delivery.state), content)

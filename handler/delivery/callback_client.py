@@ -1,11 +1,14 @@
 """Carries a message to a caller's callback URL: allowed there, signed for it, and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 from multidict import CIMultiDict
 
 from bridge.errors import DestinationRefusedError
-from bridge.runtime.http_client import HttpAnswer, HttpClient
+from bridge.protocol.answers import Answer, Sent, read_answer
+from bridge.runtime.http_client import HttpClient
+from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from handler.settings import HandlerSettings
 
@@ -13,7 +16,7 @@ from handler.settings import HandlerSettings
 class Courier:
     """Sends as the handler to each of its callers."""
 
-    def __init__(self, settings: HandlerSettings, *, http: HttpClient) -> None:
+    def __init__(self, settings: HandlerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
         self._callers = settings.callers
         self._signers: Mapping[str, MessageSigner] = {
             name: MessageSigner(peer.completion_keys)
@@ -21,10 +24,12 @@ class Courier:
             if peer.completion_keys is not None
         }
         self._http = http
+        self._clock = clock
+        self._unsigned_answers = UnsignedAnswers()
 
     async def post(
-        self, caller: str, url: str, headers: Mapping[str, str], body: bytes, *, more: Iterable[str]
-    ) -> HttpAnswer:
+        self, sent: Sent, caller: str, url: str, headers: Mapping[str, str], body: bytes, *, more: Iterable[str]
+    ) -> Answer:
         """POST to the callback *url* of *caller*, freshly signed; *more* names further headers to cover.
 
         Raises:
@@ -37,10 +42,18 @@ class Courier:
             raise DestinationRefusedError(message)
         # Checked again, not only at the start: the list may have been narrowed since.
         destination = peer.allow_list.check(url)
-        signed = CIMultiDict(headers)
+        signed, proof = CIMultiDict(headers), None
         if (signer := self._signers.get(caller)) is not None:
             try:
-                signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
+                proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
             except ValueError as error:
                 raise DestinationRefusedError(str(error)) from None
-        return await self._http.post(url, signed, body, networks=destination.networks)
+        answered = await self._http.post(url, signed, body, networks=destination.networks)
+        answer = read_answer(
+            sent,
+            proof if peer.answers == "signed" else None,
+            *(answered.status, answered.headers, answered.body),
+            now=self._clock(),
+        )
+        self._unsigned_answers.note(caller, answer)
+        return answer
