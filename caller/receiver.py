@@ -62,7 +62,7 @@ def create_receiver(
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
-        result = await completer.complete(wait, completion.outcome, completion.target)
+        result = await completer.complete(wait, completion.outcome, completion.target, is_late=claims.is_over(clock()))
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 

@@ -97,10 +97,12 @@ def create_service(
 
     app = create_app(readiness, description=describe_handler_service(), has_method_errors=False)
     app.on_shutdown.append(let_go)
-    app.router.add_post("/c/{caller}/{service}/{operation}", start)
-    app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
+    # A name may hold braces, which aiohttp's own pattern of a segment refuses.
+    path = "/c/{caller}/{service:[^/]+}/{operation:[^/]+}"
+    app.router.add_post(path, start)
+    app.router.add_post(f"{path}/cancel", cancel)
     # The form of Temporal's server 1.29.
-    app.router.add_post("/c/{caller}/{service}/{operation}/{token}/cancel", cancel)
+    app.router.add_post(f"{path}/{{token:[^/]+}}/cancel", cancel)
     return app
 
 

@@ -93,9 +93,16 @@ class OperationState(str, Enum):
     CANCELED = "canceled"
 
 
+_SEGMENT = "!$&'()*+,;=:@"
+
+
 def operation_path(service: str, operation: str) -> str:
-    """`/{service}/{operation}`, each percent-encoded as one segment, in RFC 3986 normal form."""
-    return f"/{quote(service, safe='')}/{quote(operation, safe='')}"
+    """`/{service}/{operation}`, each as one segment in RFC 3986 normal form.
+
+    What a segment may hold unencoded is not encoded. A proxy that strips a prefix decodes the path and encodes as
+    little as it must, and the signature covers the spelling.
+    """
+    return f"/{quote(service, safe=_SEGMENT)}/{quote(operation, safe=_SEGMENT)}"
 
 
 def encode_duration(duration: timedelta) -> str:

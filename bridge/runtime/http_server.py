@@ -28,6 +28,7 @@ from bridge.security.signatures import RequestProof, Verified
 MAX_BODY_BYTES = MAX_FAILURE_BYTES
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
+_SERVER = "bridge"
 
 _MAX_HEADER_BYTES = 2900
 """Of an answer, before it is signed: with the signature and what aiohttp adds it stays under 3.5 KiB. Where the headers
@@ -211,7 +212,7 @@ def _bare(error: BaseException) -> tuple[type[BaseException], BaseException, Tra
 
 
 async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "bridge"
+    response.headers["Server"] = _SERVER
 
 
 class AccessLogger(AbstractAccessLogger):
@@ -247,6 +248,44 @@ class _NoParserQuotes(logging.Filter):
         return True
 
 
+class _Protocol(web.RequestHandler):
+    """One connection. What cannot be parsed is answered as every other bad request, and not quoted."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        error = bad_request(
+            "the request is not HTTP as the protocol has it: malformed, or a line or header is too long"
+        )
+        if status >= 500:
+            error = HandlerError("internal error", type=HandlerErrorType.INTERNAL)
+        response = answer(*encode_handler_error(error))
+        response.headers["Server"] = _SERVER
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class ServiceRunner(web.AppRunner):
+    """Serves an application over connections whose errors, too, have the form of the protocol."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,  # noqa: SLF001 - aiohttp has no other way to choose the protocol's class
+        )
+
+
 async def serve(
     app: web.Application,
     readiness: Readiness,
@@ -267,7 +306,7 @@ async def serve(
         message = "refusing to serve with asyncio debug on: error pages would carry tracebacks"
         raise RuntimeError(message)
     logging.getLogger("aiohttp.server").addFilter(_NoParserQuotes())
-    runner = web.AppRunner(
+    runner = ServiceRunner(
         app,
         access_log_class=AccessLogger,
         access_log=logging.getLogger("bridge.access"),

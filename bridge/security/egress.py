@@ -26,6 +26,9 @@ MAX_CALLBACK_URL = 1000
 _REFUSED = "callback url is not allowed"
 # Brackets stand around a version 6 address only: elsewhere they are ungrammatical, and could not be signed.
 _RFC3986 = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\])?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
+_AUTHORITY = re.compile(r"(?:\[[^\]]+\]|[^:]+)(?::[1-9][0-9]{0,4})?")
+"""One spelling of a port: `int` takes `+443` and `4_43` as well."""
+_AMBIGUOUS = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
@@ -51,17 +54,51 @@ def check_base_url(text: str) -> str:
     Raises:
         ValueError: It is not. The text does not quote it.
     """
-    message = "needs the form https://host[:port][/prefix]"
     # Longer paths are appended: even an empty query or fragment would swallow them.
-    if not _RFC3986.fullmatch(text) or set(text) & set("?@"):
-        raise ValueError(message)
     try:
-        has_host = bool(URL(text, encoded=True).host)
+        if set(text) & set("?@"):
+            raise ValueError  # noqa: TRY301 - one text for all reasons
+        _parsed(text)
     except ValueError:
+        message = (
+            "needs the form https://host[:port][/prefix], at most 1 000 characters, "
+            "without user, query, fragment, `.` or `..` in the path, port 0, or a dot at the end of the host"
+        )
         raise ValueError(message) from None
-    if not has_host:
-        raise ValueError(message)
     return text
+
+
+def _parsed(text: str) -> URL:
+    """*text* as a URL that a request may go to.
+
+    Raises:
+        ValueError: It is none.
+    """
+    # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
+    if len(text) > MAX_CALLBACK_URL or not _RFC3986.fullmatch(text):
+        raise ValueError
+    # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
+    url = URL(text, encoded=True)
+    host = url.host or ""
+    # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix; some cut at a semicolon.
+    path = unquote(url.raw_path)
+    segments = {segment.partition(";")[0] for segment in path.split("/")}
+    if (
+        # None or 0: no connection can be opened to either.
+        not url.port
+        or (url.user, url.password) != (None, None)
+        or "@" in url.raw_authority
+        or not host
+        or host.endswith(".")
+        or "%" in host
+        or {".", ".."} & segments
+        # Read as a slash, as the end, or once more: backslash, control characters, overlong UTF-8, `%252e`.
+        or _AMBIGUOUS.search(path)
+        or unquote(path) != path
+        or not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0])
+    ):
+        raise ValueError
+    return url
 
 
 class Destination(BaseModel):
@@ -103,27 +140,10 @@ class AllowList:
         Raises:
             DestinationRefusedError: It is not well-formed or not allowed; one text for all reasons.
         """
-        # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
-        if len(text) > MAX_CALLBACK_URL or not text.isascii() or not _RFC3986.fullmatch(text):
-            raise DestinationRefusedError(_REFUSED)
         try:
-            # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
-            url = URL(text, encoded=True)
-            host, has_port = url.host or "", url.port is not None
+            url = _parsed(text)
         except ValueError:
             raise DestinationRefusedError(_REFUSED) from None
-        # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix.
-        segments = unquote(url.raw_path).split("/")
-        if (
-            not has_port
-            or (url.user, url.password) != (None, None)
-            or "@" in url.raw_authority
-            or not host
-            or host.endswith(".")
-            or "%" in host
-            or {".", ".."} & set(segments)
-        ):
-            raise DestinationRefusedError(_REFUSED)
         # An address, or a name that a resolver may read as one, is allowed only by an entry that spells it so; the
         # comparison of whole hosts in `covers` is that rule.
         for destination in self.destinations:

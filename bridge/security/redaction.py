@@ -2,8 +2,8 @@
 
 import re
 
-_SECRET = re.compile(r"\S*(?:://|%3A%2F%2F|callback=|sig=|sig%3D)\S*", re.IGNORECASE)
-"""What may be a callback URL: gateways like to quote the request."""
+_SECRET = re.compile("://|%3A%2F%2F|callback=|sig=|sig%3D", re.IGNORECASE)
+"""What a callback URL holds: gateways like to quote the request."""
 _COMMAND = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal could obey, or what reverses the reading direction."""
 
@@ -14,5 +14,5 @@ def readable(text: str, limit: int) -> str:
 
 
 def redacted(text: str, limit: int) -> str:
-    """As `readable`, with everything cut out that may hold a callback URL."""
-    return _SECRET.sub("…", readable(text, limit))
+    """As `readable`, without the words that may hold a callback URL."""
+    return re.sub(r"\S+", lambda word: "…" if _SECRET.search(word[0]) else word[0], readable(text, limit))

@@ -42,6 +42,8 @@ _LIMITS = {SIGNATURE_INPUT: 4096, SIGNATURE: 512}
 _PCHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2}"
 _AUTHORITY = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9\-._~]+)(?::[0-9]+)?"
 _URL = re.compile(rf"(https?)://({_AUTHORITY})((?:/(?:{_PCHAR}|/)*+)?)(?:\?((?:{_PCHAR}|[/?])*+))?")
+_ABSOLUTE = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
+"""What a request target in absolute form has before its path (RFC 9112 section 3.2.2)."""
 
 # One member of `Signature-Input` in canonical form (RFC 8941). No string holds a semicolon, so that it can be split.
 _NAME = r"[a-z*][a-z0-9_.*-]*+"
@@ -185,9 +187,13 @@ class MessageVerifier:
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:
         """Check the signature over the headers; the body is checked by the result.
 
+        *raw_path* is the request target, in origin or in absolute form. The authority of an absolute one is ignored:
+        like `Host` it is not part of the signature.
+
         Raises:
             UntrustedError: The request is not signed as it must be; `reason` names the check that failed.
         """
+        raw_path = _ABSOLUTE.sub("", raw_path)
         if not raw_path.startswith("/"):
             reason = "request target is not a path"
             raise UntrustedError(reason)

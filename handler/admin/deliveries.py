@@ -5,7 +5,6 @@ callback URL, a header or a token, so none can be printed.
 """
 
 import asyncio
-import re
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
+from bridge.security.redaction import redacted
 from handler.delivery.close_event import outcome_of
 from handler.delivery.records import MEMO_KEY, CallMemo, Delivery
 from handler.delivery.workflow import DELIVERY_WORKFLOW
@@ -214,5 +214,4 @@ class Deliveries:
 
 def plain(text: str) -> str:
     """Foreign text as one bounded line that is safe for a terminal; without URLs, because ours carry tokens."""
-    line = re.sub(r"\w+://\S+", "(url)", " ".join(text.split()))
-    return "".join(each if each.isprintable() else "?" for each in line)[:1000]
+    return " ".join(redacted(text, 1000).split())

@@ -43,6 +43,7 @@ DEFAULT_DEADLINE = timedelta(days=7)
 """How long we deliver to a caller that names no deadline."""
 
 _MAX_WORKFLOW_ID = 1000
+_TOO_OLD = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
 _LOOKS = 3
 """How often a run that changes while it is looked at is looked at again, in one request."""
 _RETENTION_MARGIN = timedelta(minutes=10)
@@ -300,16 +301,18 @@ class Starter:
         target, identity = start.target, start.identity
         for _ in range(_LOOKS):
             holder = await self._runs.describe(identity.workflow_id)
-            if holder is None and not may_start:
-                message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
-                raise OutcomeUnknownError(message)
-            if holder is None:
+            if holder is None and may_start:
                 break
+            if holder is None:
+                raise OutcomeUnknownError(_TOO_OLD)
             memo = await self._runs.memo(holder)
             # A memo is compared before a word is said: workflow ids are business ids, and all callers share them.
             is_own = memo is not None and memo.caller == start.caller
             # So is the workflow type: two operations may lead to one id, and one's outcome is not the other's.
             if holder.type.name != target.workflow_type or (not is_own and not target.shared):
+                if not may_start:
+                    # The answer must not say whether the id is held: no run is made that would have to be paid for.
+                    raise OutcomeUnknownError(_TOO_OLD)
                 message = "the workflow id that this input leads to is taken"
                 raise bad_request(message)
             is_same = is_own and memo is not None and memo.request_id == start.request.request_id

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +25,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import ToldHandlerError, bad_request
 from bridge.protocol.headers import decode_duration
-from bridge.protocol.link import decode_links, encode_links
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.http_client import REQUEST_TIMEOUT
@@ -43,6 +42,9 @@ _RPC_ERRORS = {
     RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
 }
 _FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
+
+MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
+"""No operation is carried out for longer within one request, whatever time its sender has."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class SyncOperations:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
         """
         timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
+        timeout = min(timeout, MAX_REQUEST_TIMEOUT)
         own = {name: each for name, each in request.headers.items() if not name.startswith(RESERVED_PREFIXES)}
         limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
         context = StartOperationContext(
@@ -130,9 +133,7 @@ class SyncOperations:
             outcome = Outcome.succeeded((await self._data_converter.encode([result.value]))[0])
         finally:
             cancellation.cancel()
-        # Read back, because a link that cannot be read is left out.
-        links = decode_links([encode_links(context.outbound_links)])
-        return Finished(outcome=outcome.fitted(), target=None, links=links)
+        return Finished(outcome=outcome.fitted(), target=None, links=context.outbound_links)
 
     async def _told(self, error: HandlerError, *, cause: BaseException | None) -> HandlerError:
         """*error* with its *cause* in the form that crosses."""

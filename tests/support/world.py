@@ -20,7 +20,7 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from bridge.runtime.http_server import AccessLogger, Readiness
+from bridge.runtime.http_server import AccessLogger, Readiness, ServiceRunner
 from bridge.runtime.temporal import Namespace
 from bridge.security.callback_tokens import OperationTokens
 from bridge.security.keys import decode_key
@@ -64,12 +64,12 @@ class Listener:
         self.after: Callable[[], Awaitable[None]] | None = None
         """Called when a request has been acted upon, before it is answered."""
         self._make = make
-        self._runner: web.AppRunner | None = None
+        self._runner: ServiceRunner | None = None
 
     async def start(self) -> None:
         app = self._make()
         app.middlewares.insert(0, self._count)
-        self._runner = web.AppRunner(
+        self._runner = ServiceRunner(
             app, access_log_class=AccessLogger, auto_decompress=False, shutdown_timeout=1, max_field_size=16380
         )
         await self._runner.setup()

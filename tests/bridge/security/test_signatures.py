@@ -254,7 +254,7 @@ ACTED_UPON = [name for name in SAMPLE if name != "User-Agent"]
         pytest.param(replace("Signature-Input", "bridge-start", "bridge-cancel"), id="tag altered"),
         pytest.param(change(raw_path=PATH.replace("?", "#?")), id="fragment before the query"),
         pytest.param(change(raw_path=PATH + "#"), id="empty fragment"),
-        pytest.param(change(raw_path=BASE + PATH), id="absolute form"),
+        pytest.param(change(raw_path=BASE + PATH), id="absolute form with the prefix that a proxy should strip"),
         pytest.param(change(raw_path="payments.example:443"), id="authority form"),
         pytest.param(change(raw_path="*"), id="asterisk form"),
         pytest.param(change(raw_path=""), id="no target"),
@@ -486,6 +486,13 @@ def test_an_absent_and_an_empty_query_are_equal() -> None:
     """RFC 9421 knows no difference, and proxies drop a bare question mark."""
     message = Message(raw_path="/op?").signed()
     message.raw_path = "/op"
+    message.verify()
+
+
+def test_a_request_target_in_absolute_form_verifies() -> None:
+    """RFC 9112 section 3.2.2: a server must take it. Its authority counts as little as `Host`."""
+    message = Message().signed()
+    message.raw_path = "http://any.example:8080" + PATH
     message.verify()
 
 
