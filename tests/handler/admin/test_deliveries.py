@@ -44,8 +44,8 @@ async def impatient_world(server: Server) -> AsyncIterator[World]:
 async def handed_over(world: World, status: int, text: str = "") -> tuple[WorkflowHandle[CallingWorkflow, Reply], str]:
     """A call whose receiver answers *status*, and the id of its delivery."""
 
-    async def before(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, headers={"Retry-After": "3"} if status == 503 else {})
+    async def before(request: web.Request) -> web.StreamResponse:
+        return world.own_word(request, status, {"Retry-After": "3"} if status == 503 else {})
 
     world.receiver.before = before
     ask = Ask(key=world.key(), text=text)
