@@ -1,4 +1,4 @@
-"""Peers in JavaScript: two npm packages sign starts for the real handler service and check its answers; and reversed."""
+"""Peers in JavaScript: two npm packages sign starts for the real handler service, and check its answers."""
 
 import asyncio
 import base64
