@@ -48,9 +48,9 @@ _ABSOLUTE = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 # One member of `Signature-Input` in canonical form (RFC 8941). No string holds a semicolon, so that it can be split.
 _NAME = r"[a-z*][a-z0-9_.*-]*+"
 _COMPONENT = rf"\"@?[a-z0-9!#$%&'*+.^_`|~-]++\"(?:;{_NAME}(?:=\"{_NAME}\")?+)*+"
-_PARAMETER = rf';{_NAME}=(?:"[ !#-:<-\[\]-~]*+"|0|-?[1-9][0-9]{{0,14}})'
-_MEMBER = re.compile(rf"({_NAME})=(\(((?:{_COMPONENT}(?: {_COMPONENT})*+)?+)\)((?:{_PARAMETER})++))")
-_PARAMETERS = {"created", "expires", "keyid", "tag", "alg", "nonce"}
+_INTEGER, _STRING = r"(?:0|-?[1-9][0-9]{0,14})", r'"[ !#-:<-\[\]-~]*+"'
+_PARAMETER = rf';(?:(?:created|expires)={_INTEGER}|(?:keyid|tag|nonce)={_STRING}|alg="hmac-sha256")'
+_MEMBER = re.compile(rf"({_NAME})=(\(({_COMPONENT}(?: {_COMPONENT})*+)\)((?:{_PARAMETER})++))")
 _PART = r'(?:[^",]|"(?:[^"\\]|\\.)*+")++'
 _PARTS = re.compile(rf"{_PART}(?:,{_PART})*+")
 _FIELD_VALUE = re.compile(r"[\t -~]*+")
@@ -93,7 +93,10 @@ class RequestProof:
         """
         headers[REPR_DIGEST] = _digest(body)
         fields = _fields(headers)
-        read = sorted(name for name in fields if _is_covered(name) or name == "retry-after")
+        # Whoever compresses an answer on the way also says so; what was signed is the body without.
+        read = sorted(
+            each for each in fields if (_is_covered(each) and each != "content-encoding") or each == "retry-after"
+        )
         components = ['"@status"', '"repr-digest"', self._component, *(f'"{name}"' for name in read)]
         _sign(headers, components, self._values(status, fields), self.key_id, self.key, tag=_ANSWER, now=clock())
 
@@ -221,11 +224,11 @@ class MessageVerifier:
 
     def _check_time(self, found: "_Found") -> None:
         allowed, now = MAX_CLOCK_SKEW.total_seconds(), self._clock()
-        created = _integer(found.parameters, "created")
+        created = int(found.parameters.get("created", "0"))
         if abs(now - created) > allowed:
             reason = f"signed {now - created:+.0f} s before our time; {allowed:.0f} s are allowed: compare the clocks"
             raise UntrustedError(reason)
-        if "expires" in found.parameters and _integer(found.parameters, "expires") < now - allowed:
+        if int(found.parameters.get("expires", now)) < now - allowed:
             reason = "signature expired"
             raise UntrustedError(reason)
 
@@ -322,28 +325,18 @@ def _find(fields: Mapping[str, list[str]], tag: str) -> _Found:
     if len(ours) != 1:
         reason = f"{len(ours) or 'no'} signatures tagged {tag}"
         raise UntrustedError(reason)
+    found = _MEMBER.fullmatch(ours[0])
     reason = f"signature tagged {tag} is malformed"
-    if (found := _MEMBER.fullmatch(ours[0])) is None:
+    if found is None:
         raise UntrustedError(reason)
     label, text, components, parameters = found[1], found[2], found[3].split(" "), found[4][1:].split(";")
-    spelled = {_identity(each): each for each in components if each}
+    spelled = {_identity(each): each for each in components}
     named = dict(each.split("=", 1) for each in parameters)
-    [_, *others], values = ([part for part in parts if part.startswith(f"{label}=")] for parts in (inputs, signatures))
-    is_doubled = (
-        others
-        or len(values) != 1
-        or len(named) != len(parameters)
-        or len(spelled) != len(list(filter(None, components)))
-    )
-    if (
-        is_doubled
-        or not named.keys() <= _PARAMETERS
-        or named.get("alg", '"hmac-sha256"') != '"hmac-sha256"'
-        or not all(named.get(each, '"').startswith('"') for each in ("keyid", "nonce"))
-        or "keyid" not in named
-    ):
+    labelled = [[part for part in parts if part.startswith(f"{label}=")] for parts in (inputs, signatures)]
+    counts = [*map(len, (*labelled, spelled, named))]
+    if counts != [1, 1, len(components), len(parameters)] or "keyid" not in named:
         raise UntrustedError(reason)
-    return _Found(label, spelled, named, text, values[0].removeprefix(f"{label}="))
+    return _Found(label, spelled, named, text, labelled[1][0].removeprefix(f"{label}="))
 
 
 def _parts(fields: Mapping[str, list[str]], name: str) -> list[str]:
@@ -358,14 +351,6 @@ def _identity(component: str) -> str:
     """Name and parameters; their order does not matter (RFC 9421 section 2)."""
     name, *parameters = component.split(";")
     return ";".join([name.strip('"'), *sorted(parameters)])
-
-
-def _integer(parameters: Mapping[str, str], name: str) -> int:
-    text = parameters.get(name, '"')
-    if text.startswith('"'):
-        reason = f"signature without {name}, or not as an integer"
-        raise UntrustedError(reason)
-    return int(text)
 
 
 def _digest(body: bytes) -> str:
