@@ -39,9 +39,11 @@ _ACTED_UPON = frozenset({"operation-timeout", "request-timeout", "prefer"})
 _LISTS = frozenset({"nexus-link"})
 _LIMITS = {SIGNATURE_INPUT: 4096, SIGNATURE: 512}
 
-_PCHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2}"
+_CHARACTERS = r"A-Za-z0-9\-._~!$&'()*+,;=:@/"
+_ESCAPE = "%[0-9A-Fa-f]{2}"
 _AUTHORITY = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9\-._~]+)(?::[0-9]+)?"
-_URL = re.compile(rf"(https?)://({_AUTHORITY})((?:/(?:{_PCHAR}|/)*+)?)(?:\?((?:{_PCHAR}|[/?])*+))?")
+_PATH = rf"(?:/(?:[{_CHARACTERS}]++|{_ESCAPE})*+)?"
+_URL = re.compile(rf"(https?)://({_AUTHORITY})({_PATH})(?:\?((?:[{_CHARACTERS}?]++|{_ESCAPE})*+))?")
 _ABSOLUTE = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 """What a request target in absolute form has before its path (RFC 9112 section 3.2.2)."""
 
