@@ -69,6 +69,8 @@ _TABLE: Mapping[Sent, Mapping[int, Meaning]] = {
     Sent.QUESTION: {200: Meaning.ACCEPTED, 404: Meaning.GONE, 410: Meaning.GONE},
 }
 """Every other status means `AGAIN`: 401 and 421 too, because nothing about the deployment is final."""
+_LATE_FOR_TEMPORAL = ("stale reference", "workflow execution already completed")
+"""How Temporal's server, which does not sign, begins the 404 to a completion that comes too late or twice."""
 _RETRYABLE = frozenset({408, 429, 500, 503, 520})
 """Statuses with which a handler may refuse a start for good, by `retryableOverride: false`."""
 
@@ -153,7 +155,9 @@ def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def _is_own_word(sent: Sent, meaning: Meaning, error: HandlerError, *, is_first: bool) -> bool:
-    """Whether an error that is not signed counts: no proxy writes the body of a HandlerError."""
+    """Whether an error that is not signed counts: no proxy writes the body of a HandlerError, or what Temporal says."""
+    if sent is Sent.COMPLETION and meaning is Meaning.GONE and error.message.startswith(_LATE_FOR_TEMPORAL):
+        return True
     if sent is Sent.QUESTION or not isinstance(error, ToldHandlerError):
         return isinstance(error, WaitOverError)
     return is_first or meaning is not Meaning.REFUSED or isinstance(error, OutcomeUnknownError)

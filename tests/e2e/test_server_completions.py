@@ -482,7 +482,7 @@ async def test_a_caller_that_expects_signatures_is_told_by_the_worker_whatever_p
 
         async def note(request: web.Request) -> web.StreamResponse:
             signed.append(SIGNATURE_INPUT in request.headers)
-            return web.Response()
+            return world.own_word(request, 200)
 
         world.receiver.before = note
         ask = Ask(world.key(), "wait")

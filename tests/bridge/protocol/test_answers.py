@@ -167,6 +167,14 @@ def test_a_wait_is_obeyed_if_it_is_signed() -> None:
         pytest.param(Sent.START, 503, JSON, error_body("UNAVAILABLE"), Meaning.AGAIN, id="busy"),
         pytest.param(Sent.COMPLETION, 200, {"Content-Type": "text/html"}, b"<html>", Meaning.ACCEPTED, id="taken"),
         pytest.param(Sent.COMPLETION, 404, JSON, b'{"message":"no route"}', Meaning.NOT_REACHED, id="gateway's 404"),
+        pytest.param(
+            *(Sent.COMPLETION, 404, JSON, b'{"message":"stale reference: state machine not found"}', Meaning.GONE),
+            id="late, as Temporal's server says it",
+        ),
+        pytest.param(
+            *(Sent.START, 404, JSON, b'{"message":"stale reference: x"}', Meaning.NOT_REACHED),
+            id="of a start Temporal's server says no such thing",
+        ),
         pytest.param(Sent.COMPLETION, 409, {}, b"", Meaning.NOT_REACHED, id="bare 409"),
         pytest.param(Sent.COMPLETION, 410, {}, b"", Meaning.NOT_REACHED, id="bare 410"),
         pytest.param(Sent.COMPLETION, 410, JSON, error_body("NOT_FOUND"), Meaning.GONE, id="gone"),
