@@ -286,3 +286,22 @@ async def test_a_handler_that_cannot_sign_is_named_in_the_settings(server: Serve
         assert await handle.result() == Reply("true")
         held = await world.call(Ask(key=world.key(), text="held"), CallPlan(transport="wait", first_lease=20))
         assert await held.result() == Reply("held")
+
+
+async def test_a_receiver_that_cannot_sign_is_named_in_the_settings(server: Server) -> None:
+    """Its 200 is taken; without the setting the outcome would be sent again."""
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"answers": "unsigned"}
+
+    async with running_world(server, prepare=prepare) as world:
+
+        def strip(_: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
+            return web.Response(status=answer.status)
+
+        world.receiver.change = strip
+        ask = Ask(key=world.key(), text="true")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        assert await handle.result() == Reply("true")
+        await world.target(ask).result()
+        assert world.receiver.statuses == [200]
