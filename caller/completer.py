@@ -104,7 +104,7 @@ class Completer:
     async def complete(
         self, wait: Wait, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
     ) -> CompletionAnswer:
-        """End *wait* with *outcome*, at most once whoever asks how often. With *is_late* only look up what is recorded.
+        """End *wait* with *outcome*, at most once. With *is_late* only look up which outcome is recorded.
 
         *outcome* must fit (`Outcome.fitted`): Temporal answers OK to one that is too large, and fails the activity.
         """

@@ -1,6 +1,6 @@
 """What an answer means: to a start, a cancel, a completion, a question. The table of docs/protocol.md.
 
-An answer counts only if the peer has signed it for this request. Any other one, whatever its status, was given by
+An answer counts only if the peer has signed it for this request. Any other answer, with any status, was given by
 something in between: the peer was not reached, and the request is sent again. Pure functions.
 """
 
@@ -55,9 +55,9 @@ class Meaning(Enum):
     GONE = "gone"
     """Of a completion or a question: the caller does not wait any more."""
     AGAIN = "again"
-    """The peer's own word, and not about the operation: send it again."""
+    """An answer of the peer that says nothing about the operation. Send the request again."""
     NOT_REACHED = "not reached"
-    """Not the peer's word: send it again."""
+    """Not an answer of the peer. Send the request again."""
 
 
 _FINAL = {400: Meaning.REFUSED, 403: Meaning.REFUSED, 404: Meaning.REFUSED, 501: Meaning.REFUSED}
@@ -129,7 +129,7 @@ def read_answer(
         meaning = Meaning.AGAIN
     if sent is Sent.START and status in _RETRYABLE and error.retryable_override is False:
         meaning = Meaning.REFUSED
-    if proof is None and not _is_own_word(sent, meaning, error, is_first=is_first):
+    if proof is None and not _is_refusal_of_peer(sent, meaning, error, is_first=is_first):
         return _not_reached(status, signed, body, "not a refusal that an unsigned peer may give")
     reason: HandlerError | BridgeError = error
     if meaning is Meaning.AGAIN and not error.retryable:
@@ -140,7 +140,7 @@ def read_answer(
 
 
 def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether a good answer that is not signed has all that a proxy's page has not."""
+    """Whether an unsigned outcome has a state and content that fits it. A proxy's page has not."""
     if status not in {200, 424} or wire.OPERATION_STATE not in headers:
         return status not in {200, 424}
     try:
@@ -154,7 +154,7 @@ def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
     return is_success == (status == 200) and (outcome.result is None or is_known(outcome.result))
 
 
-def _is_own_word(sent: Sent, meaning: Meaning, error: HandlerError, *, is_first: bool) -> bool:
+def _is_refusal_of_peer(sent: Sent, meaning: Meaning, error: HandlerError, *, is_first: bool) -> bool:
     """Whether an error that is not signed counts: no proxy writes the body of a HandlerError, or what Temporal says."""
     if sent is Sent.COMPLETION and meaning is Meaning.GONE and error.message.startswith(_LATE_FOR_TEMPORAL):
         return True

@@ -95,7 +95,7 @@ class RequestProof:
         """
         headers[REPR_DIGEST] = _digest(body)
         fields = _fields(headers)
-        # Whoever compresses an answer on the way also says so; what was signed is the body without.
+        # A proxy that compresses the answer sets `Content-Encoding`. The signed body is the uncompressed one.
         read = sorted(
             each for each in fields if (_is_covered(each) and each != "content-encoding") or each == "retry-after"
         )

@@ -44,7 +44,7 @@ _RPC_ERRORS = {
 _FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
-"""No operation is carried out for longer within one request, whatever time its sender has."""
+"""Limit for an operation that is carried out within its start, also where `Request-Timeout` is longer."""
 
 _log = logging.getLogger(__name__)
 
