@@ -31,6 +31,17 @@ class TransportError(BridgeError):
     """No answer: the network failed or time ran out. Nobody broke anything; trying again is right."""
 
 
+class UnsignedAnswerError(BridgeError):
+    """An answer that the peer has not signed: something in between may have given it. It ends nothing.
+
+    The text says who seems to have answered, and what may help.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class DestinationRefusedError(BridgeError):
     """The address of an outgoing request is not allowed. Trying again changes nothing."""
 

@@ -16,7 +16,7 @@ from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.service import RPCError
 
-from bridge.errors import BridgeError, ToldHandlerError
+from bridge.errors import BridgeError
 from bridge.protocol.cancel import CancelRequest
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.attempt import waiting_converter
@@ -66,8 +66,8 @@ class CancelActivities:
             await self._endpoints.cancel(call.endpoint, request, remaining=_REQUEST_TIMEOUT)
         except (BridgeError, HandlerError) as error:
             reason = error.reason if isinstance(error, NotStartedError) else error
-            # The operation is known to run: only the handler's own word ends the asking, no proxy's and no bad key's.
-            if isinstance(reason, ToldHandlerError) and not reason.retryable:
+            # Only an answer that the handler signed is a HandlerError that is not retryable.
+            if isinstance(reason, HandlerError) and not reason.retryable:
                 return CancelAnswer(refusal=str(reason), refusal_type=reason.type.name)
             return _not_sent(order, type(reason).__name__)
         return CancelAnswer(is_requested=True)

@@ -7,6 +7,7 @@ event's `identity` carries the receipt by which a repeat is known from a conflic
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -80,11 +81,18 @@ class CompletionAnswer(Enum):
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
     """What the closing event's identity says of an outcome: first the facts that make it the same, then its name."""
-    run_id = target.run_id if target is not None else "-"
+    run_id = target.run_id if target is not None else _digest(outcome)
     text = f"bridge:{request_id}:{run_id}:{outcome.state.value}"
     if target is not None:
         text += f" {target.namespace}/{target.workflow_id}"
     return text.encode()[:_MAX_IDENTITY_BYTES].decode(errors="ignore")
+
+
+def _digest(outcome: Outcome) -> str:
+    """Names the outcome of a peer that names no run: without it, another result of the same state would be a repeat."""
+    content = outcome.result or outcome.failure
+    serialized = b"" if content is None else content.SerializeToString(deterministic=True)
+    return hashlib.sha256(serialized).hexdigest()[:32]
 
 
 class Completer:
@@ -96,14 +104,19 @@ class Completer:
         self._namespace = client.namespace
         self._budget = budget
 
-    async def complete(self, wait: Wait, outcome: Outcome, target: WorkflowRef | None) -> CompletionAnswer:
-        """End *wait* with *outcome*, at most once whoever asks how often.
+    async def complete(
+        self, wait: Wait, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
+    ) -> CompletionAnswer:
+        """End *wait* with *outcome*, at most once. With *is_late* only look up which outcome is recorded.
 
         *outcome* must fit (`Outcome.fitted`): Temporal answers OK to one that is too large, and fails the activity.
         """
         try:
             async with asyncio.timeout(self._budget.total_seconds()):
-                return await self._complete(wait, outcome, receipt(wait.request_id, target, outcome))
+                identity = receipt(wait.request_id, target, outcome)
+                if not is_late and await self._is_completed_by(wait, outcome, identity):
+                    return CompletionAnswer.COMPLETED
+                return await self._recorded(wait, outcome, identity)
         except TimeoutError:
             return CompletionAnswer.AGAIN_LATER
         except RPCError as error:
@@ -128,11 +141,12 @@ class Completer:
             return ended
         return CompletionAnswer.OVER
 
-    async def _complete(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
+    async def _is_completed_by(self, wait: Wait, outcome: Outcome, identity: str) -> bool:
         if wait.task_token is not None and await _found(self._by_token(wait.task_token, outcome, identity)):
-            return CompletionAnswer.COMPLETED
-        if await _found(self._by_id(wait, outcome, identity)):
-            return CompletionAnswer.COMPLETED
+            return True
+        return await _found(self._by_id(wait, outcome, identity))
+
+    async def _recorded(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
         run_ids = [wait.run_id]
         for run_id in ("", wait.run_id):
             described = await self._describe(wait, run_id)

@@ -1,32 +1,32 @@
 """Endpoints: send a start to the handler behind a name, and read its answer."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
-from bridge.errors import BridgeError, bad_request, not_found
-from bridge.protocol.cancel import CancelRequest, decode_cancel_answer, encode_cancel
+from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
+from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.failure import MAX_FAILURE_BYTES
-from bridge.protocol.headers import LINK, decode_retry_after
+from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
-_AnswerT = TypeVar("_AnswerT")
-
 
 class NotStartedError(BridgeError):
-    """The handler gave no answer that tells how the operation stands."""
+    """The handler gave no answer that says how the operation stands."""
 
     def __init__(self, reason: BridgeError | HandlerError, *, retry_after: timedelta | None) -> None:
         super().__init__(str(reason))
         self.reason = reason
+        """A HandlerError that is not retryable is the handler's own, final word. Anything else is not."""
         self.retry_after = retry_after
         """The wait that the handler asked for."""
 
@@ -50,6 +50,7 @@ class Endpoints:
             self._places[name] = Place(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
         self._http = http
         self._clock = clock
+        self._unsigned_answers = UnsignedAnswers()
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start, freshly signed, and read the answer.
@@ -60,9 +61,18 @@ class Endpoints:
         """
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
-        return await self._send(
-            name, MessageKind.START, message, more=request.headers, timeout=timeout, decode=decode_answer
+        answer = await self._send(
+            name,
+            MessageKind.START,
+            message,
+            more=request.headers,
+            timeout=timeout,
+            is_first=request.attempt == 1,
         )
+        try:
+            return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
+        except BridgeError as error:
+            raise NotStartedError(error, retry_after=None) from None
 
     async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
         """POST a cancel; returns when the handler has taken it.
@@ -73,9 +83,7 @@ class Endpoints:
         """
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
-        await self._send(
-            name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout, decode=decode_cancel_answer
-        )
+        await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout, is_first=True)
 
     async def _send(
         self,
@@ -85,19 +93,18 @@ class Endpoints:
         *,
         more: Iterable[str],
         timeout: timedelta,  # noqa: ASYNC109 - handed to the HTTP client
-        decode: Callable[[int, Mapping[str, str], Sequence[str], bytes], _AnswerT],
-    ) -> _AnswerT:
+        is_first: bool,
+    ) -> Answer:
         place = self.place(name)
         path, fields, body = message
         url, headers = place.endpoint.url + path, CIMultiDict(fields)
-        retry_after = None
         try:
-            place.signer.sign(kind, url, headers, body, more=more)
+            proof = place.signer.sign(kind, url, headers, body, more=more)
         except ValueError:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
         try:
-            answer = await self._http.post(
+            answered = await self._http.post(
                 url,
                 headers,
                 body,
@@ -105,10 +112,21 @@ class Endpoints:
                 timeout=timeout,
                 max_answer_bytes=MAX_FAILURE_BYTES,
             )
-            retry_after = decode_retry_after(answer.headers, now=self._clock())
-            return decode(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
-        except (BridgeError, HandlerError) as error:
-            raise NotStartedError(error, retry_after=retry_after) from None
+        except BridgeError as error:
+            raise NotStartedError(error, retry_after=None) from None
+        answer = read_answer(
+            Sent.START if kind is MessageKind.START else Sent.CANCEL,
+            proof if place.peer.answers == "signed" else None,
+            *(answered.status, answered.headers, answered.body),
+            now=self._clock(),
+            is_first=is_first,
+        )
+        self._unsigned_answers.note(place.endpoint.handler, answer)
+        if answer.error is not None:
+            if answer.meaning is Meaning.REFUSED and not is_first:
+                _say_that_it_may_run(answer.error)
+            raise NotStartedError(answer.error, retry_after=answer.retry_after)
+        return answer
 
     def place(self, name: str) -> Place:
         """What stands behind endpoint *name*.
@@ -121,3 +139,9 @@ class Endpoints:
             message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._places)})"
             raise not_found(message)
         return place
+
+
+def _say_that_it_may_run(reason: BridgeError | HandlerError) -> None:
+    if isinstance(reason, HandlerError) and not isinstance(reason, OutcomeUnknownError):
+        reason.message = f"{reason.message} (an earlier attempt may have started the operation)"
+        reason.args = (reason.message,)

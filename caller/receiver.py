@@ -20,7 +20,7 @@ from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encod
 from bridge.protocol.openapi import describe_receiver
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
-from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
+from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims
@@ -85,10 +85,9 @@ class _Receiver:
         claims = self._tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=self._clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
         verified = _verify(self._verifiers, claims, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers = verified.headers
-        body = await read_body(request)
-        verified.check_body(body)
+        body = await read_body(request, verified)
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question of ours: does anybody still wait? It completes nothing.
@@ -102,7 +101,8 @@ class _Receiver:
         if completion.outcome.fitted() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
-        result = await self._completer.complete(wait, completion.outcome, completion.target)
+        is_late = claims.is_over(self._clock())
+        result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 
@@ -120,9 +120,11 @@ def _verify(verifiers: Mapping[str, MessageVerifier], claims: CallbackClaims, re
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
-    return verifier.verify(
+    verified = verifier.verify(
         MessageKind.COMPLETION, method=request.method, raw_path=path_below_mount(request), headers=request.headers
     )
+    request[PROOF] = verified.proof
+    return verified
 
 
 def _respond(result: CompletionAnswer) -> web.Response:

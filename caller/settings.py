@@ -18,6 +18,9 @@ class HandlerPeer(BaseModel):
 
     start_keys: KeyRing
     """Signs our starts."""
+    answers: Literal["signed", "unsigned"] = "signed"
+    """"unsigned": a handler that cannot sign its answers. A proxy's answer can then be taken for the handler's; only
+    answers that no proxy gives by accident are final."""
     completion_keys: KeyRing | None = None
     """Verifies its completions; needed unless we have no receiver."""
     shares_storage: bool = False

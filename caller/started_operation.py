@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.start import Running
+from bridge.security.redaction import readable
 from bridge.workflow.call import Transport
 
 
@@ -56,4 +57,6 @@ class Known:
 
 def describe_target(target: WorkflowRef | None) -> str:
     """The target's name for people."""
-    return "the operation" if target is None else f"{target.namespace}/{target.workflow_id} (run {target.run_id})"
+    if target is None:
+        return "the operation"
+    return readable(f"{target.namespace}/{target.workflow_id} (run {target.run_id})", 1000)

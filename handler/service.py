@@ -17,14 +17,14 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.client import Client
 
-from bridge.errors import UntrustedError, bad_request, not_found
+from bridge.errors import DestinationRefusedError, UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.headers import LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
-from bridge.runtime.http_server import FACTS, answer, path_below_mount, read_body, refuse_unusable_headers
+from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import Name, SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import OperationTokens
@@ -191,7 +191,7 @@ class _Service:
     async def start(self, request: web.Request) -> web.Response:
         facts, names = request[FACTS], request.match_info
         caller, verified = _authenticate(self._callers, MessageKind.START, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         facts |= {"bridge.caller": caller.name, "bridge.request_id": headers.get(REQUEST_ID, "")[:255]}
         target = _authorise(caller, self._targets, self._operations, names["service"], names["operation"])
@@ -200,10 +200,7 @@ class _Service:
             names["service"], names["operation"], callback_url=_callback(caller, request), headers=headers, links=links
         )
         facts["bridge.attempt"] = start_request.attempt
-        body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
-        payload = decode_payload(headers, body)
+        payload = decode_payload(headers, await read_body(request, verified))
         if payload.ByteSize() > MAX_PAYLOAD_BYTES:
             message = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(message)
@@ -219,14 +216,12 @@ class _Service:
     async def cancel(self, request: web.Request) -> web.Response:
         names = request.match_info
         caller, verified = _authenticate(self._callers, MessageKind.CANCEL, request)
-        refuse_unusable_headers(request)
+        refuse_unusable_headers(request, verified)
         headers: Mapping[str, str] = request.headers if verified is None else verified.headers
         request[FACTS]["bridge.caller"] = caller.name
         _authorise(caller, self._targets, self._operations, names["service"], names["operation"])
         token = decode_cancel(headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
-        body = await read_body(request)
-        if verified is not None:
-            verified.check_body(body)
+        await read_body(request, verified)
         await self._canceler.cancel(caller.name, token)
         return web.Response(status=202)
 
@@ -249,9 +244,11 @@ def _authenticate(
         reason = "unknown caller"
         raise UntrustedError(reason)
     if caller.verifier is not None:
-        return caller, caller.verifier.verify(
+        verified = caller.verifier.verify(
             kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers
         )
+        request[PROOF] = verified.proof
+        return caller, verified
     if caller.peer.bearer_keys is not None:
         _check_bearer(caller.peer.bearer_keys, request.headers.getall("Authorization", []))
     else:
@@ -300,7 +297,13 @@ def _callback(caller: _Caller, request: web.Request) -> str | None:
     if len(callbacks) > 1:
         message = "more than one callback url"
         raise bad_request(message)
-    caller.allow_list.check(callbacks[0])
+    try:
+        caller.allow_list.check(callbacks[0])
+    except DestinationRefusedError as error:
+        message = f"{error}: the handler's settings need its address in callers.{caller.name}.callbacks"
+        # A fault of the deployment. Of a caller that signs it ends no call: it is asked again, and shown meanwhile.
+        is_retryable = True if caller.verifier is not None else None
+        raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
     return callbacks[0]
 
 

@@ -26,6 +26,8 @@ class CallerPeer(BaseModel):
     """Where its requests may come from, with "none"."""
     completion_keys: KeyRing | None = None
     """Signs our completions for it; a caller with "bearer" or "none" may do without."""
+    answers: Literal["signed", "unsigned"] = "signed"
+    """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
     operations: tuple[str, ...]
     """What it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()

@@ -13,6 +13,10 @@ from scripts.environment.server import Server, running_server
 from tests.support.helpers import CALLER, HANDLER
 from tests.support.world import World, running_world
 
+# On a busy machine an example may take long; how long is no property of the code.
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
+
 ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
 
 MAY_SKIP = "no container engine"

@@ -38,13 +38,3 @@ def decode_cancel(headers: Mapping[str, str], *, in_path: str | None, in_query: 
         message = f"a cancel names exactly one operation token of at most {wire.MAX_OPERATION_TOKEN} characters"
         raise RemoteProtocolError(message)
     return found[0]
-
-
-def decode_cancel_answer(status: int, headers: Mapping[str, str], _: Sequence[str], body: bytes) -> None:
-    """Read the answer to a cancel.
-
-    Raises:
-        nexusrpc.HandlerError: Anything but 202.
-    """
-    if status != 202:
-        raise wire.decode_handler_error(status, headers, body)

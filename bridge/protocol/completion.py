@@ -2,20 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
-
-from nexusrpc import HandlerErrorType
 
 from bridge.protocol import headers as wire
 from bridge.protocol.link import WorkflowRef, decode_links, encode_links
 from bridge.protocol.outcome import Outcome, decode_outcome, encode_outcome
-from bridge.protocol.payload import is_json
-
-_FINAL_STATUSES = frozenset({410, 413, 422}) | frozenset(range(300, 400))
-_GONE_STATUSES = frozenset({404, 409, 410})
-_NOT_FOUND = 404
-_TOO_EARLY = 425
 
 _RESERVED_PREFIXES = ("content-", "nexus-", "proxy-")
 _RESERVED = frozenset({"connection", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
@@ -34,12 +26,12 @@ class Completion:
 
 
 class DeliveryAnswer(Enum):
-    """What one attempt to deliver was told."""
+    """What one attempt to deliver a completion has come to."""
 
     ACCEPTED = "accepted"
     AGAIN_LATER = "again later"
     GONE = "gone"
-    """Final: nobody waits any more, or another outcome is recorded."""
+    """Final: the caller does not wait any more, or has another outcome."""
     REFUSED = "refused"
     """Final: the receiver does not take this message; mending the cause and sending it again may help."""
 
@@ -77,29 +69,6 @@ def decode_completion(headers: Mapping[str, str], links: Sequence[str], body: by
         operation_token=headers.get(wire.OPERATION_TOKEN),
         close_time=wire.decode_instant(headers.get(wire.OPERATION_CLOSE_TIME, "")),
     )
-
-
-def classify_answer(
-    status: int, headers: Mapping[str, str], body: bytes, *, now: datetime
-) -> tuple[DeliveryAnswer, timedelta | None]:
-    """What the receiver's answer asks of us, and the wait it named."""
-    retry_after = wire.decode_retry_after(headers, now=now)
-    if 200 <= status < 300:
-        return DeliveryAnswer.ACCEPTED, None
-    error = wire.decode_handler_error(status, headers, body)
-    if status in _FINAL_STATUSES:
-        is_final = True
-    elif status == _NOT_FOUND and not is_json(headers):
-        # No receiver's word, but that of a proxy in front of none: during a deploy, say.
-        is_final = False
-    elif error.type is not HandlerErrorType.UNKNOWN:
-        # A type in the body, or a retry hint, beats the status, also one that says that nobody waits.
-        is_final = not error.retryable
-    else:
-        is_final = 400 <= status < 500 and status != _TOO_EARLY
-    if not is_final:
-        return DeliveryAnswer.AGAIN_LATER, retry_after
-    return DeliveryAnswer.GONE if status in _GONE_STATUSES else DeliveryAnswer.REFUSED, None
 
 
 def _is_reserved(lower: str) -> bool:

@@ -24,6 +24,7 @@ from bridge.errors import (
 )
 from bridge.protocol.failure import HANDLER_ERROR_TYPE, WireFailure, decode_failure, encode_failure, parse_failure
 from bridge.protocol.payload import CONTENT_TYPE, JSON, is_json
+from bridge.security.redaction import redacted
 
 REQUEST_ID = "Nexus-Request-Id"
 LINK = "Nexus-Link"
@@ -55,9 +56,6 @@ _MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
 
 _MAX_CAUSE_BYTES = 256 * 1024
 """A larger cause of a failed request is left out: it must fit a failed activity."""
-
-_SECRET = re.compile(r"\S*(?:://|%3A%2F%2F|callback=|sig=|sig%3D)\S*", re.IGNORECASE)
-"""What may be a callback URL in somebody else's error text: gateways like to quote the request."""
 
 _STATUSES: dict[HandlerErrorType, int] = {
     HandlerErrorType.BAD_REQUEST: 400,
@@ -93,9 +91,16 @@ class OperationState(str, Enum):
     CANCELED = "canceled"
 
 
+_SEGMENT = "!$&'()*+,;=:@"
+
+
 def operation_path(service: str, operation: str) -> str:
-    """`/{service}/{operation}`, each percent-encoded as one segment, in RFC 3986 normal form."""
-    return f"/{quote(service, safe='')}/{quote(operation, safe='')}"
+    """`/{service}/{operation}`, each as one segment in RFC 3986 normal form.
+
+    What a segment may hold unencoded is not encoded. A proxy that strips a prefix decodes the path and encodes as
+    little as it must, and the signature covers the spelling.
+    """
+    return f"/{quote(service, safe=_SEGMENT)}/{quote(operation, safe=_SEGMENT)}"
 
 
 def encode_duration(duration: timedelta) -> str:
@@ -195,7 +200,7 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
     override = {"true": True, "false": False}.get(headers.get(REQUEST_RETRYABLE, "").lower())
     message = f"unexpected answer with status {status}" if kind is None else f"answered with status {status}"
     if failure is not None:
-        message = _SECRET.sub("…", failure.message[:1000]) or message
+        message = redacted(failure.message, 1000) or message
         if failure.kind == HANDLER_ERROR_TYPE and isinstance(failure.details, dict):
             told = failure.details.get("type")
             kind = HandlerErrorType.__members__.get(told, kind) if isinstance(told, str) else kind

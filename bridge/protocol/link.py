@@ -14,6 +14,13 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.nexus import _link_conversion
 
 _LINK = re.compile(r'\s*<([^<>\s]+)>\s*(?:;(?!\s*type=)[^;]*)*;\s*type=("?)([A-Za-z0-9_./]+)\2\s*(?:;.*)?')
+_PCT = r"%[0-9A-Fa-f]{2}"
+_URI = re.compile(
+    rf"[A-Za-z][A-Za-z0-9+.\-]*://(?:[A-Za-z0-9\-._~]*(?::[0-9]{{1,5}})?)(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|{_PCT})*+)?"
+    # Go refuses a semicolon in a query.
+    rf"(?:\?(?:[A-Za-z0-9\-._~!$&'()*+,=:@/?]|{_PCT})*+)?(?:#(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|{_PCT})*+)?"
+)
+_TYPE = re.compile(r"[A-Za-z0-9_./]+")
 _MAX_LINKS = 10
 
 
@@ -57,8 +64,16 @@ def to_temporal_link(link: nexusrpc.Link) -> Link | None:
 
 
 def encode_links(links: Iterable[nexusrpc.Link]) -> str:
-    """One header value for all *links*; commas inside a URL are percent-encoded, because readers split at them."""
-    return ", ".join(f'<{link.url.replace(",", "%2C")}>; type="{link.type}"' for link in links)
+    """One header value for those of *links* that every reader takes; empty if there is none.
+
+    A link that Go's parser refuses fails the whole message at Temporal's server. Commas inside a URL are
+    percent-encoded, because readers split at them.
+    """
+    return ", ".join(
+        f'<{link.url.replace(",", "%2C")}>; type="{link.type}"'
+        for link in links
+        if _URI.fullmatch(link.url) and _TYPE.fullmatch(link.type)
+    )
 
 
 def decode_links(values: Iterable[str]) -> list[nexusrpc.Link]:

@@ -43,8 +43,10 @@ _HEADERS: Mapping[str, tuple[str, Json]] = {
     wire.RETRY_AFTER: ("Seconds to wait before repeating the request.", {"type": "integer", "minimum": 1}),
     signatures.REPR_DIGEST: ("RFC 9530: SHA-256 of the body, of an empty one too.", _TEXT),
     signatures.SIGNATURE_INPUT: ("RFC 9421.", _TEXT),
+    signatures.SIGNATURE: ("RFC 9421.", _TEXT),
 }
 _PROOFS = (signatures.REPR_DIGEST, signatures.SIGNATURE_INPUT)
+_ANSWER_PROOFS = (*_PROOFS, signatures.SIGNATURE)
 _SECURITY: Json = {
     "signature": {"type": "apiKey", "in": "header", "name": signatures.SIGNATURE, "description": "RFC 9421."},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -131,7 +133,8 @@ def _operation(name: str, summary: str, *parameters: Json, answers: Json, body: 
 
 
 def _answer(description: str, content: Json, *headers: str) -> Json:
-    told = {name: {"description": _HEADERS[name][0], "schema": _HEADERS[name][1]} for name in headers}
+    known = {name: _HEADERS[name] for name in (*headers, *_ANSWER_PROOFS)}
+    told = {name: {"description": text, "schema": schema} for name, (text, schema) in known.items()}
     return {"description": description, "headers": told, "content": content}
 
 

@@ -47,6 +47,11 @@ def is_json(headers: Mapping[str, str]) -> bool:
     return headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() == JSON
 
 
+def is_known(payload: Payload) -> bool:
+    """Whether *payload* was made by a data converter, not from content that no table row describes."""
+    return payload.metadata.get("encoding") != _UNKNOWN
+
+
 def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
     """Return the content headers and body of *payload*; None is the absence of a value."""
     if payload is None:

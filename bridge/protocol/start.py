@@ -86,8 +86,8 @@ def encode_start(
     headers[wire.REQUEST_ID] = request.request_id
     headers[wire.REQUEST_TIMEOUT] = wire.encode_duration(request_timeout)
     headers[wire.ATTEMPT] = str(request.attempt)
-    if request.links:
-        headers[wire.LINK] = encode_links(request.links)
+    if links := encode_links(request.links):
+        headers[wire.LINK] = links
     if request.operation_timeout is not None:
         headers[wire.OPERATION_TIMEOUT] = wire.encode_duration(request.operation_timeout)
     if request.scheduled_time is not None:
@@ -167,8 +167,8 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
     links = [] if answer.target is None else [answer.target.to_link()]
     if isinstance(answer, Finished):
         links += answer.links
-    if links:
-        headers[wire.LINK] = encode_links(links)
+    if encoded := encode_links(links):
+        headers[wire.LINK] = encoded
     return status, headers, body
 
 

@@ -1,6 +1,7 @@
 """What both services share as aiohttp servers: answers, limits, health, logs, and a graceful stop.
 
-A route reads, calls, answers; every error leaves through one middleware as a Nexus Failure with its status.
+A route reads, calls, answers. Every answer leaves through one middleware: an error as a Nexus Failure with its status,
+and any answer signed where the verified request alone has decided it.
 """
 
 import asyncio
@@ -19,21 +20,38 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.typedefs import Middleware
 from nexusrpc import HandlerError, HandlerErrorType
 
-from bridge.errors import DestinationRefusedError, RemoteProtocolError, UntrustedError, bad_request, without_text
+from bridge.errors import (
+    DestinationRefusedError,
+    RemoteProtocolError,
+    UntrustedError,
+    bad_request,
+    not_found,
+    without_text,
+)
 from bridge.protocol.failure import MAX_FAILURE_BYTES
-from bridge.protocol.headers import encode_handler_error
+from bridge.protocol.headers import LINK, encode_handler_error
 from bridge.protocol.payload import CONTENT_TYPE, JSON
+from bridge.security.signatures import RequestProof, Verified
 
 MAX_BODY_BYTES = MAX_FAILURE_BYTES
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 _LIVE = "/livez"
+_SERVER = "bridge"
+
+_MAX_HEADER_BYTES = 2900
+"""Of an answer, before it is signed: with the signature and what aiohttp adds it stays under 3.5 KiB. Where the headers
+of an answer do not fit a proxy's buffer (nginx: 4 KiB), every answer becomes a 502."""
 
 _log = logging.getLogger(__name__)
 
 Facts = dict[str, str | int]
 FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
 """What a route learned about its request, for the access log: ids and labels, never a token or a URL."""
+PROOF: web.RequestKey[RequestProof | None] = web.RequestKey("proof", RequestProof)
+"""Set by a route while its answer is decided by nothing but what the request's signature covers. An answer that can be
+provoked with a spoilt copy of a good request must not be signed, because its signature would hold for the true request
+as well."""
 
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
@@ -101,12 +119,24 @@ def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
     return web.Response(status=status, headers=headers, body=body or None)
 
 
-async def read_body(request: web.Request) -> bytes:
-    """Read the whole body, within size and time.
+async def read_body(request: web.Request, verified: Verified | None) -> bytes:
+    """Read the whole body, within size and time, and compare it with the digest that *verified* has signed.
+
+    An answer is not signed while the body is read, because another body may have been sent in place of the signed one.
 
     Raises:
         nexusrpc.HandlerError: Too large or broken off (400), too slow (408 as UNAVAILABLE's sibling REQUEST_TIMEOUT).
+        UntrustedError: It is not the body that was signed.
     """
+    request[PROOF] = None
+    body = await _read(request)
+    if verified is not None:
+        verified.check_body(body)
+        request[PROOF] = verified.proof
+    return body
+
+
+async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
             # An application that we are mounted in has a limit of its own, and may have read the body already.
@@ -124,15 +154,19 @@ async def read_body(request: web.Request) -> bytes:
         raise bad_request(message) from None
 
 
-def refuse_unusable_headers(request: web.Request) -> None:
-    """What no message of the protocol has, and what could be read in two ways.
+def refuse_unusable_headers(request: web.Request, verified: Verified | None) -> None:
+    """Refuse what no message of the protocol has, and what could be read in two ways.
+
+    Of a signed request only the covered headers are looked at. Its verifier has refused repeated and non-ASCII ones.
 
     Raises:
         nexusrpc.HandlerError: BAD_REQUEST.
     """
-    if "Content-Encoding" in request.headers:
+    if "Content-Encoding" in (request.headers if verified is None else verified.headers):
         message = "Content-Encoding is not supported: send the body uncompressed"
         raise bad_request(message)
+    if verified is not None:
+        return
     lower = [name.lower() for name, _ in request.headers.items()]
     for name, value in request.headers.items():
         if not value.isascii():
@@ -150,41 +184,58 @@ def _errors(*, has_method_errors: bool) -> Middleware:
     async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
         request[FACTS] = {}
         try:
-            return await handler(request)
-        except HandlerError as error:
+            response = await handler(request)
+            _finish(request, response)
+        except Exception as error:  # noqa: BLE001 - the outermost door: a bug must become an answer, not a traceback
+            response = _error_answer(request, error, has_method_errors=has_method_errors)
+            _finish(request, response)
+        return response
+
+    return middleware
+
+
+def _error_answer(request: web.Request, error: Exception, *, has_method_errors: bool) -> web.Response:
+    match error:
+        case HandlerError():
             return answer(*encode_handler_error(error))
-        except UntrustedError as error:
+        case UntrustedError():
             # The peer learns nothing; the operator learns which check it was.
             request[FACTS]["bridge.untrusted"] = error.reason
-            return answer(
-                *encode_handler_error(HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED))
-            )
-        except (RemoteProtocolError, DestinationRefusedError) as error:
+            unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
+            return answer(*encode_handler_error(unauthenticated))
+        case RemoteProtocolError() | DestinationRefusedError():
             return answer(*encode_handler_error(bad_request(str(error))))
-        except web.HTTPMethodNotAllowed as error:
-            if not has_method_errors:
-                return answer(*encode_handler_error(_no_route()))
+        case web.HTTPMethodNotAllowed() if has_method_errors:
             _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
             return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
-        except web.HTTPNotFound:
-            return answer(*encode_handler_error(_no_route()))
-        except web.HTTPException as error:
+        case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
+            return answer(*encode_handler_error(not_found("no such route")))
+        case web.HTTPException():
             return answer(*encode_handler_error(bad_request(error.reason)))
-        except Exception as error:  # noqa: BLE001 - the outermost door: a bug must become an answer, not a traceback
+        case _:
             _log.error(
                 "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
             )
             return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
 
-    return middleware
 
-
-def _no_route() -> HandlerError:
-    return HandlerError("no such route", type=HandlerErrorType.NOT_FOUND)
+def _finish(request: web.Request, response: web.StreamResponse) -> None:
+    """Leave out the links that do not fit, and sign where the verified request has decided the answer."""
+    headers = response.headers
+    while LINK in headers and sum(len(name) + len(value) + 4 for name, value in headers.items()) > _MAX_HEADER_BYTES:
+        # A comma inside a link is percent-encoded. A link is never essential.
+        if kept := headers[LINK].rpartition(", ")[0]:
+            headers[LINK] = kept
+        else:
+            del headers[LINK]
+    if (proof := request.get(PROOF)) is not None and isinstance(response, web.Response):
+        body = response.body or b""
+        assert isinstance(body, bytes)
+        proof.sign_answer(response.status, headers, body)
 
 
 async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "bridge"
+    response.headers["Server"] = _SERVER
 
 
 class AccessLogger(AbstractAccessLogger):
@@ -223,6 +274,44 @@ class _NoParserQuotes(logging.Filter):
 _NO_PARSER_QUOTES = _NoParserQuotes()
 
 
+class _Protocol(web.RequestHandler):
+    """One connection. What cannot be parsed is answered as every other bad request, and not quoted."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        error = bad_request(
+            "the request is not HTTP as the protocol has it: malformed, or a line or header is too long"
+        )
+        if status >= 500:
+            error = HandlerError("internal error", type=HandlerErrorType.INTERNAL)
+        response = answer(*encode_handler_error(error))
+        response.headers["Server"] = _SERVER
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class ServiceRunner(web.AppRunner):
+    """Serves an application over connections whose errors, too, have the form of the protocol."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            **made._kwargs,  # noqa: SLF001 - aiohttp has no other way to choose the protocol's class
+        )
+
+
 def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
     """Listen on every address of *host*.
 
@@ -250,7 +339,7 @@ async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> A
     if HttpRequestParser is HttpRequestParserPy:
         _log.warning("bridge.slow_http_parser", extra={"bridge.hint": "aiohttp runs without its C parser"})
     logging.getLogger("aiohttp.server").addFilter(_NO_PARSER_QUOTES)
-    runner = web.AppRunner(
+    runner = ServiceRunner(
         app,
         access_log_class=AccessLogger,
         access_log=logging.getLogger("bridge.access"),

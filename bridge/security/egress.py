@@ -26,6 +26,9 @@ MAX_CALLBACK_URL = 1000
 _REFUSED = "callback url is not allowed"
 # Brackets stand around a version 6 address only: elsewhere they are ungrammatical, and could not be signed.
 _RFC3986 = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\])?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
+_AUTHORITY = re.compile(r"(?:\[[^\]]+\]|[^:]+)(?::[1-9][0-9]{0,4})?")
+"""One spelling of a port: `int` takes `+443` and `4_43` as well."""
+_AMBIGUOUS = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
@@ -77,8 +80,9 @@ def _parsed(text: str) -> URL:
     # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
     url = URL(text, encoded=True)
     host = url.host or ""
-    # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix.
-    segments = unquote(url.raw_path).split("/")
+    # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix; some cut at a semicolon.
+    path = unquote(url.raw_path)
+    segments = {segment.partition(";")[0] for segment in path.split("/")}
     if (
         # None or 0: no connection can be opened to either.
         not url.port
@@ -87,7 +91,11 @@ def _parsed(text: str) -> URL:
         or not host
         or host.endswith(".")
         or "%" in host
-        or {".", ".."} & set(segments)
+        or {".", ".."} & segments
+        # Read as a slash, as the end, or once more: backslash, control characters, overlong UTF-8, `%252e`.
+        or _AMBIGUOUS.search(path)
+        or unquote(path) != path
+        or not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0])
     ):
         raise ValueError
     return url

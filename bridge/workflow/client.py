@@ -380,7 +380,8 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if lower in RESERVED_HEADERS or lower.startswith(RESERVED_PREFIXES):
             message = f"header {name!r} is reserved"
             raise ValueError(message)
-        if not name or not all(each.isalnum() or each in "-_" for each in name) or not is_sendable(name + value):
-            message = f"header {name!r}: names are letters, digits, '-' and '_', values printable ASCII"
+        # Proxies drop a name with an underscore (nginx by default), and the signature covers what was dropped.
+        if not name or not all(each.isalnum() or each == "-" for each in name) or not is_sendable(name + value):
+            message = f"header {name!r}: names are letters, digits and '-', values printable ASCII"
             raise ValueError(message)
     return {name.lower(): value for name, value in headers.items()}

@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 from yarl import URL
 
-from examples.plain.signatures import decode_key, is_signed, sign
+from examples.plain.signatures import decode_key, is_signed, sign, sign_answer
 
 Outcome = tuple[str, dict[str, Any]]
 """State, and result or Failure."""
@@ -40,14 +40,18 @@ async def pay(payment: dict[str, Any]) -> Outcome:
 
 
 def authentication(key: bytes) -> Middleware:
-    """Lets nobody in but the holder of *key*."""
+    """Lets in the holder of *key* only, and signs what it is answered."""
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         kind, body = "cancel" if request.path.endswith("/cancel") else "start", await request.read()
         if not is_signed(f"bridge-{kind}", request.raw_path, request.headers, body, key=key):
             return web.Response(status=401)
-        return await handler(request)
+        response = await handler(request)
+        assert isinstance(response, web.Response)
+        told = response.body if isinstance(response.body, bytes) else b""
+        sign_answer(request.raw_path, request.headers, response.status, response.headers, told, key=key)
+        return response
 
     return authenticate
 

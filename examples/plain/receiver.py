@@ -10,7 +10,7 @@ import sys
 
 from aiohttp import web
 
-from examples.plain.signatures import decode_key, is_signed
+from examples.plain.signatures import decode_key, is_signed, sign_answer
 
 
 def create_app(completion_key: bytes | None) -> web.Application:
@@ -25,7 +25,10 @@ def create_app(completion_key: bytes | None) -> web.Application:
         if state != "running":  # that would be the question whether anybody still waits: yes
             told = {"call": request.match_info["call"], "state": state, "content": json.loads(body or "null")}
             print(json.dumps(told), flush=True)
-        return web.Response()
+        response = web.Response()
+        if completion_key is not None:
+            sign_answer(request.raw_path, request.headers, 200, response.headers, b"", key=completion_key)
+        return response
 
     app = web.Application()
     app.router.add_post("/completions/{call}", complete)

@@ -32,6 +32,12 @@ class _Message(NamedTuple):
     headers: Headers
 
 
+class _Answer(NamedTuple):
+    status_code: int
+    headers: Headers
+    request: _Message
+
+
 class _Verifier(HTTPMessageVerifier):
     max_clock_skew = timedelta(minutes=5)
 
@@ -69,6 +75,25 @@ def is_signed(kind: str, raw_path: str, headers: Headers, body: bytes, *, key: b
     except (HTTPMessageSignaturesException, ValueError, KeyError, TypeError):
         return False
     return True
+
+
+def sign_answer(
+    raw_path: str, asked: Headers, status: int, headers: CIMultiDict[str], body: bytes, *, key: bytes
+) -> None:
+    """Add digest and signature to the *headers* of the answer to a POST whose signature, made with *key*, has held.
+
+    An answer without them counts as one of a proxy. *asked* are the headers of the request.
+    """
+    headers["Repr-Digest"] = ContentDigest.create(body)
+    read = sorted(name.lower() for name in headers if _is_acted_upon(name.lower()) or name.lower() == "retry-after")
+    HTTPMessageSigner(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=_keys(key)).sign(
+        _Answer(status, headers, _Message("POST", f"https://any{raw_path}", asked)),
+        key_id=KEY_ID,
+        label="bridge",
+        tag="bridge-answer",
+        include_alg=False,
+        covered_component_ids=("@status", "repr-digest", '"signature";req;key="bridge"', *read),
+    )
 
 
 def decode_key(text: str) -> bytes:

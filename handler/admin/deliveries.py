@@ -4,7 +4,6 @@ A delivery's state is what Temporal says of its workflow, and its facts are in t
 is kept. A report has no field for a callback URL, a header or a token, so that none can be printed.
 """
 
-import re
 import uuid
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
+from bridge.security.redaction import redacted
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
@@ -216,5 +216,4 @@ class Deliveries:
 
 def plain(text: str) -> str:
     """Foreign text as one bounded line that is safe for a terminal; without URLs, because ours carry tokens."""
-    line = re.sub(r"\w+://\S+", "(url)", " ".join(text.split()))
-    return "".join(each if each.isprintable() else "?" for each in line)[:1000]
+    return " ".join(redacted(text, 1000).split())

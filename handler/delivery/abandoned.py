@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from bridge.errors import BridgeError, WaitOverError
+from bridge.errors import BridgeError
 from bridge.protocol import headers as wire
+from bridge.protocol.answers import Meaning, Sent
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.records import CallMemo
 from handler.delivery.workflow import CANCEL_ORPHAN_ACTIVITY, WATCH_CALLERS_ACTIVITY
@@ -67,11 +68,8 @@ class OrphanActivities:
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
             answer = await self._callbacks.post(
-                call.caller, call.callback_url, headers, b"", more=call.callback_headers
+                Sent.QUESTION, call.caller, call.callback_url, headers, b"", more=call.callback_headers
             )
         except BridgeError:
             return True
-        if answer.status == 200:
-            return True
-        # Only a receiver's own marked word counts: a proxy's 404 during a deploy must not cancel a healthy target.
-        return not isinstance(wire.decode_handler_error(answer.status, answer.headers, answer.body), WaitOverError)
+        return answer.meaning is not Meaning.GONE

@@ -10,8 +10,10 @@ from temporalio.converter import DataConverter
 from yarl import URL
 
 from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.protocol.completion import Completion, DeliveryAnswer, classify_answer, encode_completion
-from bridge.runtime.http_client import HttpAnswer, HttpClient
+from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.completion import Completion, DeliveryAnswer, encode_completion
+from bridge.runtime.http_client import HttpClient
+from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from handler.delivery.close_event import CloseEvent, inlined
 from handler.delivery.records import Delivery
@@ -22,7 +24,12 @@ REQUESTS = 100
 REQUESTS_PER_DESTINATION = 20
 """Requests in flight to one host and port. A destination that hangs must not use up what others need."""
 _NO_PATIENCE = timedelta(0)
-_UNAUTHORIZED = 401
+_DELIVERY_ANSWERS = {
+    Meaning.ACCEPTED: DeliveryAnswer.ACCEPTED,
+    Meaning.CONFLICT: DeliveryAnswer.GONE,
+    Meaning.GONE: DeliveryAnswer.GONE,
+    Meaning.REFUSED: DeliveryAnswer.REFUSED,
+}
 
 
 class DestinationBusyError(BridgeError):
@@ -41,6 +48,7 @@ class CallbackClient:
         }
         self._http = http
         self._clock = clock
+        self._unsigned_answers = UnsignedAnswers()
         self._all = asyncio.Semaphore(REQUESTS)
         self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -72,7 +80,7 @@ class CallbackClient:
         headers, body = encode_completion(completion, callback_headers=call.callback_headers)
         try:
             url, more = call.callback_url or "", call.callback_headers
-            answer = await self.post(call.caller, url, headers, body, more=more, patience=patience)
+            answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError:
             raise
         except DestinationRefusedError:
@@ -80,13 +88,11 @@ class CallbackClient:
             return DeliveryAnswer.REFUSED, None
         except BridgeError:
             return DeliveryAnswer.AGAIN_LATER, None
-        if answer.status == _UNAUTHORIZED:
-            # A clock or a key may be rolling, and each attempt is signed anew.
-            return DeliveryAnswer.AGAIN_LATER, None
-        return classify_answer(answer.status, answer.headers, answer.body, now=self._clock())
+        return _DELIVERY_ANSWERS.get(answer.meaning, DeliveryAnswer.AGAIN_LATER), answer.retry_after
 
     async def post(
         self,
+        sent: Sent,
         caller: str,
         url: str,
         headers: Mapping[str, str],
@@ -94,7 +100,7 @@ class CallbackClient:
         *,
         more: Iterable[str],
         patience: timedelta = _NO_PATIENCE,
-    ) -> HttpAnswer:
+    ) -> Answer:
         """POST to the callback *url* of *caller*, freshly signed; *more* names further headers to cover.
 
         Raises:
@@ -117,12 +123,20 @@ class CallbackClient:
             raise DestinationBusyError(message) from None
         try:
             async with self._all:
-                signed = CIMultiDict(headers)
+                signed, proof = CIMultiDict(headers), None
                 if (signer := self._signers.get(caller)) is not None:
-                    signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
-                return await self._http.post(url, signed, body, networks=destination.networks)
+                    proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
+                answered = await self._http.post(url, signed, body, networks=destination.networks)
         except ValueError as error:
             # It cannot be signed.
             raise DestinationRefusedError(str(error)) from None
         finally:
             place.release()
+        answer = read_answer(
+            sent,
+            proof if peer.answers == "signed" else None,
+            *(answered.status, answered.headers, answered.body),
+            now=self._clock(),
+        )
+        self._unsigned_answers.note(caller, answer)
+        return answer

@@ -46,6 +46,7 @@ from handler.start.user_functions import workflow_id_for
 DEFAULT_DEADLINE = timedelta(days=7)
 """How long we deliver to a caller that names no deadline."""
 
+_TOO_OLD = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
 _LOOKS = 3
 """How often a run that changes while it is looked at is looked at again, in one request."""
 _RETENTION_MARGIN = timedelta(minutes=10)
@@ -324,13 +325,12 @@ class Starter:
         identity = start.identity
         for _ in range(_LOOKS):
             holder = await self._runs.describe(identity.workflow_id)
-            if holder is None and not may_start:
-                message = "the operation was scheduled longer ago than the handler keeps closed runs: outcome unknown"
-                raise OutcomeUnknownError(message)
-            if holder is None:
+            if holder is None and may_start:
                 break
+            if holder is None:
+                raise OutcomeUnknownError(_TOO_OLD)
             memo = await self._runs.memo(holder)
-            is_same = _is_same_call(start, holder, memo)
+            is_same = _is_same_call(start, holder, memo, may_start=may_start)
             ref = self._runs.ref(identity.workflow_id, holder.execution.run_id)
             if is_open(holder):
                 if is_same or await self._attach(start, holder, memo):
@@ -385,11 +385,12 @@ class Starter:
         return True
 
 
-def _is_same_call(start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
+def _is_same_call(start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None, *, may_start: bool) -> bool:
     """Whether the call of *start* has started the run *holder*; False if it may attach to it.
 
     Raises:
         nexusrpc.HandlerError: BAD_REQUEST or CONFLICT, the call must not get the outcome of this run.
+        bridge.errors.OutcomeUnknownError: The same, for a start that is too old to make a run.
     """
     # Compare the memo before answering. Workflow ids are business ids that all callers share.
     is_own = memo is not None and memo.caller == start.caller
@@ -398,6 +399,9 @@ def _is_same_call(start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo |
         is_own = is_own and memo.request_id == start.request.request_id
     # Compare the workflow type too: two operations may lead to one id, and their outcomes differ.
     if holder.type.name != start.target.workflow_type or (not is_own and not start.target.shared):
+        if not may_start:
+            # The answer must not say whether the id is held: no run is made that would have to be paid for.
+            raise OutcomeUnknownError(_TOO_OLD)
         message = "the workflow id that this input leads to is taken"
         raise bad_request(message)
     is_same = is_own and memo is not None and memo.request_id == start.request.request_id

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +25,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import ToldHandlerError, without_text
 from bridge.protocol.headers import decode_duration
-from bridge.protocol.link import decode_links, encode_links
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.http_client import REQUEST_TIMEOUT
@@ -45,6 +44,9 @@ _RPC_ERRORS = {
     RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
 }
 _FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
+
+MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
+"""Limit for an operation that is carried out within its start, also where `Request-Timeout` is longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class SyncOperations:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
         """
         timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
+        timeout = min(timeout, MAX_REQUEST_TIMEOUT)
         own = {name: each for name, each in request.headers.items() if not name.startswith(RESERVED_PREFIXES)}
         limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
         context = StartOperationContext(
@@ -133,9 +136,7 @@ class SyncOperations:
             outcome = Outcome.succeeded(await self._result(result.value, context))
         finally:
             cancellation.cancel()
-        # Read back, because a link that cannot be read is left out.
-        links = decode_links([encode_links(context.outbound_links)])
-        return Finished(outcome=outcome.fitted(), target=None, links=links)
+        return Finished(outcome=outcome.fitted(), target=None, links=context.outbound_links)
 
     async def _result(self, value: Any, context: StartOperationContext) -> Payload:
         """*value* as it crosses. One that cannot be written is final: a repeat would run the operation again."""

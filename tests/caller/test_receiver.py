@@ -205,9 +205,76 @@ async def test_other_keys_kinds_and_receivers_are_a_401(shared: Waiting) -> None
         names = {"issuer": CALLER, "audience": "receiver", "namespace": CALLER} | changes
         tokens = CallbackTokens(world.keys.callback, **names)
         assert (await send(shared.message(tokens=tokens), shared.signer())).body == UNAUTHENTICATED
-    for shift in (timedelta(hours=-2), timedelta(minutes=6)):
-        expired = shared.message(now=datetime.now(UTC) + shift)
-        assert (await send(expired, shared.signer())).body == UNAUTHENTICATED
+    future = shared.message(now=datetime.now(UTC) + timedelta(minutes=10))
+    assert (await send(future, shared.signer())).body == UNAUTHENTICATED
+    await shared.assert_pending()
+
+
+async def test_a_completion_after_the_deadline_is_told_from_its_repeat(stalled: World) -> None:
+    """410 where the wait is over, 200 where the same outcome is recorded, and nothing is completed."""
+    late = {"now": datetime.now(UTC) - timedelta(hours=2)}
+    call = await waiting_call(stalled)
+    answer = await send(call.message(**late), call.signer())
+    assert (answer.status, answer.type) == (503, "UNAVAILABLE")
+    await call.assert_pending()
+    assert (await send(call.message(), call.signer())).status == 200
+    assert (await send(call.message(**late), call.signer())).status == 200
+    answer = await send(call.message(state="failed", body=failure_body(), **late), call.signer())
+    assert (answer.status, answer.type) == (409, "CONFLICT")
+    ended = await waiting_call(stalled)
+    await ended.handle.terminate()
+    answer = await send(ended.message(**late), ended.signer())
+    assert (answer.status, answer.type) == (410, "NOT_FOUND")
+
+
+async def test_another_result_of_a_peer_without_links_is_a_conflict(stalled: World) -> None:
+    """Such a peer names no run: the content itself is what makes a repeat."""
+    call = await waiting_call(stalled)
+    for text, status in ((b'{"text": "told", "blob": ""}', 200), (b'{"text": "other", "blob": ""}', 409)):
+        for _ in range(2):
+            message = call.message(body=text)
+            del message.headers["Nexus-Link"]
+            assert (await send(message, call.signer())).status == status
+
+
+async def test_the_answers_to_completions_and_questions_are_signed(stalled: World) -> None:
+    """200, 409, 410, 400 and 503: the handler stops for the receiver's own word only."""
+    call = await waiting_call(stalled)
+    question = {"state": "running", "body": b""}
+    messages = [
+        (call.message(**question), 200),
+        (call.message(state="unknown"), 400),
+        (call.message(), 200),
+        (call.message(state="failed", body=failure_body()), 409),
+    ]
+    for message, status in messages:
+        answer = await send(message, call.signer())
+        assert answer.status == status
+        assert answer.is_signed
+    ended = await waiting_call(stalled)
+    await ended.handle.terminate()
+    answer = await send(ended.message(), ended.signer())
+    assert (answer.status, answer.is_signed) == (410, True)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(body(b"x" * (4 * 1024 * 1024 + 1)), id="a body over the limit"),
+        pytest.param(body(b'{"text": "forged", "blob": ""}'), id="another body"),
+        pytest.param(method("PUT"), id="another method"),
+        pytest.param(twice("Nexus-Operation-State", "succeeded"), id="a doubled state"),
+        pytest.param(header("Content-Encoding", "gzip"), id="an added Content-Encoding"),
+        pytest.param(without("Content-Type"), id="no Content-Type"),
+    ],
+)
+async def test_a_spoilt_copy_of_a_good_completion_gets_no_signed_answer(shared: Waiting, spoil: Spoil) -> None:
+    """It would end the delivery of the true one."""
+    message = shared.message()
+    message.after_signing.append(spoil)
+    answer = await send(message, shared.signer())
+    assert answer.status in {400, 401, 405}
+    assert "Signature" not in answer.headers
     await shared.assert_pending()
 
 

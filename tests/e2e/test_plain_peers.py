@@ -203,7 +203,8 @@ async def test_a_caller_without_temporal_starts_by_curl_and_is_told_the_outcome(
         )
         await world.service.start()
         await world.start_worker("handler")
-        receive, call = (line for line in blocks(PROTOCOL, "sh")[number].splitlines() if line)
+        commands = [each for each in blocks(PROTOCOL, "sh") if "examples.plain" in each]
+        receive, call = (line for line in commands[number].splitlines() if line)
         order_id = f"{world.id}7"
         async with shell(filled(receive)) as receiver:
             assert receiver.stdout is not None
@@ -226,6 +227,11 @@ async def test_a_caller_without_temporal_starts_by_curl_and_is_told_the_outcome(
             again = await run(filled(call).replace("caller.sh 7 ", f"caller.sh {order_id} "))
             assert "200 OK" in again
             assert json.loads(again.splitlines()[-1]) == told["content"]
+            if auth == "signature":
+                variables, _, _ = filled(call).partition("examples/plain/caller.sh")
+                by_hand = await run(f"{variables} examples/plain/by_hand.sh {order_id} 420")
+                assert "200 OK" in by_hand
+                assert json.loads(by_hand.splitlines()[-1]) == told["content"]
 
 
 def environment() -> dict[str, str]:

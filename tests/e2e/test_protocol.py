@@ -1,5 +1,6 @@
 """What docs/protocol.md and the OpenAPI documents say is what is sent."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -8,12 +9,15 @@ from typing import Any
 
 import jsonschema
 import pytest_asyncio
+from http_message_signatures import HTTPMessageVerifier, MappingKeyResolver, algorithms
 from multidict import CIMultiDict
 
 from bridge.protocol.openapi import describe_handler_service, describe_receiver
+from bridge.security.keys import KeyRing
+from bridge.security.signatures import MessageKind, MessageVerifier
 from examples.plain.signatures import decode_key, is_signed
 from scripts.environment.server import Server
-from tests.support.exchanges import KEYS, SIGNED_AT, Exchange, Message, Page
+from tests.support.exchanges import KEYS, SIGNED_AT, Exchange, LibraryAnswer, Message, Page, key_of
 from tests.support.record_protocol import DOCUMENT, record
 
 Recorded = tuple[dict[str, Exchange], dict[str, Exchange]]
@@ -43,15 +47,62 @@ async def test_the_document_prints_the_keys_that_its_examples_are_signed_with(re
     assert all(key in text for key in KEYS.values())
     signed = 0
     for real, shown in zip(recorded[0].values(), recorded[1].values(), strict=True):
-        before, after = (each.request.header("Signature-Input") for each in (real, shown))
-        assert re.sub(r"created=\d+", "", before) == re.sub(r"created=\d+", "", after)
-        signed += bool(after)
-        assert not after or f"created={int(SIGNED_AT.timestamp())};" in after
-    assert signed > 15
+        for part in ("request", "answer"):
+            before, after = (getattr(each, part).header("Signature-Input") for each in (real, shown))
+            assert re.sub(r"created=\d+", "", before) == re.sub(r"created=\d+", "", after)
+            signed += bool(after)
+            assert not after or f"created={int(SIGNED_AT.timestamp())};" in after
+    assert signed > 30
+
+
+async def test_the_examples_of_the_document_verify_with_our_code() -> None:
+    """With the document's keys, at the document's time: every request, and every answer bound to it."""
+    answers = 0
+    for name, text in Page(DOCUMENT.read_text()).exchanges():
+        asked, told = messages(text)
+        if not asked.header("Signature-Input"):
+            continue
+        [tag] = re.findall(r'tag="([a-z-]+)"', asked.header("Signature-Input"))
+        key_set = KeyRing.model_validate({"signing": "k1", "keys": {"k1": KEYS[tag]}})
+        verifier = MessageVerifier(key_set, public_base=f"https://{asked.header('Host')}", clock=SIGNED_AT.timestamp)
+        method, path, _ = asked.first_line.split(" ")
+        verified = verifier.verify(MessageKind(tag), method=method, raw_path=path, headers=CIMultiDict(asked.headers))
+        verified.check_body(asked.body)
+        if told.header("Signature-Input"):
+            answers += 1
+            status = int(told.first_line.split(" ")[1])
+            verified.proof.verify_answer(status, CIMultiDict(told.headers), told.body)
+        else:
+            assert "not authenticated" in name
+    assert answers > 15
+
+
+def messages(text: str) -> tuple[Message, Message]:
+    """An exchange as the document prints it."""
+    request, _, answer = text.partition("\n\nHTTP/1.1 ")
+    parts = []
+    for each in (request, f"HTTP/1.1 {answer}".removesuffix("\n")):
+        head, _, body = each.partition("\n\n")
+        first_line, *lines = head.split("\n")
+        headers = tuple((name, value) for name, _, value in (line.partition(": ") for line in lines))
+        parts.append(Message(first_line=first_line, headers=headers, body=body.encode()))
+    return parts[0], parts[1]
+
+
+async def test_the_signature_bases_of_the_document_make_its_signatures() -> None:
+    """By openssl alone: the two scripts print the signatures of the exchange that they are about."""
+    page = DOCUMENT.read_text()
+    shown = next(text for name, text in Page(page).exchanges() if name == "start polled")
+    asked, told = messages(shown)
+    for name, message in (("request", asked), ("answer", told)):
+        [script] = re.findall(rf"<!-- base: {name} -->\n```sh\n(.*?)```\n", page, re.DOTALL)
+        process = await asyncio.create_subprocess_exec("bash", "-euc", script, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert out.decode().split() == [message.header("Repr-Digest"), message.header("Signature")]
 
 
 async def test_what_we_sign_verifies_without_our_code(recorded: Recorded, monkeypatch: Any) -> None:
-    """By the seventy lines that the document names, with the document's keys and at the document's time."""
+    """By the lines that the document names, with the document's keys and at the document's time; answers too."""
     monkeypatch.setattr("examples.plain.signatures._Verifier.max_clock_skew", timedelta(days=36500))
     for exchange in recorded[1].values():
         request = exchange.request
@@ -59,6 +110,11 @@ async def test_what_we_sign_verifies_without_our_code(recorded: Recorded, monkey
             path, headers = request.first_line.split(" ")[1], CIMultiDict(request.headers)
             assert is_signed(told[1], path, headers, request.body, key=decode_key(KEYS[told[1]]))
             assert not is_signed(told[1], path, headers, request.body + b" ", key=decode_key(KEYS[told[1]]))
+        if exchange.answer.header("Signature-Input"):
+            keys = MappingKeyResolver(private_keys={}, public_keys={"k1": key_of(request)})
+            HTTPMessageVerifier(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=keys).verify(
+                LibraryAnswer.of(exchange.answer, request), max_age=timedelta(days=36500), expect_tag="bridge-answer"
+            )
 
 
 async def test_every_exchange_is_as_the_openapi_documents_describe_it(recorded: Recorded) -> None:

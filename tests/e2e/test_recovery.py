@@ -21,7 +21,7 @@ from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.codec import Scrambler
 from tests.support.helpers import CALLER, assert_eventually, ring
 from tests.support.workflows import Ask, CallPlan, Reply
-from tests.support.world import World, events, running_world, with_codec
+from tests.support.world import Before, World, events, running_world, with_codec
 
 SHORT = CallPlan(first_lease=1, renewal=1)
 """Renewals every second: a lost callback is made up for soon."""
@@ -29,9 +29,13 @@ PATIENT = CallPlan(first_lease=1, renewal=3600)
 """In back-off from the second attempt on, for longer than a test: nothing but the callback can end the call."""
 
 
-async def lost(_: web.Request) -> web.StreamResponse:
-    """A callback that nobody could deliver, and that its sender believes delivered."""
-    return web.Response(status=200)
+def lost(world: World) -> Before:
+    """A callback that no one could deliver, and that its sender believes delivered."""
+
+    async def taken(request: web.Request) -> web.StreamResponse:
+        return world.own_word(request, 200)
+
+    return taken
 
 
 async def unavailable(_: web.Request) -> web.StreamResponse:
@@ -48,7 +52,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> NexusOperationError:
 @pytest.mark.parametrize("behaviour", ["return", "fail", "cancel"])
 async def test_a_lost_callback_is_made_up_for_by_a_renewal(world: World, behaviour: str) -> None:
     """Success, failure and cancellation are learned from the handler, without a history event."""
-    world.receiver.before = lost
+    world.receiver.before = lost(world)
     ask = Ask(key=world.key(), behaviour="cleanup" if behaviour == "cancel" else behaviour, text="found")
     handle = await world.call(ask, SHORT)
     if behaviour == "cancel":
@@ -136,8 +140,8 @@ async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(ser
 async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
     """An unavailable handler names its delay, and it is the next attempt's."""
 
-    async def busy(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=503, headers={"Retry-After": "1800"})
+    async def busy(request: web.Request) -> web.StreamResponse:
+        return world.own_word(request, 503, {"Retry-After": "1800"})
 
     world.service.before = busy
     handle = await world.call(Ask(key=world.key()), CallPlan(deadline=7200))

@@ -280,8 +280,8 @@ async def test_a_call_goes_on_without_the_receiver_that_it_began_with(world: Wor
     target = await world.until_started(ask)
     await assert_eventually(partial(_known, world, handle))
 
-    async def lose(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=200)
+    async def lose(request: web.Request) -> web.StreamResponse:
+        return world.own_word(request, 200)
 
     world.receiver.before = lose
     await _restart_caller(world, {"transport": "poll"}, receiver=None, callback_keys=None)

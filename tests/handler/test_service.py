@@ -140,6 +140,8 @@ async def test_a_bad_start_is_answered_as_documented(
     assert (answer.status, answer.type) == (status, kind)
     assert says in answer.message
     assert key not in answer.message
+    # What is said before the proof, or while a body is read, anybody on the way can provoke.
+    assert answer.is_signed == (says not in {"no such route", "over"})
     await assert_nothing_started(quiet, key)
 
 
@@ -200,6 +202,7 @@ async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) ->
     message.after_signing.append(spoil)
     answer = await send(message, signer(quiet))
     assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    assert "Signature" not in answer.headers
     await assert_nothing_started(quiet, key)
 
 
@@ -395,3 +398,46 @@ async def test_a_caller_that_hangs_up_in_its_body_is_no_fault_of_ours(
 
     await assert_eventually(answered)
     assert "bridge.internal_error" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"POST /c/x/y/z HTTP/1.1\r\nHost: h\r\nX-Long: " + b"s3cret" * 4000, id="header too long"),
+        pytest.param(b"POST /c/" + b"s3cret" * 4000 + b" HTTP/1.1\r\nHost: h", id="request line too long"),
+        pytest.param(b"POST /c/x/y/z HTTP/1.1\r\nHost: h\r\ns3cret", id="no header"),
+        pytest.param(b"s3cret /c/x/y/z\xff HTTP/9.9\r\nHost: h", id="no request line"),
+        pytest.param(
+            b"POST /c/x/y/z HTTP/1.1\r\nHost: h\r\nContent-Type: s3cret\r\nContent-Type: s3cret", id="double header"
+        ),
+        pytest.param(b"POST /c/x/y/z HTTP/1.1\r\nHost: h\r\nContent-Length: s3cret", id="no length"),
+    ],
+)
+async def test_what_cannot_be_parsed_is_answered_in_the_one_form(quiet: World, head: bytes) -> None:
+    """JSON, and neither version nor input is quoted."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
+    writer.write(head + b"\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    head, _, text = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] in {b"400", b"401"}
+    assert json.loads(text)["metadata"]["type"] == "nexus.HandlerError"
+    assert b"application/json" in head
+    assert b"s3cret" not in answer
+    assert b"aiohttp" not in answer
+
+
+async def test_a_foreign_run_is_not_told_from_none_by_an_old_start(quiet: World) -> None:
+    """A start that is too old to make a run must not say whether the id is held."""
+    key = quiet.key()
+    await quiet.handler_client.start_workflow(
+        "ProbeWorkflow", Ask(key=key), id=f"probe-{key}", task_queue=quiet.payment_queue
+    )
+    answers = []
+    for each in (key, quiet.key()):
+        message = start(quiet, {"key": each})
+        message.headers["Bridge-Scheduled-Time"] = "2001-01-01T00:00:00Z"
+        answers.append(await send(message, signer(quiet)))
+    assert (answers[0].status, answers[0].body) == (answers[1].status, answers[1].body)
+    assert answers[0].status == 404

@@ -120,10 +120,9 @@ class Stable:
         self._counts: dict[str, int] = {}
 
     def exchange(self, exchange: Exchange) -> Exchange:
+        request = _signed_again(self._message(exchange.request))
         return replace(
-            exchange,
-            request=_signed_again(self._message(exchange.request)),
-            answer=self._message(exchange.answer),
+            exchange, request=request, answer=_signed_again(self._message(exchange.answer), answered=request)
         )
 
     def _message(self, message: Message) -> Message:
@@ -202,34 +201,61 @@ def _cut(value: Any) -> Any:
     return [_cut(each) for each in value] if isinstance(value, list) else value
 
 
-class _Signed(NamedTuple):
+class LibraryRequest(NamedTuple):
+    """A request in the form that the RFC 9421 library reads."""
+
     method: str
     url: str
     headers: CIMultiDict[str]
 
+    @classmethod
+    def of(cls, message: Message) -> "LibraryRequest":
+        method, target, _ = message.first_line.split(" ")
+        return cls(method, f"https://{message.header('Host')}{target}", CIMultiDict(message.headers))
 
-def _signed_again(message: Message) -> Message:
+
+class LibraryAnswer(NamedTuple):
+    """An answer in the form that the RFC 9421 library reads."""
+
+    status_code: int
+    headers: CIMultiDict[str]
+    request: LibraryRequest
+
+    @classmethod
+    def of(cls, message: Message, request: Message) -> "LibraryAnswer":
+        status = int(message.first_line.split(" ")[1])
+        return cls(status, CIMultiDict(message.headers), LibraryRequest.of(request))
+
+
+def key_of(request: Message) -> bytes:
+    """The document's key for *request*, and for the answer to it."""
+    [tag] = re.findall(r'tag="([a-z-]+)"', request.header("Signature-Input"))
+    return decode_key(KEYS[tag])
+
+
+def _signed_again(message: Message, answered: Message | None = None) -> Message:
     told = message.header("Signature-Input")
     if not told:
         return message
     [components, tag] = re.findall(r'^bridge=\(([^)]*)\).*tag="([a-z-]+)"', told)[0]
-    method, target, _ = message.first_line.split(" ")
     own = {"signature", "signature-input"}
-    headers = CIMultiDict((name, value) for name, value in message.headers if name.lower() not in own)
-    headers["Repr-Digest"] = ContentDigest.create(message.body)
+    bare = replace(message, headers=tuple((name, value) for name, value in message.headers if name.lower() not in own))
+    signed: LibraryRequest | LibraryAnswer
+    signed = LibraryRequest.of(bare) if answered is None else LibraryAnswer.of(bare, answered)
+    signed.headers["Repr-Digest"] = ContentDigest.create(message.body)
     HTTPMessageSigner(
         signature_algorithm=algorithms.HMAC_SHA256,
-        key_resolver=MappingKeyResolver(private_keys={"k1": decode_key(KEYS[tag])}, public_keys={}),
+        key_resolver=MappingKeyResolver(private_keys={"k1": key_of(answered or message)}, public_keys={}),
     ).sign(
-        _Signed(method, f"https://{message.header('Host')}{target}", headers),
+        signed,
         key_id="k1",
         created=SIGNED_AT,
         label="bridge",
         tag=tag,
         include_alg=False,
-        covered_component_ids=[each.strip('"') for each in components.split()],
+        covered_component_ids=components.split(" "),
     )
-    return replace(message, headers=tuple(headers.items()))
+    return replace(message, headers=tuple(signed.headers.items()))
 
 
 @dataclass

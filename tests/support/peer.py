@@ -13,8 +13,9 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from bridge.errors import UntrustedError
 from bridge.security.callback_tokens import CallbackTokens
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.security.signatures import MessageKind, MessageSigner, RequestProof
 from tests.support.helpers import CALLER, HANDLER
 from tests.support.world import World
 
@@ -39,6 +40,18 @@ class Answered:
     status: int
     headers: Any
     body: bytes
+    proof: RequestProof | None = None
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the answer is the service's own word, bound to this request."""
+        if self.proof is None or "Signature" not in self.headers:
+            return False
+        try:
+            self.proof.verify_answer(self.status, self.headers, self.body)
+        except UntrustedError:
+            return False
+        return True
 
     @property
     def failure(self) -> dict[str, Any]:
@@ -62,8 +75,9 @@ async def send(message: Message, signer: MessageSigner | None) -> Answered:
     """Spoil, sign, spoil again, send to exactly that URL."""
     for spoil in message.before_signing:
         spoil(message)
+    proof = None
     if signer is not None:
-        signer.sign(message.kind, message.url, message.headers, message.body)
+        proof = signer.sign(message.kind, message.url, message.headers, message.body)
     for spoil in message.after_signing:
         spoil(message)
     async with (
@@ -77,7 +91,7 @@ async def send(message: Message, signer: MessageSigner | None) -> Answered:
             allow_redirects=False,
         ) as response,
     ):
-        return Answered(response.status, response.headers, await response.read())
+        return Answered(response.status, response.headers, await response.read(), proof)
 
 
 def start(world: World, ask: dict[str, Any], *, request_id: str | None = None, operation: str = "probe") -> Message:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
@@ -23,7 +24,8 @@ from temporalio.worker import Worker
 
 import caller
 import handler
-from bridge.runtime.http_server import AccessLogger
+from bridge.runtime.http_server import AccessLogger, ServiceRunner
+from bridge.security.signatures import MessageKind, MessageVerifier
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, Targets
 from caller.plugin import CallerPlugin
@@ -61,6 +63,8 @@ class Listener:
         """Called first; what it returns is the answer."""
         self.after: Callable[[], Awaitable[None]] | None = None
         """Called when a request has been acted upon, before it is answered."""
+        self.change: Callable[[web.Request, web.StreamResponse], web.StreamResponse] | None = None
+        """What becomes of a true answer on its way."""
         self._make = make
         self._runner: web.AppRunner | None = None
 
@@ -72,7 +76,7 @@ class Listener:
             parent.add_subapp(self._mount, app)
             self._runner = web.AppRunner(parent, shutdown_timeout=1)
         else:
-            self._runner = web.AppRunner(
+            self._runner = ServiceRunner(
                 app, access_log_class=AccessLogger, auto_decompress=False, shutdown_timeout=1, max_field_size=16380
             )
         await self._runner.setup()
@@ -92,6 +96,8 @@ class Listener:
             answer = await handler(request)
             if self.after is not None:
                 await self.after()
+            if self.change is not None:
+                answer = self.change(request, answer)
         self.requests.append((request.raw_path, answer.status))
         return answer
 
@@ -254,6 +260,22 @@ class World:
         await self.receiver.stop()
         await self.service.stop()
         self.executor.shutdown(wait=False)
+
+    def own_word(
+        self, request: web.Request, status: int, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> web.Response:
+        """An answer in the name of the service that *request* is for: signed, as only its keys can."""
+        kind, ring, base = MessageKind.START, self.keys.start, self.service.url
+        if request.path.startswith("/callbacks"):
+            kind, ring, base = MessageKind.COMPLETION, self.keys.completion, self.receiver.url
+        elif request.path.endswith("/cancel"):
+            kind = MessageKind.CANCEL
+        verified = MessageVerifier(ring, public_base=base).verify(
+            kind, method=request.method, raw_path=request.raw_path, headers=request.headers
+        )
+        signed = CIMultiDict(headers or {})
+        verified.proof.sign_answer(status, signed, body)
+        return web.Response(status=status, headers=signed, body=body or None)
 
     # What tests ask and wait for.
     def key(self, name: str = "") -> str:

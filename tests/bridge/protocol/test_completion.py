@@ -1,8 +1,6 @@
 """The completion and what its receiver's answer asks of the sender."""
 
-import json
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import RemoteProtocolError
-from bridge.protocol.completion import Completion, DeliveryAnswer, classify_answer, decode_completion, encode_completion
+from bridge.protocol.completion import Completion, DeliveryAnswer, decode_completion, encode_completion
 from bridge.protocol.headers import OperationState
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
@@ -173,108 +171,3 @@ def test_any_completion_is_read_or_refused(headers: dict[str, str], links: list[
     except RemoteProtocolError:
         return
     assert decoded.outcome.state is not OperationState.RUNNING
-
-
-def told(kind: str, **details: Any) -> bytes:
-    return json.dumps({"metadata": {"type": "nexus.HandlerError"}, "details": {"type": kind, **details}}).encode()
-
-
-def classify(
-    status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
-) -> tuple[DeliveryAnswer, timedelta | None]:
-    return classify_answer(status, multi(JSON | dict(headers or {})), body, now=NOON)
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        *[pytest.param(status, ACCEPTED, id=f"{status}") for status in (200, 201, 202, 204, 299)],
-        *[pytest.param(status, REFUSED, id=f"{status}") for status in (300, 301, 302, 303, 304, 307, 308)],
-        *[pytest.param(status, REFUSED, id=f"{status}") for status in (400, 401, 403)],
-        *[
-            pytest.param(status, REFUSED, id=f"{status}")
-            for status in (402, 405, 406, 411, 413, 415, 418, 422, 431, 451)
-        ],
-        *[pytest.param(status, GONE, id=f"{status}") for status in (404, 409, 410)],
-        *[pytest.param(status, AGAIN_LATER, id=f"{status}") for status in (408, 425, 429)],
-        *[pytest.param(status, AGAIN_LATER, id=f"{status}") for status in (500, 502, 503, 504, 507, 520, 599)],
-        pytest.param(501, REFUSED, id="501"),
-    ],
-)
-def test_a_status_tells_what_becomes_of_the_delivery(status: int, expected: DeliveryAnswer) -> None:
-    """The whole table, for a receiver that sends nothing but a status."""
-    assert classify(status) == (expected, None)
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "body", "expected"),
-    [
-        pytest.param(503, {}, told("BAD_REQUEST"), REFUSED, id="503, final type"),
-        pytest.param(502, {}, told("UNAUTHENTICATED"), REFUSED, id="502, final type"),
-        pytest.param(500, {}, told("INTERNAL", retryableOverride=False), REFUSED, id="500, override in the body"),
-        pytest.param(400, {}, told("UNAVAILABLE"), AGAIN_LATER, id="400, retryable type"),
-        pytest.param(405, {}, told("UNAVAILABLE"), AGAIN_LATER, id="405, retryable type"),
-        pytest.param(404, {}, told("UNAVAILABLE"), AGAIN_LATER, id="404, retryable type"),
-        pytest.param(501, {}, told("UNAVAILABLE"), AGAIN_LATER, id="501, retryable type"),
-        pytest.param(405, {}, told("BAD_REQUEST"), REFUSED, id="405, final type"),
-        pytest.param(410, {}, told("NOT_FOUND"), GONE, id="410, final type"),
-        pytest.param(410, {}, told("UNAVAILABLE"), GONE, id="410 is final whatever it says"),
-        pytest.param(413, {}, told("RESOURCE_EXHAUSTED"), REFUSED, id="413 is final whatever it says"),
-        pytest.param(422, {"Nexus-Request-Retryable": "true"}, b"", REFUSED, id="422 is final whatever it says"),
-        pytest.param(307, {"Nexus-Request-Retryable": "true"}, b"", REFUSED, id="a redirect is final whatever it says"),
-        pytest.param(400, {"Nexus-Request-Retryable": "true"}, b"", AGAIN_LATER, id="400, header says yes"),
-        pytest.param(404, {}, told("NOT_FOUND"), GONE, id="404, final type"),
-        pytest.param(404, {}, b'{"message":"stale reference"}', GONE, id="404, as Temporal's server has it"),
-        pytest.param(404, {"Content-Type": "text/html"}, b"<html>", AGAIN_LATER, id="404, a proxy's page"),
-        pytest.param(404, {"Content-Type": ""}, b"", AGAIN_LATER, id="404, a proxy's word"),
-        pytest.param(404, {"Nexus-Request-Retryable": "true"}, b"", AGAIN_LATER, id="404, header says yes"),
-        pytest.param(409, {"Nexus-Request-Retryable": "true"}, b"", AGAIN_LATER, id="409, header says yes"),
-        pytest.param(501, {"Nexus-Request-Retryable": "true"}, b"", AGAIN_LATER, id="501, header says yes"),
-        pytest.param(503, {"Nexus-Request-Retryable": "false"}, b"", REFUSED, id="503, header says no"),
-        pytest.param(502, {"Nexus-Request-Retryable": "false"}, b"", AGAIN_LATER, id="502 has no type to override"),
-        pytest.param(
-            400,
-            {"Nexus-Request-Retryable": "true"},
-            told("BAD_REQUEST", retryableOverride=False),
-            REFUSED,
-            id="body beats header",
-        ),
-        pytest.param(400, {}, b"<html>", REFUSED, id="400, a proxy's page"),
-        pytest.param(503, {}, b'{"message":"m"}', AGAIN_LATER, id="503, any Failure"),
-    ],
-)
-def test_a_type_or_a_hint_beats_the_status(
-    status: int, headers: dict[str, str], body: bytes, expected: DeliveryAnswer
-) -> None:
-    """The body beats the header, the header the status; 410, 413, 422 and redirects are final all the same."""
-    assert classify(status, body, headers)[0] is expected
-
-
-@pytest.mark.parametrize(
-    ("status", "wait"),
-    [
-        pytest.param(503, timedelta(seconds=7), id="again later"),
-        pytest.param(429, timedelta(seconds=7), id="overloaded"),
-        pytest.param(200, None, id="accepted"),
-        pytest.param(404, None, id="gone"),
-        pytest.param(400, None, id="refused"),
-    ],
-)
-def test_a_wait_is_obeyed_where_there_is_another_try(status: int, wait: timedelta | None) -> None:
-    """`Retry-After` is not part of Nexus; our sender obeys it."""
-    assert classify(status, headers={"Retry-After": "7"})[1] == wait
-
-
-@given(
-    st.integers(200, 999),
-    st.dictionaries(
-        st.sampled_from(["Retry-After", "Nexus-Request-Retryable", "Content-Type"]),
-        st.sampled_from(["application/json", "true", "false", "7"]) | st.text(),
-    ),
-    st.binary() | st.sampled_from([told("NOT_FOUND"), told("UNAVAILABLE"), told("X")]),
-)
-def test_any_answer_is_one_of_the_four(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Accepted by a 2xx and by nothing else; a wait only where there is another try."""
-    answer, wait = classify_answer(status, headers, body, now=NOON)
-    assert (answer is ACCEPTED) == (status < 300)
-    assert wait is None or (answer is AGAIN_LATER and timedelta(0) <= wait <= timedelta(hours=1))

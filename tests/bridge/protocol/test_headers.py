@@ -35,6 +35,7 @@ from bridge.protocol.headers import (
     operation_path,
     require_state,
 )
+from bridge.security.redaction import readable
 from tests.support.helpers import multi
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -46,8 +47,9 @@ ANY_TEXT = st.text(st.characters())
     ("service", "operation", "path"),
     [
         pytest.param("PaymentService", "process", "/PaymentService/process", id="plain"),
-        pytest.param("a/b", "c d,e", "/a%2Fb/c%20d%2Ce", id="slash, space, comma"),
-        pytest.param("+=:@&$", "~-._", "/%2B%3D%3A%40%26%24/~-._", id="reserved and unreserved"),
+        pytest.param("a/b", "c d,e", "/a%2Fb/c%20d,e", id="slash, space, comma"),
+        pytest.param("+=:@&$", "~-._", "/+=:@&$/~-._", id="reserved and unreserved"),
+        pytest.param("{a}", "[b];c(d)!*'", "/%7Ba%7D/%5Bb%5D;c(d)!*'", id="braces, brackets, sub-delimiters"),
         pytest.param("\u00e9", "%2F", "/%C3%A9/%252F", id="beyond ASCII, percent"),
     ],
 )
@@ -432,7 +434,15 @@ def test_any_message_can_be_answered(message: str) -> None:
     status, headers, body = encode_handler_error(bad_request(message))
     error = decode_handler_error(status, headers, body)
     assert error.type is HandlerErrorType.BAD_REQUEST
-    assert message.isascii() is False or error.message == (message[:1000] or "answered with status 400")
+    assert message.isascii() is False or error.message == (readable(message, 1000) or "answered with status 400")
+
+
+def test_what_a_terminal_could_obey_is_taken_out_of_an_error() -> None:
+    """An escape sequence of a peer colours nothing, and no text runs backwards."""
+    status, headers, body = encode_handler_error(bad_request("no \x1b[31mred\x07 \u202ekcab\r, but\n\ta tab"))
+    assert (
+        decode_handler_error(status, headers, body).message == "no \ufffd[31mred\ufffd \ufffdkcab\ufffd, but\n\ta tab"
+    )
 
 
 @given(

@@ -129,3 +129,25 @@ def test_any_header_gives_links_or_none(lines: list[str]) -> None:
     for each in decode_links(lines):
         to_temporal_link(each)
     WorkflowRef.from_links(decode_links(lines))
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        pytest.param("https://rates.example/7?b=1;c=2", "rates.Rate", id="semicolon in the query"),
+        pytest.param("https://rates.example/%zz", "rates.Rate", id="no escape"),
+        pytest.param("https://rates.example/a b", "rates.Rate", id="blank"),
+        pytest.param("https://rates.example/\u00e9", "rates.Rate", id="not ASCII"),
+        pytest.param("https://rates.example:port/7", "rates.Rate", id="port no number"),
+        pytest.param("https://rates.example/7>", "rates.Rate", id="bracket"),
+        pytest.param("https://rates.example/\x1b[31m", "rates.Rate", id="escape sequence"),
+        pytest.param("rates", "rates.Rate", id="no URL"),
+        pytest.param("https://rates.example/7", "", id="no type"),
+        pytest.param("https://rates.example/7", 'rates"Rate', id="quote in the type"),
+    ],
+)
+def test_a_link_that_some_reader_refuses_is_left_out(url: str, kind: str) -> None:
+    """Go's parser fails the whole message for it, again and again."""
+    good = nexusrpc.Link(url="https://rates.example/8?a=1&b=%3B#x", type="rates.Rate")
+    assert encode_links([nexusrpc.Link(url=url, type=kind), good]) == encode_links([good])
+    assert encode_links([nexusrpc.Link(url=url, type=kind)]) == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.runtime.settings import BridgeSettings, SettingsError, load, require_distinct_keys, require_https
@@ -712,6 +712,7 @@ def spoiled(data: st.DataObject, tree: Tree) -> Tree:
         node = node[at]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_arbitrary_settings_are_taken_or_refused_in_one_way_only(data: st.DataObject) -> None:
     """Whatever stands in the place of a field: it is valid, or a SettingsError that shows no key."""

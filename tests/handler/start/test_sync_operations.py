@@ -341,6 +341,16 @@ async def test_an_operation_ends_with_its_request(quiet: Quoting, operation: str
     await assert_eventually(told)
 
 
+async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
+    """However long its sender would wait: a year is no time for one request."""
+    quiet.quotes.calls.clear()
+    answer = await quiet.send("QuoteService/quote", {"key": "k"}, _header("Request-Timeout", "8760h"))
+    assert answer.status == 200
+    [(context, _)] = quiet.quotes.calls
+    assert context.request_deadline is not None
+    assert context.request_deadline - datetime.now(UTC) <= timedelta(minutes=2)
+
+
 async def test_links_of_the_operation_reach_the_caller(quiet: Quoting) -> None:
     """Those that can be read."""
     answer = await quiet.send("QuoteService/quote", {"key": "k", "behaviour": "link"})

@@ -1,0 +1,187 @@
+"""What an answer means: to a start, a cancel, a completion, a question. The table of docs/protocol.md.
+
+An answer counts only if the peer has signed it for this request. Any other answer, with any status, was given by
+something in between: the peer was not reached, and the request is sent again. Pure functions.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from multidict import CIMultiDict
+from nexusrpc import HandlerError
+
+from bridge.errors import (
+    BridgeError,
+    OutcomeUnknownError,
+    RemoteProtocolError,
+    ToldHandlerError,
+    UnsignedAnswerError,
+    UntrustedError,
+    WaitOverError,
+)
+from bridge.protocol import headers as wire
+from bridge.protocol.headers import OperationState
+from bridge.protocol.outcome import decode_outcome
+from bridge.protocol.payload import CONTENT_TYPE, is_json, is_known
+from bridge.security.redaction import redacted
+from bridge.security.signatures import Headers, RequestProof
+
+
+class Sent(Enum):
+    """What was sent."""
+
+    START = "start"
+    CANCEL = "cancel"
+    COMPLETION = "completion"
+    QUESTION = "question"
+
+
+class Meaning(Enum):
+    """What an answer asks of the side that reads it."""
+
+    OUTCOME = "outcome"
+    """Of a start: the operation has ended, and the answer holds how."""
+    RUNNING = "running"
+    """Of a start: the operation goes on."""
+    ACCEPTED = "accepted"
+    """Of a cancel or a completion: taken. Of a question: the caller waits."""
+    REFUSED = "refused"
+    """The peer will never take this request."""
+    CONFLICT = "conflict"
+    """Of a completion: another outcome is recorded."""
+    GONE = "gone"
+    """Of a completion or a question: the caller does not wait any more."""
+    AGAIN = "again"
+    """An answer of the peer that says nothing about the operation. Send the request again."""
+    NOT_REACHED = "not reached"
+    """Not an answer of the peer. Send the request again."""
+
+
+_FINAL = {400: Meaning.REFUSED, 403: Meaning.REFUSED, 404: Meaning.REFUSED, 501: Meaning.REFUSED}
+_TABLE: Mapping[Sent, Mapping[int, Meaning]] = {
+    Sent.START: _FINAL | {200: Meaning.OUTCOME, 424: Meaning.OUTCOME, 201: Meaning.RUNNING, 409: Meaning.REFUSED},
+    Sent.CANCEL: _FINAL | {202: Meaning.ACCEPTED},
+    Sent.COMPLETION: dict.fromkeys(range(200, 300), Meaning.ACCEPTED)
+    | {400: Meaning.REFUSED, 404: Meaning.GONE, 409: Meaning.CONFLICT, 410: Meaning.GONE},
+    Sent.QUESTION: {200: Meaning.ACCEPTED, 404: Meaning.GONE, 410: Meaning.GONE},
+}
+"""Every other status means `AGAIN`: 401 and 421 too, because nothing about the deployment is final."""
+_LATE_FOR_TEMPORAL = ("stale reference", "workflow execution already completed")
+"""How Temporal's server, which does not sign, begins the 404 to a completion that comes too late or twice."""
+_RETRYABLE = frozenset({408, 429, 500, 503, 520})
+"""Statuses with which a handler may refuse a start for good, by `retryableOverride: false`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer as far as it counts."""
+
+    meaning: Meaning
+    status: int
+    headers: CIMultiDict[str]
+    """Signed ones only; all, where the peer cannot sign."""
+    body: bytes
+    error: HandlerError | BridgeError | None = None
+    """Why the request had no effect; None where it had one. Of `REFUSED` a HandlerError that is not retryable, of
+    `AGAIN` and `NOT_REACHED` anything else."""
+    retry_after: timedelta | None = None
+    """The wait that the peer asked for, at most an hour."""
+
+
+def read_answer(
+    sent: Sent,
+    proof: RequestProof | None,
+    status: int,
+    headers: Headers,
+    body: bytes,
+    *,
+    now: datetime,
+    is_first: bool = True,
+) -> Answer:
+    """Read the answer to a request.
+
+    Args:
+        sent: What the request was.
+        proof: The request's signature; None where the settings say that the peer cannot sign its answers.
+        status: Of the answer, as the next arguments.
+        headers: All of them.
+        body: As it came.
+        now: Where a `Retry-After` is a date.
+        is_first: Whether no earlier request of this call may have had an effect. A peer that cannot sign may refuse
+            nothing later on: the refusal could be a proxy's, and the operation be running.
+    """
+    signed = CIMultiDict(headers.items())
+    if proof is not None:
+        try:
+            signed = proof.verify_answer(status, headers, body)
+        except UntrustedError as untrusted:
+            return _not_reached(status, signed, body, untrusted.reason)
+    meaning = _TABLE[sent].get(status, Meaning.AGAIN)
+    if meaning in {Meaning.OUTCOME, Meaning.RUNNING, Meaning.ACCEPTED}:
+        if proof is None and sent is Sent.START and not _is_plausible(status, signed, body):
+            return _not_reached(status, signed, body, "not the answer of an unsigned peer")
+        return Answer(meaning=meaning, status=status, headers=signed, body=body)
+    error = wire.decode_handler_error(status, signed, body)
+    if meaning is Meaning.REFUSED and error.retryable:
+        meaning = Meaning.AGAIN
+    if sent is Sent.START and status in _RETRYABLE and error.retryable_override is False:
+        meaning = Meaning.REFUSED
+    if proof is None and not _is_refusal_of_peer(sent, meaning, error, is_first=is_first):
+        return _not_reached(status, signed, body, "not a refusal that an unsigned peer may give")
+    reason: HandlerError | BridgeError = error
+    if meaning is Meaning.AGAIN and not error.retryable:
+        # A HandlerError that is not retryable would end the call.
+        reason = RemoteProtocolError(f"the peer answered {status}: {error.message}")
+    retry_after = wire.decode_retry_after(signed, now=now) if proof is not None else None
+    return Answer(meaning=meaning, status=status, headers=signed, body=body, error=reason, retry_after=retry_after)
+
+
+def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether an unsigned outcome has a state and content that fits it. A proxy's page has not."""
+    if status not in {200, 424} or wire.OPERATION_STATE not in headers:
+        return status not in {200, 424}
+    try:
+        state = wire.require_state(headers[wire.OPERATION_STATE])
+        outcome = decode_outcome(state, headers, body)
+        if is_json(headers):
+            json.loads(body)
+    except (RemoteProtocolError, ValueError, RecursionError):
+        return False
+    is_success = state is OperationState.SUCCEEDED
+    return is_success == (status == 200) and (outcome.result is None or is_known(outcome.result))
+
+
+def _is_refusal_of_peer(sent: Sent, meaning: Meaning, error: HandlerError, *, is_first: bool) -> bool:
+    """Whether an error that is not signed counts: no proxy writes the body of a HandlerError, or what Temporal says."""
+    if sent is Sent.COMPLETION and meaning is Meaning.GONE and error.message.startswith(_LATE_FOR_TEMPORAL):
+        return True
+    if sent is Sent.QUESTION or not isinstance(error, ToldHandlerError):
+        return isinstance(error, WaitOverError)
+    return is_first or meaning is not Meaning.REFUSED or isinstance(error, OutcomeUnknownError)
+
+
+def _not_reached(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> Answer:
+    error = UnsignedAnswerError(_describe(status, headers, body, reason), status=status)
+    return Answer(meaning=Meaning.NOT_REACHED, status=status, headers=CIMultiDict(), body=b"", error=error)
+
+
+def _describe(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> str:
+    """Who seems to have answered, and what to do: the text stands on the pending activity and in the log."""
+    parts = [f"{name}: {redacted(headers[name], 80)}" for name in ("Server", "Via", CONTENT_TYPE) if name in headers]
+    answered = ", ".join([f"answered {status}", f"{len(body)} bytes", *parts])
+    return f"{answered}; this does not count, because it is not signed by the peer ({reason}). {_cure(status)}"
+
+
+def _cure(status: int) -> str:
+    match status:
+        case 401:
+            return "If the peer itself answered: compare keys, key ids and clocks; its log names the check that failed"
+        case 413 | 414 | 431:
+            return "Probably a proxy's limit: it must pass bodies of 4 MiB and headers of 16 kB"
+        case _ if 200 <= status < 300:
+            return 'Either the URL leads elsewhere, or the peer cannot sign: then answers = "unsigned" in its settings'
+        case _:
+            return "Probably a proxy's own answer: the peer may be down, or the URL lead elsewhere"

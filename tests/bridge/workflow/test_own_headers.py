@@ -1,0 +1,30 @@
+"""Headers of the caller's own: what cannot reach the handler is refused when the call is made."""
+
+import pytest
+
+from bridge.workflow.client import _checked_headers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("tenant_id", "7", id="underscore, which proxies drop"),
+        pytest.param("_", "7", id="nothing but an underscore"),
+        pytest.param("", "7", id="no name"),
+        pytest.param("tenant id", "7", id="blank"),
+        pytest.param("ténant", "7", id="name not ASCII"),
+        pytest.param("tenant", "é", id="value not ASCII"),
+        pytest.param("tenant", "a\nb", id="line break"),
+        pytest.param("Nexus-Request-Id", "7", id="the protocol's"),
+        pytest.param("Content-Type", "text/plain", id="the payload's"),
+    ],
+)
+def test_a_header_that_would_not_arrive_is_refused(name: str, value: str) -> None:
+    """By a ValueError in the workflow, not by a 401 behind a proxy."""
+    with pytest.raises(ValueError, match="header"):
+        _checked_headers({name: value})
+
+
+def test_other_headers_are_kept_in_lower_case() -> None:
+    """As HTTP compares them."""
+    assert _checked_headers({"X-Tenant-Id": "7", "Priority": "u=1"}) == {"x-tenant-id": "7", "priority": "u=1"}
