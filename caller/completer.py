@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
+from typing import Any
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, PendingActivityState
@@ -144,49 +145,29 @@ class Completer:
         return await self._look_up(wait, list(dict.fromkeys(run_ids)), identity)
 
     async def _by_token(self, task_token: bytes, outcome: Outcome, identity: str) -> None:
+        end: dict[str, Any] = {"namespace": self._namespace, "task_token": task_token, "identity": identity}
         if outcome.failure is None:
-            await self._service.respond_activity_task_completed(
-                RespondActivityTaskCompletedRequest(
-                    namespace=self._namespace, task_token=task_token, identity=identity, result=_result(outcome)
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            completed = RespondActivityTaskCompletedRequest(**end, result=_result(outcome))
+            await self._service.respond_activity_task_completed(completed, timeout=_RPC_TIMEOUT)
         else:
-            await self._service.respond_activity_task_failed(
-                RespondActivityTaskFailedRequest(
-                    namespace=self._namespace,
-                    task_token=task_token,
-                    identity=identity,
-                    failure=_final(outcome.failure),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            failed = RespondActivityTaskFailedRequest(**end, failure=_final(outcome.failure))
+            await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
 
     async def _by_id(self, wait: Wait, outcome: Outcome, identity: str) -> None:
         # Without a run id the current run is meant: after a reset the same activity lives there. The activity's id is
         # the request id, so that no other call can be completed.
+        end: dict[str, Any] = {
+            "namespace": self._namespace,
+            "workflow_id": wait.workflow_id,
+            "activity_id": wait.request_id,
+            "identity": identity,
+        }
         if outcome.failure is None:
-            await self._service.respond_activity_task_completed_by_id(
-                RespondActivityTaskCompletedByIdRequest(
-                    namespace=self._namespace,
-                    workflow_id=wait.workflow_id,
-                    activity_id=wait.request_id,
-                    identity=identity,
-                    result=_result(outcome),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            completed = RespondActivityTaskCompletedByIdRequest(**end, result=_result(outcome))
+            await self._service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
         else:
-            await self._service.respond_activity_task_failed_by_id(
-                RespondActivityTaskFailedByIdRequest(
-                    namespace=self._namespace,
-                    workflow_id=wait.workflow_id,
-                    activity_id=wait.request_id,
-                    identity=identity,
-                    failure=_final(outcome.failure),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
+            failed = RespondActivityTaskFailedByIdRequest(**end, failure=_final(outcome.failure))
+            await self._service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
 
     async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:
         """The run's id, and the waiting activity if it is pending there; None if there is no such run."""
