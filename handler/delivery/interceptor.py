@@ -87,7 +87,7 @@ class DeliveryInterceptor(Interceptor):
         for target in Targets(workflows):
             if target.workflow_type not in self._reporter.prepared:
                 message = (
-                    f"{target.workflow_type} runs outside HandlerPlugin's workflow runner, and its outcomes would not be "
+                    f"{target.workflow_type} runs outside HandlerPlugin's runner, so that its outcomes would not be "
                     "delivered: another plugin sets a workflow runner of its own. Give HandlerPlugin after it."
                 )
                 raise RuntimeError(message)
