@@ -162,28 +162,28 @@ class Completer:
         return await self._look_up(wait, list(dict.fromkeys(run_ids)), identity)
 
     async def _by_token(self, task_token: bytes, outcome: Outcome, identity: str) -> None:
-        where: dict[str, Any] = {"namespace": self._namespace, "task_token": task_token, "identity": identity}
+        end: dict[str, Any] = {"namespace": self._namespace, "task_token": task_token, "identity": identity}
         if outcome.failure is None:
-            completed = RespondActivityTaskCompletedRequest(**where, result=_result(outcome))
+            completed = RespondActivityTaskCompletedRequest(**end, result=_result(outcome))
             await self._service.respond_activity_task_completed(completed, timeout=_RPC_TIMEOUT)
         else:
-            failed = RespondActivityTaskFailedRequest(**where, failure=final_failure(outcome.failure))
+            failed = RespondActivityTaskFailedRequest(**end, failure=final_failure(outcome.failure))
             await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
 
     async def _by_id(self, wait: Wait, outcome: Outcome, identity: str) -> None:
         # Without a run id the current run is meant: after a reset the same activity lives there. The activity's id is
         # the request id, so that no other call can be completed.
-        where: dict[str, Any] = {
+        end: dict[str, Any] = {
             "namespace": self._namespace,
             "workflow_id": wait.workflow_id,
             "activity_id": wait.request_id,
             "identity": identity,
         }
         if outcome.failure is None:
-            completed = RespondActivityTaskCompletedByIdRequest(**where, result=_result(outcome))
+            completed = RespondActivityTaskCompletedByIdRequest(**end, result=_result(outcome))
             await self._service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
         else:
-            failed = RespondActivityTaskFailedByIdRequest(**where, failure=final_failure(outcome.failure))
+            failed = RespondActivityTaskFailedByIdRequest(**end, failure=final_failure(outcome.failure))
             await self._service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
 
     async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:

@@ -10,9 +10,8 @@ The way of an outcome:
 6. What could not be delivered goes to a delivery workflow (`workflow.py`), which repeats it and can be listed.
 7. What a killed process left undelivered is found by the caller's next renewal, or by the sweep (`handler/sweep/`).
 
-The interceptor itself does two small things inside a run: it takes the signal that attaches a further call, because a
-target's own dynamic handler would see it otherwise, and it watches the callers of an operation that says
-`on_orphaned="cancel"`.
+Inside a run the interceptor does two small things: it takes the signal that attaches a further call, because a target's
+own dynamic handler would see it otherwise, and it watches the callers of an operation with `on_orphaned="cancel"`.
 """
 
 import asyncio
@@ -53,8 +52,7 @@ class DeliveryInterceptor(Interceptor):
     """Delivery for the targets of one worker."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self._reporter = CloseReporter(dispatcher.notice)
+        self._dispatcher, self._reporter = dispatcher, CloseReporter(dispatcher.notice)
 
     def configure(self, config: WorkerConfig) -> None:
         """Put the interceptor and its runners on a worker."""
@@ -64,9 +62,8 @@ class DeliveryInterceptor(Interceptor):
 
     def workflow_interceptor_class(
         self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002
+        input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002
     ) -> type[WorkflowInboundInterceptor]:
-        del input
         return _Inbound
 
     @contextlib.asynccontextmanager
@@ -90,8 +87,8 @@ class DeliveryInterceptor(Interceptor):
         for target in Targets(workflows):
             if target.workflow_type not in self._reporter.prepared:
                 message = (
-                    f"{target.workflow_type} runs outside HandlerPlugin's workflow runner, so that its outcomes would "
-                    "not be delivered: another plugin sets a workflow runner of its own. Give HandlerPlugin after it."
+                    f"{target.workflow_type} runs outside HandlerPlugin's runner, so that its outcomes would not be "
+                    "delivered: another plugin sets a workflow runner of its own. Give HandlerPlugin after it."
                 )
                 raise RuntimeError(message)
 
@@ -117,7 +114,7 @@ class _Inbound(WorkflowInboundInterceptor):
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
-        # Decided by the call that started the run. A run that was started by hand is not the callers' to cancel.
+        # A run that was started by hand is not the callers' to cancel.
         if own is not None and own.on_orphaned == "cancel":
             self._watched = {own.request_id: own, **self._watched}
             # Held, or the loop might forget it. It ends with the run.

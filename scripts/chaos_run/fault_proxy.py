@@ -58,12 +58,18 @@ class FaultProxy:
         """Where it listens, on the loopback only."""
         self.upstream = 0
         """The port it stands before; may be set after it was started."""
+        self._ambush: tuple[asyncio.Event, float] | None = None
         self.counts: Counter[FaultKind] = Counter()
         """Requests by what happened to them."""
 
     @property
     def url(self) -> str:
         return f"http://{_HOST}:{self.port}"
+
+    async def ambush(self, held_s: float) -> None:
+        """Wait for the next request. It is held for so long, and then its connection is broken: it reaches no one."""
+        self._ambush = (asyncio.Event(), held_s)
+        await self._ambush[0].wait()
 
     def calm(self) -> None:
         """From now on pass everything on as it comes."""
@@ -107,6 +113,11 @@ class FaultProxy:
 
     async def _treat(self, request: bytes, reader: asyncio.StreamReader) -> bytes | None:
         """Do to *request* what is planned; the reply to pass back, None to break the connection."""
+        if self._ambush is not None:
+            (reached, held_s), self._ambush = self._ambush, None
+            reached.set()
+            await asyncio.sleep(held_s)
+            return None
         fault = Fault(kind=FaultKind.NONE) if self._is_calm else next(self._faults)
         self.counts[fault.kind] += 1
         match fault.kind:

@@ -126,6 +126,8 @@ class HarmKind(str, Enum):
     KILL_HANDLER_WORKER = "kill_handler_worker"
     RESTART_SERVER = "restart_server"
     RECEIVERS_AWAY = "receivers_away"
+    KILL_AT_CALLBACK = "kill_at_callback"
+    """Every process that runs targets, when a target has closed and its outcome is being sent."""
 
 
 VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
@@ -135,6 +137,8 @@ VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
     HarmKind.KILL_HANDLER_WORKER: ("payment-worker-1", "payment-worker-2"),
 }
 """Processes by the harm that kills one of them, named as `stack.plan` does."""
+TARGET_HOSTS = ("payment-worker-1", "payment-worker-2", "handler-1")
+"""Processes that run targets, and send their outcomes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +155,10 @@ class Harm:
 
 
 def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: float) -> tuple[Harm, ...]:
-    """*kills* kills over *seconds*, *restarts* of the server, and once both receivers away for *away_s*."""
+    """*kills* kills over *seconds*, *restarts* of the server, and once both receivers away for *away_s*.
+
+    As often as the server is restarted, all that run targets are killed between a closing and its callback.
+    """
     chance = random.Random(f"{seed} harm")
     # Early enough that what it has delayed is under way again when the last harm is done.
     away_at = chance.uniform(0.15, 0.4) * seconds
@@ -168,6 +175,15 @@ def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: f
             at=(number + chance.uniform(0.2, 0.8)) * seconds / restarts,
             kind=HarmKind.RESTART_SERVER,
             down_s=chance.uniform(1, 3),
+        )
+        for number in range(restarts)
+    ]
+    harms += [
+        Harm(
+            at=(number + chance.uniform(0.2, 0.8)) * seconds / restarts,
+            kind=HarmKind.KILL_AT_CALLBACK,
+            victims=TARGET_HOSTS,
+            down_s=chance.uniform(0.2, 2),
         )
         for number in range(restarts)
     ]

@@ -52,6 +52,8 @@ from scripts.environment.stack import (
 )
 
 _TICK_S = 10.0
+_AMBUSH_S = 1.0
+"""How long a callback is held while its sender is killed."""
 _AGAIN_S = 0.5
 """Between two tries while the server is away."""
 _LOAD_PATIENCE_S = 180.0
@@ -117,7 +119,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
             harms = plan_harm(
                 plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, away_s=plan.away_s
             )
-            disturbance = Disturbance(stack, options)
+            disturbance = Disturbance(stack, options, callbacks)
             say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
             progress = asyncio.create_task(_tell_progress(clients, calls, disturbance))
             try:
@@ -147,8 +149,9 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
 class Disturbance:
     """Does the harm of a schedule to a running stack, and mends it."""
 
-    def __init__(self, stack: Stack, options: StackOptions) -> None:
+    def __init__(self, stack: Stack, options: StackOptions, callbacks: FaultProxy) -> None:
         self._stack = stack
+        self._callbacks = callbacks
         self._options = options
         self._busy = {name: asyncio.Lock() for name in stack.processes}
         self.done: list[HarmDone] = []
@@ -170,6 +173,9 @@ class Disturbance:
             assert self._stack.servers["caller"].restart is not None
             await self._stack.servers["caller"].restart(harm.down_s)
         else:
+            if harm.kind is HarmKind.KILL_AT_CALLBACK:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._callbacks.ambush(_AMBUSH_S), _TICK_S)
             await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
         self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
 
