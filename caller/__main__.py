@@ -45,6 +45,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     readiness = Readiness(Namespace(client, clock=clock).is_reachable)
     app = create_receiver(
+        name=settings.name,
         completer=Completer(client=client),
         tokens=settings.callback_tokens(client.namespace),
         verifiers=settings.completion_verifiers(),

@@ -15,6 +15,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
+from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import CALLBACK_TOKEN, LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
 from bridge.runtime.http_server import FACTS, PROOF, Readiness, answer, create_app, read_body, refuse_unusable_headers
@@ -33,8 +34,12 @@ def create_receiver(
     verifiers: Mapping[str, MessageVerifier | None],
     readiness: Readiness,
     clock: Callable[[], datetime],
+    name: str,
 ) -> web.Application:
-    """The receiver's application; *verifiers* by handler name, None for one whose Temporal server completes."""
+    """The receiver's application, of the caller *name*.
+
+    *verifiers* are by handler name, None for one whose Temporal server completes.
+    """
 
     async def complete(request: web.Request) -> web.Response:
         facts = request[FACTS]
@@ -66,7 +71,17 @@ def create_receiver(
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 
+    async def echo(request: web.Request) -> web.Response:
+        verifier = verifiers.get(request.query.get("handler", ""))
+        if verifier is None:
+            reason = "unknown handler"
+            raise UntrustedError(reason)
+        verified = _signed(verifier, MessageKind.ECHO, request)
+        await read_body(request, verified)
+        return answer(*encode_echo(Echo(name=name, time=clock())))
+
     app = create_app(readiness, description=describe_receiver(), has_method_errors=True)
+    app.router.add_post("/callbacks", echo)
     app.router.add_post("/callbacks/{callback_id}", complete)
     return app
 
@@ -88,9 +103,11 @@ def _verify(
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
-    verified = verifier.verify(
-        MessageKind.COMPLETION, method=request.method, raw_path=request.raw_path, headers=request.headers
-    )
+    return _signed(verifier, MessageKind.COMPLETION, request)
+
+
+def _signed(verifier: MessageVerifier, kind: MessageKind, request: web.Request) -> Verified:
+    verified = verifier.verify(kind, method=request.method, raw_path=request.raw_path, headers=request.headers)
     request[PROOF] = verified.proof
     return verified
 

@@ -8,6 +8,8 @@ import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -15,6 +17,7 @@ from temporalio.api.common.v1 import Callback
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
+from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import CALLBACK_TOKEN, LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
@@ -92,6 +95,15 @@ def create_service(
         await canceler.cancel(caller.name, token)
         return web.Response(status=202)
 
+    async def echo(request: web.Request) -> web.Response:
+        caller, verified = _authenticate(callers, MessageKind.ECHO, request)
+        request[FACTS]["bridge.caller"] = caller.name
+        await read_body(request, verified)
+        callback: Literal["allowed", "not allowed"] | None = None
+        if "callback" in request.query:
+            callback = "allowed" if caller.allow_list.allows(request.query["callback"]) else "not allowed"
+        return answer(*encode_echo(Echo(name=settings.name, time=datetime.now(UTC), callback=callback)))
+
     async def let_go(_: web.Application) -> None:
         starter.close()
 
@@ -99,6 +111,7 @@ def create_service(
     app.on_shutdown.append(let_go)
     # A name may hold braces, which aiohttp's own pattern of a segment refuses.
     path = "/c/{caller}/{service:[^/]+}/{operation:[^/]+}"
+    app.router.add_post("/c/{caller}", echo)
     app.router.add_post(path, start)
     app.router.add_post(f"{path}/cancel", cancel)
     # The form of Temporal's server 1.29.
