@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import quote
 
 from multidict import CIMultiDict
 from nexusrpc import HandlerError
@@ -11,6 +12,7 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
 from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
 from bridge.protocol.cancel import CancelRequest, encode_cancel
+from bridge.protocol.echo import Echo, decode_echo
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
@@ -18,6 +20,8 @@ from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
+
+_SENT = {MessageKind.START: Sent.START, MessageKind.CANCEL: Sent.CANCEL, MessageKind.ECHO: Sent.ECHO}
 
 
 class NotStartedError(BridgeError):
@@ -85,6 +89,26 @@ class Endpoints:
         message = encode_cancel(request, request_timeout=timeout)
         await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout, is_first=True)
 
+    async def echo(self, name: str, *, callback: str | None) -> Echo:
+        """Ask the handler service for an echo. *callback* is a URL that it says of whether calls may name it.
+
+        Raises:
+            NotStartedError: The handler was not reached, or does not take our signature.
+        """
+        path = "" if callback is None else f"?callback={quote(callback, safe='')}"
+        answer = await self._send(
+            name, MessageKind.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT, is_first=True
+        )
+        try:
+            return decode_echo(answer.body)
+        except BridgeError as error:
+            raise NotStartedError(error, retry_after=None) from None
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of all endpoints in the settings."""
+        return self._places.keys()
+
     async def _send(
         self,
         name: str,
@@ -115,7 +139,7 @@ class Endpoints:
         except BridgeError as error:
             raise NotStartedError(error, retry_after=None) from None
         answer = read_answer(
-            Sent.START if kind is MessageKind.START else Sent.CANCEL,
+            _SENT[kind],
             proof if place.peer.answers == "signed" else None,
             *(answered.status, answered.headers, answered.body),
             now=self._clock(),

@@ -1,5 +1,6 @@
 """The plugin that makes a worker a caller: waiting activity, HTTP session and, on request, the receiver."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from caller.endpoints import Endpoints
 from caller.hosted_receiver import HostedReceiver
 from caller.interceptor import CallerInterceptor
 from caller.settings import CallerSettings
+from caller.startup_check import check_endpoints
 from caller.waiting_activity import OperationActivities
 
 USER_AGENT = "callback-bridge-caller/0.1"
@@ -46,6 +48,8 @@ class CallerPlugin(SessionPlugin):
         self._clock = clock
         self._activities: list[OperationActivities] = []
         self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
+        self._endpoints: Endpoints | None = None
+        self._check: asyncio.Task[None] | None = None
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity, the one that cancels, and the interceptor that keeps them as they are."""
@@ -63,16 +67,28 @@ class CallerPlugin(SessionPlugin):
         cancels = CancelActivities(endpoints=endpoints)
         self._activities.append(activities)
         own = (activities.start_operation, cancels.cancel_operations)
+        self._endpoints = endpoints
         config["activities"] = [*config.get("activities", ()), *own]
         config["interceptors"] = [CallerInterceptor(activities), *config.get("interceptors", ())]
         return super().configure_worker(config)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
-        """Run the worker, and the receiver around it: outcomes are taken until the activities have ended."""
+        """Run the worker, and the receiver around it: outcomes are taken until the activities have ended.
+
+        Meanwhile check whether the endpoints are ready for calls.
+        """
         async with self._receiver.serving(worker.client) if self._receiver is not None else nullcontext():
+            if self._endpoints is not None and self._check is None:
+                receiver = self._settings.receiver
+                callback = None if receiver is None else f"{receiver.url.rstrip('/')}/callbacks"
+                check = check_endpoints(self._endpoints, callback=callback, clock=self._clock)
+                self._check = asyncio.create_task(check)
             await super().run_worker(worker, next)
 
     async def before_close(self) -> None:
         """Tell now which targets the calls wait for, where that was to be told a little later."""
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.gather(self._check, return_exceptions=True)
         for activities in self._activities:
             await activities.close()

@@ -16,6 +16,7 @@ from temporalio.client import Client
 
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
+from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
 from bridge.protocol.openapi import describe_receiver
 from bridge.protocol.payload import holds_reference
@@ -58,8 +59,12 @@ def create_app(
     async def complete(request: web.Request) -> web.Response:
         return await request.app[_RECEIVER].complete(request)
 
+    async def echo(request: web.Request) -> web.Response:
+        return await request.app[_RECEIVER].echo(request)
+
     app = http_server.create_app(is_ready, description=describe_receiver(), has_method_errors=True)
     app.on_startup.append(prepare)
+    app.router.add_post("/callbacks", echo)
     app.router.add_post("/callbacks/{callback_id}", complete)
     return app
 
@@ -69,11 +74,21 @@ class _Receiver:
 
     def __init__(self, settings: CallerSettings, client: Client, clock: Callable[[], datetime]) -> None:
         self.namespace = Namespace(client, clock=clock)
+        self._name = settings.name
         self._completer = Completer(client=client)
         self._tokens = settings.callback_tokens(client.namespace)
         self._verifiers = settings.completion_verifiers()
         self._shares_storage = settings.shares_storage
         self._clock = clock
+
+    async def echo(self, request: web.Request) -> web.Response:
+        """Answer a handler that asks whether its key, its clock and our URL are right. Completes nothing."""
+        verifier = self._verifiers.get(request.query.get("handler", ""))
+        if verifier is None:
+            reason = "unknown handler"
+            raise UntrustedError(reason)
+        await read_body(request, _signed(verifier, MessageKind.ECHO, request))
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""
@@ -120,9 +135,11 @@ def _verify(verifiers: Mapping[str, MessageVerifier], claims: CallbackClaims, re
     if verifier is None:
         reason = "unknown handler"
         raise UntrustedError(reason)
-    verified = verifier.verify(
-        MessageKind.COMPLETION, method=request.method, raw_path=path_below_mount(request), headers=request.headers
-    )
+    return _signed(verifier, MessageKind.COMPLETION, request)
+
+
+def _signed(verifier: MessageVerifier, kind: MessageKind, request: web.Request) -> Verified:
+    verified = verifier.verify(kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers)
     request[PROOF] = verified.proof
     return verified
 

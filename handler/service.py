@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -19,6 +19,7 @@ from temporalio.client import Client
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
+from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import LINK, REQUEST_ID
 from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
@@ -128,16 +129,22 @@ def create_app(
     async def cancel(request: web.Request) -> web.Response:
         return await request.app[_SERVICE].cancel(request)
 
+    async def echo(request: web.Request) -> web.Response:
+        return await request.app[_SERVICE].echo(request)
+
     async def release_held_starts(app: web.Application) -> None:
         app[_SERVICE].release_held_starts()
 
     app = http_server.create_app(is_ready, description=describe_handler_service(), has_method_errors=False)
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
-    app.router.add_post("/c/{caller}/{service}/{operation}", start)
-    app.router.add_post("/c/{caller}/{service}/{operation}/cancel", cancel)
+    # A name may hold braces, which aiohttp's own pattern of a segment refuses.
+    path = "/c/{caller}/{service:[^/]+}/{operation:[^/]+}"
+    app.router.add_post("/c/{caller}", echo)
+    app.router.add_post(path, start)
+    app.router.add_post(f"{path}/cancel", cancel)
     # The form of Temporal's server 1.29.
-    app.router.add_post("/c/{caller}/{service}/{operation}/{token}/cancel", cancel)
+    app.router.add_post(f"{path}/{{token:[^/]+}}/cancel", cancel)
     return app
 
 
@@ -156,6 +163,8 @@ class _Service:
     ) -> None:
         """Raises SettingsError where an operation is claimed twice."""
         self.namespace = Namespace(client, clock=clock)
+        self._name = settings.name
+        self._clock = clock
         self._callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
         self._targets = served.targets
         self._executor = executor
@@ -224,6 +233,16 @@ class _Service:
         await read_body(request, verified)
         await self._canceler.cancel(caller.name, token)
         return web.Response(status=202)
+
+    async def echo(self, request: web.Request) -> web.Response:
+        """Answer a caller that asks whether key, clock, our URL and its callback URL are right. Starts nothing."""
+        caller, verified = _authenticate(self._callers, MessageKind.ECHO, request)
+        request[FACTS]["bridge.caller"] = caller.name
+        await read_body(request, verified)
+        callback: Literal["allowed", "not allowed"] | None = None
+        if "callback" in request.query:
+            callback = "allowed" if caller.allow_list.allows(request.query["callback"]) else "not allowed"
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback=callback)))
 
 
 _SERVICE = web.AppKey("service", _Service)

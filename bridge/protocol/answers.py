@@ -37,6 +37,7 @@ class Sent(Enum):
     CANCEL = "cancel"
     COMPLETION = "completion"
     QUESTION = "question"
+    ECHO = "echo"
 
 
 class Meaning(Enum):
@@ -67,6 +68,7 @@ _TABLE: Mapping[Sent, Mapping[int, Meaning]] = {
     Sent.COMPLETION: dict.fromkeys(range(200, 300), Meaning.ACCEPTED)
     | {400: Meaning.REFUSED, 404: Meaning.GONE, 409: Meaning.CONFLICT, 410: Meaning.GONE},
     Sent.QUESTION: {200: Meaning.ACCEPTED, 404: Meaning.GONE, 410: Meaning.GONE},
+    Sent.ECHO: {200: Meaning.ACCEPTED},
 }
 """Every other status means `AGAIN`: 401 and 421 too, because nothing about the deployment is final."""
 _LATE_FOR_TEMPORAL = ("stale reference", "workflow execution already completed")

@@ -134,6 +134,14 @@ class AllowList:
 
     destinations: tuple[Destination, ...]
 
+    def allows(self, text: str) -> bool:
+        """Whether `check` finds an entry."""
+        try:
+            self.check(text)
+        except DestinationRefusedError:
+            return False
+        return True
+
     def check(self, text: str) -> Destination:
         """Find the entry that allows the callback URL *text*.
 

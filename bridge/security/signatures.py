@@ -65,6 +65,7 @@ class MessageKind(Enum):
     START = "bridge-start"
     CANCEL = "bridge-cancel"
     COMPLETION = "bridge-completion"
+    ECHO = "bridge-echo"
 
 
 class Headers(Protocol):

@@ -25,6 +25,8 @@ from examples.plain.signatures import decode_key, is_signed, sign, sign_answer
 Outcome = tuple[str, dict[str, Any]]
 """State, and result or Failure."""
 
+KINDS = {"/": "echo", "/PaymentService/process/cancel": "cancel"}
+
 SETTLEMENT = float(os.environ.get("PAYMENT_SETTLEMENT_SECONDS", "5"))
 
 
@@ -44,7 +46,7 @@ def authentication(key: bytes) -> Middleware:
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        kind, body = "cancel" if request.path.endswith("/cancel") else "start", await request.read()
+        kind, body = KINDS.get(request.path, "start"), await request.read()
         if not is_signed(f"bridge-{kind}", request.raw_path, request.headers, body, key=key):
             return web.Response(status=401)
         response = await handler(request)
@@ -83,6 +85,9 @@ def create_app(*, start_key: bytes, completion_key: bytes, receiver: str) -> web
             payment.cancel()
         return web.Response(status=404 if payment is None else 202)
 
+    async def echo(_: web.Request) -> web.Response:
+        return web.Response()
+
     async def deliver(callback: str, token: str, payment: asyncio.Task[Outcome]) -> None:
         state, content = await payment
         body = json.dumps(content).encode()
@@ -94,6 +99,7 @@ def create_app(*, start_key: bytes, completion_key: bytes, receiver: str) -> web
             await session.post(URL(callback, encoded=True), headers=headers, data=body, allow_redirects=False)
 
     app = web.Application(middlewares=[authentication(start_key)])
+    app.router.add_post("/", echo)
     app.router.add_post("/PaymentService/process", start)
     app.router.add_post("/PaymentService/process/cancel", cancel)
     return app

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
@@ -39,6 +40,8 @@ from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
 from tests.support.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply
+
+_ECHO = re.compile(r"/c/[^/]+|/callbacks")
 
 Before = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
@@ -91,6 +94,9 @@ class Listener:
     async def _count(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if _ECHO.fullmatch(request.path):
+            # A worker's check at its start is no part of a test's story.
+            return await handler(request)
         answer = await self.before(request) if self.before is not None else None
         if answer is None:
             answer = await handler(request)

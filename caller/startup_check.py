@@ -1,0 +1,44 @@
+"""At the start of a worker: ask every endpoint for an echo.
+
+A wrong key, a wrong clock, a URL that leads elsewhere or a callback host that is not allowed ends no call. Therefore it
+has to be seen before the first call.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from caller.endpoints import Endpoints, NotStartedError
+
+_MAX_SKEW = timedelta(minutes=1)
+
+_log = logging.getLogger(__name__)
+
+
+async def check_endpoints(endpoints: Endpoints, *, callback: str | None, clock: Callable[[], datetime]) -> None:
+    """Log a warning for every endpoint that is not ready for calls.
+
+    Args:
+        endpoints: Those of the settings.
+        callback: URL below which the callbacks of our calls will be; None without a receiver.
+        clock: Returns the time.
+    """
+    for name in endpoints.names:
+        problem = await _problem(endpoints, name, callback, clock)
+        extra = {"bridge.endpoint": name, "bridge.problem": problem}
+        if problem is None:
+            _log.info("bridge.endpoint_ready: %s", name, extra=extra)
+        else:
+            _log.warning("bridge.endpoint_not_ready: %s: %s", name, problem, extra=extra)
+
+
+async def _problem(endpoints: Endpoints, name: str, callback: str | None, clock: Callable[[], datetime]) -> str | None:
+    try:
+        echo = await endpoints.echo(name, callback=callback)
+    except NotStartedError as error:
+        return str(error)
+    if echo.callback == "not allowed":
+        return f"the handler's settings do not allow callbacks to {callback}: it must add that to our `callbacks`"
+    if echo.time is not None and abs(skew := clock() - echo.time) > _MAX_SKEW:
+        return f"our clock differs from the handler's by {skew.total_seconds():+.0f} s"
+    return None
