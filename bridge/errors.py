@@ -46,21 +46,21 @@ class DestinationRefusedError(BridgeError):
     """The address of an outgoing request is not allowed. Trying again changes nothing."""
 
 
-class ToldHandlerError(HandlerError):
+class PeerHandlerError(HandlerError):
     """A peer's own word that a request failed: a HandlerError in the body, not a proxy's bare status."""
 
-    told_cause: Failure | None = None
+    remote_cause: Failure | None = None
     """What caused it, as the peer's data converter and codec made it."""
 
 
-class WaitOverError(ToldHandlerError):
+class WaitOverError(PeerHandlerError):
     """A receiver of ours says that nobody waits (any more)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, type=HandlerErrorType.NOT_FOUND)
 
 
-class OutcomeUnknownError(ToldHandlerError):
+class OutcomeUnknownError(PeerHandlerError):
     """The handler cannot know any more how the operation ended, and will not start it again."""
 
     def __init__(self, message: str) -> None:

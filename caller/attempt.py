@@ -24,7 +24,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, OperationCall
 from caller.completer import final_failure
 from caller.renewals import next_delay
-from caller.started_operation import Known
+from caller.started_operation import StartedOperation
 
 CLOCK_DIFFERENCE = timedelta(seconds=30)
 """A larger difference between the worker's clock and the server's is worth a warning."""
@@ -47,7 +47,7 @@ class Attempt:
             workflow_id=self.info.workflow_id or "",
             run_id=self.info.workflow_run_id or "",
         )
-        self.known = Known.from_details(self.info.heartbeat_details)
+        self.known = StartedOperation.from_details(self.info.heartbeat_details)
         """What earlier attempts have learned; None while the operation is not known to run."""
         self.converter = waiting_converter(self.client.data_converter, self.info, request_id=self.info.activity_id)
         self.lifetime = self.info.start_to_close_timeout or ATTEMPT_TIMEOUT

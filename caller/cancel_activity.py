@@ -21,7 +21,7 @@ from bridge.protocol.cancel import CancelRequest
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.attempt import waiting_converter
 from caller.endpoints import Endpoints, NotStartedError
-from caller.started_operation import Known
+from caller.started_operation import StartedOperation
 
 _REQUEST_TIMEOUT = timedelta(seconds=5)
 """Shorter than that of other requests: the workflow task waits for the answer."""
@@ -52,7 +52,7 @@ class CancelActivities:
             )
         except Exception as error:  # noqa: BLE001 - whatever the team's codec and converter raise
             return _not_sent(order, type(error).__name__)
-        known = Known.from_details(decoded)
+        known = StartedOperation.from_details(decoded)
         if known is None or not known.operation_token:
             return _not_sent(order, "the operation is not known to have started yet")
         call = order.call

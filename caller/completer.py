@@ -109,7 +109,8 @@ class Completer:
     ) -> CompletionAnswer:
         """End *wait* with *outcome*, at most once. With *is_late* only look up which outcome is recorded.
 
-        *outcome* must fit (`Outcome.fitted`): Temporal answers OK to one that is too large, and fails the activity.
+        *outcome* must be within the size limit (`Outcome.within_size_limit`): Temporal accepts one that is too large,
+        and then fails the activity.
         """
         try:
             async with asyncio.timeout(self._budget.total_seconds()):

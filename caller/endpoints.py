@@ -36,7 +36,7 @@ class NotStartedError(BridgeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ResolvedEndpoint:
     """Where calls through one endpoint go."""
 
     endpoint: Endpoint
@@ -48,10 +48,10 @@ class Endpoints:
     """The configured endpoints of one caller."""
 
     def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, ResolvedEndpoint] = {}
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
-            self._places[name] = Place(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
+            self._places[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
         self._http = http
         self._clock = clock
         self._unsigned_answers = UnsignedAnswers()
@@ -152,7 +152,7 @@ class Endpoints:
             raise NotStartedError(answer.error, retry_after=answer.retry_after)
         return answer
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ResolvedEndpoint:
         """What stands behind endpoint *name*.
 
         Raises:

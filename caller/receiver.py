@@ -113,7 +113,7 @@ class _Receiver:
             _log.error("bridge.reference_not_taken", extra={"bridge.peer": claims.peer})
             message = "the outcome is a reference to external storage that is not shared: see shares_storage"
             raise UnavailableError(message)
-        if completion.outcome.fitted() is not completion.outcome:
+        if completion.outcome.within_size_limit() is not completion.outcome:
             message = "the outcome is too large to complete an activity with"
             raise bad_request(message)
         is_late = claims.is_over(self._clock())

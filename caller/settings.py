@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validato
 
 from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
 from bridge.security.callback_tokens import CallbackTokens
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageVerifier
 
 
@@ -16,12 +16,12 @@ class HandlerPeer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start_keys: KeyRing
+    start_keys: KeySet
     """Signs our starts."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": a handler that cannot sign its answers. A proxy's answer can then be taken for the handler's; only
     answers that no proxy gives by accident are final."""
-    completion_keys: KeyRing | None = None
+    completion_keys: KeySet | None = None
     """Verifies its completions; needed unless we have no receiver."""
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. Inputs then cross as references, where our data
@@ -86,7 +86,7 @@ class CallerSettings(BridgeSettings):
     """Our name with the handlers."""
     receiver: Receiver | None = None
     """None if nobody can reach us from outside: then every call has to be polled for."""
-    callback_keys: KeyRing | None = None
+    callback_keys: KeySet | None = None
     """Signs and verifies callback tokens; nobody outside the caller's side has them. Goes with `receiver`."""
     handlers: dict[Name, HandlerPeer] = Field(min_length=1)
     endpoints: dict[Name, Endpoint] = Field(min_length=1)
@@ -106,14 +106,14 @@ class CallerSettings(BridgeSettings):
         if (self.receiver is None) != (self.callback_keys is None):
             message = "receiver and callback_keys go together"
             raise ValueError(message)
-        rings = {"callback_keys": self.callback_keys}
+        key_sets = {"callback_keys": self.callback_keys}
         for name, peer in self.handlers.items():
             if self.receiver is not None and peer.completion_keys is None:
                 message = f"handlers.{name}.completion_keys: missing"
                 raise ValueError(message)
-            rings[f"handlers.{name}.start_keys"] = peer.start_keys
-            rings[f"handlers.{name}.completion_keys"] = peer.completion_keys
-        require_distinct_keys({where: ring for where, ring in rings.items() if ring is not None})
+            key_sets[f"handlers.{name}.start_keys"] = peer.start_keys
+            key_sets[f"handlers.{name}.completion_keys"] = peer.completion_keys
+        require_distinct_keys({where: key_set for where, key_set in key_sets.items() if key_set is not None})
         return self
 
     def completion_verifiers(self) -> dict[str, MessageVerifier]:

@@ -15,7 +15,7 @@ from bridge.workflow.call import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class StartedOperation:
     """Field names are those of the details: later releases read them."""
 
     operation_token: str

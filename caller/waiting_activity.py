@@ -24,7 +24,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.exceptions import TimeoutType
 from temporalio.service import RPCError
 
-from bridge.errors import OutcomeUnknownError, ToldHandlerError, bad_request
+from bridge.errors import OutcomeUnknownError, PeerHandlerError, bad_request
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import Running, StartRequest
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
@@ -32,9 +32,9 @@ from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import CallbackUrls, WaitingAttempt
 from caller.completer import Completer, Wait
-from caller.endpoints import Endpoints, NotStartedError, Place
+from caller.endpoints import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.renewals import renewal_step, unreached_step
-from caller.started_operation import Known, describe_target
+from caller.started_operation import StartedOperation, describe_target
 
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 
@@ -88,7 +88,7 @@ class OperationActivities:
             await _explain(error.reason, attempt.client.data_converter)
             await _end_not_started(attempt, error, poll=poll)
         if isinstance(answer, Running):
-            found = Known.from_answer(answer, transport=transport, started=attempt.now())
+            found = StartedOperation.from_answer(answer, transport=transport, started=attempt.now())
             await self._end_running(attempt, answer, found, poll=poll)
         else:
             wait = Wait(
@@ -97,10 +97,12 @@ class OperationActivities:
                 request_id=attempt.info.activity_id,
                 task_token=attempt.info.task_token,
             )
-            await Completer(client=attempt.client).complete(wait, answer.outcome.fitted(), answer.target)
+            await Completer(client=attempt.client).complete(wait, answer.outcome.within_size_limit(), answer.target)
         activity.raise_complete_async()
 
-    async def _end_running(self, attempt: Attempt, answer: Running, found: Known, *, poll: timedelta | None) -> None:
+    async def _end_running(
+        self, attempt: Attempt, answer: Running, found: StartedOperation, *, poll: timedelta | None
+    ) -> None:
         """End an attempt that was answered 201, or return if it should wait asynchronously."""
         call, now, earlier = attempt.call, attempt.now(), attempt.known
         known = earlier if earlier is not None and earlier.operation_token else found
@@ -142,7 +144,7 @@ class OperationActivities:
         if (task := self._pending_details.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def _request(self, attempt: Attempt, place: Place, transport: Transport) -> StartRequest:
+    def _request(self, attempt: Attempt, place: ResolvedEndpoint, transport: Transport) -> StartRequest:
         call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
         callback, wait = None, None
         # The callback of a renewal is ignored: it may be left out where there is no receiver any more.
@@ -167,7 +169,7 @@ class OperationActivities:
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, attempt: Attempt, place: Place, *, now: datetime) -> str:
+    def _mint(self, attempt: Attempt, place: ResolvedEndpoint, *, now: datetime) -> str:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
@@ -185,7 +187,7 @@ class OperationActivities:
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    def _tell_later(self, attempt: Attempt, known: Known) -> None:
+    def _tell_later(self, attempt: Attempt, known: StartedOperation) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
@@ -230,7 +232,7 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
     await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
 
 
-async def _tell(attempt: Attempt, known: Known, *, progress: Payload | None = None) -> None:
+async def _tell(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:
     """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
     try:
         # A plain mapping, because the SDK decodes details without a type hint.
@@ -262,7 +264,7 @@ async def _readable(progress: Payload | None, converter: DataConverter) -> list[
     return [progress]
 
 
-async def _encoded(operation_input: RawValue, converter: DataConverter, place: Place) -> Payload:
+async def _encoded(operation_input: RawValue, converter: DataConverter, place: ResolvedEndpoint) -> Payload:
     # The worker has decoded the input by our codec, and fetched it where it was stored. It is encoded again to cross.
     if not place.peer.shares_storage:
         converter = dataclasses.replace(converter, external_storage=None)
@@ -275,10 +277,10 @@ async def _encoded(operation_input: RawValue, converter: DataConverter, place: P
 
 async def _explain(reason: Exception, converter: DataConverter) -> None:
     """Chain the cause that the handler sent with its refusal, decoded: our worker encodes it anew."""
-    if not isinstance(reason, ToldHandlerError) or reason.told_cause is None:
+    if not isinstance(reason, PeerHandlerError) or reason.remote_cause is None:
         return
     try:
-        reason.__cause__ = await converter.decode_failure(reason.told_cause)
+        reason.__cause__ = await converter.decode_failure(reason.remote_cause)
     except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
         _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
 

@@ -15,7 +15,7 @@ from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.security.callback_tokens import OperationTokens
 from bridge.security.keys import decode_key
 from bridge.workflow.targets import Targets
-from handler.delivery.abandoned import OrphanActivities
+from handler.delivery.abandoned import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_reporter import is_reporting
@@ -24,7 +24,7 @@ from handler.delivery.interceptor import DeliveryInterceptor
 from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
-from handler.start.held_starts import Holds
+from handler.start.held_starts import HeldStarts
 from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
 from handler.start.threads import BoundedThreads
@@ -58,9 +58,9 @@ class HandlerPlugin(SessionPlugin):
         callbacks = CallbackClient(self._settings, http=self.http, clock=self._clock)
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
         deliveries = DeliveryActivities(callbacks=callbacks)
-        orphans = OrphanActivities(
+        abandoned = AbandonedActivities(
             callbacks=callbacks,
-            first_check=timedelta(seconds=self._settings.orphan_check_s),
+            first_check=timedelta(seconds=self._settings.abandoned_check_s),
             clock=self._clock,
         )
         sweeps = SweepActivities(dispatcher=dispatcher)
@@ -68,7 +68,7 @@ class HandlerPlugin(SessionPlugin):
             # In addition to the services of the worker's author.
             native = self._nexus_services(present_client(config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
-        own = (deliveries.deliver_completion, sweeps.sweep, orphans.watch_callers, orphans.cancel_orphan)
+        own = (deliveries.deliver_completion, sweeps.sweep, abandoned.watch_callers, abandoned.cancel_abandoned)
         config["activities"] = [*config.get("activities", ()), *own]
         versioning = config.get("deployment_config")
         if versioning is not None and versioning.use_worker_versioning:
@@ -106,7 +106,7 @@ class HandlerPlugin(SessionPlugin):
             hash_key=decode_key(self._settings.hash_key),
             task_queue=config.get("task_queue") or self._settings.task_queue,
             retention=Namespace(client, clock=self._clock).retention,
-            holds=Holds(client, limit=0),
+            holds=HeldStarts(client, limit=0),
             executor=BoundedThreads(),
             clock=self._clock,
             # The worker that takes the call runs the target too, most often.

@@ -30,12 +30,12 @@ from bridge.runtime.settings import Name, SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import OperationTokens
 from bridge.security.egress import AllowList
-from bridge.security.keys import KeyRing, decode_key
+from bridge.security.keys import KeySet, decode_key
 from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from bridge.workflow.targets import Target, Targets
 from handler.settings import CallerPeer, HandlerSettings
 from handler.start.canceler import Canceler
-from handler.start.held_starts import Holds
+from handler.start.held_starts import HeldStarts
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from handler.start.threads import BoundedThreads
@@ -185,7 +185,7 @@ class _Service:
             hash_key=decode_key(settings.hash_key),
             task_queue=settings.task_queue,
             retention=self.namespace.retention,
-            holds=Holds(client, limit=settings.service.held_starts),
+            holds=HeldStarts(client, limit=settings.service.held_starts),
             executor=executor,
             clock=clock,
             is_eager=is_eager,
@@ -275,11 +275,11 @@ def _authenticate(
     return caller, None
 
 
-def _check_bearer(ring: KeyRing, found: Sequence[str]) -> None:
+def _check_bearer(key_set: KeySet, found: Sequence[str]) -> None:
     scheme, _, text = found[0].partition(" ") if len(found) == 1 else ("", "", "")
     given = hashlib.sha256(text.strip().encode(errors="surrogateescape")).digest()
     # Every key is compared, and by digests: how long it takes tells nothing.
-    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in ring.keys.values()]
+    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in key_set.keys.values()]
     if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, each) for each in known):
         reason = "bearer secret missing or unknown"
         raise UntrustedError(reason)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, fie
 
 from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
 from bridge.security.egress import AllowList, Destination
-from bridge.security.keys import Key, KeyRing, decode_key
+from bridge.security.keys import Key, KeySet, decode_key
 
 
 class CallerPeer(BaseModel):
@@ -18,13 +18,13 @@ class CallerPeer(BaseModel):
     auth: Literal["signature", "bearer", "none"] = "signature"
     """How it proves itself. "bearer" and "none" are for callers that cannot sign, as Temporal's own server: a secret
     that a proxy adds to its requests, or the network that they come from; "none" is refused on a public listener."""
-    start_keys: KeyRing | None = None
+    start_keys: KeySet | None = None
     """Verifies its starts, with "signature"."""
-    bearer_keys: KeyRing | None = None
+    bearer_keys: KeySet | None = None
     """With "bearer": each key's text is one that `Authorization: Bearer …` may carry."""
     networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
     """Where its requests may come from, with "none"."""
-    completion_keys: KeyRing | None = None
+    completion_keys: KeySet | None = None
     """Signs our completions for it; a caller with "bearer" or "none" may do without."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
@@ -109,7 +109,7 @@ class HandlerSettings(BridgeSettings):
     task_queue: str = Field(min_length=1)
     """Where targets run that name no task queue of their own."""
     service: Service
-    operation_keys: KeyRing
+    operation_keys: KeySet
     """Signs and verifies operation tokens."""
     hash_key: Key
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
@@ -121,9 +121,9 @@ class HandlerSettings(BridgeSettings):
     """Whether the service sees to it that a sweep runs. False starts none; one that runs is left alone."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
     """Seconds between two sweeps: how late an ending is told that the target's own worker cannot tell."""
-    orphan_check_s: float = Field(default=60.0, gt=0)
-    """How soon the first look is taken whether anybody still waits, where an operation says `on_orphaned="cancel"`;
-    doubled up to an hour."""
+    abandoned_check_s: float = Field(default=60.0, gt=0)
+    """Seconds until the first look whether a caller still waits, where an operation has `caller_close_policy =
+    "request_cancel"`. Doubled with every look, up to an hour."""
     data_converter: str | None = None
     """`module:attribute` of the data converter that the command line should connect with."""
 
@@ -135,16 +135,16 @@ class HandlerSettings(BridgeSettings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        rings = {
+        key_sets = {
             "operation_keys": self.operation_keys,
-            "hash_key": KeyRing(signing="hash", keys={"hash": self.hash_key}),
+            "hash_key": KeySet(signing="hash", keys={"hash": self.hash_key}),
         }
         for name, caller in self.callers.items():
             for field in ("start_keys", "bearer_keys", "completion_keys"):
-                ring: KeyRing | None = getattr(caller, field)
-                if ring is not None:
-                    rings[f"callers.{name}.{field}"] = ring
-        require_distinct_keys(rings)
+                key_set: KeySet | None = getattr(caller, field)
+                if key_set is not None:
+                    key_sets[f"callers.{name}.{field}"] = key_set
+        require_distinct_keys(key_sets)
         self.check_host(self.service.host)
         return self
 

@@ -51,7 +51,7 @@ def new(
     id: str | None = None,  # noqa: A002 - the option's name
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Print a key ring with one new random key, as TOML. Never give two rings the same key.
+    """Print a key set with one new random key, as TOML. Never give two key sets the same key.
 
     Args:
         id: Key id. By default today's date.

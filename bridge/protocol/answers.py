@@ -16,8 +16,8 @@ from nexusrpc import HandlerError
 from bridge.errors import (
     BridgeError,
     OutcomeUnknownError,
+    PeerHandlerError,
     RemoteProtocolError,
-    ToldHandlerError,
     UnsignedAnswerError,
     UntrustedError,
     WaitOverError,
@@ -160,7 +160,7 @@ def _is_refusal_of_peer(sent: Sent, meaning: Meaning, error: HandlerError, *, is
     """Whether an error that is not signed counts: no proxy writes the body of a HandlerError, or what Temporal says."""
     if sent is Sent.COMPLETION and meaning is Meaning.GONE and error.message.startswith(_LATE_FOR_TEMPORAL):
         return True
-    if sent is Sent.QUESTION or not isinstance(error, ToldHandlerError):
+    if sent is Sent.QUESTION or not isinstance(error, PeerHandlerError):
         return isinstance(error, WaitOverError)
     return is_first or meaning is not Meaning.REFUSED or isinstance(error, OutcomeUnknownError)
 

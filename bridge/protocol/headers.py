@@ -17,8 +17,8 @@ from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import (
     OutcomeUnknownError,
+    PeerHandlerError,
     RemoteProtocolError,
-    ToldHandlerError,
     UnavailableError,
     WaitOverError,
 )
@@ -178,7 +178,7 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     for mark, marked in _MARKED.items():
         if isinstance(error, marked):
             metadata[_MARK] = mark
-    cause = error.told_cause if isinstance(error, ToldHandlerError) else None
+    cause = error.remote_cause if isinstance(error, PeerHandlerError) else None
     body = WireFailure(
         # A message may quote JSON input, and JSON can spell lone surrogates, which no UTF-8 can.
         message=error.message.encode(errors="replace").decode(),
@@ -208,15 +208,15 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
             override = retryable if isinstance(retryable, bool) else override
             if marked := _MARKED.get(failure.metadata.get(_MARK, "")):
                 return marked(message)
-            error_class = ToldHandlerError
+            error_class = PeerHandlerError
     if kind is None:
         kind = HandlerErrorType.UNKNOWN
     error = error_class(message, type=kind)
     if override not in {None, error.retryable}:
         # A default that is merely written out is no override: native Nexus shows none either.
         error = error_class(message, type=kind, retryable_override=override)
-    if isinstance(error, ToldHandlerError) and failure is not None:
-        error.told_cause = _cause(failure)
+    if isinstance(error, PeerHandlerError) and failure is not None:
+        error.remote_cause = _cause(failure)
     return error
 
 

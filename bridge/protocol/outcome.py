@@ -47,7 +47,7 @@ class Outcome:
             failure.canceled_failure_info.SetInParent()
         return cls(state=OperationState.CANCELED, failure=failure)
 
-    def fitted(self) -> "Outcome":
+    def within_size_limit(self) -> "Outcome":
         """This outcome, or, where it is too large to complete an activity with, a failure that says so."""
         part = self.result if self.failure is None else self.failure
         size = 0 if part is None else part.ByteSize()

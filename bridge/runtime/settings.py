@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from bridge.security.egress import check_base_url
-from bridge.security.keys import KEY_ID, KeyRing
+from bridge.security.keys import KEY_ID, KeySet
 
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
@@ -41,17 +41,17 @@ def require_https(text: str, *, allow_insecure: bool) -> None:
         raise ValueError(message)
 
 
-def require_distinct_keys(rings: Mapping[str, KeyRing]) -> None:
-    """Refuse one key in two rings: a message for one purpose or peer would pass as another's.
+def require_distinct_keys(key_sets: Mapping[str, KeySet]) -> None:
+    """Refuse one key in two key sets: a message for one purpose or peer would pass as another's.
 
     Raises:
-        ValueError: Names the two rings.
+        ValueError: Names the two key sets.
     """
     seen: dict[bytes, str] = {}
-    for where, ring in rings.items():
-        for key in ring.raw().values():
+    for where, key_set in key_sets.items():
+        for key in key_set.raw().values():
             if seen.setdefault(key, where) != where:
-                message = f"{seen[key]} and {where} share a key; every ring needs keys of its own"
+                message = f"{seen[key]} and {where} share a key; every key set needs keys of its own"
                 raise ValueError(message)
 
 

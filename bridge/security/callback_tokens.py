@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bridge.errors import UntrustedError
 from bridge.security.clocks import CLOCK_SKEW
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 
 CallbackToken = NewType("CallbackToken", str)
 OperationToken = NewType("OperationToken", str)
@@ -80,8 +80,8 @@ class OperationClaims(BaseModel):
 class CallbackTokens:
     """Mints and verifies the callback tokens of one caller deployment."""
 
-    def __init__(self, ring: KeyRing, *, issuer: str, audience: str, namespace: str) -> None:
-        self._serializer = _serializer(ring, "bridge/callback/v1")
+    def __init__(self, key_set: KeySet, *, issuer: str, audience: str, namespace: str) -> None:
+        self._serializer = _serializer(key_set, "bridge/callback/v1")
         self._issuer = issuer
         self._audience = audience
         self._namespace = namespace
@@ -143,8 +143,8 @@ class CallbackTokens:
 class OperationTokens:
     """Mints and verifies the operation tokens of one handler deployment."""
 
-    def __init__(self, ring: KeyRing) -> None:
-        self._serializer = _serializer(ring, "bridge/operation/v1")
+    def __init__(self, key_set: KeySet) -> None:
+        self._serializer = _serializer(key_set, "bridge/operation/v1")
 
     def mint(self, *, caller: str, workflow_id: str, request_id: str) -> OperationToken:
         """The same call always gets the same token."""
@@ -159,11 +159,11 @@ class OperationTokens:
         return _load(self._serializer, text, OperationClaims)
 
 
-def _serializer(ring: KeyRing, salt: str) -> URLSafeSerializer:
+def _serializer(key_set: KeySet, salt: str) -> URLSafeSerializer:
     # One salt per purpose and version: a token of one purpose is a bad signature for every other. The times are
     # claims of our own, because itsdangerous' timed signer knows no leeway.
     return URLSafeSerializer(
-        ring.signing_last(),
+        key_set.signing_last(),
         salt=salt,
         signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
     )

@@ -1,7 +1,7 @@
-"""Key rings: one id signs, all verify. A new key is loaded for checking before anyone signs with it.
+"""Key sets: one id signs, all verify. A new key is loaded for checking before anyone signs with it.
 
-Key ids are public, keys never leave this module's `repr`. Checked when the settings are read: an empty ring or a short
-key refuses to start, because a library underneath would take either.
+Key ids are public, and no `repr` shows a key. The settings refuse an empty key set and a short key when they are read,
+because HMAC itself would accept both.
 """
 
 import base64
@@ -49,7 +49,7 @@ def decode_key(text: SecretStr) -> bytes:
     return key
 
 
-class KeyRing(BaseModel):
+class KeySet(BaseModel):
     """The keys of one purpose between two holders."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -72,7 +72,7 @@ class KeyRing(BaseModel):
     @model_validator(mode="after")
     def _signing_key_is_known(self) -> Self:
         if self.signing not in self.keys:
-            message = f"signing: no key {self.signing!r} in this ring (it has: {', '.join(self.keys)})"
+            message = f"signing: no key {self.signing!r} in this key set (it has: {', '.join(self.keys)})"
             raise ValueError(message)
         return self
 

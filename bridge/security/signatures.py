@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 
 REPR_DIGEST = "Repr-Digest"
 SIGNATURE = "Signature"
@@ -157,9 +157,9 @@ class Verified:
 class MessageSigner:
     """Signs as one side of one pair of peers."""
 
-    def __init__(self, ring: KeyRing, *, clock: Callable[[], float] = time.time) -> None:
-        self._key_id = ring.signing
-        self._key = ring.raw()[ring.signing]
+    def __init__(self, key_set: KeySet, *, clock: Callable[[], float] = time.time) -> None:
+        self._key_id = key_set.signing
+        self._key = key_set.raw()[key_set.signing]
         self._clock = clock
 
     def sign(
@@ -183,11 +183,11 @@ class MessageSigner:
 class MessageVerifier:
     """Verifies what one peer signed."""
 
-    def __init__(self, ring: KeyRing, *, public_base: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, key_set: KeySet, *, public_base: str, clock: Callable[[], float] = time.time) -> None:
         """*public_base* is scheme, authority and stripped prefix as the peer sees them: from settings, never Host."""
         self._base = public_base.rstrip("/")
         self._prefix = urlsplit(self._base).path
-        self._keys = ring.raw()
+        self._keys = key_set.raw()
         self._clock = clock
 
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:

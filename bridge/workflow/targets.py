@@ -21,7 +21,7 @@ from temporalio.common import RetryPolicy
 _TARGET_ATTRIBUTE = "__bridge_target__"
 
 OnInputMismatch = Literal["attach", "refuse"]
-OnOrphaned = Literal["keep", "cancel"]
+CallerClosePolicy = Literal["abandon", "request_cancel"]
 Delivery = Literal["interceptor", "server"]
 
 _WorkflowT = TypeVar("_WorkflowT", bound=type)
@@ -50,9 +50,9 @@ class Target:
     """Whether its workers have `HandlerPlugin` and deliver outcomes. If not, the sweep delivers every outcome."""
     retry_policy: RetryPolicy | None = None
     """As in `TargetOptions`; so are the following."""
-    shared: bool = False
+    attach_across_callers: bool = False
     bounded: bool = False
-    on_orphaned: OnOrphaned = "keep"
+    caller_close_policy: CallerClosePolicy = "abandon"
     on_input_mismatch: OnInputMismatch = "attach"
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Target:
         if self.check is not None:
             _require_plain_function("check", self.check, returns=NoneType)
         for option, choices in (
-            ("on_orphaned", OnOrphaned),
+            ("caller_close_policy", CallerClosePolicy),
             ("on_input_mismatch", OnInputMismatch),
         ):
             if getattr(self, option) not in get_args(choices):
@@ -84,11 +84,11 @@ class TargetOptions(TypedDict, total=False):
 
     retry_policy: RetryPolicy | None
     """Runs the workflow again after a failed run. The callers hear of the last run."""
-    shared: bool
+    attach_across_callers: bool
     """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
     bounded: bool
     """Whether the caller's deadline is also the workflow's: it then times out with its call. Default: no."""
-    on_orphaned: OnOrphaned
+    caller_close_policy: CallerClosePolicy
     """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
     Default: it goes on."""
     on_input_mismatch: OnInputMismatch

@@ -1,6 +1,6 @@
 """A handler without Temporal: payments of up to 100 are made at once, of up to 10 000 after a while, more is declined.
 
-`python -m examples.plain.handler PORT`. START_KEY and COMPLETION_KEY are the two rings that it shares with its caller,
+`python -m examples.plain.handler PORT`. START_KEY and COMPLETION_KEY are the keys that it shares with its caller,
 RECEIVER is the URL that the caller's callbacks begin with, `https://orders.example/callbacks/`.
 
 What it leaves out, and a real one needs: it remembers payments in memory, so one that is restarted pays again when it

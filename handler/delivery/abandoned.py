@@ -15,15 +15,15 @@ from bridge.protocol import headers as wire
 from bridge.protocol.answers import Meaning, Sent
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.records import CallMemo
-from handler.delivery.workflow import CANCEL_ORPHAN_ACTIVITY, WATCH_CALLERS_ACTIVITY
+from handler.delivery.workflow import CANCEL_ABANDONED_ACTIVITY, WATCH_CALLERS_ACTIVITY
 
 SOMEBODY_WAITS = "bridge.SomebodyWaits"
 
 _MAX_STEP = timedelta(hours=1)
 
 
-class OrphanActivities:
-    """The activities behind `on_orphaned="cancel"`, for one worker."""
+class AbandonedActivities:
+    """The activities behind `caller_close_policy="request_cancel"`, for one worker."""
 
     def __init__(self, *, callbacks: CallbackClient, first_check: timedelta, clock: Callable[[], datetime]) -> None:
         self._callbacks = callbacks
@@ -51,8 +51,8 @@ class OrphanActivities:
             next_retry_delay=max(min(step, last - self._clock()), timedelta(seconds=1)),
         )
 
-    @activity.defn(name=CANCEL_ORPHAN_ACTIVITY)
-    async def cancel_orphan(self) -> None:
+    @activity.defn(name=CANCEL_ABANDONED_ACTIVITY)
+    async def cancel_abandoned(self) -> None:
         """Ask our own workflow to cancel."""
         info = activity.info()
         await activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id).cancel()

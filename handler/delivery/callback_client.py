@@ -71,7 +71,7 @@ class CallbackClient:
         if peer is None or not peer.shares_storage:
             outcome = await inlined(converter, outcome)
         completion = Completion(
-            outcome=outcome.fitted(),
+            outcome=outcome.within_size_limit(),
             target=closed.target,
             operation_token=call.operation_token,
             start_time=delivery.start_time,

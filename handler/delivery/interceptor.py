@@ -11,7 +11,8 @@ The way of an outcome:
 7. What a killed process left undelivered is found by the caller's next renewal, or by the sweep (`handler/sweep/`).
 
 Inside a run the interceptor does two small things: it takes the signal that attaches a further call, because a target's
-own dynamic handler would see it otherwise, and it watches the callers of an operation with `on_orphaned="cancel"`.
+own dynamic handler would see it otherwise, and it watches the callers of an operation whose `caller_close_policy` is
+"request_cancel".
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.delivery.workflow import (
     ATTEMPT_TIMEOUT,
-    CANCEL_ORPHAN_ACTIVITY,
+    CANCEL_ABANDONED_ACTIVITY,
     RETRY_POLICY,
     WATCH_CALLERS_ACTIVITY,
     WATCH_TIMEOUT,
@@ -115,13 +116,13 @@ class _Inbound(WorkflowInboundInterceptor):
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
         # A run that was started by hand is not the callers' to cancel.
-        if own is not None and own.on_orphaned == "cancel":
+        if own is not None and own.caller_close_policy == "request_cancel":
             self._watched = {own.request_id: own, **self._watched}
             # Held, or the loop might forget it. It ends with the run.
-            self._watching = asyncio.create_task(self._cancel_when_orphaned())
+            self._watching = asyncio.create_task(self._cancel_when_abandoned())
         return await super().execute_workflow(input)
 
-    async def _cancel_when_orphaned(self) -> None:
+    async def _cancel_when_abandoned(self) -> None:
         """Ask our own run to cancel once none of its calls waits any more, those attached meanwhile included."""
         seen: list[CallMemo] = []
         while len(seen) < len(self._watched):
@@ -135,7 +136,7 @@ class _Inbound(WorkflowInboundInterceptor):
                 summary="does any caller wait?",
             )
         await workflow.execute_activity(
-            CANCEL_ORPHAN_ACTIVITY, start_to_close_timeout=ATTEMPT_TIMEOUT, summary="no caller waits"
+            CANCEL_ABANDONED_ACTIVITY, start_to_close_timeout=ATTEMPT_TIMEOUT, summary="no caller waits"
         )
 
 

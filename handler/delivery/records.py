@@ -39,8 +39,8 @@ class CallMemo:
     caller_namespace: str = ""
     caller_workflow_id: str = ""
     caller_run_id: str = ""
-    on_orphaned: str = "keep"
-    """"keep" or "cancel": what happens to the target when no caller waits any more."""
+    caller_close_policy: str = "abandon"
+    """"abandon" or "request_cancel": what happens to the target when no caller waits any more."""
     held_ms: int = 0
     """How long after the first run's start the start request is held open. Its answer carries an earlier outcome."""
     renews: bool = True

@@ -10,7 +10,7 @@ from handler.delivery.records import Delivery
 DELIVER_ACTIVITY = "bridge.deliver_completion"
 DELIVERY_WORKFLOW = "bridge.Delivery"
 WATCH_CALLERS_ACTIVITY = "bridge.watch_callers"
-CANCEL_ORPHAN_ACTIVITY = "bridge.cancel_orphan"
+CANCEL_ABANDONED_ACTIVITY = "bridge.cancel_abandoned"
 
 COMPLETION_REFUSED = "bridge.CompletionRefused"
 RECEIVER_NOT_READY = "bridge.ReceiverNotReady"

@@ -19,7 +19,7 @@ MAX_WAIT = timedelta(seconds=60)
 """No start is held longer, whatever its caller prefers."""
 
 
-class Holds:
+class HeldStarts:
     """The starts that one service holds open."""
 
     def __init__(self, client: Client, *, limit: int) -> None:

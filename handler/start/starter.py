@@ -39,7 +39,7 @@ from bridge.workflow.targets import Target
 from handler.delivery.close_event import inlined, read_close_event
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo
 from handler.start.conversion import Conversion
-from handler.start.held_starts import Holds
+from handler.start.held_starts import HeldStarts
 from handler.start.runs import Runs
 from handler.start.user_functions import workflow_id_for
 
@@ -109,7 +109,7 @@ class Starter:
         hash_key: bytes,
         task_queue: str,
         retention: Callable[[], Awaitable[timedelta]],
-        holds: Holds,
+        holds: HeldStarts,
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
@@ -196,7 +196,7 @@ class Starter:
     async def _crossing(self, caller: str, outcome: Outcome) -> Outcome:
         if not self._shares_storage(caller):
             outcome = await inlined(self._client.data_converter, outcome)
-        return outcome.fitted()
+        return outcome.within_size_limit()
 
     def close(self) -> None:
         """Let go of the starts that are held open."""
@@ -315,7 +315,7 @@ class Starter:
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",
-            on_orphaned=start.target.on_orphaned,
+            caller_close_policy=start.target.caller_close_policy,
             held_ms=0 if start.hold is None else int(_told_by_answer_for(start.hold) / timedelta(milliseconds=1)),
             renews=request.scheduled_time is not None,
         )
@@ -362,7 +362,8 @@ class Starter:
         if call.callback_url is not None and not call.renews and not is_certain:
             message = "another call's run of this operation goes on: ask again for its outcome"
             raise UnavailableError(message)
-        if not start.target.instrumented or (call.callback_url is None and start.target.on_orphaned == "keep"):
+        is_watched = start.target.caller_close_policy == "request_cancel"
+        if not start.target.instrumented or (call.callback_url is None and not is_watched):
             # Renewals, or Temporal's server, find the outcome.
             return True
         try:
@@ -398,7 +399,7 @@ def _is_same_call(start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo |
     if start.caller == NATIVE_CALLER and memo is not None:
         is_own = is_own and memo.request_id == start.request.request_id
     # Compare the workflow type too: two operations may lead to one id, and their outcomes differ.
-    if holder.type.name != start.target.workflow_type or (not is_own and not start.target.shared):
+    if holder.type.name != start.target.workflow_type or (not is_own and not start.target.attach_across_callers):
         if not may_start:
             # The answer must not say whether the id is held: no run is made that would have to be paid for.
             raise OutcomeUnknownError(_TOO_OLD)

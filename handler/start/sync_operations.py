@@ -23,7 +23,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.errors import ToldHandlerError, without_text
+from bridge.errors import PeerHandlerError, without_text
 from bridge.protocol.headers import decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
@@ -136,7 +136,7 @@ class SyncOperations:
             outcome = Outcome.succeeded(await self._result(result.value, context))
         finally:
             cancellation.cancel()
-        return Finished(outcome=outcome.fitted(), target=None, links=context.outbound_links)
+        return Finished(outcome=outcome.within_size_limit(), target=None, links=context.outbound_links)
 
     async def _result(self, value: Any, context: StartOperationContext) -> Payload:
         """*value* as it crosses. One that cannot be written is final: a repeat would run the operation again."""
@@ -155,9 +155,9 @@ class SyncOperations:
         """*error* with its *cause* in the form that crosses."""
         if cause is None:
             return error
-        told = ToldHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
-        told.told_cause = Failure()
-        await self._data_converter.encode_failure(cause, told.told_cause)
+        told = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
+        told.remote_cause = Failure()
+        await self._data_converter.encode_failure(cause, told.remote_cause)
         return told
 
     async def _unsuccessful(self, error: OperationError) -> Outcome:

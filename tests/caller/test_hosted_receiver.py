@@ -127,21 +127,21 @@ def polled(world: World) -> dict[str, object]:
 def settings_file(apart: World, tmp_path: Path) -> Path:
     """The caller's settings for a process of its own."""
 
-    def ring(name: str) -> str:
+    def key_set(name: str) -> str:
         key = getattr(apart.keys, name).keys["k1"].get_secret_value()
         return f'{{ signing = "k1", keys = {{ k1 = "{key}" }} }}'
 
     path = tmp_path / "caller.toml"
     path.write_text(f"""\
 name = "{CALLER}"
-callback_keys = {ring("callback")}
+callback_keys = {key_set("callback")}
 [receiver]
 url = "{apart.receiver.url}"
 port = {apart.receiver.port}
 allow_insecure = true
 [handlers.{HANDLER}]
-start_keys = {ring("start")}
-completion_keys = {ring("completion")}
+start_keys = {key_set("start")}
+completion_keys = {key_set("completion")}
 [endpoints.payments]
 url = "{apart.service.url}/c/{CALLER}"
 handler = "{HANDLER}"

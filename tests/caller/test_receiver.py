@@ -19,7 +19,7 @@ from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
 from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import Message, Spoil, completion, failure_body, send
 from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
 from tests.support.world import World, events, running_world
@@ -196,7 +196,7 @@ async def test_an_unsigned_message_with_a_good_url_is_a_401(shared: Waiting) -> 
 async def test_other_keys_kinds_and_receivers_are_a_401(shared: Waiting) -> None:
     """The start's key, a stranger's key, a start's signature, another receiver's or an expired token."""
     world = shared.world
-    for other in (world.keys.start, ring(new_key())):
+    for other in (world.keys.start, key_set(new_key())):
         assert (await send(shared.message(), MessageSigner(other))).body == UNAUTHENTICATED
     message = shared.message()
     message.kind = MessageKind.START

@@ -184,8 +184,8 @@ def fit(settings: Path, world: World, service: str) -> None:
     """Give the handler's file the keys, queue and addresses of *world*; *service* is what its caller may start."""
     text = (settings / "handler.toml").read_text()
     for old, new in (
-        ("start_keys = .*", f"start_keys = {ring_text(world.keys.start)}"),
-        ("completion_keys = .*", f"completion_keys = {ring_text(world.keys.completion)}"),
+        ("start_keys = .*", f"start_keys = {key_set_text(world.keys.start)}"),
+        ("completion_keys = .*", f"completion_keys = {key_set_text(world.keys.completion)}"),
         ('task_queue = ".*"', f'task_queue = "{world.payment_queue}"'),
         (r"PaymentService/\*", f"{service}/*"),
         ("^url = .*", f'url = "{world.service.url}"'),
@@ -258,8 +258,8 @@ async def test_a_module_may_have_operations_without_workflows_only(server: Serve
         assert await asyncio.wait_for(service.wait(), 30) == 0
 
 
-def ring_text(ring: Any) -> str:
-    return f'{{ signing = "k1", keys = {{ k1 = "{ring.keys["k1"].get_secret_value()}" }} }}'
+def key_set_text(key_set: Any) -> str:
+    return f'{{ signing = "k1", keys = {{ k1 = "{key_set.keys["k1"].get_secret_value()}" }} }}'
 
 
 async def test_the_demo_does_the_main_job(server: Server) -> None:

@@ -19,7 +19,7 @@ from bridge.errors import UntrustedError
 from bridge.security.signatures import MessageKind, MessageSigner, RequestProof
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
-from tests.support.helpers import ring
+from tests.support.helpers import key_set
 from tests.support.peer import start
 from tests.support.world import World, running_world
 
@@ -99,7 +99,7 @@ async def test_a_start_signed_in_javascript_gets_an_answer_that_is_checked_there
 @pytest.mark.parametrize("package", [each.partition("@")[0] for each in PACKAGES])
 async def test_our_start_is_checked_in_javascript_and_its_answer_is_checked_here(peer: Path, package: str) -> None:
     """Both ways round: our request, the package's answer, and neither holds for another request."""
-    keys = ring()
+    keys = key_set()
     key, url = keys.raw()["k1"], "https://payments.example/op?callback=https%3A%2F%2Forders.example%2F7"
     proofs: list[RequestProof] = []
     requests: list[dict[str, Any]] = []

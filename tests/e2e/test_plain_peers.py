@@ -18,7 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 import bridge
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
@@ -50,8 +50,8 @@ class ImpatientWorkflow:
         )
 
 
-def one_key(ring: KeyRing) -> str:
-    return ring.keys[ring.signing].get_secret_value()
+def one_key(key_set: KeySet) -> str:
+    return key_set.keys[key_set.signing].get_secret_value()
 
 
 @contextlib.asynccontextmanager
@@ -180,8 +180,8 @@ async def test_a_plain_handler_takes_nothing_unsigned_and_calls_nobody_else_back
 async def test_a_caller_without_temporal_starts_by_curl_and_is_told_the_outcome(server: Server, auth: str) -> None:
     """The commands and the settings of the document, as they stand there, but for ports and the order's id."""
     [receiver_port] = free_ports(1)
-    ring = KeyRing.model_validate({"signing": "k1", "keys": {"k1": new_key()}})
-    keys = {"START-KEY": one_key(ring), "COMPLETION-KEY": new_key(), "BEARER-KEY": new_key()}
+    key_set = KeySet.model_validate({"signing": "k1", "keys": {"k1": new_key()}})
+    keys = {"START-KEY": one_key(key_set), "COMPLETION-KEY": new_key(), "BEARER-KEY": new_key()}
     number = ["signature", "bearer", "none"].index(auth)
     async with running_world(server, without=("receiver", "caller", "service", "handler")) as world:
 

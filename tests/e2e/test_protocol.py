@@ -13,7 +13,7 @@ from http_message_signatures import HTTPMessageVerifier, MappingKeyResolver, alg
 from multidict import CIMultiDict
 
 from bridge.protocol.openapi import describe_handler_service, describe_receiver
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageKind, MessageVerifier
 from examples.plain.signatures import decode_key, is_signed
 from scripts.environment.server import Server
@@ -63,7 +63,7 @@ async def test_the_examples_of_the_document_verify_with_our_code() -> None:
         if not asked.header("Signature-Input"):
             continue
         [tag] = re.findall(r'tag="([a-z-]+)"', asked.header("Signature-Input"))
-        key_set = KeyRing.model_validate({"signing": "k1", "keys": {"k1": KEYS[tag]}})
+        key_set = KeySet.model_validate({"signing": "k1", "keys": {"k1": KEYS[tag]}})
         verifier = MessageVerifier(key_set, public_base=f"https://{asked.header('Host')}", clock=SIGNED_AT.timestamp)
         method, path, _ = asked.first_line.split(" ")
         verified = verifier.verify(MessageKind(tag), method=method, raw_path=path, headers=CIMultiDict(asked.headers))

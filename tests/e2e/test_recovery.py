@@ -15,11 +15,11 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.workflows import Ask, CallPlan, Reply
 from tests.support.world import Before, World, events, running_world, with_codec
 
@@ -178,7 +178,7 @@ async def test_a_renewal_that_is_refused_by_mistake_fails_nothing(world: World, 
 
 async def test_a_wrong_key_for_a_while_fails_nothing(world: World) -> None:
     """A bad key rollout on the handler's side, mended: both the renewals and the outcome survive it."""
-    good: KeyRing = world.keys.start
+    good: KeySet = world.keys.start
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
     target = await world.until_started(ask)
@@ -188,7 +188,7 @@ async def test_a_wrong_key_for_a_while_fails_nothing(world: World) -> None:
 
     await assert_eventually(target_is_shown)
     await world.service.stop()
-    world.keys.start = ring()
+    world.keys.start = key_set()
     await world.service.start()
     await world.until_attempt(handle, 4)
     assert 401 in world.service.statuses
@@ -294,7 +294,7 @@ async def test_a_worker_killed_inside_the_activity_loses_nothing(server: Server,
 def _with_keys(text: str, world: World) -> str:
     """The generated settings with this world's keys in place of the generated ones."""
 
-    def ring_text(keys: KeyRing) -> str:
+    def key_set_text(keys: KeySet) -> str:
         secret = keys.keys["k1"].get_secret_value()
         return f'{{ signing = "k1", keys = {{ k1 = "{secret}" }} }}'
 
@@ -306,5 +306,5 @@ def _with_keys(text: str, world: World) -> str:
     lines = []
     for line in text.splitlines():
         name = line.partition(" = ")[0]
-        lines.append(f"{name} = {ring_text(own[name])}" if name in own else line)
+        lines.append(f"{name} = {key_set_text(own[name])}" if name in own else line)
     return "\n".join(lines)

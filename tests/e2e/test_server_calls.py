@@ -23,12 +23,12 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 from yarl import URL
 
-from bridge.security.keys import KeyRing
+from bridge.security.keys import KeySet
 from handler.settings import HandlerSettings
 from scripts.environment import temporal_cli
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.native import NativeCaller, NativePlan
 from tests.support.services import Quotes
 from tests.support.workflows import Ask, Reply
@@ -380,7 +380,7 @@ async def operators_proxy(authorization: str | None) -> AsyncIterator[tuple[str,
         await runner.cleanup()
 
 
-def bearer(keys: KeyRing, key_id: str = "k1") -> str:
+def bearer(keys: KeySet, key_id: str = "k1") -> str:
     return f"Bearer {keys.keys[key_id].get_secret_value()}"
 
 
@@ -395,9 +395,9 @@ async def assert_refused(world: World) -> None:
 
 
 async def test_a_bearer_secret_that_a_proxy_adds_lets_the_servers_calls_in(server: Server) -> None:
-    """Start and cancel; every key of the ring counts, so that a new one can be rolled out."""
-    keys = ring()
-    rolled = KeyRing.model_validate({"signing": "new", "keys": {"new": ring().keys["k1"], "k1": keys.keys["k1"]}})
+    """Start and cancel; every key of the key set counts, so that a new one can be rolled out."""
+    keys = key_set()
+    rolled = KeySet.model_validate({"signing": "new", "keys": {"new": key_set().keys["k1"], "k1": keys.keys["k1"]}})
     async with (
         operators_proxy(bearer(keys)) as (url, aim),
         running_side(server, url=url, auth="bearer", bearer_keys=rolled) as world,
@@ -414,8 +414,8 @@ async def test_a_bearer_secret_that_a_proxy_adds_lets_the_servers_calls_in(serve
 
 @pytest.mark.parametrize("found", ["missing", "wrong", "basic"])
 async def test_a_wrong_or_missing_bearer_secret_is_refused(server: Server, found: str) -> None:
-    keys = ring()
-    sent = {"missing": None, "wrong": bearer(ring()), "basic": bearer(keys).replace("Bearer", "Basic")}[found]
+    keys = key_set()
+    sent = {"missing": None, "wrong": bearer(key_set()), "basic": bearer(keys).replace("Bearer", "Basic")}[found]
     async with (
         operators_proxy(sent) as (url, aim),
         running_side(server, url=url, auth="bearer", bearer_keys=keys) as world,
@@ -448,8 +448,10 @@ async def test_a_request_that_a_proxy_forwards_is_not_vouched_for_by_the_proxys_
 @pytest.mark.parametrize("adds", ["nothing", "its own start key", "another caller's secret"])
 async def test_by_default_the_servers_unsigned_calls_are_refused(server: Server, adds: str) -> None:
     """Who has to sign has to sign: an Authorization does not stand for a signature."""
-    start_keys, completion_keys = ring(), ring()
-    sent = {"nothing": None, "its own start key": bearer(start_keys), "another caller's secret": bearer(ring())}[adds]
+    start_keys, completion_keys = key_set(), key_set()
+    sent = {"nothing": None, "its own start key": bearer(start_keys), "another caller's secret": bearer(key_set())}[
+        adds
+    ]
     async with (
         operators_proxy(sent) as (url, aim),
         running_side(server, url=url, start_keys=start_keys, completion_keys=completion_keys) as world,
@@ -477,7 +479,7 @@ async def test_the_servers_calls_may_have_their_outcomes_sent_nowhere_else(world
 @pytest.mark.parametrize("auth", ["none", "bearer"])
 async def test_the_documents_settings_and_command_let_the_server_call(server: Server, auth: str) -> None:
     """As they stand there, but for ports, keys and the endpoint's name."""
-    keys = ring()
+    keys = key_set()
     toml, command = blocks(PAGE, "toml")[["none", "bearer"].index(auth)], blocks(PAGE, "sh")[1]
     assert server.http is not None
     text = toml.replace("http://127.0.0.1:7243", server.http).replace("BEARER-KEY", keys.keys["k1"].get_secret_value())

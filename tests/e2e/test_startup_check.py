@@ -15,7 +15,7 @@ from bridge.security.signatures import MessageKind, MessageSigner
 from caller.endpoints import Endpoints
 from caller.startup_check import check_endpoints
 from scripts.environment.server import Server
-from tests.support.helpers import CALLER, HANDLER, assert_eventually, ring
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.peer import Message, send
 from tests.support.world import World, running_world
 
@@ -51,7 +51,7 @@ async def test_what_would_keep_calls_waiting_is_named(services: World, caplog: p
     elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
     assert "do not allow callbacks to https://elsewhere.example/callbacks" in elsewhere
     assert "differs from the handler's by +180 s" in await checked(services, caplog, ahead=timedelta(minutes=3))
-    good, services.keys.start = services.keys.start, ring()
+    good, services.keys.start = services.keys.start, key_set()
     try:
         assert "compare keys, key ids and clocks" in await checked(services, caplog)
     finally:

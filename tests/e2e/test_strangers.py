@@ -12,7 +12,7 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import NexusOperationError
 
 from scripts.environment.server import Server
-from tests.support.helpers import assert_eventually, ring
+from tests.support.helpers import assert_eventually, key_set
 from tests.support.workflows import Ask, CallPlan, Reply
 from tests.support.world import World, running_world
 
@@ -230,7 +230,7 @@ async def test_a_wrong_key_ends_no_call_and_is_seen(server: Server, caplog: pyte
     """Shown with its cure on the asking side; the other side's log names the check that failed."""
     async with running_world(server) as world:
         await world.service.stop()
-        good, world.keys.start = world.keys.start, ring()
+        good, world.keys.start = world.keys.start, key_set()
         await world.service.start()
         world.keys.start = good
         handle = await world.call(Ask(key=world.key(), text="true"), CallPlan(first_lease=5))

@@ -12,7 +12,7 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from handler.start.held_starts import Holds
+from handler.start.held_starts import HeldStarts
 from scripts.environment.server import Server
 from tests.support.helpers import assert_eventually
 from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
@@ -261,7 +261,7 @@ async def test_a_hold_ends_before_the_operation_must(world: World) -> None:
 
 async def test_no_place_is_given_once_holding_has_ended(world: World) -> None:
     """Also none that is given back after that."""
-    holds = Holds(world.handler_client, limit=1)
+    holds = HeldStarts(world.handler_client, limit=1)
     second = timedelta(seconds=1)
     with holds.reserve(second) as hold:
         assert hold == second

@@ -15,7 +15,7 @@ from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, HANDLER, assert_eventually, ring
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.workflows import Ask
 from tests.support.world import World, running_world, with_codec
@@ -208,7 +208,7 @@ async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) ->
 
 async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None:
     """The key of the other direction, a stranger's key, and a cancel's signature."""
-    for key_ring in (quiet.keys.completion, ring(new_key())):
+    for key_ring in (quiet.keys.completion, key_set(new_key())):
         answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(key_ring))
         assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
     message = start(quiet, {"key": quiet.key()})
@@ -220,7 +220,7 @@ async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None
     """Not an internal error: whatever bytes a stranger sends."""
 
     def prepare(world: World) -> None:
-        world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": ring()}
+        world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": key_set()}
 
     async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
         head = [f"POST /c/{CALLER}/ProbeService/probe HTTP/1.1", "Host: handler", "Content-Length: 0"]

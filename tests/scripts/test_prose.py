@@ -10,7 +10,7 @@ from scripts.checks.prose import avoided_words, silent_fields
     [
         pytest.param("The handler " + "tells its caller.", id="a verb with eight meanings"),
         pytest.param("def _" + "tell(self) -> None: ...", id="a name"),
-        pytest.param("reply." + "told_cause", id="a part of a name"),
+        pytest.param("reply." + "remote_cause", id="a part of a name"),
         pytest.param("It is late, " + "so it is dropped.", id="so for thus"),
         pytest.param("Besides a name there " + "is none.", id="is none"),
         pytest.param("WHAT" + "EVER happens", id="capitals"),

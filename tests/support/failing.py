@@ -236,7 +236,9 @@ class FailingWorkflow:
         return Trial(key=f"{trial.key}-child", behaviour=behaviour)
 
 
-@bridge.emits_callback(service=TrialService, operation=TrialService.bounded, workflow_id=workflow_id, shared=True)
+@bridge.emits_callback(
+    service=TrialService, operation=TrialService.bounded, workflow_id=workflow_id, attach_across_callers=True
+)
 @workflow.defn(sandboxed=False)
 class BoundedWorkflow:
     """Never ends by itself."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from multidict import CIMultiDict
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings
 
@@ -27,15 +27,15 @@ async def assert_eventually(check: Callable[[], Awaitable[T]], *, within: float 
     return await retrying(check)
 
 
-def ring(key: str | None = None) -> KeyRing:
-    return KeyRing.model_validate({"signing": "k1", "keys": {"k1": key or new_key()}})
+def key_set(key: str | None = None) -> KeySet:
+    return KeySet.model_validate({"signing": "k1", "keys": {"k1": key or new_key()}})
 
 
 class Keys:
     """The keys of one caller and one handler."""
 
     def __init__(self) -> None:
-        self.callback, self.start, self.completion, self.operation = (ring() for _ in range(4))
+        self.callback, self.start, self.completion, self.operation = (key_set() for _ in range(4))
         self.hash = new_key()
 
 

@@ -24,11 +24,11 @@ from http_sf.compat import Dictionary
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier, RequestProof
 
 BASE = "https://payments.example/bridge"
-RING = KeyRing.model_validate({"signing": "k1", "keys": {"k1": new_key(), "k2": new_key()}})
+RING = KeySet.model_validate({"signing": "k1", "keys": {"k1": new_key(), "k2": new_key()}})
 SIGNER, VERIFIER = MessageSigner(RING), MessageVerifier(RING, public_base=BASE)
 ACTED_UPON = {"operation-timeout", "request-timeout", "prefer"}
 PATH = "/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2Fcallbacks%2Fid%3Fsig%3Dx.y"

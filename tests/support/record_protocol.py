@@ -16,7 +16,7 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
 import bridge
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from bridge.workflow.call import Transport
 from caller import CallerPlugin
@@ -193,9 +193,9 @@ class Scenes:
             await order.result()
 
     async def _send(self, kind: MessageKind | None, url: str, headers: dict[str, str], body: bytes) -> None:
-        ring = self._world.keys.completion if kind is MessageKind.COMPLETION else self._world.keys.start
+        key_set = self._world.keys.completion if kind is MessageKind.COMPLETION else self._world.keys.start
         message = peer.Message(url=url, headers=CIMultiDict(headers), body=body, kind=kind or MessageKind.START)
-        await peer.send(message, None if kind is None else MessageSigner(ring))
+        await peer.send(message, None if kind is None else MessageSigner(key_set))
 
 
 def _state(exchange: Exchange) -> str:
@@ -212,9 +212,9 @@ async def record(server: Server) -> tuple[dict[str, Exchange], dict[str, Exchang
 
 
 def _with_a_shop(world: World) -> None:
-    settings, ring = world.handler_settings, KeyRing.model_validate({"signing": "k1", "keys": {"k1": SECRET}})
-    shop = CallerPeer(auth="bearer", bearer_keys=ring, operations=("PaymentService/*",))
-    changes = {"orphan_check_s": 0.5, "callers": {**settings.callers, SHOP: shop}}
+    settings, key_set = world.handler_settings, KeySet.model_validate({"signing": "k1", "keys": {"k1": SECRET}})
+    shop = CallerPeer(auth="bearer", bearer_keys=key_set, operations=("PaymentService/*",))
+    changes = {"abandoned_check_s": 0.5, "callers": {**settings.callers, SHOP: shop}}
     world.override_handler_settings(settings.model_copy(update=changes))
 
 

@@ -142,7 +142,7 @@ class ProbeWorkflow:
     service=ProbeService,
     operation=ProbeService.shared,
     workflow_id=lambda ask: f"shared-{ask.key}",
-    shared=True,
+    attach_across_callers=True,
     bounded=True,
 )
 @workflow.defn
@@ -164,7 +164,7 @@ class SharedWorkflow:
     service=ProbeService,
     operation=ProbeService.minded,
     workflow_id=lambda ask: f"minded-{ask.key}",
-    on_orphaned="cancel",
+    caller_close_policy="request_cancel",
 )
 @workflow.defn
 class MindedWorkflow:

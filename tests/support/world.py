@@ -271,12 +271,12 @@ class World:
         self, request: web.Request, status: int, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> web.Response:
         """An answer in the name of the service that *request* is for: signed, as only its keys can."""
-        kind, ring, base = MessageKind.START, self.keys.start, self.service.url
+        kind, key_set, base = MessageKind.START, self.keys.start, self.service.url
         if request.path.startswith("/callbacks"):
-            kind, ring, base = MessageKind.COMPLETION, self.keys.completion, self.receiver.url
+            kind, key_set, base = MessageKind.COMPLETION, self.keys.completion, self.receiver.url
         elif request.path.endswith("/cancel"):
             kind = MessageKind.CANCEL
-        verified = MessageVerifier(ring, public_base=base).verify(
+        verified = MessageVerifier(key_set, public_base=base).verify(
             kind, method=request.method, raw_path=request.raw_path, headers=request.headers
         )
         signed = CIMultiDict(headers or {})

@@ -99,11 +99,11 @@ def test_each_side_runs_as_a_module_too(side: str) -> None:
 
 def test_keys_new_prints_a_ring_for_the_settings() -> None:
     """TOML for people, JSON for machines; never the same key twice."""
-    ring = tomllib.loads(run("keys", "new", "--id", "k7").stdout)
-    assert ring["signing"] == "k7"
+    key_set = tomllib.loads(run("keys", "new", "--id", "k7").stdout)
+    assert key_set["signing"] == "k7"
     other = json.loads(run("keys", "new", "--json").stdout)
-    assert len(ring["keys"]["k7"]) == 43
-    assert ring["keys"]["k7"] not in other["keys"].values()
+    assert len(key_set["keys"]["k7"]) == 43
+    assert key_set["keys"]["k7"] not in other["keys"].values()
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from nexusrpc import HandlerError
 from bridge.errors import OutcomeUnknownError, RemoteProtocolError, UnsignedAnswerError
 from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
 from bridge.security.signatures import MessageKind, MessageSigner, RequestProof
-from tests.support.helpers import ring
+from tests.support.helpers import key_set
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 JSON = {"Content-Type": "application/json"}
 SUCCEEDED = JSON | {"Nexus-Operation-State": "succeeded"}
-SIGNER = MessageSigner(ring())
+SIGNER = MessageSigner(key_set())
 EVERY_STATUS = [*range(200, 600)]
 KNOWN: Mapping[Sent, Mapping[int, Meaning]] = {
     Sent.START: {

@@ -13,8 +13,8 @@ from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import (
     OutcomeUnknownError,
+    PeerHandlerError,
     RemoteProtocolError,
-    ToldHandlerError,
     UnavailableError,
     bad_request,
     not_found,
@@ -507,8 +507,8 @@ def test_a_preference_to_wait_is_written_in_whole_seconds() -> None:
 
 
 def caused(cause: Failure) -> HandlerError:
-    error = ToldHandlerError("no", type=HandlerErrorType.BAD_REQUEST)
-    error.told_cause = cause
+    error = PeerHandlerError("no", type=HandlerErrorType.BAD_REQUEST)
+    error.remote_cause = cause
     return error
 
 
@@ -520,8 +520,8 @@ def test_a_cause_crosses_undecoded() -> None:
     cause.cause.message = "the innermost"
     status, headers, body = encode_handler_error(caused(cause))
     error = decode_handler_error(status, multi(headers), body)
-    assert isinstance(error, ToldHandlerError)
-    assert error.told_cause == cause
+    assert isinstance(error, PeerHandlerError)
+    assert error.remote_cause == cause
 
 
 @pytest.mark.parametrize("part", ["encoded", "decoded"])
@@ -534,8 +534,8 @@ def test_a_cause_too_large_for_an_activity_is_left_out(part: str) -> None:
     if part == "encoded":
         _, _, told = encode_handler_error(caused(Failure(message=large.message)))
     error = decode_handler_error(400, multi(JSON), told)
-    assert isinstance(error, ToldHandlerError)
-    assert error.told_cause is None
+    assert isinstance(error, PeerHandlerError)
+    assert error.remote_cause is None
     assert error.message == "no"
 
 
@@ -546,5 +546,5 @@ def test_a_cause_that_is_none_spoils_nothing() -> None:
         {"message": "no", "metadata": {"type": HANDLER_ERROR_TYPE}, "details": {"type": "NOT_FOUND"}, "cause": broken}
     ).encode()
     error = decode_handler_error(404, multi(JSON), body)
-    assert isinstance(error, ToldHandlerError)
-    assert (error.type, error.message, error.told_cause) == (HandlerErrorType.NOT_FOUND, "no", None)
+    assert isinstance(error, PeerHandlerError)
+    assert (error.type, error.message, error.remote_cause) == (HandlerErrorType.NOT_FOUND, "no", None)

@@ -115,7 +115,7 @@ def test_any_content_is_an_outcome_or_refused(state: OperationState, headers: di
 @pytest.mark.parametrize("outcome", [*OUTCOMES, pytest.param(Outcome.succeeded(None), id="nothing")])
 def test_an_ordinary_outcome_fits(outcome: Outcome) -> None:
     """It is told as it is."""
-    assert outcome.fitted() is outcome
+    assert outcome.within_size_limit() is outcome
 
 
 @pytest.mark.parametrize(
@@ -127,19 +127,19 @@ def test_an_ordinary_outcome_fits(outcome: Outcome) -> None:
 )
 def test_an_outcome_over_the_limit_becomes_a_failure_that_says_so(outcome: Outcome) -> None:
     """Temporal would answer OK and then fail the activity; this failure is final and small."""
-    fitted = outcome.fitted()
-    assert fitted.state is OperationState.FAILED
-    assert fitted.failure is not None
-    assert fitted.failure.application_failure_info.type == OUTCOME_TOO_LARGE
-    assert fitted.failure.application_failure_info.non_retryable
-    assert fitted.fitted() is fitted
+    within_size_limit = outcome.within_size_limit()
+    assert within_size_limit.state is OperationState.FAILED
+    assert within_size_limit.failure is not None
+    assert within_size_limit.failure.application_failure_info.type == OUTCOME_TOO_LARGE
+    assert within_size_limit.failure.application_failure_info.non_retryable
+    assert within_size_limit.within_size_limit() is within_size_limit
 
 
 def test_the_largest_outcome_still_fits() -> None:
     """The limit itself is inside."""
     payload = Payload(data=bytes(MAX_PAYLOAD_BYTES - 4))
     assert payload.ByteSize() == MAX_PAYLOAD_BYTES
-    assert Outcome.succeeded(payload).fitted().state is OperationState.SUCCEEDED
+    assert Outcome.succeeded(payload).within_size_limit().state is OperationState.SUCCEEDED
 
 
 def test_a_failure_too_large_names_size_and_limit() -> None:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.runtime.settings import BridgeSettings, SettingsError, load, require_distinct_keys, require_https
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings, Service
-from tests.support.helpers import CALLER, HANDLER, Keys, caller_settings, handler_settings, ring
+from tests.support.helpers import CALLER, HANDLER, Keys, caller_settings, handler_settings, key_set
 
 SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
 Tree = dict[str, Any]
@@ -396,8 +396,8 @@ BAD_RINGS = [
     ("no base64", {"signing": "k1", "keys": {"k1": "correct horse battery staple correct horse"}}, ".keys"),
     ("empty key", {"signing": "k1", "keys": {"k1": ""}}, ".keys"),
     ("key a number", {"signing": "k1", "keys": {"k1": 12345678901234567890}}, ".keys.k1"),
-    ("empty ring", {"signing": "k1", "keys": {}}, ".keys"),
-    ("signing id not in the ring", plain_ring("k1") | {"signing": "k2"}, ": signing"),
+    ("empty key set", {"signing": "k1", "keys": {}}, ".keys"),
+    ("signing id not in the key set", plain_ring("k1") | {"signing": "k2"}, ": signing"),
     ("no signing id", {"keys": {"k1": new_key()}}, ".signing"),
     ("no keys", {"signing": "k1"}, ".keys"),
     ("bad id", {"signing": "k_1", "keys": {"k_1": new_key()}}, ".signing"),
@@ -412,7 +412,7 @@ BAD_RINGS = [
 def test_a_bad_ring_of_the_caller_is_named_by_its_place(
     configured: Configured, where: str, value: Any, named: str
 ) -> None:
-    """Which ring, which field and, where there is one, which key id; never the key."""
+    """Which key set, which field and, where there is one, which key id; never the key."""
     tree = caller_tree()
     put(where, value)(tree)
     configured(tree)
@@ -432,7 +432,7 @@ def test_a_bad_ring_of_the_handler_is_named_by_its_place(
 
 
 def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configured) -> None:
-    """The one who swapped the two sees which ring it was, and the log no key."""
+    """The one who swapped the two sees which key set it was, and the log no key."""
     key = "A_" + new_key()
     tree = caller_tree()
     tree["callback_keys"] = {"signing": "k1", "keys": {key: "k1"}}
@@ -496,12 +496,12 @@ def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configur
         pytest.param(
             put(COMPLETION, lambda tree: tree["handlers"][HANDLER]["start_keys"]),
             f"handlers.{HANDLER}.start_keys and handlers.{HANDLER}.completion_keys",
-            id="one ring in two directions",
+            id="one key set in two directions",
         ),
         pytest.param(
             put("handlers/second", lambda tree: copy.deepcopy(tree["handlers"][HANDLER])),
             f"handlers.{HANDLER}.start_keys and handlers.second.start_keys",
-            id="one ring for two handlers",
+            id="one key set for two handlers",
         ),
         pytest.param(
             put(
@@ -509,7 +509,7 @@ def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configur
                 lambda tree: tree["callback_keys"]["keys"]["2027-02"] + "=",
             ),
             f"callback_keys and handlers.{HANDLER}.completion_keys",
-            id="one key in two rings, spelled otherwise",
+            id="one key in two key sets, spelled otherwise",
         ),
     ],
 )
@@ -565,17 +565,17 @@ PEER = f"callers/{CALLER}"
         pytest.param(
             put(f"{PEER}/completion_keys", lambda tree: tree["callers"][CALLER]["start_keys"]),
             f"callers.{CALLER}.start_keys and callers.{CALLER}.completion_keys",
-            id="one ring in two directions",
+            id="one key set in two directions",
         ),
         pytest.param(
             put("callers/second", lambda tree: copy.deepcopy(tree["callers"][CALLER])),
             f"callers.{CALLER}.start_keys and callers.second.start_keys",
-            id="one ring for two callers",
+            id="one key set for two callers",
         ),
         pytest.param(
             put("hash_key", lambda tree: tree["operation_keys"]["keys"]["k1"]),
             "operation_keys and hash_key",
-            id="hash key in a ring",
+            id="hash key in a key set",
         ),
     ],
 )
@@ -662,12 +662,12 @@ def test_only_https_is_safe_without_the_flag(text: str) -> None:
 
 
 def test_keys_are_distinct_between_rings_and_not_within_one() -> None:
-    """Under two ids of one ring a key is for one purpose still."""
-    key, other = new_key(), ring()
-    same = KeyRing.model_validate({"signing": "a", "keys": {"a": key, "b": key}})
+    """Under two ids of one key set a key is for one purpose still."""
+    key, other = new_key(), key_set()
+    same = KeySet.model_validate({"signing": "a", "keys": {"a": key, "b": key}})
     require_distinct_keys({"one": same, "two": other})
     with pytest.raises(ValueError, match=r"^one and three share a key") as caught:
-        require_distinct_keys({"one": same, "two": other, "three": ring(key)})
+        require_distinct_keys({"one": same, "two": other, "three": key_set(key)})
     assert key not in str(caught.value)
 
 

@@ -24,15 +24,15 @@ from bridge.security.callback_tokens import (
     OperationTokens,
 )
 from bridge.security.clocks import CLOCK_SKEW
-from bridge.security.keys import KeyRing, new_key
-from tests.support.helpers import CALLER, HANDLER, ring
+from bridge.security.keys import KeySet, new_key
+from tests.support.helpers import CALLER, HANDLER, key_set
 
 NOON = datetime(2027, 1, 15, 12, tzinfo=UTC)
 DEADLINE = NOON + timedelta(hours=1)
-RING = ring()
+RING = key_set()
 CALLBACK_ID = secrets.token_urlsafe(16)
 TOKENS = CallbackTokens(RING, issuer=CALLER, audience="receiver", namespace="orders")
-OPERATIONS = OperationTokens(RING)  # the same ring on purpose: the salts alone must keep the purposes apart
+OPERATIONS = OperationTokens(RING)  # the same key set on purpose: the salts alone must keep the purposes apart
 
 ANY_TEXT = st.text(st.characters())
 OPERATION_TOKEN = OPERATIONS.mint(caller=CALLER, workflow_id="payment-7", request_id="request-7")
@@ -53,7 +53,7 @@ def mint(tokens: CallbackTokens = TOKENS, **changes: Any) -> str:
     return str(tokens.mint(**(claims | changes)))
 
 
-def serializer(salt: str, keys: KeyRing = RING) -> URLSafeSerializer:
+def serializer(salt: str, keys: KeySet = RING) -> URLSafeSerializer:
     return URLSafeSerializer(
         keys.signing_last(), salt=salt, signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256}
     )
@@ -188,7 +188,7 @@ def test_a_spoiled_operation_token_is_refused(spoil: Callable[[str], str]) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param(mint(CallbackTokens(ring(), issuer=CALLER, audience="receiver", namespace="orders")), id="key"),
+        pytest.param(mint(CallbackTokens(key_set(), issuer=CALLER, audience="receiver", namespace="orders")), id="key"),
         pytest.param(mint(CallbackTokens(RING, issuer="other", audience="receiver", namespace="orders")), id="issuer"),
         pytest.param(mint(CallbackTokens(RING, issuer=CALLER, audience="other", namespace="orders")), id="audience"),
         pytest.param(mint(CallbackTokens(RING, issuer=CALLER, audience="receiver", namespace="other")), id="namespace"),
@@ -338,8 +338,8 @@ def test_arbitrary_signed_claims_are_refused_in_one_way_only(claims: dict[str, A
     refuse(forged(**{"iat": "never"} | claims | {"act": "request-8"}))
 
 
-def rotated(signing: str, **keys: str) -> KeyRing:
-    return KeyRing.model_validate({"signing": signing, "keys": keys})
+def rotated(signing: str, **keys: str) -> KeySet:
+    return KeySet.model_validate({"signing": signing, "keys": keys})
 
 
 def test_keys_roll_over_without_losing_a_token() -> None:
@@ -392,7 +392,7 @@ def test_an_operation_token_of_the_longest_workflow_id_is_within_nexus_limit() -
     "text",
     [
         pytest.param(mint(), id="callback token"),
-        pytest.param(OperationTokens(ring()).mint(caller="a", workflow_id="b", request_id="c"), id="other key"),
+        pytest.param(OperationTokens(key_set()).mint(caller="a", workflow_id="b", request_id="c"), id="other key"),
         pytest.param(forged_operation("bridge/callback/v1"), id="salt of the other purpose"),
         pytest.param(forged_operation("bridge/operation/v2"), id="version in the salt"),
         pytest.param(forged_operation(v=2), id="unknown version"),
@@ -406,6 +406,6 @@ def test_an_operation_token_of_the_longest_workflow_id_is_within_nexus_limit() -
     ],
 )
 def test_an_operation_token_that_is_not_ours_is_refused(text: str) -> None:
-    """Who can name a workflow cannot cancel it: the token must be signed, for this purpose, with this ring."""
+    """Who can name a workflow cannot cancel it: the token must be signed, for this purpose, with this key set."""
     with pytest.raises(UntrustedError):
         OPERATIONS.verify(text)

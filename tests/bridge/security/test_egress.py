@@ -22,7 +22,7 @@ from bridge.security.egress import (
     is_allowed_address,
 )
 from bridge.security.signatures import MessageKind, MessageSigner
-from tests.support.helpers import ring
+from tests.support.helpers import key_set
 
 ORDERS = Destination(url="https://orders.example/callbacks")
 OTHERS = Destination(url="https://others.example:8443")
@@ -223,7 +223,7 @@ def test_arbitrary_text_is_refused_in_one_way_only(text: str) -> None:
         assert text.startswith("https://orders.example/callbacks/")
 
 
-SIGNER = MessageSigner(ring())
+SIGNER = MessageSigner(key_set())
 PIECE = st.sampled_from(
     [
         *(

@@ -1,4 +1,4 @@
-"""Key rings: what is accepted as a key, which one signs, and that none is ever shown."""
+"""Key key sets: what is accepted as a key, which one signs, and that none is ever shown."""
 
 import base64
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from bridge.security.keys import MAX_KEYS, MIN_KEY_BYTES, KeyRing, decode_key, new_key
+from bridge.security.keys import MAX_KEYS, MIN_KEY_BYTES, KeySet, decode_key, new_key
 
 ANY_TEXT = st.text(st.characters())
 
@@ -17,7 +17,7 @@ def test_a_new_key_is_strong_enough_and_never_the_same() -> None:
     first, second = new_key(), new_key()
     assert first != second
     assert len(decode_key(SecretStr(first))) == MIN_KEY_BYTES
-    assert KeyRing.model_validate({"signing": "k1", "keys": {"k1": first}}).raw()["k1"] == decode_key(SecretStr(first))
+    assert KeySet.model_validate({"signing": "k1", "keys": {"k1": first}}).raw()["k1"] == decode_key(SecretStr(first))
 
 
 @given(st.binary(min_size=MIN_KEY_BYTES, max_size=100), st.booleans())
@@ -61,9 +61,9 @@ def test_arbitrary_text_is_a_key_or_a_value_error(text: str) -> None:
     ],
 )
 def test_a_bad_key_is_refused_and_not_quoted(text: str) -> None:
-    """The ring names the key by its id, and never shows it."""
+    """The key set names the key by its id, and never shows it."""
     with pytest.raises(ValidationError) as caught:
-        KeyRing.model_validate({"signing": "k1", "keys": {"k1": text}})
+        KeySet.model_validate({"signing": "k1", "keys": {"k1": text}})
     assert "'k1'" in str(caught.value)
     assert not text or text not in str(caught.value)
 
@@ -72,11 +72,11 @@ KEYS = {f"k{number}": new_key() for number in range(MAX_KEYS + 1)}
 
 
 @pytest.mark.parametrize(
-    ("ring", "named"),
+    ("key set", "named"),
     [
-        pytest.param({"signing": "k1", "keys": {}}, "keys", id="empty ring"),
+        pytest.param({"signing": "k1", "keys": {}}, "keys", id="empty key set"),
         pytest.param({"signing": "k1", "keys": KEYS}, "keys", id="more keys than are tried"),
-        pytest.param({"signing": "k9", "keys": {"k1": KEYS["k1"]}}, "k9", id="signing id not in the ring"),
+        pytest.param({"signing": "k9", "keys": {"k1": KEYS["k1"]}}, "k9", id="signing id not in the key set"),
         pytest.param({"keys": {"k1": KEYS["k1"]}}, "signing", id="no signing id"),
         pytest.param({"signing": "k1"}, "keys", id="no keys"),
         pytest.param({"signing": "K1", "keys": {"K1": KEYS["k1"]}}, "K1", id="upper-case id"),
@@ -86,10 +86,10 @@ KEYS = {f"k{number}": new_key() for number in range(MAX_KEYS + 1)}
         pytest.param({"signing": "k1", "keys": {"k1": KEYS["k1"]}, "algorithm": "none"}, "algorithm", id="more fields"),
     ],
 )
-def test_a_weak_or_inconsistent_ring_is_refused(ring: dict[str, object], named: str) -> None:
-    """A ring that cannot sign, or that a library underneath would take too kindly, refuses to be made."""
+def test_a_weak_or_inconsistent_ring_is_refused(key_set: dict[str, object], named: str) -> None:
+    """A key set that cannot sign, or that a library underneath would take too kindly, refuses to be made."""
     with pytest.raises(ValidationError) as caught:
-        KeyRing.model_validate(ring)
+        KeySet.model_validate(key_set)
     assert named in str(caught.value)
     assert not [key for key in KEYS.values() if key in str(caught.value)]
 
@@ -97,15 +97,15 @@ def test_a_weak_or_inconsistent_ring_is_refused(ring: dict[str, object], named: 
 @given(st.permutations(list(KEYS)[:MAX_KEYS]), st.integers(0, MAX_KEYS - 1))
 def test_the_signing_key_is_last_wherever_it_stands(order: list[str], signing: int) -> None:
     """itsdangerous signs with the last of its keys: the role decides the place, not the order in the settings."""
-    ring = KeyRing.model_validate({"signing": order[signing], "keys": {key_id: KEYS[key_id] for key_id in order}})
-    raw = ring.raw()
-    assert ring.signing_last()[-1] == raw[order[signing]]
-    assert sorted(ring.signing_last()) == sorted(raw.values())
+    key_set = KeySet.model_validate({"signing": order[signing], "keys": {key_id: KEYS[key_id] for key_id in order}})
+    raw = key_set.raw()
+    assert key_set.signing_last()[-1] == raw[order[signing]]
+    assert sorted(key_set.signing_last()) == sorted(raw.values())
 
 
 def test_a_ring_shows_its_ids_and_no_key() -> None:
     """Neither `repr` nor a dump for the log shows a key."""
-    ring = KeyRing.model_validate({"signing": "k1", "keys": {"k1": KEYS["k1"]}})
-    shown = f"{ring!r} {ring} {ring.model_dump()} {ring.model_dump_json()}"
+    key_set = KeySet.model_validate({"signing": "k1", "keys": {"k1": KEYS["k1"]}})
+    shown = f"{key_set!r} {key_set} {key_set.model_dump()} {key_set.model_dump_json()}"
     assert "k1" in shown
     assert KEYS["k1"] not in shown

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bridge.errors import UntrustedError
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier, Verified
-from tests.support.helpers import ring
+from tests.support.helpers import key_set
 
 BASE = "https://payments.example/bridge"
 PATH = "/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2Fcallbacks%2Fid%3Fsig%3Dx.y"
 BODY = b'{"amount":12}'
-RING = ring()
+RING = key_set()
 SIGNER = MessageSigner(RING)
 VERIFIER = MessageVerifier(RING, public_base=BASE)
 ANY_TEXT = st.text(st.characters())
@@ -76,7 +76,7 @@ def signed_by_hand(
     covered: Sequence[str] | None = None,
     *,
     created: datetime | None = None,
-    keys: KeyRing = RING,
+    keys: KeySet = RING,
     key_id: str = "k1",
     tag: str | None = "bridge-start",
     digest: str | None = None,
@@ -298,7 +298,7 @@ def test_a_header_of_the_callers_own_is_read_as_it_was_signed() -> None:
 @pytest.mark.parametrize("verified_as", MessageKind)
 @pytest.mark.parametrize("signed_as", MessageKind)
 def test_no_kind_of_message_passes_as_another(signed_as: MessageKind, verified_as: MessageKind) -> None:
-    """A start reflected as a completion is no completion, even if the rings were the same."""
+    """A start reflected as a completion is no completion, even if the key sets were the same."""
     message = Message(kind=signed_as).signed()
     message.kind = verified_as
     if signed_as is verified_as:
@@ -308,22 +308,22 @@ def test_no_kind_of_message_passes_as_another(signed_as: MessageKind, verified_a
 
 
 def test_the_key_of_another_peer_does_not_verify() -> None:
-    """A key id is public and never selects the peer: the same id in another ring is another key."""
-    message = Message().signed(signer=MessageSigner(ring()))
+    """A key id is public and never selects the peer: the same id in another key set is another key."""
+    message = Message().signed(signer=MessageSigner(key_set()))
     message.refuse()
 
 
 def test_keys_roll_over_without_losing_a_message() -> None:
     """The verifier learns the new key, then the signer uses it, then the verifier forgets the old one."""
     keys = {"old": new_key(), "new": new_key()}
-    rings = [
-        KeyRing.model_validate({"signing": signing, "keys": {key_id: keys[key_id] for key_id in known}})
+    key_sets = [
+        KeySet.model_validate({"signing": signing, "keys": {key_id: keys[key_id] for key_id in known}})
         for signing, known in [("old", ["old"]), ("old", ["old", "new"]), ("new", ["new", "old"]), ("new", ["new"])]
     ]
-    for before, after in pairwise(rings):
+    for before, after in pairwise(key_sets):
         for signing, verifying in ((before, after), (after, before)):
             Message().signed(signer=MessageSigner(signing)).verify(MessageVerifier(verifying, public_base=BASE))
-    Message().signed(signer=MessageSigner(rings[0])).refuse(MessageVerifier(rings[-1], public_base=BASE))
+    Message().signed(signer=MessageSigner(key_sets[0])).refuse(MessageVerifier(key_sets[-1], public_base=BASE))
 
 
 def shifted(**delta: int) -> datetime:
@@ -381,7 +381,7 @@ def test_a_good_signature_over_more_is_accepted() -> None:
         pytest.param({"tag": "Bridge-Start"}, id="tag in another case"),
         pytest.param({"key_id": "k2"}, id="key under another id"),
         pytest.param({"key_id": ""}, id="key under no id"),
-        pytest.param({"keys": ring()}, id="other key under our id"),
+        pytest.param({"keys": key_set()}, id="other key under our id"),
         pytest.param({"expires": shifted(hours=-1)}, id="expired"),
     ],
 )
@@ -519,7 +519,7 @@ def test_the_prefix_that_a_proxy_stripped_comes_back_from_the_settings(base: str
 
 
 def test_the_host_is_not_part_of_the_signature() -> None:
-    """A proxy that ends TLS changes Host and scheme: rings, not names, bind a message to its receiver."""
+    """A proxy that ends TLS changes Host and scheme: key sets, not names, bind a message to its receiver."""
     Message().signed().verify(MessageVerifier(RING, public_base="http://10.0.0.7:8080/bridge"))
 
 

@@ -8,21 +8,21 @@ import pytest
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
-from bridge.security.keys import KeyRing, new_key
+from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier, RequestProof
 from tests.support import oracle
-from tests.support.helpers import ring
+from tests.support.helpers import key_set
 
 BASE = "https://payments.example"
 URL = f"{BASE}/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2F7"
 BODY = b'{"token":"t","state":"running"}'
-RING = ring()
+RING = key_set()
 
 
 class Exchange:
     """One request that both sides know, and its answer on the way."""
 
-    def __init__(self, keys: KeyRing = RING, number: str = "7", kind: MessageKind = MessageKind.START) -> None:
+    def __init__(self, keys: KeySet = RING, number: str = "7", kind: MessageKind = MessageKind.START) -> None:
         self.asked = CIMultiDict({"Nexus-Request-Id": number, "Content-Type": "application/json"})
         self.proof = MessageSigner(keys).sign(kind, URL, self.asked, b"{}")
         self.status, self.body = 201, BODY
@@ -101,7 +101,7 @@ def test_no_byte_of_a_request_can_be_changed() -> None:
 
 def test_no_field_can_be_moved_between_two_exchanges() -> None:
     """Of two tenants, of two requests of one tenant, of a start and a cancel: any set of headers, or the body."""
-    others = [Exchange(ring()), Exchange(number="8"), Exchange(kind=MessageKind.CANCEL)]
+    others = [Exchange(key_set()), Exchange(number="8"), Exchange(kind=MessageKind.CANCEL)]
     for other in others:
         other.refuse(Exchange(number="9").proof)
         names = ["Signature", "Signature-Input", "Repr-Digest"]
@@ -135,8 +135,8 @@ def test_an_answer_is_no_request() -> None:
 def test_the_key_of_the_request_signs_its_answer() -> None:
     """During a rotation too: the handler that already signs with the new key answers an old caller with the old key."""
     old, new = new_key(), new_key()
-    before = KeyRing.model_validate({"signing": "old", "keys": {"old": old, "new": new}})
-    after = KeyRing.model_validate({"signing": "new", "keys": {"old": old, "new": new}})
+    before = KeySet.model_validate({"signing": "old", "keys": {"old": old, "new": new}})
+    after = KeySet.model_validate({"signing": "new", "keys": {"old": old, "new": new}})
     headers = CIMultiDict({"Nexus-Request-Id": "7"})
     proof = MessageSigner(before).sign(MessageKind.START, URL, headers, b"")
     path = URL.removeprefix(BASE)

@@ -25,7 +25,7 @@ async def attentive_world(server: Server) -> AsyncIterator[World]:
     """Looks every half second."""
 
     def prepare(world: World) -> None:
-        world.override_handler_settings(world.handler_settings.model_copy(update={"orphan_check_s": 0.5}))
+        world.override_handler_settings(world.handler_settings.model_copy(update={"abandoned_check_s": 0.5}))
 
     async with running_world(server, prepare=prepare) as world:
         yield world
@@ -98,7 +98,7 @@ async def test_a_call_that_the_server_delivers_to_counts_as_one_that_waits(serve
     """The first call's deadline passes; the target goes on for the one that attached."""
 
     def prepare(world: World) -> None:
-        world.handler_options = {"orphan_check_s": 0.5, "nexus": True}
+        world.handler_options = {"abandoned_check_s": 0.5, "nexus": True}
 
     async with running_world(server, prepare=prepare) as world:
         await world.create_nexus_endpoint()

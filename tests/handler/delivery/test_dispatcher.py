@@ -36,7 +36,7 @@ PLAIN_HISTORY = [
 
 
 class Gate:
-    """Holds the receiver's requests until it is opened."""
+    """HeldStarts the receiver's requests until it is opened."""
 
     def __init__(self, world: World) -> None:
         self.reached, self.opened = asyncio.Event(), asyncio.Event()

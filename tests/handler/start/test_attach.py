@@ -15,7 +15,7 @@ from temporalio.worker import Worker
 
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server, free_ports
-from tests.support.helpers import CALLER, assert_eventually, ring
+from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import send, start
 from tests.support.workflows import Ask, CallPlan, ForeignWorkflow, Reply, foreign_target
 from tests.support.world import Listener, World, events, running_world
@@ -148,7 +148,7 @@ async def test_a_shared_operation_attaches_to_a_run_started_by_hand(world: World
 async def test_another_callers_run_is_shared_only_where_the_operation_says_so(world: World) -> None:
     """The first caller's run is told to the second, and is not the second's to cancel."""
     settings = world.handler_settings
-    other = settings.callers[CALLER].model_copy(update={"start_keys": ring(), "completion_keys": ring()})
+    other = settings.callers[CALLER].model_copy(update={"start_keys": key_set(), "completion_keys": key_set()})
     world.override_handler_settings(settings.model_copy(update={"callers": {**settings.callers, "other": other}}))
     await world.service.stop()
     await world.service.start()

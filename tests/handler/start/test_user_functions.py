@@ -362,7 +362,7 @@ async def test_another_input_under_the_same_id_attaches_by_default(quiet: World)
 
 async def test_a_run_whose_input_is_not_known_counts_as_one_with_another_input(server: Server) -> None:
     """A shared operation may join a run that was started by hand; there is no hash to compare with."""
-    async with judging(server, judged(check, on_input_mismatch="refuse", shared=True)) as world:
+    async with judging(server, judged(check, on_input_mismatch="refuse", attach_across_callers=True)) as world:
         key = world.key()
         await world.handler_client.start_workflow("foreign-type", Ask(key), id=f"judged-{key}", task_queue="none")
         answer = await _started(world, key)
