@@ -1,0 +1,1 @@
+"""Examples: a payment between two namespaces, and peers without Temporal."""

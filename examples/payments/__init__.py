@@ -1,0 +1,1 @@
+"""The example: an order team and a payment team."""

@@ -1,0 +1,1 @@
+"""Peers without Temporal and without the bridge."""

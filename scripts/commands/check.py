@@ -23,6 +23,7 @@ def main() -> NoReturn:
         ("lint", ["ruff", "check", *(["--fix"] if fix else []), "."]),
         ("types", ["mypy", *PACKAGES]),
         ("import contracts", ["lint-imports", "--no-cache"]),
+        ("words and fields", ["python", "-m", "scripts.checks.prose"]),
         # The specification's schema comes with the tool: no Docker, no network.
         ("compose file", ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]),
     ]
