@@ -35,6 +35,9 @@ _MAX_CARRIED_BYTES = 1024 * 1024
 _OVERDUE_S = 5.0
 """How long an eviction may take after the closing task. Workers without safe eviction report none."""
 
+_FORGOTTEN_S = 600.0
+"""How long an eviction is still expected after that."""
+
 _CLOSING = {"complete_workflow_execution", "fail_workflow_execution", "cancel_workflow_execution"}
 _MAY_HAVE_CLOSED = {
     RemoveFromCache.WORKFLOW_EXECUTION_ENDING,
@@ -70,6 +73,8 @@ class CloseReporter:
         self._report = report
         self._targets: set[str] = set()
         self._remembered: dict[str, tuple[_WatchedRun, float]] = {}
+        self._overdue: dict[str, float] = {}
+        """Run ids that were reported without an eviction: the closing may be accepted later."""
 
     def around(self, runner: WorkflowRunner) -> WorkflowRunner:
         """A runner that does what *runner* does, and reports."""
@@ -96,7 +101,7 @@ class CloseReporter:
 
     def forget(self, run_id: str) -> bool:
         """Whether the run was remembered as closing."""
-        return self._remembered.pop(run_id, None) is not None
+        return bool(self._remembered.pop(run_id, None)) | bool(self._overdue.pop(run_id, None))
 
     def report(self, run: "_WatchedRun") -> None:
         self._report(run.closing_run())
@@ -106,7 +111,11 @@ class CloseReporter:
         before = time.monotonic() - older_than_s
         for run, decided in list(self._remembered.values()):
             if decided <= before and self.forget(run.run_id):
+                self._overdue[run.run_id] = decided
                 self.report(run)
+        for run_id, decided in list(self._overdue.items()):
+            if decided <= before - _FORGOTTEN_S:
+                self._overdue.pop(run_id, None)
 
 
 def is_reporting(runner: WorkflowRunner | None) -> bool:

@@ -2,16 +2,23 @@
 
 import asyncio
 import dataclasses
+import gc
 from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from temporalio import workflow
+from temporalio.bridge.proto.workflow_activation import WorkflowActivation
+from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, NexusOperationError
 from temporalio.plugin import SimplePlugin
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowRunner
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from handler.delivery.close_reporter import CloseReporter, ClosingRun
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER
@@ -51,6 +58,7 @@ async def test_a_failure_outside_the_run_function_is_delivered_at_once(
         assert isinstance(failure, ApplicationError)
         assert failure.type == ("TypeError" if behaviour == "unwritable" else "Broken")
         assert world.receiver.statuses == [200]
+    gc.collect()
 
 
 async def test_a_signal_handler_that_fails_after_the_function_returned_changes_nothing(world: World) -> None:
@@ -147,3 +155,82 @@ async def test_an_error_in_the_reporter_harms_no_run_and_no_shutdown(
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
     assert await handle.result() == Reply("unharmed")
     await asyncio.wait_for(world.stop_worker("handler"), 30)
+
+
+def activation(*, is_replay: bool = False, evicted: int | None = None) -> WorkflowActivation:
+    act = WorkflowActivation(run_id="run", is_replaying=is_replay)
+    if evicted is not None:
+        act.jobs.add().remove_from_cache.reason = evicted  # type: ignore[assignment] # the enum's numbers
+    return act
+
+
+CLOSE, WAIT, CONTINUE, REPLAY = "close", "wait", "continue", "replay"
+"""What an activation is answered with; a number is the reason of an eviction."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "reports"),
+    [
+        pytest.param([CLOSE, 10], 1, id="accepted"),
+        pytest.param([CLOSE, 1], 1, id="accepted or not, cache full"),
+        pytest.param([CLOSE, 6], 1, id="answer lost"),
+        pytest.param([CLOSE, 8], 1, id="any other error of the report"),
+        pytest.param([CLOSE, 7], 0, id="refused because of new events"),
+        pytest.param([CLOSE, 4], 0, id="our completion was a failure"),
+        pytest.param([CLOSE, 10, 10, 10], 1, id="an eviction that is repeated"),
+        pytest.param([CLOSE, "overdue", 10], 2, id="accepted late"),
+        pytest.param([CLOSE, "overdue", 6], 2, id="answer lost, and late"),
+        pytest.param([CLOSE, "overdue", 7], 1, id="refused late"),
+        pytest.param([CLOSE, "overdue", "overdue"], 1, id="no eviction"),
+        pytest.param([CLOSE, WAIT, 1], 0, id="went on"),
+        pytest.param([WAIT, 10], 1, id="closed outside an activation"),
+        pytest.param([WAIT, 1], 0, id="cache full while it waits"),
+        pytest.param([CONTINUE, 10], 0, id="continued as new"),
+        pytest.param([REPLAY, 10], 0, id="a query of a closed run"),
+        pytest.param([WAIT, 3], 0, id="history disagrees"),
+    ],
+)
+@pytest.mark.parametrize("fails_on_nondeterminism", [False, True])
+def test_a_run_is_reported_where_the_server_may_have_taken_its_closing(
+    steps: list[str | int], reports: int, fails_on_nondeterminism: bool
+) -> None:
+    """By the completions and evictions of one run; the close event decides the rest."""
+    reported: list[ClosingRun] = []
+    reporter = CloseReporter(reported.append)
+    completion = WorkflowActivationCompletion()
+
+    class Inner(WorkflowRunner):
+        def prepare_workflow(self, defn: Any) -> None: ...
+
+        def create_instance(self, det: WorkflowInstanceDetails) -> Any:
+            return SimpleNamespace(activate=lambda _: completion)
+
+    info = SimpleNamespace(
+        run_id="run",
+        first_execution_run_id="run",
+        workflow_id="target",
+        headers={},
+        raw_memo={},
+        workflow_start_time=datetime.now(UTC),
+    )
+    types = (workflow.NondeterminismError,) if fails_on_nondeterminism else ()
+    defn = workflow._Definition.must_from_class(ProbeWorkflow)
+    det: Any = SimpleNamespace(info=info, defn=defn, worker_level_failure_exception_types=types)
+    runner = reporter.around(Inner())
+    runner.prepare_workflow(defn)
+    instance = runner.create_instance(det)
+    for step in steps:
+        completion.Clear()
+        if step == "overdue":
+            reporter.report_overdue(older_than_s=0)
+            continue
+        command = completion.successful.commands.add()
+        if step in {CLOSE, REPLAY}:
+            command.complete_workflow_execution.SetInParent()
+        elif step == CONTINUE:
+            command.continue_as_new_workflow_execution.SetInParent()
+        else:
+            command.start_timer.SetInParent()
+        instance.activate(activation(is_replay=step == REPLAY, evicted=step if isinstance(step, int) else None))
+    expected = 1 if steps == [WAIT, 3] and fails_on_nondeterminism else reports
+    assert len(reported) == expected

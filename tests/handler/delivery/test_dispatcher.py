@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, NexusOperationError
 from temporalio.worker import (
     ExecuteWorkflowInput,
     Interceptor,
@@ -170,6 +172,36 @@ async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -
     await handle.terminate()
 
 
+async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) -> None:
+    """Nothing could be delivered any more, and the delivery workflow says so."""
+    await answers(world, 503)
+    ask = Ask(key=world.key())
+    handle = await world.call(ask, LONG)
+    target = await world.until_started(ask)
+    await target.result()
+    described = await target.describe()
+    delivery = world.handler_client.get_workflow_handle(
+        f"bridge-delivery-{await request_id(target)}-{described.run_id}"
+    )
+
+    async def handed_over() -> None:
+        assert await deliveries(world, target) == [WorkflowExecutionStatus.RUNNING]
+
+    await assert_eventually(handed_over)
+    await world.handler_client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=world.handler_client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=target.id, run_id=described.run_id),
+        )
+    )
+    with pytest.raises(WorkflowFailureError) as raised:
+        await delivery.result()
+    assert isinstance(raised.value.cause, ActivityError)
+    assert isinstance(raised.value.cause.cause, ApplicationError)
+    assert raised.value.cause.cause.type == "bridge.OutcomeNotKept"
+    await handle.terminate()
+
+
 async def test_two_refused_signatures_end_no_delivery(world: World) -> None:
     """A key may be rolling out: tried again until the deadline, each time signed anew."""
     await answers(world, 401)
@@ -217,7 +249,9 @@ async def test_a_worker_that_stops_delivers_what_it_has_closed(world: World) -> 
     handle = await world.call(Ask(key=world.key(), text="last"), LONG)
     await asyncio.wait_for(gate.reached.wait(), 20)
     stopping = asyncio.create_task(world.stop_worker("handler"))
-    await asyncio.sleep(0)
+    # It cannot end before the gate is open; a worker that does not wait ends within this time.
+    ended, _ = await asyncio.wait({stopping}, timeout=2)
+    assert not ended
     gate.opened.set()
     await stopping
     assert world.receiver.statuses == [200]
