@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from bridge.protocol import headers as wire
 from bridge.protocol import payload as payloads
+from bridge.protocol.echo import Echo
 from bridge.protocol.failure import HANDLER_ERROR_TYPE, WireFailure
 from bridge.protocol.start import OperationInfo
 from bridge.security import signatures
@@ -78,7 +79,9 @@ def describe_handler_service() -> Json:
     token = _header(wire.OPERATION_TOKEN), _parameter("token", "query", _TOKEN, "If the header is not there.")
     cancel = _operation("cancelOperation", "Ask an operation to end.", *token, *map(_header, always), answers=taken)
     old = _operation("cancelOperationByPath", "As Temporal 1.29 asks.", *map(_header, always), answers=taken)
-    posts = {path: start, f"{path}/cancel": cancel, f"{path}/{{token}}/cancel": old}
+    asked = _parameter("callback", "query", callback, "Whether a start may name a callback URL like this one.")
+    echo = _operation("echo", "Say that we are here. Starts nothing.", asked, *map(_header, _PROOFS), answers=_ECHOED)
+    posts = {"/c/{caller}": echo, path: start, f"{path}/cancel": cancel, f"{path}/{{token}}/cancel": old}
     return _document("Callback bridge: handler service", posts, [{"signature": []}, {"bearer": []}, {}])
 
 
@@ -93,13 +96,17 @@ def describe_receiver() -> Json:
         body=_ANY,
         answers={"200": _answer("Taken, now or before. Or: somebody waits.", {})},
     )
-    posts = {"/callbacks/{callback_id}": complete}
+    asked = _parameter("handler", "query", _TEXT, "Who asks.", required=True)
+    echo = _operation(
+        "echo", "Say that we are here. Completes nothing.", asked, *map(_header, _PROOFS), answers=_ECHOED
+    )
+    posts = {"/callbacks": echo, "/callbacks/{callback_id}": complete}
     return _document("Callback bridge: receiver", posts, [{"callbackToken": [], "signature": []}])
 
 
 def _document(title: str, posts: Mapping[str, Json], security: list[Json]) -> Json:
     models: list[tuple[type[BaseModel], Literal["validation"]]]
-    models = [(WireFailure, "validation"), (OperationInfo, "validation")]
+    models = [(WireFailure, "validation"), (OperationInfo, "validation"), (Echo, "validation")]
     _, found = models_json_schema(models, ref_template=_SCHEMA)
     kinds = [each.value for each in HandlerErrorType if each is not HandlerErrorType.UNKNOWN]
     details = {"type": {"enum": kinds}, "retryableOverride": {"type": "boolean"}}
@@ -150,3 +157,6 @@ def _parameter(name: str, where: str, schema: Json, description: str = "", *, re
 
 def _json(model: str) -> Json:
     return {payloads.JSON: {"schema": {"$ref": _SCHEMA.format(model=model)}}}
+
+
+_ECHOED: Json = {"200": _answer("We are.", _json("Echo"))}

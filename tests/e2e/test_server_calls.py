@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import tomllib
@@ -126,21 +127,21 @@ async def is_unknown(handle: WorkflowHandle[Any, Any]) -> bool:
     return False
 
 
-async def deliveries_of(world: World, ask: Ask) -> list[Any]:
-    """How the delivery activities of the closed target ended: what the server answered."""
-    history = await world.target(ask).fetch_history()
-    completed = [
-        each.activity_task_completed_event_attributes.result
-        for each in history.events
-        if each.HasField("activity_task_completed_event_attributes")
-    ]
-    return [
-        value for result in completed for value in await world.handler_client.data_converter.decode(result.payloads)
-    ]
+async def assert_delivered(caplog: pytest.LogCaptureFixture, target: WorkflowHandle[Any, Any], answer: str) -> None:
+    """Wait until the dispatcher has delivered the outcome of *target*, once, and was answered so."""
+
+    async def delivered() -> None:
+        records = [each.__dict__ for each in caplog.records if each.getMessage() == "bridge.completion_delivered"]
+        assert [each["bridge.answer"] for each in records if each["bridge.target"] == target.id] == [answer]
+
+    await assert_eventually(delivered)
 
 
-async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(world: World) -> None:
+async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """Started is recorded with our token; the completion goes to the server's own endpoint."""
+    caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask)
     await until_known_to_run(handle)
@@ -149,7 +150,7 @@ async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(wo
     assert await handle.result() == Reply("from the handler")
     assert world.service.statuses == [201]
     await target.result()
-    assert await deliveries_of(world, ask) == ["accepted"]
+    await assert_delivered(caplog, target, "accepted")
 
 
 async def test_an_outcome_that_is_there_already_is_the_answer_to_the_start(world: World) -> None:
@@ -231,8 +232,11 @@ async def test_a_cancel_does_not_decide(world: World) -> None:
     assert await handle.result() == Reply("went on all the same")
 
 
-async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(world: World) -> None:
+async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     """The server says that nobody waits; the target closes, and no delivery goes on."""
+    caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask, deadline=2.0)
     cause = await cause_of(handle)
@@ -241,8 +245,7 @@ async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(wo
     target = world.target(ask)
     await target.signal("say", "too late")
     await target.result()
-    assert await deliveries_of(world, ask) == ["gone"]
-    assert "START_CHILD_WORKFLOW_EXECUTION_INITIATED" not in await events(target)
+    await assert_delivered(caplog, target, "gone")
 
 
 def spoil_first_answer(world: World, way: str, *, first: Callable[[], Awaitable[None]] | None = None) -> list[str]:

@@ -35,6 +35,7 @@ KNOWN: Mapping[Sent, Mapping[int, Meaning]] = {
         409: Meaning.CONFLICT,
     },
     Sent.QUESTION: {200: Meaning.ACCEPTED, **dict.fromkeys((404, 410), Meaning.GONE)},
+    Sent.ECHO: {200: Meaning.ACCEPTED},
 }
 ENDS_SOMETHING = {Meaning.OUTCOME, Meaning.RUNNING, Meaning.ACCEPTED, Meaning.REFUSED, Meaning.CONFLICT, Meaning.GONE}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -57,6 +58,7 @@ async def test_a_failure_outside_the_run_function_is_delivered_at_once(
         assert isinstance(failure, ApplicationError)
         assert failure.type == ("TypeError" if behaviour == "unwritable" else "Broken")
         assert world.receiver.statuses == [200]
+    gc.collect()
 
 
 async def test_a_signal_handler_that_fails_after_the_function_returned_changes_nothing(world: World) -> None:

@@ -1,6 +1,7 @@
 """The target's history belongs to the target: the same with and without the plugin, and replayed without either."""
 
 import contextlib
+import gc
 import re
 import uuid
 from collections.abc import Iterator, Sequence
@@ -141,6 +142,7 @@ async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world
     replayer = Replayer(workflows=[CaseWorkflow, CaseChild])
     for history in (each for histories in found for each in histories):
         await replayer.replay_workflow(history)
+    gc.collect()
 
 
 async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:

@@ -57,6 +57,7 @@ async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(w
 
 
 @pytest.mark.part("load", short=True)
+@pytest.mark.timeout(300)
 async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_other(world: World) -> None:
     """Each has its own deadline. The delivery to the one that ran out delays no other."""
     ask = Ask(key=world.key(), behaviour="wait")
