@@ -1,27 +1,13 @@
-"""Callback URLs: where a handler is to send the outcome of one attempt's call. Minted here, opened by the receiver."""
+"""Callback URLs: where a handler sends the outcome of one attempt's call. Minted here, verified by the receiver."""
 
 import secrets
-from dataclasses import dataclass
 from datetime import datetime
 
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.security.egress import MAX_CALLBACK_URL
+from caller.attempt import Attempt
 
 _CALLBACK_ID_BYTES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class WaitingAttempt:
-    """One attempt of a waiting activity, as its callback URL has to name it."""
-
-    handler: str
-    operation: str
-    """service/operation."""
-    workflow_id: str
-    run_id: str
-    request_id: str
-    attempt: int
-    deadline: datetime
 
 
 class CallbackUrls:
@@ -31,21 +17,21 @@ class CallbackUrls:
         self._base = receiver_url.rstrip("/")
         self._tokens = tokens
 
-    def mint(self, attempt: WaitingAttempt, *, now: datetime) -> str:
-        """A signed callback URL for *attempt*.
+    def mint(self, attempt: Attempt, *, handler: str, now: datetime) -> str:
+        """Return a signed callback URL for *attempt*, with which only the peer *handler* can complete the call.
 
         Raises:
-            ValueError: It is longer than Temporal allows.
+            ValueError: The URL would be longer than Temporal allows.
         """
         callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
         token = self._tokens.mint(
             callback_id=callback_id,
-            peer=attempt.handler,
-            operation=attempt.operation,
-            workflow_id=attempt.workflow_id,
-            run_id=attempt.run_id,
-            request_id=attempt.request_id,
-            attempt=attempt.attempt,
+            peer=handler,
+            operation=f"{attempt.call.service}/{attempt.call.operation}",
+            workflow_id=attempt.caller.workflow_id,
+            run_id=attempt.caller.run_id,
+            request_id=attempt.info.activity_id,
+            attempt=attempt.info.attempt,
             now=now,
             deadline=attempt.deadline,
         )

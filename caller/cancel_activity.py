@@ -1,8 +1,8 @@
 """The cancel activity: ask a handler to end operations that our workflow waits for.
 
-A local activity, because it needs no place among the workflow's pending activities: at their limit the server would
-refuse any other. One describe of the workflow finds the operation tokens of all the calls of a batch. The workflow
-sends what was not taken again, at a growing pace.
+It is a local activity, because the server refuses other activities once the workflow is at the limit of its pending
+activities. One describe of the workflow finds the operation tokens of all calls of a batch. The workflow repeats the
+cancel requests that no handler accepted, with growing delays.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from caller.endpoints import Endpoints, NotStartedError
 from caller.started_operation import StartedOperation
 
 _REQUEST_TIMEOUT = timedelta(seconds=5)
-"""Shorter than that of other requests: the workflow task waits for the answer."""
+"""Shorter than the timeout of other requests, because the workflow task waits for the answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class CancelActivities:
 
     @activity.defn(name=CANCEL_OPERATIONS_ACTIVITY)
     async def cancel_operations(self, orders: list[CancelOrder]) -> list[CancelAnswer]:
-        """Send each cancel once. The answers come in the order of *orders*."""
+        """Send each cancel request once. The answers have the order of *orders*."""
         try:
             details = await self._recorded_details()
         except RPCError as error:
@@ -50,7 +50,7 @@ class CancelActivities:
             decoded = await waiting_converter(converter, activity.info(), request_id=order.request_id).decode(
                 details[:1], [dict]
             )
-        except Exception as error:  # noqa: BLE001 - whatever the team's codec and converter raise
+        except Exception as error:  # noqa: BLE001 - any error of the team's codec and converter
             return _not_sent(order, type(error).__name__)
         known = StartedOperation.from_details(decoded)
         if known is None or not known.operation_token:
@@ -66,14 +66,14 @@ class CancelActivities:
             await self._endpoints.cancel(call.endpoint, request, remaining=_REQUEST_TIMEOUT)
         except (BridgeError, HandlerError) as error:
             reason = error.reason if isinstance(error, NotStartedError) else error
-            # Only an answer that the handler signed is a HandlerError that is not retryable.
+            # A HandlerError that is not retryable always comes from an answer that the handler signed.
             if isinstance(reason, HandlerError) and not reason.retryable:
                 return CancelAnswer(refusal=str(reason), refusal_type=reason.type.name)
             return _not_sent(order, type(reason).__name__)
         return CancelAnswer(is_requested=True)
 
     async def _recorded_details(self) -> dict[str, Sequence[Payload]]:
-        """The heartbeat details of our workflow's pending activities, by activity id."""
+        """Return the heartbeat details of our workflow's pending activities, by activity id."""
         info, client = activity.info(), activity.client()
         described = await client.workflow_service.describe_workflow_execution(
             DescribeWorkflowExecutionRequest(

@@ -1,9 +1,10 @@
-"""Complete a waiting activity with a verified outcome: the one function behind receiver and renewals.
+"""Complete a waiting activity with a verified outcome. Receiver and renewals share this function.
 
-By id in the current run: namespace, workflow id, empty run id, activity id. This form outlives attempts and resets. A
-task token belongs to one attempt and is dead after the first lease; an attempt that itself learns the outcome completes
-by its own, which is tried first. What is not found is looked up in history. Nothing is remembered here: the closing
-event's `identity` carries the receipt by which a repeat is known from a conflict and from a wait that is over.
+The completion is by id in the current run: namespace, workflow id, empty run id, activity id. This form stays valid
+over attempts and resets. A task token belongs to one attempt and becomes invalid after the first lease. An attempt that
+receives the outcome itself therefore completes by its own task token first. If the activity is not pending, the
+completer reads the workflow's history. The completer keeps no state: the `identity` of the closing event holds a
+receipt, which distinguishes a repeat from a conflict and from a wait that ended without an outcome.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ from bridge.runtime.temporal import is_open
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
 
 BUDGET = timedelta(seconds=6)
-"""For all calls to Temporal that one message may cost; it stays under the sender's 10 seconds."""
+"""Limit for all calls to Temporal about one message. It must stay under the sender's timeout of 10 seconds."""
 
 _RPC_TIMEOUT = timedelta(seconds=3)
 _MAX_IDENTITY_BYTES = 1000
@@ -53,18 +54,20 @@ class Wait:
     """One waiting activity, as a callback token names it."""
 
     workflow_id: str
+    """Of the waiting workflow."""
     run_id: str
-    """Run that waited when the callback token was made; a reset or its end may have made it an old one."""
+    """Run that waited when the callback token was made. After a reset or continue-as-new, another run is current."""
     request_id: str
-    """Also the activity's id."""
+    """Request id of the call. It is also the activity's id."""
     task_token: bytes | None = None
-    """Of the attempt that learned the outcome itself; None for the receiver."""
+    """Task token of the attempt that received the outcome in its answer; None for the receiver."""
 
 
 class CompletionAnswer(Enum):
-    """What became of a completion."""
+    """Result of a completion."""
 
     COMPLETED = "completed"
+    """The outcome is recorded now."""
     REPEATED = "repeated"
     """The same outcome was recorded before."""
     CONFLICT = "conflict"
@@ -72,15 +75,18 @@ class CompletionAnswer(Enum):
     OVER = "over"
     """The wait has ended without an outcome: deadline, cancellation, closed workflow."""
     UNKNOWN = "unknown"
-    """No such wait ever was, or it is past retention."""
+    """No such wait is in history: it never existed, or its retention has passed."""
     AGAIN_LATER = "again later"
-    """Still pending, or Temporal could not say."""
+    """The activity is still pending, or Temporal did not answer."""
     INVALID = "invalid"
-    """Temporal finds the wait malformed: a fault in our own minting."""
+    """Temporal rejected the names in the wait as malformed. The bridge minted a wrong token."""
 
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
-    """What the closing event's identity says of an outcome: first the facts that make it the same, then its name."""
+    """Return the receipt of an outcome: the text for the closing event's `identity`.
+
+    Equal outcomes have equal text up to the first space. After the space follows the target's name for people.
+    """
     run_id = target.run_id if target is not None else _digest(outcome)
     text = f"bridge:{request_id}:{run_id}:{outcome.state.value}"
     if target is not None:
@@ -89,7 +95,7 @@ def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> st
 
 
 def _digest(outcome: Outcome) -> str:
-    """Names the outcome of a peer that names no run: without it, another result of the same state would be a repeat."""
+    """Identify the outcome of a peer that names no run. Otherwise a second, different result would pass as a repeat."""
     content = outcome.result or outcome.failure
     serialized = b"" if content is None else content.SerializeToString(deterministic=True)
     return hashlib.sha256(serialized).hexdigest()[:32]
@@ -98,22 +104,21 @@ def _digest(outcome: Outcome) -> str:
 class Completer:
     """Completes waiting activities in one namespace."""
 
-    def __init__(self, *, client: Client, budget: timedelta = BUDGET) -> None:
+    def __init__(self, *, client: Client) -> None:
         self._client = client
         self._service = client.workflow_service
         self._namespace = client.namespace
-        self._budget = budget
 
     async def complete(
         self, wait: Wait, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
     ) -> CompletionAnswer:
-        """End *wait* with *outcome*, at most once. With *is_late* only look up which outcome is recorded.
+        """End *wait* with *outcome*, at most once. If *is_late*, only look up which outcome is recorded.
 
-        *outcome* must be within the size limit (`Outcome.within_size_limit`): Temporal accepts one that is too large,
-        and then fails the activity.
+        *outcome* must be within the size limit (`Outcome.within_size_limit`). Temporal accepts a larger outcome and
+        then fails the activity.
         """
         try:
-            async with asyncio.timeout(self._budget.total_seconds()):
+            async with asyncio.timeout(BUDGET.total_seconds()):
                 identity = receipt(wait.request_id, target, outcome)
                 if not is_late and await self._is_completed_by(wait, outcome, identity):
                     return CompletionAnswer.COMPLETED
@@ -129,9 +134,9 @@ class Completer:
             return CompletionAnswer.AGAIN_LATER
 
     async def is_waiting(self, wait: Wait) -> CompletionAnswer:
-        """COMPLETED if *wait* goes on, OVER or UNKNOWN if it does not, AGAIN_LATER if Temporal could not say."""
+        """Return COMPLETED while *wait* goes on, OVER or UNKNOWN after it, AGAIN_LATER if Temporal did not answer."""
         try:
-            async with asyncio.timeout(self._budget.total_seconds()):
+            async with asyncio.timeout(BUDGET.total_seconds()):
                 found = [each for run_id in ("", wait.run_id) if (each := await self._describe(wait, run_id))]
                 if any(activity is not None for _, activity in found):
                     return CompletionAnswer.COMPLETED
@@ -172,8 +177,8 @@ class Completer:
             await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
 
     async def _by_id(self, wait: Wait, outcome: Outcome, identity: str) -> None:
-        # Without a run id the current run is meant: after a reset the same activity lives there. The activity's id is
-        # the request id, so that no other call can be completed.
+        # Without a run id Temporal takes the current run, which has the same activity after a reset. The activity's id
+        # is the request id, so that this completes no other call.
         end: dict[str, Any] = {
             "namespace": self._namespace,
             "workflow_id": wait.workflow_id,
@@ -188,7 +193,7 @@ class Completer:
             await self._service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
 
     async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:
-        """The run's id, and the waiting activity if it is pending there; None if there is no such run."""
+        """Return the run's id, and the activity if it is pending in that run; None if there is no such run."""
         try:
             described = await self._service.describe_workflow_execution(
                 DescribeWorkflowExecutionRequest(
@@ -202,16 +207,16 @@ class Completer:
                 return None
             raise
         info = described.workflow_execution_info
-        # A closed run still lists the activities that were open when it closed; nothing waits there any more.
+        # A closed run still lists the activities that were open when it closed. No workflow waits for them.
         activities = described.pending_activities if is_open(info) else ()
         pending = (each for each in activities if each.activity_id == wait.request_id)
         return info.execution.run_id, next(pending, None)
 
     async def _nudge(self, wait: Wait, run_id: str, activity: PendingActivityInfo, outcome: Outcome) -> None:
-        """Run a renewal now, where a failure found no started attempt.
+        """Run a renewal now if *outcome* is a failure and the activity is between two attempts.
 
-        The server takes only a success for an activity that is between attempts. The attempt that the reset runs
-        either learns the outcome from the handler, or waits started for this message to be repeated.
+        For an activity between attempts the server accepts a success, but no failure. The reset starts an attempt. That
+        attempt either gets the outcome from the handler or stays open until the handler repeats this message.
         """
         if outcome.failure is None or activity.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
             return
@@ -226,13 +231,13 @@ class Completer:
                 timeout=_RPC_TIMEOUT,
             )
         except RPCError as error:
-            # Old servers lack the call, and the activity may have moved on: the next renewal does the same.
+            # Old servers lack ResetActivity, and the activity may have ended. The next renewal has the same effect.
             _log.info("bridge.nudge_failed", extra={"bridge.request_id": wait.request_id, "bridge.rpc": error.status})
         else:
             _log.info("bridge.nudged", extra={"bridge.request_id": wait.request_id})
 
     async def _look_up(self, wait: Wait, run_ids: list[str], identity: str) -> CompletionAnswer:
-        """Tell from history what became of a wait that is not pending any more."""
+        """Find in history how a wait that is no longer pending has ended."""
         answer = CompletionAnswer.UNKNOWN
         for run_id in run_ids:
             try:
@@ -244,10 +249,10 @@ class Completer:
             if closing is None:
                 answer = CompletionAnswer.OVER
                 continue
-            recorded, told = _facts(_identity(closing)), _facts(identity)
+            recorded, given = _facts(_identity(closing)), _facts(identity)
             if recorded is None:
                 return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
-            return CompletionAnswer.REPEATED if recorded == told else CompletionAnswer.CONFLICT
+            return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
         return answer
 
     async def _events_newest_first(self, workflow_id: str, run_id: str) -> AsyncIterator[HistoryEvent]:
@@ -270,7 +275,7 @@ class Completer:
 
 
 async def _find_closing(events: AsyncIterator[HistoryEvent], activity_id: str) -> HistoryEvent | None:
-    """The event that closed the activity; None if the run ended, or was reset, with the activity open."""
+    """Return the event that closed the activity; None if the run ended or was reset while the activity was open."""
     closings: dict[int, HistoryEvent] = {}
     async for event in events:
         if event.event_type in _CLOSINGS:
@@ -298,7 +303,7 @@ _CLOSINGS: dict[int, Callable[[HistoryEvent], int]] = {
 
 
 def _is_stopped(event: HistoryEvent) -> bool:
-    """Whether the activity ended by neither an outcome nor the deadline: the workflow schedules it again."""
+    """Whether the activity ended without an outcome and before the deadline. The workflow then schedules it again."""
     failed = event.activity_task_failed_event_attributes
     return (
         event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED
@@ -318,7 +323,7 @@ def _identity(event: HistoryEvent) -> str:
 
 
 def _facts(identity: str) -> str | None:
-    """The part of a receipt that makes an outcome the same; None where there is no receipt."""
+    """Return the part of a receipt that is equal for equal outcomes; None if *identity* is not a receipt."""
     return identity.partition(" ")[0] if identity.startswith("bridge:") else None
 
 
@@ -327,7 +332,7 @@ def _result(outcome: Outcome) -> Payloads:
 
 
 def final_failure(failure: Failure) -> Failure:
-    """Wrap *failure* as an outcome of the call: the waiting activity is not retried, even if *failure* is retryable."""
+    """Wrap *failure* so that the waiting activity is not retried, even if *failure* itself is retryable."""
     wrapper = Failure(message=UNSUCCESSFUL_MESSAGE)
     wrapper.application_failure_info.type = OPERATION_UNSUCCESSFUL
     wrapper.application_failure_info.non_retryable = True
@@ -347,6 +352,6 @@ async def _found(call: Awaitable[None]) -> bool:
 
 
 def _is_not_found(error: RPCError) -> bool:
-    """Whether an activity, run or workflow was not found; a missing namespace is a fault of our own."""
+    """Whether an activity, run or workflow was not found. Not so if the namespace is missing: our settings are wrong."""
     namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
     return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing

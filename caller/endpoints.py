@@ -1,4 +1,4 @@
-"""Endpoints: send a start to the handler behind a name, and read its answer."""
+"""Endpoints: send requests to the handler behind an endpoint's name, and read the answers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ _SENT = {MessageKind.START: Sent.START, MessageKind.CANCEL: Sent.CANCEL, Message
 
 
 class NotStartedError(BridgeError):
-    """The handler gave no answer that says how the operation stands."""
+    """The handler gave no answer that shows the state of the operation."""
 
     def __init__(self, reason: BridgeError | HandlerError, *, retry_after: timedelta | None) -> None:
         super().__init__(str(reason))
         self.reason = reason
-        """A HandlerError that is not retryable is the handler's own, final word. Anything else is not."""
+        """Final if it is a HandlerError that is not retryable: the handler itself refused. Other reasons may pass."""
         self.retry_after = retry_after
-        """The wait that the handler asked for."""
+        """Delay that the handler asked for (`Retry-After`); None if it asked for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,65 +40,60 @@ class ResolvedEndpoint:
     """Where calls through one endpoint go."""
 
     endpoint: Endpoint
+    """Settings of the endpoint."""
     peer: HandlerPeer
+    """Settings of the handler behind it."""
     signer: MessageSigner
+    """Signs the requests to that handler."""
 
 
 class Endpoints:
     """The configured endpoints of one caller."""
 
     def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
-        self._places: dict[str, ResolvedEndpoint] = {}
+        self._resolved: dict[str, ResolvedEndpoint] = {}
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
-            self._places[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
+            self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
         self._http = http
         self._clock = clock
         self._unsigned_answers = UnsignedAnswers()
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
-        """POST a start, freshly signed, and read the answer.
+        """POST a start with a fresh signature, and read the answer.
 
         Raises:
-            NotStartedError: The handler was not reached, or refused; `reason` says which.
-            nexusrpc.HandlerError: There is no such endpoint, or the start is of a form that cannot be sent.
+            NotStartedError: The handler was not reached, or it refused; `reason` shows which.
+            nexusrpc.HandlerError: There is no such endpoint, or the start has a form that cannot be sent.
         """
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
-        answer = await self._send(
-            name,
-            MessageKind.START,
-            message,
-            more=request.headers,
-            timeout=timeout,
-            is_first=request.attempt == 1,
-        )
+        is_first, more = request.attempt == 1, request.headers
+        answer = await self._send(name, MessageKind.START, message, more=more, timeout=timeout, is_first=is_first)
         try:
             return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
         except BridgeError as error:
             raise NotStartedError(error, retry_after=None) from None
 
     async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
-        """POST a cancel; returns when the handler has taken it.
+        """POST a cancel request. Returns when the handler has accepted it.
 
         Raises:
-            NotStartedError: The handler was not reached, or refused; `reason` says which.
-            nexusrpc.HandlerError: There is no such endpoint, or the cancel is of a form that cannot be sent.
+            NotStartedError: The handler was not reached, or it refused; `reason` shows which.
+            nexusrpc.HandlerError: There is no such endpoint, or the request has a form that cannot be sent.
         """
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
-        await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout, is_first=True)
+        await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout)
 
     async def echo(self, name: str, *, callback: str | None) -> Echo:
-        """Ask the handler service for an echo. *callback* is a URL that it says of whether calls may name it.
+        """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
 
         Raises:
-            NotStartedError: The handler was not reached, or does not take our signature.
+            NotStartedError: The handler was not reached, or it does not accept our signature.
         """
         path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        answer = await self._send(
-            name, MessageKind.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT, is_first=True
-        )
+        answer = await self._send(name, MessageKind.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT)
         try:
             return decode_echo(answer.body)
         except BridgeError as error:
@@ -106,8 +101,8 @@ class Endpoints:
 
     @property
     def names(self) -> Iterable[str]:
-        """Of all endpoints in the settings."""
-        return self._places.keys()
+        """The names of all endpoints in the settings."""
+        return self._resolved.keys()
 
     async def _send(
         self,
@@ -116,14 +111,14 @@ class Endpoints:
         message: tuple[str, dict[str, str], bytes],
         *,
         more: Iterable[str],
-        timeout: timedelta,  # noqa: ASYNC109 - handed to the HTTP client
-        is_first: bool,
+        timeout: timedelta,  # noqa: ASYNC109 - passed to the HTTP client
+        is_first: bool = True,
     ) -> Answer:
-        place = self.place(name)
+        resolved = self.resolve(name)
         path, fields, body = message
-        url, headers = place.endpoint.url + path, CIMultiDict(fields)
+        url, headers = resolved.endpoint.url + path, CIMultiDict(fields)
         try:
-            proof = place.signer.sign(kind, url, headers, body, more=more)
+            proof = resolved.signer.sign(kind, url, headers, body, more=more)
         except ValueError:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
@@ -132,7 +127,7 @@ class Endpoints:
                 url,
                 headers,
                 body,
-                networks=place.endpoint.networks,
+                networks=resolved.endpoint.networks,
                 timeout=timeout,
                 max_answer_bytes=MAX_FAILURE_BYTES,
             )
@@ -140,32 +135,31 @@ class Endpoints:
             raise NotStartedError(error, retry_after=None) from None
         answer = read_answer(
             _SENT[kind],
-            proof if place.peer.answers == "signed" else None,
+            proof if resolved.peer.answers == "signed" else None,
             *(answered.status, answered.headers, answered.body),
             now=self._clock(),
             is_first=is_first,
         )
-        self._unsigned_answers.note(place.endpoint.handler, answer)
+        self._unsigned_answers.note(resolved.endpoint.handler, answer)
         if answer.error is not None:
             if answer.meaning is Meaning.REFUSED and not is_first:
-                _say_that_it_may_run(answer.error)
+                _add_that_it_may_run(answer.error)
             raise NotStartedError(answer.error, retry_after=answer.retry_after)
         return answer
 
-    def place(self, name: str) -> ResolvedEndpoint:
-        """What stands behind endpoint *name*.
+    def resolve(self, name: str) -> ResolvedEndpoint:
+        """Return the settings and the signer behind endpoint *name*.
 
         Raises:
             nexusrpc.HandlerError: NOT_FOUND, no such endpoint in the settings.
         """
-        place = self._places.get(name)
-        if place is None:
-            message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._places)})"
+        if (resolved := self._resolved.get(name)) is None:
+            message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._resolved)})"
             raise not_found(message)
-        return place
+        return resolved
 
 
-def _say_that_it_may_run(reason: BridgeError | HandlerError) -> None:
+def _add_that_it_may_run(reason: BridgeError | HandlerError) -> None:
     if isinstance(reason, HandlerError) and not isinstance(reason, OutcomeUnknownError):
         reason.message = f"{reason.message} (an earlier attempt may have started the operation)"
         reason.args = (reason.message,)

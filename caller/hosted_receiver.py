@@ -1,6 +1,7 @@
-"""The receiver inside the worker's process: one for all workers of a plugin, from the first that runs to the last.
+"""The receiver inside the worker's process. All workers of a plugin share it, and it serves while one of them runs.
 
-It takes its port when the first worker is made, because the SDK cannot report an error of a worker that did not start.
+The port is bound when the first worker is created, because the SDK cannot report an error of a worker that has not
+started.
 """
 
 import asyncio
@@ -18,10 +19,10 @@ from caller.settings import CallerSettings
 
 
 class HostedReceiver:
-    """A receiver that several workers share. It serves while at least one of them runs."""
+    """A receiver that several workers share."""
 
     def __init__(self, settings: CallerSettings, *, clock: Callable[[], datetime]) -> None:
-        """Raises SettingsError where the settings have no receiver."""
+        """Raises SettingsError if the settings have no receiver."""
         if settings.receiver is None:
             message = "serve_receiver=True needs a receiver in the settings"
             raise SettingsError(message)
@@ -33,10 +34,10 @@ class HostedReceiver:
         self._stack = AsyncExitStack()
 
     def reserve(self, namespace: str) -> None:
-        """Take the port for workers of *namespace*.
+        """Bind the port for workers of *namespace*.
 
         Raises:
-            SettingsError: The port is taken, or by a worker of another namespace.
+            SettingsError: Another process has bound the port, or a worker of another namespace has reserved it.
         """
         if self._sockets:
             if namespace != self._namespace:
@@ -59,7 +60,7 @@ class HostedReceiver:
 
     @asynccontextmanager
     async def serving(self, client: Client) -> AsyncIterator[None]:
-        """Serve while a worker with *client* runs. The last worker waits until all requests are answered."""
+        """Serve while a worker with *client* runs. After the last worker, wait until all requests are answered."""
         async with self._lock:
             if self._workers == 0:
                 self.reserve(client.namespace)

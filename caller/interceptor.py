@@ -1,8 +1,8 @@
-"""Keeps our activities as they are, whichever interceptors a team has, and in any order.
+"""Protects the bridge's activities from the team's interceptors, whichever there are and in any order.
 
-A team's interceptors may map errors, retry, time out or set options for all activities. They still see ours, but what
-ours decide is what the server gets. Interceptors of the *client* lie outside this one on the way in: what they do to a
-report that was sent already has no effect either.
+A team's interceptors may map errors, retry, time out or set options for all activities. They still see the bridge's
+activities, but the server receives what these activities decide. Interceptors of the *client* wrap this one. They act
+after the activity has sent its report, and therefore they cannot change the report.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from caller.waiting_activity import OperationActivities
 _NEUTRAL = dict.fromkeys(
     ("task_queue", "schedule_to_start_timeout", "heartbeat_timeout", "local_retry_threshold", "arg_types")
 )
-"""What we leave unset, by field names of the inputs."""
+"""Options that the bridge leaves unset, by field names of the inputs."""
 
 
 class CallerInterceptor(worker.Interceptor):
-    """Put it first in a worker's list: outermost of the activity, last of what a workflow commands."""
+    """Put it first in a worker's list. It is then outermost around an activity, and last before a workflow's command."""
 
     def __init__(self, activities: OperationActivities) -> None:
         self._activities = activities
@@ -37,30 +37,30 @@ class CallerInterceptor(worker.Interceptor):
         self,
         input: worker.WorkflowInterceptorClassInput,  # noqa: A002
     ) -> type[worker.WorkflowInboundInterceptor] | None:
-        """Guard our commands, and add a function that can be called from inside the sandbox."""
+        """Guard our commands, and add a function that workflow code can call from inside the sandbox."""
         input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
         return _WorkflowGuard
 
 
 class _ActivityGuard(worker.ActivityInboundInterceptor):
     async def execute_activity(self, input: worker.ExecuteActivityInput) -> Any:  # noqa: A002
-        """Run one of our activities once, to its end, however the interceptors in between treat it."""
+        """Run an activity of ours once and to its end, also if an interceptor in between retries or abandons it."""
         if activity.info().activity_type not in OWN_ACTIVITIES:
             return await self.next.execute_activity(input)
         begun: list[asyncio.Task[Any]] = []
 
         async def run(*_: object) -> Any:
             if not begun:
-                # Only now, so that it has the context, a trace's, that the interceptors made.
+                # Created here, so that the task has the context (for example a trace) that the interceptors set.
                 begun.append(asyncio.create_task(input.fn(*input.args)))
             return await asyncio.shield(begun[0])
 
         current = asyncio.current_task()
-        # What they raise or return is theirs; the end of the attempt is read below.
+        # Ignore what the interceptors raise or return. The result of the attempt is read below.
         with contextlib.suppress(BaseException):
             await self.next.execute_activity(dataclasses.replace(input, fn=run))
         if current is not None and current.cancelling():
-            # The worker shuts down.
+            # The worker is shutting down.
             for attempt in begun:
                 attempt.cancel()
             raise asyncio.CancelledError
@@ -69,7 +69,7 @@ class _ActivityGuard(worker.ActivityInboundInterceptor):
 
 class _WorkflowGuard(worker.WorkflowInboundInterceptor):
     def init(self, outbound: worker.WorkflowOutboundInterceptor) -> None:
-        """Put our guard at the very end of the chain, also after the interceptors of the client."""
+        """Put our guard at the end of the chain, after the interceptors of the client too."""
         last, before = outbound, None
         while isinstance(following := getattr(last, "next", None), worker.WorkflowOutboundInterceptor):
             before, last = last, following
@@ -93,7 +93,7 @@ def _restored(
     input: Any,  # noqa: A002
     start: Callable[[Any], workflow.ActivityHandle[Any]],
 ) -> workflow.ActivityHandle[Any]:
-    """Start the activity of *input*, one of ours with the options that our own code gave."""
+    """Start the activity of *input*. An activity of ours keeps the options that the bridge's code gave."""
     own = STARTING.get()
     if own is None or input.activity != own.activity:
         return start(input)

@@ -31,7 +31,7 @@ class CallerPlugin(SessionPlugin):
         serve_receiver: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Read the settings where none are given.
+        """Read the settings if none are given.
 
         Args:
             settings: The caller's settings.
@@ -40,8 +40,8 @@ class CallerPlugin(SessionPlugin):
             clock: Returns the time.
 
         Raises:
-            bridge.runtime.settings.SettingsError: They cannot be used. Making a worker raises it too, where another
-                process listens on the receiver's port.
+            bridge.runtime.settings.SettingsError: The settings cannot be used. Creating a worker raises it too, if
+                another process listens on the receiver's port.
         """
         super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(CallerSettings)
@@ -52,7 +52,7 @@ class CallerPlugin(SessionPlugin):
         self._check: asyncio.Task[None] | None = None
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add the waiting activity, the one that cancels, and the interceptor that keeps them as they are."""
+        """Add the waiting activity, the cancel activity, and the interceptor that protects both."""
         client, settings = config["client"], self._settings
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
@@ -73,9 +73,9 @@ class CallerPlugin(SessionPlugin):
         return super().configure_worker(config)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
-        """Run the worker, and the receiver around it: outcomes are taken until the activities have ended.
+        """Run the worker and, around it, the receiver. The receiver accepts outcomes until the activities have ended.
 
-        Meanwhile check whether the endpoints are ready for calls.
+        At the same time check whether the endpoints are ready for calls.
         """
         async with self._receiver.serving(worker.client) if self._receiver is not None else nullcontext():
             if self._endpoints is not None and self._check is None:
@@ -86,7 +86,7 @@ class CallerPlugin(SessionPlugin):
             await super().run_worker(worker, next)
 
     async def before_close(self) -> None:
-        """Tell now which targets the calls wait for, where that was to be told a little later."""
+        """Stop the check, and record at once the pending details of the waiting activities."""
         if self._check is not None:
             self._check.cancel()
             await asyncio.gather(self._check, return_exceptions=True)

@@ -1,12 +1,12 @@
 """The receiver: an aiohttp application that turns completions into completed activities.
 
-It trusts nothing before both proofs hold: the callback token, which says which wait may be ended and by whom, then the
-message signature of that handler, over the headers before the body is read, over the body before it is parsed. It keeps
-no state, so any number of copies may run.
+It verifies two proofs before it trusts a request. First the callback token, which names the wait and the handler that
+may end it. Then the message signature of that handler: over the headers before the body is read, and over the body
+before it is parsed. The receiver keeps no state, therefore any number of copies may run.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -24,8 +24,8 @@ from bridge.runtime import http_server
 from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
-from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims
-from bridge.security.signatures import MessageKind, MessageVerifier, Verified
+from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS
+from bridge.security.signatures import MessageKind, Verified
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.settings import CallerSettings
 
@@ -37,10 +37,10 @@ _log = logging.getLogger(__name__)
 def create_app(
     settings: CallerSettings, *, client: Client | None = None, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> web.Application:
-    """The receiver as an aiohttp application: run it by itself, or mount it with `add_subapp`.
+    """Return the receiver as an aiohttp application: run it alone, or mount it with `add_subapp`.
 
-    Where it is mounted, `receiver.url` of the settings includes the prefix. Without *client* it connects to Temporal
-    when the application starts, as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and the like say.
+    If it is mounted, `receiver.url` of the settings includes the prefix. Without *client* the application connects to
+    Temporal when it starts; `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and similar variables give the connection.
 
     Raises:
         bridge.runtime.settings.SettingsError: The settings have no receiver.
@@ -70,7 +70,7 @@ def create_app(
 
 
 class _Receiver:
-    """What the routes need once there is a client."""
+    """The routes and what they need. Created once there is a client."""
 
     def __init__(self, settings: CallerSettings, client: Client, clock: Callable[[], datetime]) -> None:
         self.namespace = Namespace(client, clock=clock)
@@ -82,12 +82,8 @@ class _Receiver:
         self._clock = clock
 
     async def echo(self, request: web.Request) -> web.Response:
-        """Answer a handler that asks whether its key, its clock and our URL are right. Completes nothing."""
-        verifier = self._verifiers.get(request.query.get("handler", ""))
-        if verifier is None:
-            reason = "unknown handler"
-            raise UntrustedError(reason)
-        await read_body(request, _signed(verifier, MessageKind.ECHO, request))
+        """Let a handler check its key, its clock and our URL. Completes nothing."""
+        await read_body(request, self._verify(request.query.get("handler", ""), MessageKind.ECHO, request))
         return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -99,13 +95,13 @@ class _Receiver:
             raise UntrustedError(reason)
         claims = self._tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=self._clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
-        verified = _verify(self._verifiers, claims, request)
+        verified = self._verify(claims.peer, MessageKind.COMPLETION, request)
         refuse_unusable_headers(request, verified)
         headers = verified.headers
         body = await read_body(request, verified)
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
-            # Not a completion but a question of ours: does anybody still wait? It completes nothing.
+            # Not a completion but a question: does the call still wait? Answering it completes nothing.
             return _respond(await self._completer.is_waiting(wait))
         completion = decode_completion(headers, [headers[LINK]] if LINK in headers else [], body)
         content = completion.outcome.result or completion.outcome.failure
@@ -121,31 +117,28 @@ class _Receiver:
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
 
+    def _verify(self, handler: str, kind: MessageKind, request: web.Request) -> Verified:
+        """Return what the signature of *handler* covers.
+
+        Raises:
+            UntrustedError: The signature does not verify, or the handler is not in the settings.
+        """
+        verifier = self._verifiers.get(handler)
+        if verifier is None:
+            reason = "unknown handler"
+            raise UntrustedError(reason)
+        verified = verifier.verify(
+            kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers
+        )
+        request[PROOF] = verified.proof
+        return verified
+
 
 _RECEIVER = web.AppKey("receiver", _Receiver)
 
 
-def _verify(verifiers: Mapping[str, MessageVerifier], claims: CallbackClaims, request: web.Request) -> Verified:
-    """What the handler vouches for.
-
-    Raises:
-        UntrustedError: The signature does not hold, or the handler is not in the settings.
-    """
-    verifier = verifiers.get(claims.peer)
-    if verifier is None:
-        reason = "unknown handler"
-        raise UntrustedError(reason)
-    return _signed(verifier, MessageKind.COMPLETION, request)
-
-
-def _signed(verifier: MessageVerifier, kind: MessageKind, request: web.Request) -> Verified:
-    verified = verifier.verify(kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers)
-    request[PROOF] = verified.proof
-    return verified
-
-
 def _respond(result: CompletionAnswer) -> web.Response:
-    """The receiver's answer sheet."""
+    """Turn the result of a completion into the HTTP answer."""
     match result:
         case CompletionAnswer.COMPLETED | CompletionAnswer.REPEATED:
             return web.Response(status=200)
@@ -153,7 +146,7 @@ def _respond(result: CompletionAnswer) -> web.Response:
             message = "another outcome is recorded for this callback"
             raise HandlerError(message, type=HandlerErrorType.CONFLICT)
         case CompletionAnswer.OVER:
-            # The body's type makes servers from 1.31 stop, the status older ones.
+            # Servers from 1.31 stop because of the body's type, older servers because of the status.
             error = WaitOverError("nobody waits for this outcome any more: timed out, canceled or closed")
             _, headers, body = encode_handler_error(error)
             return answer(GONE, headers, body)

@@ -12,39 +12,39 @@ from bridge.security.signatures import MessageVerifier
 
 
 class HandlerPeer(BaseModel):
-    """A handler that we call and that may answer. Its name is the key it stands under."""
+    """A handler that we call. Its name is its key in `handlers`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     start_keys: KeySet
-    """Signs our starts."""
+    """Signs our requests to it."""
     answers: Literal["signed", "unsigned"] = "signed"
-    """"unsigned": a handler that cannot sign its answers. A proxy's answer can then be taken for the handler's; only
-    answers that no proxy gives by accident are final."""
+    """"unsigned": a handler that cannot sign its answers. A proxy's answer can then pass as the handler's. Only answers
+    that no proxy gives by accident are final."""
     completion_keys: KeySet | None = None
-    """Verifies its completions; needed unless we have no receiver."""
+    """Verifies its completions. Required if we have a receiver."""
     shares_storage: bool = False
-    """Whether it uses the same external storage, under the same names. Inputs then cross as references, where our data
-    converter makes some, and so may outcomes. If not, an outcome that is a reference is not accepted."""
+    """Whether it uses the same external storage, under the same names. If so, inputs and outcomes may cross as
+    references that a data converter made. If not, an outcome that is a reference is not accepted."""
 
 
 class Endpoint(BaseModel):
-    """A place where operations are served: the same facts as of a Nexus endpoint with a URL target."""
+    """A URL where a handler serves operations. It corresponds to a Nexus endpoint with a URL target."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
     """Base URL of the handler's service for us: `https://payments.example/c/<our name>`."""
     handler: Name
-    """Which of `handlers` is behind it."""
+    """Name of the handler behind it, a key of `handlers`."""
     transport: Literal["callback", "wait", "poll"] = "callback"
-    """How calls travel that do not choose for themselves."""
+    """How calls wait that do not choose a transport themselves."""
     wait_s: int = Field(default=5, ge=1, le=60)
-    """Seconds that the handler is asked to hold a start open, with "wait"; at most half of the call's first lease."""
+    """With "wait": seconds that the handler is asked to hold a start open; at most half of the call's first lease."""
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
-    """Seconds between two questions, with "poll"."""
+    """With "poll": seconds between two requests."""
     networks: tuple[IPvAnyNetwork, ...] = ()
-    """Non-public networks that its host may resolve to."""
+    """Non-public networks that its host may resolve to. Other non-public addresses are refused."""
     allow_insecure: bool = False
     """Allow plain http. For development on one machine."""
 
@@ -55,6 +55,7 @@ class Endpoint(BaseModel):
 
     @property
     def poll_interval(self) -> timedelta:
+        """`poll_interval_s` as a duration."""
         return timedelta(seconds=self.poll_interval_s)
 
 
@@ -70,6 +71,7 @@ class Receiver(BaseModel):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 
@@ -80,18 +82,20 @@ class Receiver(BaseModel):
 
 
 class CallerSettings(BridgeSettings):
-    """All that the caller's worker and receiver need beside a connection to Temporal."""
+    """All settings of the caller's worker and receiver, except the connection to Temporal."""
 
     name: Name
-    """Our name with the handlers."""
+    """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
-    """None if nobody can reach us from outside: then every call has to be polled for."""
+    """None if no handler can reach us. Every call then uses the transport "poll"."""
     callback_keys: KeySet | None = None
-    """Signs and verifies callback tokens; nobody outside the caller's side has them. Goes with `receiver`."""
+    """Signs and verifies callback tokens. Only the caller's side has these keys. Required with `receiver`."""
     handlers: dict[Name, HandlerPeer] = Field(min_length=1)
+    """The handlers that we call, by name."""
     endpoints: dict[Name, Endpoint] = Field(min_length=1)
+    """The endpoints that workflows may name, by name."""
     data_converter: str | None = None
-    """`module:attribute` of the data converter that the command line should connect with."""
+    """`module:attribute` of the data converter with which the command line connects."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -117,7 +121,7 @@ class CallerSettings(BridgeSettings):
         return self
 
     def completion_verifiers(self) -> dict[str, MessageVerifier]:
-        """What verifies the completions of each handler by name.
+        """Return a verifier of completions for each handler, by the handler's name.
 
         Raises:
             ValueError: There is no receiver in the settings.
@@ -133,11 +137,11 @@ class CallerSettings(BridgeSettings):
         }
 
     def shares_storage(self, handler: str) -> bool:
-        """Whether *handler* uses our external storage."""
+        """Whether *handler* uses the same external storage."""
         return handler in self.handlers and self.handlers[handler].shares_storage
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
-        """What mints and verifies the callback tokens of our workflows in *namespace*.
+        """Return the minter and verifier of callback tokens for our workflows in *namespace*.
 
         Raises:
             ValueError: There is no receiver in the settings.

@@ -1,6 +1,7 @@
-"""What is known of an operation since its handler took it on: the heartbeat details of the waiting activity.
+"""What an attempt records once the handler has started the operation: the heartbeat details of the waiting activity.
 
-People read them beside the pending activity, later attempts as proof of a 201, and the cancel finds its token in them.
+Temporal's UI shows the details with the pending activity. Later attempts read them as proof of a 201 (still running).
+The cancel activity reads the operation token from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +17,27 @@ from bridge.workflow.call import Transport
 
 @dataclass(frozen=True, kw_only=True)
 class StartedOperation:
-    """Field names are those of the details: later releases read them."""
+    """The heartbeat details of a started operation. Never rename a field: later releases read the recorded details."""
 
     operation_token: str
+    """The handler's token for the operation; empty if the details do not hold it."""
     target: str
     """For people: namespace, workflow and run."""
     link: str = ""
+    """URL of the target's run in the form of a Temporal link; empty if the handler names no run."""
     started_ms: int = 0
-    """When the first 201 was seen, Unix time in milliseconds; 0 if an early release recorded the details."""
+    """When the first 201 was received, Unix time in milliseconds; 0 if an early release recorded the details."""
     transport: Transport | None = None
-    """How the operation was taken on."""
+    """Transport with which the operation was started; None if an early release recorded the details."""
 
     @property
     def started(self) -> datetime | None:
+        """`started_ms` as an instant; None if it is unknown."""
         return datetime.fromtimestamp(self.started_ms / 1000, UTC) if self.started_ms else None
 
     @classmethod
     def from_answer(cls, answer: Running, *, transport: Transport, started: datetime) -> Self:
+        """Describe the operation of a 201 that was received at *started*."""
         return cls(
             operation_token=answer.operation_token,
             target=describe_target(answer.target),
@@ -43,20 +48,20 @@ class StartedOperation:
 
     @classmethod
     def from_details(cls, details: Sequence[Any]) -> Self | None:
-        """Read decoded heartbeat details; None where nothing was recorded.
+        """Read decoded heartbeat details; None if nothing was recorded.
 
-        The SDK decodes details without a type hint: a team's converter may return any mapping or object.
+        The SDK decodes details without a type hint. A team's converter may therefore return any mapping or object.
         """
         if not details:
             return None
         found = details[0] if isinstance(details[0], Mapping) else getattr(details[0], "__dict__", {})
         kept = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
-        # Whatever is missing, that something was recorded proves a 201.
+        # Details prove a 201 even if fields are missing.
         return cls(**{"operation_token": "", "target": "", **kept})
 
 
 def describe_target(target: WorkflowRef | None) -> str:
-    """The target's name for people."""
+    """Return the target's name for people."""
     if target is None:
         return "the operation"
     return readable(f"{target.namespace}/{target.workflow_id} (run {target.run_id})", 1000)

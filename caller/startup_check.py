@@ -1,7 +1,7 @@
-"""At the start of a worker: ask every endpoint for an echo.
+"""The check at the start of a worker: ask every endpoint for an echo.
 
-A wrong key, a wrong clock, a URL that leads elsewhere or a callback host that is not allowed ends no call. Therefore it
-has to be seen before the first call.
+A wrong key, a wrong clock, a wrong URL or a callback host that is not allowed ends no call: calls wait and are retried.
+The check therefore reports these faults before the first call.
 """
 
 import logging
@@ -19,8 +19,8 @@ async def check_endpoints(endpoints: Endpoints, *, callback: str | None, clock: 
     """Log a warning for every endpoint that is not ready for calls.
 
     Args:
-        endpoints: Those of the settings.
-        callback: URL below which the callbacks of our calls will be; None without a receiver.
+        endpoints: The endpoints of the settings.
+        callback: URL below which the callback URLs of our calls are; None without a receiver.
         clock: Returns the time.
     """
     for name in endpoints.names:

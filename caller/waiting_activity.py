@@ -1,8 +1,8 @@
-"""The waiting activity: start the operation, wait for its callback, ask again when none has come.
+"""The waiting activity: start the operation, wait for its callback, ask again if no callback comes.
 
-Attempt 1 POSTs the start and goes asynchronous; its start-to-close timeout is only the first lease. Each later attempt
-POSTs the same start again, and the handler answers with the outcome or with "still running". So whatever is lost on the
-way, the call still ends, and the caller's history grows by nothing.
+Attempt 1 POSTs the start and then waits asynchronously; its start-to-close timeout is only the first lease. Each later
+attempt POSTs the same start again, and the handler answers with the outcome or with "still running". The call therefore
+ends even if a message is lost, and the attempts add no events to the caller's history.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from bridge.protocol.start import Running, StartRequest
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
-from caller.callback_urls import CallbackUrls, WaitingAttempt
+from caller.callback_urls import CallbackUrls
 from caller.completer import Completer, Wait
 from caller.endpoints import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.renewals import renewal_step, unreached_step
@@ -39,7 +39,7 @@ from caller.started_operation import StartedOperation, describe_target
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 
 _DETAILS_DELAY = timedelta(seconds=1)
-"""How long the target's name is kept back: of a call that ends sooner the server has nothing to write."""
+"""Delay before an attempt records the target's name. A call that ends earlier costs the server no write."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class OperationActivities:
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
     ) -> None:
-        """*callbacks*: None where we have no receiver."""
+        """*callbacks* is None if the settings have no receiver."""
         self._endpoints = endpoints
         self._callbacks = callbacks
         self._clock = clock
@@ -66,7 +66,7 @@ class OperationActivities:
 
     @activity.defn(name=START_OPERATION_ACTIVITY)
     async def start_operation(self, call: OperationCall, operation_input: RawValue) -> RawValue:
-        """One attempt. It never returns and raises no error: it reports by its task token, and ends asynchronously."""
+        """Run one attempt. It returns nothing and raises no error: it reports by task token and ends asynchronously."""
         attempt = Attempt(call, clock=self._clock)
         self._check_clock(attempt)
         remaining = attempt.deadline - attempt.now()
@@ -74,15 +74,15 @@ class OperationActivities:
             activity.raise_complete_async()
         poll: timedelta | None = None
         try:
-            place = self._endpoints.place(call.endpoint)
-            # A call keeps the transport with which it was started, also where the settings have changed since.
-            transport = (attempt.known and attempt.known.transport) or call.transport or place.endpoint.transport
-            poll = place.endpoint.poll_interval if transport == "poll" else None
-            request = self._request(attempt, place, transport)
-            payload = await _encoded(operation_input, attempt.client.data_converter, place)
+            resolved = self._endpoints.resolve(call.endpoint)
+            # A call keeps the transport with which it was started, even if the settings have changed since.
+            transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
+            poll = resolved.endpoint.poll_interval if transport == "poll" else None
+            request = self._request(attempt, resolved, transport)
+            payload = await _encoded(operation_input, attempt.client.data_converter, resolved)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except HandlerError as error:
-            # Our own settings, or our own size.
+            # The caller's own settings or the size of its input are at fault.
             await _end_not_started(attempt, NotStartedError(error, retry_after=None), poll=poll)
         except NotStartedError as error:
             await _explain(error.reason, attempt.client.data_converter)
@@ -103,7 +103,7 @@ class OperationActivities:
     async def _end_running(
         self, attempt: Attempt, answer: Running, found: StartedOperation, *, poll: timedelta | None
     ) -> None:
-        """End an attempt that was answered 201, or return if it should wait asynchronously."""
+        """End an attempt that was answered 201 (still running). Return if the attempt should wait asynchronously."""
         call, now, earlier = attempt.call, attempt.now(), attempt.known
         known = earlier if earlier is not None and earlier.operation_token else found
         until = min(call.close_deadline(known.started or call.scheduled_time), attempt.deadline)
@@ -114,13 +114,13 @@ class OperationActivities:
             asked_at = attempt.info.started_time + timedelta(milliseconds=call.first_lease_ms)
             if until < attempt.deadline:
                 asked_at = min(asked_at, until)
-            # An attempt that was nudged waits for the message that nudged it.
+            # A nudged attempt (attempt 1 of a known operation) waits until the message that caused the nudge is repeated.
             if earlier is not None or attempt.info.started_time + attempt.lifetime <= asked_at:
-                self._tell_later(attempt, known)
+                self._record_later(attempt, known)
                 return
-            # The attempt lives longer than the first lease, so that its request may take its time.
+            # The attempt's timeout is longer than the first lease, so that a slow request can finish.
             wanted = max(asked_at - now, timedelta(milliseconds=1))
-        await _tell(attempt, known, progress=answer.progress)
+        await _record(attempt, known, progress=answer.progress)
         message = f"still running: {describe_target(answer.target)}"
         await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, until=until)
 
@@ -135,27 +135,27 @@ class OperationActivities:
         )
 
     async def close(self) -> None:
-        """Tell now what was to be told a little later."""
+        """Record all pending details now."""
         self._is_closing.set()
         await asyncio.gather(*self._pending_details.values(), return_exceptions=True)
 
     def forget(self, request_id: str) -> None:
-        """Keep to ourselves what was to be told of a call that has ended. For any thread, as workflows have theirs."""
+        """Cancel the pending details of a call that has ended. May be called from any thread, as workflows do."""
         if (task := self._pending_details.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
-    def _request(self, attempt: Attempt, place: ResolvedEndpoint, transport: Transport) -> StartRequest:
+    def _request(self, attempt: Attempt, resolved: ResolvedEndpoint, transport: Transport) -> StartRequest:
         call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
         callback, wait = None, None
-        # The callback of a renewal is ignored: it may be left out where there is no receiver any more.
+        # The handler ignores the callback of a renewal. If there is no longer a receiver, leave it out.
         if transport != "poll" and not (is_known and self._callbacks is None):
-            callback = self._mint(attempt, place, now=now)
+            callback = self._mint(attempt, resolved.endpoint.handler, now=now)
         if transport == "wait" and not is_known:
-            # Once it is known to run, a renewal has no reason to hold anything. The answer must come while this attempt
-            # may run, within the first half of the lease, and in time to say that the operation was started.
+            # Only the first start is held; a renewal of a running operation is not. The answer must arrive while this
+            # attempt may run, within the first half of the lease, and in time to record that the operation was started.
             lease = min(filter(None, (call.first_lease_ms, call.start_to_close_ms)))
             ends = min(attempt.deadline, call.start_deadline or attempt.deadline)
-            wait = min(timedelta(seconds=place.endpoint.wait_s), timedelta(milliseconds=lease) / 2, (ends - now) / 2)
+            wait = min(timedelta(seconds=resolved.endpoint.wait_s), timedelta(milliseconds=lease) / 2, (ends - now) / 2)
         return StartRequest(
             service=call.service,
             operation=call.operation,
@@ -169,32 +169,23 @@ class OperationActivities:
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, attempt: Attempt, place: ResolvedEndpoint, *, now: datetime) -> str:
+    def _mint(self, attempt: Attempt, handler: str, *, now: datetime) -> str:
         if self._callbacks is None:
             message = 'the settings have no receiver: only transport="poll" works without one'
             raise bad_request(message)
-        waiting = WaitingAttempt(
-            handler=place.endpoint.handler,
-            operation=f"{attempt.call.service}/{attempt.call.operation}",
-            workflow_id=attempt.caller.workflow_id,
-            run_id=attempt.caller.run_id,
-            request_id=attempt.info.activity_id,
-            attempt=attempt.info.attempt,
-            deadline=attempt.deadline,
-        )
         try:
-            return self._callbacks.mint(waiting, now=now)
+            return self._callbacks.mint(attempt, handler=handler, now=now)
         except ValueError as error:
             raise bad_request(str(error)) from None
 
-    def _tell_later(self, attempt: Attempt, known: StartedOperation) -> None:
+    def _record_later(self, attempt: Attempt, known: StartedOperation) -> None:
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            await _tell(attempt, known)
+            await _record(attempt, known)
 
         def drop(task: asyncio.Task[None]) -> None:
-            # A nudged activity begins again with attempt 1, perhaps while this one still tells.
+            # A nudged activity begins again with attempt 1, perhaps while this attempt still records.
             if self._pending_details.get(request_id) is task:
                 del self._pending_details[request_id]
 
@@ -205,8 +196,8 @@ class OperationActivities:
 
 async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> NoReturn:
     call, known, reason = attempt.call, attempt.known, error.reason
-    # Once the operation is known to run, no other answer is about the operation: a key rolled out wrongly, or a proxy's
-    # 404, must not fail a healthy payment.
+    # Once the operation is known to run, a refusal does not end the call: a wrong key or a proxy's 404 must not fail a
+    # healthy payment. Only OutcomeUnknownError does, because it says that the outcome is lost.
     if isinstance(reason, OutcomeUnknownError) or (
         isinstance(reason, HandlerError) and not reason.retryable and known is None
     ):
@@ -220,7 +211,7 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
             "bridge.reason": type(reason).__name__,
         },
     )
-    # Where it polls, its attempts count polls, not failures; and no callback will come instead.
+    # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.
     retry_after = error.retry_after or timedelta(0)
     wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
     if known is None:
@@ -232,12 +223,12 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
     await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
 
 
-async def _tell(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:
-    """Make a 201 known: to people as details of the pending activity, to later attempts as proof of it."""
+async def _record(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:
+    """Record a 201 as heartbeat details. People see them at the pending activity; later attempts read them as proof."""
     try:
-        # A plain mapping, because the SDK decodes details without a type hint.
+        # Record a plain mapping, because the SDK decodes details without a type hint.
         details = await attempt.converter.encode([dataclasses.asdict(known)])
-        # The progress stays as the target's converter and codec made it.
+        # Pass the progress as the target's converter and codec made it.
         await attempt.client.workflow_service.record_activity_task_heartbeat(
             RecordActivityTaskHeartbeatRequest(
                 namespace=attempt.client.namespace,
@@ -248,25 +239,25 @@ async def _tell(attempt: Attempt, known: StartedOperation, *, progress: Payload 
             retry=True,
         )
     except RPCError:
-        # Completed meanwhile, most often. Losing the details loses nothing else.
+        # Usually the activity was completed in the meantime. If the details are lost, nothing else is.
         return
 
 
 async def _readable(progress: Payload | None, converter: DataConverter) -> list[Payload]:
-    """The progress, if the next attempt's worker will be able to decode it: details it cannot fail the activity."""
+    """Return the progress if this worker can decode it. Details that a worker cannot decode fail the activity."""
     if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
         return []
     try:
         await converter.decode([progress])
-    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the target's value
+    except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the target's value
         _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
         return []
     return [progress]
 
 
-async def _encoded(operation_input: RawValue, converter: DataConverter, place: ResolvedEndpoint) -> Payload:
-    # The worker has decoded the input by our codec, and fetched it where it was stored. It is encoded again to cross.
-    if not place.peer.shares_storage:
+async def _encoded(operation_input: RawValue, converter: DataConverter, resolved: ResolvedEndpoint) -> Payload:
+    # The worker has decoded the input with our codec and fetched it from external storage. Encode it again to send it.
+    if not resolved.peer.shares_storage:
         converter = dataclasses.replace(converter, external_storage=None)
     [payload] = await converter.encode([operation_input])
     if payload.ByteSize() > MAX_PAYLOAD_BYTES:
@@ -276,12 +267,12 @@ async def _encoded(operation_input: RawValue, converter: DataConverter, place: R
 
 
 async def _explain(reason: Exception, converter: DataConverter) -> None:
-    """Chain the cause that the handler sent with its refusal, decoded: our worker encodes it anew."""
+    """Decode the cause that the handler sent with its refusal, and chain it. Our worker then encodes it again."""
     if not isinstance(reason, PeerHandlerError) or reason.remote_cause is None:
         return
     try:
         reason.__cause__ = await converter.decode_failure(reason.remote_cause)
-    except Exception as error:  # noqa: BLE001 - whatever our own converter and codec raise on the peer's value
+    except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the peer's value
         _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
 
 

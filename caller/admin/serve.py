@@ -10,16 +10,16 @@ from bridge.runtime.temporal import connect
 from caller.receiver import create_app
 from caller.settings import CallerSettings
 
-receiver = App(name="receiver", help="The caller's receiver: it takes outcomes and completes the waiting activities.")
+receiver = App(name="receiver", help="The caller's receiver: it accepts outcomes and completes the waiting activities.")
 
 
 @receiver.command
 async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B008 - frozen
-    """Run the receiver: take outcomes from handlers and complete the activities that wait for them.
+    """Run the receiver: accept outcomes from handlers and complete the activities that wait for them.
 
-    The settings are in the file that BRIDGE_CONFIG names; BRIDGE_... variables override it. The connection to Temporal
-    comes from TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the like. A worker with CallerPlugin(serve_receiver=True) needs
-    no such process.
+    BRIDGE_CONFIG names the file with the settings; BRIDGE_... variables override the file. TEMPORAL_ADDRESS,
+    TEMPORAL_NAMESPACE and similar variables give the connection to Temporal. A worker with
+    CallerPlugin(serve_receiver=True) does not need this process.
     """
     command.configure_logging(options.log_level)
     settings = load(CallerSettings)
