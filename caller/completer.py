@@ -352,6 +352,6 @@ async def _found(call: Awaitable[None]) -> bool:
 
 
 def _is_not_found(error: RPCError) -> bool:
-    """Whether an activity, run or workflow was not found. Not so if the namespace is missing: our settings are wrong."""
+    """Whether an activity, run or workflow was not found; False if the namespace is missing (wrong settings)."""
     namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
     return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing

@@ -24,7 +24,7 @@ _NEUTRAL = dict.fromkeys(
 
 
 class CallerInterceptor(worker.Interceptor):
-    """Put it first in a worker's list. It is then outermost around an activity, and last before a workflow's command."""
+    """Put it first in a worker's list: outermost around an activity, and last before a workflow's command."""
 
     def __init__(self, activities: OperationActivities) -> None:
         self._activities = activities

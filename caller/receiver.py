@@ -147,7 +147,7 @@ def _respond(result: CompletionAnswer) -> web.Response:
             raise HandlerError(message, type=HandlerErrorType.CONFLICT)
         case CompletionAnswer.OVER:
             # Servers from 1.31 stop because of the body's type, older servers because of the status.
-            error = WaitOverError("nobody waits for this outcome any more: timed out, canceled or closed")
+            error = WaitOverError("no call waits for this outcome any more: timed out, canceled or closed")
             _, headers, body = encode_handler_error(error)
             return answer(GONE, headers, body)
         case CompletionAnswer.UNKNOWN:

@@ -114,7 +114,7 @@ class OperationActivities:
             asked_at = attempt.info.started_time + timedelta(milliseconds=call.first_lease_ms)
             if until < attempt.deadline:
                 asked_at = min(asked_at, until)
-            # A nudged attempt (attempt 1 of a known operation) waits until the message that caused the nudge is repeated.
+            # A nudged attempt (attempt 1 of a known operation) waits until the peer repeats the message of the nudge.
             if earlier is not None or attempt.info.started_time + attempt.lifetime <= asked_at:
                 self._record_later(attempt, known)
                 return
