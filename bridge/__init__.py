@@ -1,13 +1,13 @@
 """Call a workflow in another Temporal namespace as if it were a child.
 
-This package is what both sides of a call agree on. Import it freely in workflow code: what it exports here does
-no I/O and passes the workflow sandbox. The order team needs `create_client`, the payment team `emits_callback`, or
+This package holds what both sides of a call share. Its exports do no I/O and pass the workflow sandbox, therefore
+workflow code may import them. The caller's team uses `create_client`. The handler's team uses `emits_callback` or
 `external_target`.
 
-A *call* goes like this. The caller's workflow schedules one activity; the activity POSTs a start to the handler
-service, with a signed callback URL, and goes asynchronous. The handler service starts the target workflow and answers
-at once. When the target has ended, an interceptor on its worker POSTs the outcome to the callback URL, where the
-caller's receiver completes the waiting activity. The messages are Nexus RPC over HTTP.
+A *call* has four steps. The caller's workflow schedules one activity. The activity POSTs a start with a signed callback
+URL to the handler service and then waits asynchronously. The handler service starts the target workflow and answers at
+once. When the target has ended, an interceptor on its worker POSTs the outcome to the callback URL, where the caller's
+receiver completes the waiting activity. The messages are Nexus RPC over HTTP.
 """
 
 from bridge.workflow.call import Renewals

@@ -1,7 +1,8 @@
-"""The errors that cross rooms, and how a failed request is told over HTTP.
+"""The errors that several packages raise and handle.
 
-Two errors are nexusrpc's own and never mix: `HandlerError` (this request failed) and `OperationError` (the operation
-ended badly, which is an outcome). Ours are the small tree below. No error's text holds a URL, a token or a body.
+Two errors are nexusrpc's own and must not be mixed: `HandlerError` (this request failed) and `OperationError` (the
+operation ended failed or canceled, which is an outcome). All other errors are defined below. No error's text holds a
+URL, a token or a body.
 """
 
 from datetime import timedelta
@@ -24,17 +25,17 @@ class UntrustedError(BridgeError):
 
 
 class RemoteProtocolError(BridgeError):
-    """The peer's message breaks the protocol. The text says how, and quotes nothing of the message."""
+    """The peer's message breaks the protocol. The text names the broken rule and does not quote the message."""
 
 
 class TransportError(BridgeError):
-    """No answer: the network failed or time ran out. Nobody broke anything; trying again is right."""
+    """A request got no answer, because the network failed or time ran out. Neither side is at fault. Retry."""
 
 
 class UnsignedAnswerError(BridgeError):
-    """An answer that the peer has not signed: something in between may have given it. It ends nothing.
+    """An answer that the peer has not signed. A proxy may have given it, therefore it does not end the call.
 
-    The text says who seems to have answered, and what may help.
+    The text describes the answer, names the probable sender and proposes a remedy. *status* is the HTTP status.
     """
 
     def __init__(self, message: str, *, status: int) -> None:
@@ -43,32 +44,32 @@ class UnsignedAnswerError(BridgeError):
 
 
 class DestinationRefusedError(BridgeError):
-    """The address of an outgoing request is not allowed. Trying again changes nothing."""
+    """The address of an outgoing request is not allowed. A retry gives the same result."""
 
 
 class PeerHandlerError(HandlerError):
-    """A peer's own word that a request failed: a HandlerError in the body, not a proxy's bare status."""
+    """A request failed, and the peer itself reported it: the body holds a HandlerError, not only a status."""
 
     remote_cause: Failure | None = None
-    """What caused it, as the peer's data converter and codec made it."""
+    """The cause of the error, encoded by the peer's data converter and codec."""
 
 
 class WaitOverError(PeerHandlerError):
-    """A receiver of ours says that nobody waits (any more)."""
+    """A receiver of the bridge reports that no call waits, or that the call does not wait any more."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, type=HandlerErrorType.NOT_FOUND)
 
 
 class OutcomeUnknownError(PeerHandlerError):
-    """The handler cannot know any more how the operation ended, and will not start it again."""
+    """The handler has no record of how the operation ended and does not start it again."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, type=HandlerErrorType.NOT_FOUND, retryable_override=False)
 
 
 class UnavailableError(HandlerError):
-    """We cannot serve the request now, for a reason that is ours; the peer should come back after *retry_after*."""
+    """This side cannot serve the request now. The peer should send it again after *retry_after*."""
 
     def __init__(self, message: str, *, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(message, type=HandlerErrorType.UNAVAILABLE)
@@ -76,15 +77,15 @@ class UnavailableError(HandlerError):
 
 
 def bad_request(message: str) -> HandlerError:
-    """The peer's fault: final."""
+    """A HandlerError for a request that the peer must change. Not retryable."""
     return HandlerError(message, type=HandlerErrorType.BAD_REQUEST)
 
 
 def not_found(message: str) -> HandlerError:
-    """Unknown service, operation or call: final."""
+    """A HandlerError for an unknown service, operation or call. Not retryable."""
     return HandlerError(message, type=HandlerErrorType.NOT_FOUND)
 
 
 def without_text(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """*error* as a log's `exc_info`: its class and where it happened, without the text, which may quote a message."""
+    """*error* as the `exc_info` of a log record: class and traceback without the text, which may quote a message."""
     return type(error), Exception("(text withheld)"), error.__traceback__

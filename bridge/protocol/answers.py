@@ -1,7 +1,7 @@
-"""What an answer means: to a start, a cancel, a completion, a question. The table of docs/protocol.md.
+"""What an answer means to a start, a cancel, a completion, a question or an echo. The table is in docs/protocol.md.
 
-An answer counts only if the peer has signed it for this request. Any other answer, with any status, was given by
-something in between: the peer was not reached, and the request is sent again. Pure functions.
+An answer counts only if the peer has signed it for this request. Any other answer, with any status, may come from a
+proxy: it means that the peer was not reached, and the request is sent again. Pure functions.
 """
 
 import json
@@ -31,7 +31,7 @@ from bridge.security.signatures import Headers, RequestProof
 
 
 class Sent(Enum):
-    """What was sent."""
+    """The kind of request that was sent. A question asks whether the caller of an operation still waits."""
 
     START = "start"
     CANCEL = "cancel"
@@ -41,24 +41,24 @@ class Sent(Enum):
 
 
 class Meaning(Enum):
-    """What an answer asks of the side that reads it."""
+    """What an answer means for the request."""
 
     OUTCOME = "outcome"
-    """Of a start: the operation has ended, and the answer holds how."""
+    """Answer to a start: the operation has ended, and the answer holds its outcome."""
     RUNNING = "running"
-    """Of a start: the operation goes on."""
+    """Answer to a start: the operation has not ended."""
     ACCEPTED = "accepted"
-    """Of a cancel or a completion: taken. Of a question: the caller waits."""
+    """Answer to a cancel or a completion: accepted. Answer to a question: the caller waits."""
     REFUSED = "refused"
-    """The peer will never take this request."""
+    """The peer never accepts this request. Do not repeat it."""
     CONFLICT = "conflict"
-    """Of a completion: another outcome is recorded."""
+    """Answer to a completion: another outcome is recorded."""
     GONE = "gone"
-    """Of a completion or a question: the caller does not wait any more."""
+    """Answer to a completion or a question: the caller does not wait any more."""
     AGAIN = "again"
-    """An answer of the peer that says nothing about the operation. Send the request again."""
+    """The peer answered and reported nothing about the operation. Send the request again."""
     NOT_REACHED = "not reached"
-    """Not an answer of the peer. Send the request again."""
+    """The peer did not answer. Send the request again."""
 
 
 _FINAL = {400: Meaning.REFUSED, 403: Meaning.REFUSED, 404: Meaning.REFUSED, 501: Meaning.REFUSED}
@@ -70,27 +70,31 @@ _TABLE: Mapping[Sent, Mapping[int, Meaning]] = {
     Sent.QUESTION: {200: Meaning.ACCEPTED, 404: Meaning.GONE, 410: Meaning.GONE},
     Sent.ECHO: {200: Meaning.ACCEPTED},
 }
-"""Every other status means `AGAIN`: 401 and 421 too, because nothing about the deployment is final."""
+"""Every other status means `AGAIN`. So do 401 and 421, because an operator can repair keys and routes."""
 _LATE_FOR_TEMPORAL = ("stale reference", "workflow execution already completed")
-"""How Temporal's server, which does not sign, begins the 404 to a completion that comes too late or twice."""
+"""Beginnings of the message with which Temporal's server, which does not sign, answers 404 to a completion that is late
+or repeated."""
 _RETRYABLE = frozenset({408, 429, 500, 503, 520})
-"""Statuses with which a handler may refuse a start for good, by `retryableOverride: false`."""
+"""Statuses with which a handler may refuse a start permanently, by `retryableOverride: false`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer as far as it counts."""
+    """The part of an answer that counts."""
 
     meaning: Meaning
+    """What the answer means for the request."""
     status: int
+    """HTTP status, also of an answer that does not count."""
     headers: CIMultiDict[str]
-    """Signed ones only; all, where the peer cannot sign."""
+    """The signed headers. All headers if the peer cannot sign. Empty for `NOT_REACHED`."""
     body: bytes
+    """As received. Empty for `NOT_REACHED`."""
     error: HandlerError | BridgeError | None = None
-    """Why the request had no effect; None where it had one. Of `REFUSED` a HandlerError that is not retryable, of
-    `AGAIN` and `NOT_REACHED` anything else."""
+    """Why the request had no effect, None if it had one. For `REFUSED` it is a HandlerError that is not retryable, for
+    `AGAIN` and `NOT_REACHED` any other error."""
     retry_after: timedelta | None = None
-    """The wait that the peer asked for, at most an hour."""
+    """The wait that the peer asked for in a signed `Retry-After`, at most an hour."""
 
 
 def read_answer(
@@ -106,14 +110,14 @@ def read_answer(
     """Read the answer to a request.
 
     Args:
-        sent: What the request was.
-        proof: The request's signature; None where the settings say that the peer cannot sign its answers.
-        status: Of the answer, as the next arguments.
-        headers: All of them.
-        body: As it came.
-        now: Where a `Retry-After` is a date.
-        is_first: Whether no earlier request of this call may have had an effect. A peer that cannot sign may refuse
-            nothing later on: the refusal could be a proxy's, and the operation be running.
+        sent: The kind of the request.
+        proof: The request's signature; None if the settings say that the peer cannot sign its answers.
+        status: HTTP status of the answer.
+        headers: All headers of the answer.
+        body: Body of the answer, as received.
+        now: The present time, to which a `Retry-After` that is a date is compared.
+        is_first: Whether no earlier request of this call can have had an effect. A later refusal of a peer that cannot
+            sign is ignored, because a proxy may have sent it while the operation is running.
     """
     signed = CIMultiDict(headers.items())
     if proof is not None:
@@ -135,14 +139,14 @@ def read_answer(
         return _not_reached(status, signed, body, "not a refusal that an unsigned peer may give")
     reason: HandlerError | BridgeError = error
     if meaning is Meaning.AGAIN and not error.retryable:
-        # A HandlerError that is not retryable would end the call.
+        # Only `REFUSED` may carry a HandlerError that is not retryable: such an error ends the call.
         reason = RemoteProtocolError(f"the peer answered {status}: {error.message}")
     retry_after = wire.decode_retry_after(signed, now=now) if proof is not None else None
     return Answer(meaning=meaning, status=status, headers=signed, body=body, error=reason, retry_after=retry_after)
 
 
 def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether an unsigned outcome has a state and content that fits it. A proxy's page has not."""
+    """Whether an unsigned answer can be an outcome: its state and content fit. An error page of a proxy does not."""
     if status not in {200, 424} or wire.OPERATION_STATE not in headers:
         return status not in {200, 424}
     try:
@@ -157,7 +161,7 @@ def _is_plausible(status: int, headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def _is_refusal_of_peer(sent: Sent, meaning: Meaning, error: HandlerError, *, is_first: bool) -> bool:
-    """Whether an error that is not signed counts: no proxy writes the body of a HandlerError, or what Temporal says."""
+    """Whether an unsigned error counts. A proxy writes neither the body of a HandlerError nor Temporal's messages."""
     if sent is Sent.COMPLETION and meaning is Meaning.GONE and error.message.startswith(_LATE_FOR_TEMPORAL):
         return True
     if sent is Sent.QUESTION or not isinstance(error, PeerHandlerError):
@@ -171,7 +175,7 @@ def _not_reached(status: int, headers: Mapping[str, str], body: bytes, reason: s
 
 
 def _describe(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> str:
-    """Who seems to have answered, and what to do: the text stands on the pending activity and in the log."""
+    """The probable sender of an answer, and a remedy. The pending activity and the log show this text."""
     parts = [f"{name}: {redacted(headers[name], 80)}" for name in ("Server", "Via", CONTENT_TYPE) if name in headers]
     answered = ", ".join([f"answered {status}", f"{len(body)} bytes", *parts])
     return f"{answered}; this does not count, because it is not signed by the peer ({reason}). {_cure(status)}"

@@ -1,4 +1,4 @@
-"""The cancel of an operation: its request, in both forms that Temporal's servers send, and its answers. Sans-I/O."""
+"""The request to cancel an operation, in every form that Temporal's servers send. Sans-I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +10,20 @@ from bridge.protocol import headers as wire
 
 @dataclass(frozen=True, kw_only=True)
 class CancelRequest:
-    """The wish to end an operation; it may still end otherwise."""
+    """A request to end an operation. The operation may still succeed or fail."""
 
     service: str
+    """Name of the service."""
     operation: str
+    """Name of the operation."""
     operation_token: str
+    """The handler's name for the running operation, from the answer to its start."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """The caller's own."""
+    """The headers that the caller's workflow set."""
 
 
 def encode_cancel(request: CancelRequest, *, request_timeout: timedelta) -> tuple[str, dict[str, str], bytes]:
-    """Path below the endpoint's URL, headers, and an empty body."""
+    """Path below the endpoint's URL, headers, and an empty body. The handler has *request_timeout* to answer."""
     headers = dict(request.headers)
     headers[wire.OPERATION_TOKEN] = request.operation_token
     headers[wire.REQUEST_TIMEOUT] = wire.encode_duration(request_timeout)
@@ -28,10 +31,10 @@ def encode_cancel(request: CancelRequest, *, request_timeout: timedelta) -> tupl
 
 
 def decode_cancel(headers: Mapping[str, str], *, in_path: str | None, in_query: Sequence[str]) -> str:
-    """The operation token: in the header (the spec), the query (the spec's alternative) or the path (server 1.29).
+    """The operation token, from the header (Nexus SPEC), the query (Nexus SPEC) or the path (server 1.29).
 
     Raises:
-        RemoteProtocolError: None, or more than one.
+        RemoteProtocolError: The request has no token, an overlong one, or more than one.
     """
     found = [*filter(None, (headers.get(wire.OPERATION_TOKEN), in_path)), *in_query]
     if len(found) != 1 or not 0 < len(found[0]) <= wire.MAX_OPERATION_TOKEN:

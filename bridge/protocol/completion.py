@@ -1,4 +1,4 @@
-"""The completion: the message that tells an outcome to whoever waits for it. Sans-I/O."""
+"""The completion: the message that delivers an outcome to the caller that waits for it. Sans-I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,34 +15,44 @@ _RESERVED = frozenset({"connection", "expect", "host", "keep-alive", "te", "trai
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """An outcome with what identifies it."""
+    """An outcome, and the run and operation that it belongs to."""
 
     outcome: Outcome
+    """How the operation ended."""
     target: WorkflowRef | None
-    """The run that ended so; None from a peer without Temporal."""
+    """The run that ended; None from a peer without Temporal."""
     operation_token: str | None = None
+    """The handler's name for the operation; None if the peer sent none."""
     start_time: datetime | None = None
+    """When the target was started, UTC. Sent, but not read back."""
     close_time: datetime | None = None
+    """When the target closed, UTC."""
 
 
 class DeliveryAnswer(Enum):
-    """What one attempt to deliver a completion has come to."""
+    """Result of one attempt to deliver a completion."""
 
     ACCEPTED = "accepted"
+    """Final: the caller has the outcome."""
     AGAIN_LATER = "again later"
+    """Not final: try again."""
     GONE = "gone"
     """Final: the caller does not wait any more, or has another outcome."""
     REFUSED = "refused"
-    """Final: the receiver does not take this message; mending the cause and sending it again may help."""
+    """Final: the receiver does not accept this message. An operator may repair the cause and send it again."""
 
 
 def encode_completion(completion: Completion, *, callback_headers: Mapping[str, str]) -> tuple[dict[str, str], bytes]:
-    """Headers and body. No header of the caller's choice replaces what the protocol or the connection says.
+    """Headers and body. A callback header never replaces a header of the protocol or of the connection.
 
-    A `Content-…` header more than the protocol's own would spoil the result, so a caller's is left out as well.
+    Callback headers named `Content-…` are left out too, because Nexus would take them for a part of the result.
     """
     content, body = encode_outcome(completion.outcome)
-    headers = {name.title(): value for name, value in callback_headers.items() if not _is_reserved(name.lower())}
+    headers = {
+        name.title(): value
+        for name, value in callback_headers.items()
+        if name.lower() not in _RESERVED and not name.lower().startswith(_RESERVED_PREFIXES)
+    }
     headers |= content
     headers[wire.OPERATION_STATE] = completion.outcome.state.value
     if completion.operation_token is not None:
@@ -57,7 +67,7 @@ def encode_completion(completion: Completion, *, callback_headers: Mapping[str, 
 
 
 def decode_completion(headers: Mapping[str, str], links: Sequence[str], body: bytes) -> Completion:
-    """Read one completion after its proofs held.
+    """Read one completion. Verify its callback token and its signature first.
 
     Raises:
         RemoteProtocolError: Unknown state, or content that the state does not allow.
@@ -69,7 +79,3 @@ def decode_completion(headers: Mapping[str, str], links: Sequence[str], body: by
         operation_token=headers.get(wire.OPERATION_TOKEN),
         close_time=wire.decode_instant(headers.get(wire.OPERATION_CLOSE_TIME, "")),
     )
-
-
-def _is_reserved(lower: str) -> bool:
-    return lower in _RESERVED or lower.startswith(_RESERVED_PREFIXES)

@@ -1,7 +1,8 @@
 """Temporal failures as Nexus Failures, and back.
 
-Written in the one form that every server version reads, read from every form that any of them writes: the message
-and stack trace at top level, the rest as proto JSON in `details`, the causes inside it. Pure functions.
+A failure is written in the one form that every server version reads: message and stack trace at the top level, the
+rest as proto JSON in `details`, the causes inside `details`. A failure is read from every form that any server version
+writes. Pure functions.
 Source of the rules: Nexus SPEC "Failure", Temporal server `common/nexus/failure.go` of 1.29 to 1.31.
 """
 
@@ -21,13 +22,16 @@ FAILURE_TYPE = "temporal.api.failure.v1.Failure"
 HANDLER_ERROR_TYPE = "nexus.HandlerError"
 OPERATION_ERROR_TYPE = "nexus.OperationError"
 FOREIGN_FAILURE_TYPE = "NexusFailure"
-"""Application error type of a failure from a peer without Temporal, as the server names it."""
+"""Application error type of a failure from a peer without Temporal, as Temporal's server names it."""
 
 MAX_FAILURE_BYTES = 4 * 1024 * 1024
+"""Largest body of a message in either direction."""
 _MAX_DEPTH = 80
-"""Protobuf readers, the SDK's core among them, stop at 100 nested messages; a failure stands in some of its own."""
+"""Most nested causes that are read. Protobuf readers, such as the SDK's core, stop at 100 nested messages, and the
+messages around a failure count too."""
 _MAX_CAUSES = 79
-"""Written at most, so that every reader on the way takes the message: an outcome has to arrive."""
+"""Most causes that are written. With more, a reader on the way would refuse the message and the outcome would be
+lost."""
 _RETRY_BEHAVIORS = {
     True: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_RETRYABLE,
     False: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_NON_RETRYABLE,
@@ -35,30 +39,37 @@ _RETRY_BEHAVIORS = {
 
 
 class WireFailure(BaseModel):
-    """A Nexus Failure as JSON."""
+    """A Nexus Failure as JSON (Nexus SPEC "Failure")."""
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore", frozen=True)
 
     message: str = ""
+    """Text for people."""
     stack_trace: str = Field(default="", alias="stackTrace")
+    """Where the failure was raised, as text."""
     metadata: dict[str, str] = {}
+    """Names by which a reader finds the form of `details`; the key `type` names the kind."""
     details: Any = None
+    """JSON value whose form depends on the kind."""
     cause: "WireFailure | None" = None
+    """The failure that caused this one."""
 
     @property
     def kind(self) -> str:
+        """The `type` in the metadata, empty if it is missing."""
         return self.metadata.get("type", "")
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # To Go's reader, null is the same as nothing.
+        # Go's reader treats null as an absent member.
         return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
 
     def to_json(self) -> bytes:
-        # The one member that must be there, even when empty.
-        told = {"message": self.message} | self.model_dump(by_alias=True, exclude_defaults=True)
-        return to_json(told, inf_nan_mode="null")
+        """The JSON of this failure, without members that have their default."""
+        # `message` is the one required member, also when it is empty.
+        members = {"message": self.message} | self.model_dump(by_alias=True, exclude_defaults=True)
+        return to_json(members, inf_nan_mode="null")
 
 
 def parse_failure(body: bytes) -> WireFailure:
@@ -70,14 +81,14 @@ def parse_failure(body: bytes) -> WireFailure:
     try:
         return WireFailure.model_validate_json(body)
     except ValidationError as error:
-        # The outermost name is ours; what is below it may be the peer's.
+        # The outermost name is a member of `WireFailure`. Names below it may be chosen by the peer.
         fields = ", ".join(sorted({str(each["loc"][0]) if each["loc"] else "body" for each in error.errors()}))
         message = f"not a Nexus Failure: {fields}"
         raise RemoteProtocolError(message) from None
 
 
 def encode_failure(failure: Failure) -> WireFailure:
-    """Write *failure* so that every server version understands it."""
+    """Write *failure* in the form that every server version reads."""
     bare = Failure()
     bare.CopyFrom(failure)
     _drop_unknown_to_old_servers(bare)
@@ -96,14 +107,14 @@ def encode_failure(failure: Failure) -> WireFailure:
 
 
 def decode_failure(wire: WireFailure, *, canceled: bool) -> Failure:
-    """Read the failure of an operation that ended as failed, or as *canceled*.
+    """Read the failure of an operation that ended failed, or *canceled*.
 
     Raises:
-        RemoteProtocolError: `details` cannot be the failure that they are said to be.
+        RemoteProtocolError: `details` do not fit the kind, or there are too many causes.
     """
     failure = _decode(wire, canceled=canceled, depth=0)
     if canceled and not failure.HasField("canceled_failure_info"):
-        # A canceled operation is a cancellation to its caller, whatever the peer wrapped it in.
+        # The caller must see a cancellation, also if the peer sent a failure of another kind.
         outer = Failure(message=failure.message or "operation canceled")
         outer.canceled_failure_info.SetInParent()
         outer.cause.CopyFrom(failure)
@@ -157,17 +168,17 @@ def _foreign(wire: WireFailure, *, canceled: bool) -> Failure:
         failure.application_failure_info.type = FOREIGN_FAILURE_TYPE
         failure.application_failure_info.non_retryable = True
     if wire.details is not None or wire.metadata:
-        # All that has no place of its own, as the server keeps it.
-        told = wire.model_dump(by_alias=True, exclude_defaults=True, exclude={"message", "cause", "stack_trace"})
+        # Members without a field in the proto become details, as in Temporal's server.
+        rest = wire.model_dump(by_alias=True, exclude_defaults=True, exclude={"message", "cause", "stack_trace"})
         info = failure.canceled_failure_info if canceled else failure.application_failure_info
-        info.details.payloads.add(metadata={"encoding": b"json/plain"}, data=to_json(told, inf_nan_mode="null"))
+        info.details.payloads.add(metadata={"encoding": b"json/plain"}, data=to_json(rest, inf_nan_mode="null"))
     return failure
 
 
 def _drop_unknown_to_old_servers(message: Message) -> None:
     # Server 1.29 refuses a failure with a field that its own proto lacks, and then starts the operation again and
-    # again: `identity` of a cancellation or termination, and the note of an offloaded payload, are newer than that.
-    # Only what is there is touched: to read a member of a oneof for writing is to choose it.
+    # again. Two fields are newer than 1.29: `identity` of a cancellation or termination, and `external_payloads`.
+    # Visit only fields that are set: protobuf sets a member of a oneof when it is accessed for writing.
     if isinstance(message, CanceledFailureInfo | TerminatedFailureInfo):
         message.ClearField("identity")
     if isinstance(message, Payload):
@@ -175,6 +186,6 @@ def _drop_unknown_to_old_servers(message: Message) -> None:
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
-            # Not `field.is_repeated`: protobuf before 6.31 lacks it.
+            # `field.is_repeated` does not exist before protobuf 6.31.
             for each in [value] if isinstance(value, Message) else value:
                 _drop_unknown_to_old_servers(each)

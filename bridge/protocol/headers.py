@@ -1,4 +1,4 @@
-"""The wire's alphabet: header names, durations, instants, and how a failed request is answered.
+"""Header names, durations, instants, and the form of the answer to a failed request.
 
 Nexus RPC over HTTP (nexus-rpc/api `SPEC.md`), in the dialect that Temporal servers from 1.29 on speak. Sans-I/O: pure
 functions over headers and bytes.
@@ -38,24 +38,26 @@ REQUEST_RETRYABLE = "Nexus-Request-Retryable"
 CALLBACK_PREFIX = "Nexus-Callback-"
 RETRY_AFTER = "Retry-After"
 SCHEDULED_TIME = "Bridge-Scheduled-Time"
-"""Ours, on a start: when the caller's workflow scheduled the operation, RFC 3339."""
+"""Header of the bridge, on a start: when the caller's workflow scheduled the operation, RFC 3339."""
 ATTEMPT = "Bridge-Attempt"
-"""Ours, on a start: the attempt of the waiting activity; above 1 it is a renewal. Information only."""
+"""Header of the bridge, on a start: the attempt of the waiting activity. A start above 1 is a renewal. Information
+only."""
 
 PREFER = "Prefer"
 """On a start, RFC 7240: `wait=N` asks to hold the request open for up to N seconds."""
 
 MAX_OPERATION_TOKEN = 4096
+"""Most characters of an operation token."""
 
 _MARK = "bridge"
 _MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
     "outcome-unknown": OutcomeUnknownError,
     "wait-over": WaitOverError,
 }
-"""Errors of ours that no proxy can be mistaken for, by the mark in their metadata."""
+"""Errors of the bridge, by the mark in their metadata. The mark distinguishes them from an error of a proxy."""
 
 _MAX_CAUSE_BYTES = 256 * 1024
-"""A larger cause of a failed request is left out: it must fit a failed activity."""
+"""A larger cause of a failed request is left out, because it would not fit the failure of an activity."""
 
 _STATUSES: dict[HandlerErrorType, int] = {
     HandlerErrorType.BAD_REQUEST: 400,
@@ -78,12 +80,12 @@ _TYPES: dict[int, HandlerErrorType] = {
 _UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
 _LONGEST = timedelta(days=365_000)
-"""Longer than any peer's duration type, short enough to be added to the time of day."""
+"""Longest duration that is read: longer than any peer's duration type, and short enough to add to the present time."""
 _INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
 class OperationState(str, Enum):
-    """How an operation stands."""
+    """State of an operation, as the header `Nexus-Operation-State` spells it."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -97,19 +99,19 @@ _SEGMENT = "!$&'()*+,;=:@"
 def operation_path(service: str, operation: str) -> str:
     """`/{service}/{operation}`, each as one segment in RFC 3986 normal form.
 
-    What a segment may hold unencoded is not encoded. A proxy that strips a prefix decodes the path and encodes as
-    little as it must, and the signature covers the spelling.
+    Characters that a segment may hold unencoded are not encoded. The signature covers the spelling of the path, and a
+    proxy that strips a prefix decodes the path and encodes only what it must.
     """
     return f"/{quote(service, safe=_SEGMENT)}/{quote(operation, safe=_SEGMENT)}"
 
 
 def encode_duration(duration: timedelta) -> str:
-    """Whole milliseconds: the one unit that every reader takes."""
+    """*duration* in whole milliseconds, the one unit that every reader accepts. A negative one becomes 0."""
     return f"{max(0, round(duration.total_seconds() * 1000))}ms"
 
 
 def decode_duration(text: str) -> timedelta | None:
-    """Read the spec's durations and Go's (`1m29.9s`); None for anything else, or a length no clock reaches."""
+    """Read a duration of the Nexus SPEC or of Go (`1m29.9s`); None for other text, or a duration over 1000 years."""
     parts = _DURATION_PART.findall(text) if len(text) <= 64 else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
@@ -118,18 +120,18 @@ def decode_duration(text: str) -> timedelta | None:
 
 
 def encode_http_date(instant: datetime) -> str:
-    """IMF-fixdate; Go's reader wants the literal GMT."""
+    """*instant* as an IMF-fixdate. Go's reader accepts only the literal GMT."""
     return format_datetime(instant.astimezone(UTC), usegmt=True)
 
 
 def encode_instant(instant: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds."""
+    """*instant* in the form of RFC 3339, in UTC with milliseconds."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def decode_instant(text: str) -> datetime | None:
-    """Read RFC 3339; None for anything else."""
-    # Of nine fractional digits, as servers from 1.31 send them, Python keeps six.
+    """Read an instant in the form of RFC 3339, in UTC; None for any other text."""
+    # Servers from 1.31 send nine fractional digits. Python keeps six.
     if not _INSTANT.fullmatch(text.upper()):
         return None
     try:
@@ -139,7 +141,7 @@ def decode_instant(text: str) -> datetime | None:
 
 
 def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
-    """The wait that a peer asked for, at most an hour; None when it asked for none that can be read."""
+    """The wait that a peer asked for, at most an hour; None if `Retry-After` is missing, unreadable or in the past."""
     text = headers.get(RETRY_AFTER, "").strip()
     if re.fullmatch(r"\d{1,9}", text):
         return min(timedelta(seconds=int(text)), timedelta(hours=1))
@@ -151,12 +153,12 @@ def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelt
 
 
 def encode_wait(wait: timedelta) -> str:
-    """The preference to be answered later than at once; whole seconds (RFC 7240 section 4.3)."""
+    """The `Prefer` header that asks to hold the answer for up to *wait*, in whole seconds (RFC 7240 section 4.3)."""
     return f"wait={int(wait.total_seconds())}"
 
 
 def decode_wait(text: str) -> timedelta | None:
-    """How long the sender would wait; None if it says nothing that can be read."""
+    """The wait in a `Prefer` header; None if it holds no readable wait."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", text, re.IGNORECASE)
     return timedelta(seconds=int(found[1])) if found and int(found[1]) else None
 
@@ -164,10 +166,10 @@ def decode_wait(text: str) -> timedelta | None:
 def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer to a request that failed.
 
-    The type stands in the status (for servers up to 1.30) and in the body (for later ones); both must agree.
+    Servers up to 1.30 read the type from the status, later ones from the body. Both must agree.
     """
     headers = {CONTENT_TYPE: JSON}
-    # UNKNOWN is for reading only.
+    # UNKNOWN is only used for errors that were read. It is never written.
     kind = HandlerErrorType.INTERNAL if error.type is HandlerErrorType.UNKNOWN else error.type
     details: dict[str, object] = {"type": kind.value, "retryableOverride": error.retryable}
     if error.retryable_override is not None:
@@ -180,7 +182,7 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
             metadata[_MARK] = mark
     cause = error.remote_cause if isinstance(error, PeerHandlerError) else None
     body = WireFailure(
-        # A message may quote JSON input, and JSON can spell lone surrogates, which no UTF-8 can.
+        # A message may quote JSON input. JSON can hold lone surrogates, which UTF-8 cannot encode.
         message=error.message.encode(errors="replace").decode(),
         metadata=metadata,
         details=details,
@@ -190,7 +192,10 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
 
 
 def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -> HandlerError:
-    """Read the answer to a request that failed. A type in the body beats the status; texts are cut to a bound."""
+    """Read the answer to a request that failed.
+
+    If the body names a type, the status is ignored. The message is cut to 1 000 characters and redacted.
+    """
     try:
         failure = parse_failure(body) if is_json(headers) else None
     except RemoteProtocolError:
@@ -202,8 +207,8 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
     if failure is not None:
         message = redacted(failure.message, 1000) or message
         if failure.kind == HANDLER_ERROR_TYPE and isinstance(failure.details, dict):
-            told = failure.details.get("type")
-            kind = HandlerErrorType.__members__.get(told, kind) if isinstance(told, str) else kind
+            name = failure.details.get("type")
+            kind = HandlerErrorType.__members__.get(name, kind) if isinstance(name, str) else kind
             retryable = failure.details.get("retryableOverride")
             override = retryable if isinstance(retryable, bool) else override
             if marked := _MARKED.get(failure.metadata.get(_MARK, "")):
@@ -213,7 +218,7 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
         kind = HandlerErrorType.UNKNOWN
     error = error_class(message, type=kind)
     if override not in {None, error.retryable}:
-        # A default that is merely written out is no override: native Nexus shows none either.
+        # A value that equals the type's default is not an override. Native Nexus shows no override either.
         error = error_class(message, type=kind, retryable_override=override)
     if isinstance(error, PeerHandlerError) and failure is not None:
         error.remote_cause = _cause(failure)
@@ -221,7 +226,7 @@ def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -
 
 
 def _cause(failure: WireFailure) -> Failure | None:
-    """What *failure* names as its cause; None where there is none that can be kept."""
+    """The cause of *failure*; None if it has no cause, or one that is unreadable or too large."""
     try:
         cause = None if failure.cause is None else decode_failure(failure.cause, canceled=False)
     except RemoteProtocolError:
@@ -230,10 +235,10 @@ def _cause(failure: WireFailure) -> Failure | None:
 
 
 def require_state(text: str | None) -> OperationState:
-    """The final state named by a header.
+    """The final state that a header names.
 
     Raises:
-        RemoteProtocolError: None of the three.
+        RemoteProtocolError: The header is missing or does not name one of the three final states.
     """
     try:
         state = OperationState(text)

@@ -1,6 +1,6 @@
-"""Links between the two namespaces: which workflow is behind a message.
+"""Links between the two namespaces: each names the workflow that a message comes from.
 
-A link is never essential: what cannot be read is left out. The conversion itself is the SDK's.
+No decision depends on a link, therefore an unreadable one is left out. The SDK converts between URL and link.
 """
 
 import re
@@ -29,8 +29,11 @@ class WorkflowRef:
     """One run of a workflow, in either namespace."""
 
     namespace: str
+    """Name of the namespace."""
     workflow_id: str
+    """Id of the workflow."""
     run_id: str
+    """Id of the run."""
 
     @classmethod
     def from_links(cls, links: Iterable[nexusrpc.Link]) -> Self | None:
@@ -56,18 +59,18 @@ class WorkflowRef:
 
 
 def to_temporal_link(link: nexusrpc.Link) -> Link | None:
-    """The SDK's reading of *link*, None where it cannot be read."""
+    """*link* as Temporal's own type; None if it is unreadable."""
     try:
         return _link_conversion.nexus_link_to_temporal_link(link)
-    except Exception:  # noqa: BLE001 - a private parser on foreign text; a bad link is dropped, whatever it does
+    except Exception:  # noqa: BLE001 - a private parser reads a peer's text: any error only drops the link
         return None
 
 
 def encode_links(links: Iterable[nexusrpc.Link]) -> str:
-    """One header value for those of *links* that every reader takes; empty if there is none.
+    """One header value with those of *links* that every reader accepts; empty if no link is left.
 
-    A link that Go's parser refuses fails the whole message at Temporal's server. Commas inside a URL are
-    percent-encoded, because readers split at them.
+    If Go's parser refuses one link, Temporal's server refuses the whole message. Commas inside a URL are
+    percent-encoded, because readers split the header at commas.
     """
     return ", ".join(
         f'<{link.url.replace(",", "%2C")}>; type="{link.type}"'
@@ -77,7 +80,7 @@ def encode_links(links: Iterable[nexusrpc.Link]) -> str:
 
 
 def decode_links(values: Iterable[str]) -> list[nexusrpc.Link]:
-    """Every readable link of the `Nexus-Link` header lines *values*."""
+    """The first ten readable links of the `Nexus-Link` header lines *values*."""
     links = []
     for part in ",".join(values).split(","):
         found = _LINK.fullmatch(part)

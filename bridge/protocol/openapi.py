@@ -1,7 +1,7 @@
-"""Both services described as OpenAPI 3.1, the same for every deployment: served at `/openapi.json`.
+"""The OpenAPI 3.1 descriptions of both services, served at `/openapi.json` and equal in every deployment.
 
-Schemas come from the models that read and write the messages, header names from the wire's own constants. What OpenAPI
-cannot say (what a signature covers, what to repeat) is in docs/protocol.md.
+Schemas come from the models that read and write the messages. Header names come from the constants of the protocol.
+docs/protocol.md has the rules that OpenAPI cannot express: what a signature covers, and what to repeat.
 """
 
 import re
@@ -29,7 +29,7 @@ _DURATION: Json = {"type": "string", "examples": ["10000ms", "90s", "1h30m"]}
 _ID: Json = {"type": "string", "minLength": 1, "maxLength": 255}
 _TOKEN: Json = {"type": "string", "minLength": 1, "maxLength": wire.MAX_OPERATION_TOKEN}
 _HEADERS: Mapping[str, tuple[str, Json]] = {
-    wire.REQUEST_ID: ("Names the call: the same on every repeat.", _ID),
+    wire.REQUEST_ID: ("Id of the call, the same on every repeat.", _ID),
     wire.REQUEST_TIMEOUT: ("How long the sender waits for this answer.", _DURATION),
     wire.OPERATION_TIMEOUT: ("How long the caller is still willing to wait for the operation.", _DURATION),
     wire.SCHEDULED_TIME: ("When the caller scheduled the operation.", _INSTANT),
@@ -37,12 +37,12 @@ _HEADERS: Mapping[str, tuple[str, Json]] = {
     wire.PREFER: ("`wait=N`: hold the start open for up to N seconds.", _TEXT),
     wire.LINK: ('`<URL>; type="TYPE"`, comma-separated.', _TEXT),
     wire.OPERATION_TOKEN: ("The handler's name for the operation.", _TOKEN),
-    wire.OPERATION_STATE: ("How it stands.", {"type": "string", "enum": [each.value for each in wire.OperationState]}),
+    wire.OPERATION_STATE: ("State.", {"type": "string", "enum": [each.value for each in wire.OperationState]}),
     wire.OPERATION_START_TIME: ("When the operation was started: an HTTP date.", _TEXT),
     wire.OPERATION_CLOSE_TIME: ("When the operation ended.", _INSTANT),
     wire.REQUEST_RETRYABLE: ("Whether repeating may help.", {"type": "string", "enum": ["true", "false"]}),
     wire.RETRY_AFTER: ("Seconds to wait before repeating the request.", {"type": "integer", "minimum": 1}),
-    signatures.REPR_DIGEST: ("RFC 9530: SHA-256 of the body, of an empty one too.", _TEXT),
+    signatures.REPR_DIGEST: ("RFC 9530: SHA-256 of the body, also of an empty body.", _TEXT),
     signatures.SIGNATURE_INPUT: ("RFC 9421.", _TEXT),
     signatures.SIGNATURE: ("RFC 9421.", _TEXT),
 }
@@ -57,28 +57,28 @@ _ANY: Json = {name: {} for name in (payloads.JSON, payloads.PROTOBUF, payloads.O
 
 
 def describe_handler_service() -> Json:
-    """The handler service: starts and cancels."""
+    """The handler service's OpenAPI document: starts and cancels."""
     path, always = "/c/{caller}/{service}/{operation}", (*_PROOFS, wire.REQUEST_TIMEOUT)
     known = (wire.OPERATION_TIMEOUT, wire.SCHEDULED_TIME, wire.ATTEMPT, wire.PREFER, wire.LINK, *always)
     outcome = wire.OPERATION_STATE, wire.LINK
     callback = {**_TEXT, "format": "uri", "maxLength": MAX_CALLBACK_URL}
     start = _operation(
         "startOperation",
-        "Start an operation, or ask again how it stands.",
+        "Start an operation, or ask again for its state.",
         _header(wire.REQUEST_ID, required=True),
         _parameter("callback", "query", callback, "Where to POST the outcome, byte for byte."),
         *map(_header, known),
         body=_ANY,
         answers={
-            "200": _answer("It has ended well; the body is its result.", _ANY, *outcome),
-            "201": _answer("It goes on.", _json("OperationInfo"), wire.LINK),
-            "424": _answer("It has failed or was canceled.", _json("WireFailure"), *outcome),
+            "200": _answer("The operation has succeeded. The body is its result.", _ANY, *outcome),
+            "201": _answer("The operation is running.", _json("OperationInfo"), wire.LINK),
+            "424": _answer("The operation has failed or was canceled.", _json("WireFailure"), *outcome),
         },
     )
-    taken = {"202": _answer("It was asked to end; it may still end otherwise.", {})}
-    token = _header(wire.OPERATION_TOKEN), _parameter("token", "query", _TOKEN, "If the header is not there.")
-    cancel = _operation("cancelOperation", "Ask an operation to end.", *token, *map(_header, always), answers=taken)
-    old = _operation("cancelOperationByPath", "As Temporal 1.29 asks.", *map(_header, always), answers=taken)
+    accepted = {"202": _answer("The cancel was requested. The operation may still succeed or fail.", {})}
+    token = _header(wire.OPERATION_TOKEN), _parameter("token", "query", _TOKEN, "If the header is missing.")
+    cancel = _operation("cancelOperation", "Cancel an operation.", *token, *map(_header, always), answers=accepted)
+    old = _operation("cancelOperationByPath", "As Temporal 1.29 sends it.", *map(_header, always), answers=accepted)
     asked = _parameter("callback", "query", callback, "Whether a start may name a callback URL like this one.")
     echo = _operation("echo", "Say that we are here. Starts nothing.", asked, *map(_header, _PROOFS), answers=_ECHOED)
     posts = {"/c/{caller}": echo, path: start, f"{path}/cancel": cancel, f"{path}/{{token}}/cancel": old}
@@ -86,15 +86,15 @@ def describe_handler_service() -> Json:
 
 
 def describe_receiver() -> Json:
-    """The receiver: completions."""
+    """The receiver's OpenAPI document: completions."""
     known = wire.OPERATION_TOKEN, wire.OPERATION_START_TIME, wire.OPERATION_CLOSE_TIME, wire.LINK
     complete = _operation(
         "completeOperation",
-        "Tell an outcome. Or, with state running and no body, ask whether anybody waits for one.",
+        "Deliver an outcome. Or, with state running and no body, ask whether the caller still waits.",
         _header(wire.OPERATION_STATE, required=True),
         *map(_header, (*known, *_PROOFS)),
         body=_ANY,
-        answers={"200": _answer("Taken, now or before. Or: somebody waits.", {})},
+        answers={"200": _answer("The outcome was accepted, now or before. Or: the caller waits.", {})},
     )
     asked = _parameter("handler", "query", _TEXT, "Who asks.", required=True)
     echo = _operation(
@@ -134,15 +134,15 @@ def _document(title: str, posts: Mapping[str, Json], security: list[Json]) -> Js
 
 def _operation(name: str, summary: str, *parameters: Json, answers: Json, body: Json | None = None) -> Json:
     error = _answer("The request failed.", _json("HandlerError"), wire.REQUEST_RETRYABLE, wire.RETRY_AFTER)
-    told = {"operationId": name, "summary": summary, "parameters": list(parameters)}
     content = {} if body is None else {"requestBody": {"content": body}}
-    return {**told, **content, "responses": {**answers, "4XX": error, "5XX": error}}
+    responses = {**answers, "4XX": error, "5XX": error}
+    return {"operationId": name, "summary": summary, "parameters": list(parameters), **content, "responses": responses}
 
 
 def _answer(description: str, content: Json, *headers: str) -> Json:
     known = {name: _HEADERS[name] for name in (*headers, *_ANSWER_PROOFS)}
-    told = {name: {"description": text, "schema": schema} for name, (text, schema) in known.items()}
-    return {"description": description, "headers": told, "content": content}
+    described = {name: {"description": text, "schema": schema} for name, (text, schema) in known.items()}
+    return {"description": description, "headers": described, "content": content}
 
 
 def _header(name: str, *, required: bool = False) -> Json:
@@ -151,8 +151,8 @@ def _header(name: str, *, required: bool = False) -> Json:
 
 
 def _parameter(name: str, where: str, schema: Json, description: str = "", *, required: bool = False) -> Json:
-    told = {"name": name, "in": where, "required": required or where == "path", "schema": schema}
-    return {**told, "description": description} if description else told
+    parameter = {"name": name, "in": where, "required": required or where == "path", "schema": schema}
+    return {**parameter, "description": description} if description else parameter
 
 
 def _json(model: str) -> Json:

@@ -1,6 +1,6 @@
 """How an operation ended, and its form as HTTP content.
 
-One type for all that can tell an outcome: the completion, the answer to a start, the closing event of a target.
+One type serves every source of an outcome: the completion, the answer to a start, and the close event of a target.
 """
 
 from collections.abc import Mapping
@@ -15,47 +15,49 @@ from bridge.protocol.headers import OperationState
 from bridge.protocol.payload import CONTENT_TYPE, JSON, MAX_PAYLOAD_BYTES, decode_payload, encode_payload, is_json
 
 OUTCOME_TOO_LARGE = "OutcomeTooLarge"
-"""Error type of the failure that stands for an outcome too large to cross."""
+"""Error type of the failure that replaces an outcome which is too large to deliver."""
 
 CANCELED_MESSAGE = "operation canceled"
-"""What every canceled operation is told by, as by Temporal's server: a closing event keeps no words of the target's."""
+"""Message of every canceled operation, as in Temporal's server. The close event of a target holds no other text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A final state with its result or its failure, both as their data converter and codec made them."""
+    """A final state with its result or its failure, encoded by the target's data converter and codec."""
 
     state: OperationState
     """Never RUNNING."""
     result: Payload | None = None
-    """Only of a success; None where the target gave no value."""
+    """The value of an operation that succeeded; None if the target returned no value."""
     failure: Failure | None = None
-    """Of a failure or cancellation, with its whole cause chain."""
+    """The failure of an operation that failed or was canceled, with all its causes."""
 
     @classmethod
     def succeeded(cls, result: Payload | None) -> "Outcome":
+        """The outcome of an operation that returned *result*."""
         return cls(state=OperationState.SUCCEEDED, result=result)
 
     @classmethod
     def failed(cls, failure: Failure) -> "Outcome":
+        """The outcome of an operation that ended with *failure*."""
         return cls(state=OperationState.FAILED, failure=failure)
 
     @classmethod
     def canceled(cls, failure: Failure) -> "Outcome":
-        """*failure* carries a cancellation; one is made of it if not."""
+        """The outcome of a canceled operation. If *failure* is not a cancellation, this method turns it into one."""
         if not failure.HasField("canceled_failure_info"):
             failure.canceled_failure_info.SetInParent()
         return cls(state=OperationState.CANCELED, failure=failure)
 
     def within_size_limit(self) -> "Outcome":
-        """This outcome, or, where it is too large to complete an activity with, a failure that says so."""
+        """This outcome, or the outcome of `too_large` if an activity cannot be completed with it."""
         part = self.result if self.failure is None else self.failure
         size = 0 if part is None else part.ByteSize()
         return self if size <= MAX_PAYLOAD_BYTES else too_large(size, MAX_PAYLOAD_BYTES)
 
 
 def too_large(size: int, limit: int) -> Outcome:
-    """The outcome told in place of one that has *size* bytes where *limit* can be carried."""
+    """The failed outcome that replaces an outcome of *size* bytes, if at most *limit* bytes can be delivered."""
     failure = Failure(message=f"the operation's outcome of {size} bytes is over the limit of {limit} bytes")
     failure.application_failure_info.type = OUTCOME_TOO_LARGE
     failure.application_failure_info.non_retryable = True
@@ -63,14 +65,14 @@ def too_large(size: int, limit: int) -> Outcome:
 
 
 def encode_outcome(outcome: Outcome) -> tuple[dict[str, str], bytes]:
-    """Content headers and body of *outcome*; the state travels beside them."""
+    """Content headers and body of *outcome*. The state is not part of the content."""
     if outcome.failure is None:
         return encode_payload(outcome.result)
     return {CONTENT_TYPE: JSON}, encode_failure(outcome.failure).to_json()
 
 
 def decode_outcome(state: OperationState, headers: Mapping[str, str], body: bytes) -> Outcome:
-    """Read the content that goes with *state*.
+    """Read the content of an outcome with *state*.
 
     Raises:
         RemoteProtocolError: The content does not fit the state.

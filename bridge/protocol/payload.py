@@ -1,6 +1,6 @@
-"""Payloads as HTTP content, and back: the table of Temporal's own serializer, byte for byte.
+"""Payloads as HTTP content, and back: the same table as Temporal's own serializer, byte for byte.
 
-A payload crosses unread, whatever its encoding. Pure functions; the caller's headers are not touched.
+A payload of any encoding is forwarded undecoded. Pure functions. The headers passed in are not changed.
 Source of the rules: Temporal server, `common/nexus/payload_serializer.go`.
 """
 
@@ -13,8 +13,8 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import RemoteProtocolError
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024 - 1024
-"""Temporal's limit of one blob is 2 MiB (`limit.blobSize.error`); beyond it a completion is answered OK and the
-activity failed, so we refuse a little earlier."""
+"""Largest payload that is delivered, slightly below Temporal's limit for one blob (`limit.blobSize.error`, 2 MiB). The
+server answers OK to a completion above its limit and then fails the activity."""
 
 CONTENT_TYPE = "Content-Type"
 JSON = "application/json"
@@ -27,9 +27,9 @@ _PARAMETER = re.compile(r';\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)=(?:"([^"\\]*)"|([^\
 
 
 def holds_reference(message: Message) -> bool:
-    """Whether a payload, or one inside a failure, is a reference to the SDK's external storage and not a value.
+    """Whether *message* is, or holds, a payload that refers to the SDK's external storage instead of holding a value.
 
-    A peer that sends one makes our workers fetch what it names: only a peer that shares our store may.
+    Workers fetch what such a payload names. Therefore only a peer that shares the external storage may send one.
     """
     if isinstance(message, Payload):
         metadata = message.metadata
@@ -43,17 +43,17 @@ def holds_reference(message: Message) -> bool:
 
 
 def is_json(headers: Mapping[str, str]) -> bool:
-    """Whether the media type is JSON, whatever its parameters."""
+    """Whether the media type is JSON, with any parameters."""
     return headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower() == JSON
 
 
 def is_known(payload: Payload) -> bool:
-    """Whether *payload* was made by a data converter, not from content that no table row describes."""
+    """Whether *payload* comes from a data converter, and not from content that the table does not describe."""
     return payload.metadata.get("encoding") != _UNKNOWN
 
 
 def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
-    """Return the content headers and body of *payload*; None is the absence of a value."""
+    """Return the content headers and body of *payload*. None means that there is no value."""
     if payload is None:
         return {}, b""
     metadata = dict(payload.metadata)
@@ -61,7 +61,7 @@ def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
     message_type = metadata.get("messageType", b"").decode("latin-1")
     keys = set(metadata)
     if payload.external_payloads:
-        # Newer than the table: no other form would carry them.
+        # The table is older than external payloads. Only a serialized payload carries them.
         keys.add("external_payloads")
     match encoding:
         case "binary/null" if not keys and not payload.data:
@@ -75,17 +75,17 @@ def encode_payload(payload: Payload | None) -> tuple[dict[str, str], bytes]:
         case "binary/protobuf" if keys == {"messageType"} and _is_quotable(message_type):
             return {CONTENT_TYPE: f'{PROTOBUF}; message-type="{message_type}"'}, payload.data
         case _:
-            # Lossless for whatever else there is: encrypted, compressed, further metadata.
+            # Lossless for every other payload: encrypted, compressed, or with further metadata.
             return {CONTENT_TYPE: TEMPORAL_PAYLOAD}, payload.SerializeToString(deterministic=True)
 
 
 def decode_payload(headers: Mapping[str, str], body: bytes) -> Payload:
     """Read content back into the payload it was made from.
 
-    *headers* may be all headers of the message, with case-insensitive look-up; only `Content-…` count.
+    *headers* may hold all headers of the message; only `Content-…` headers are read.
 
     Raises:
-        RemoteProtocolError: The content says it is a Temporal payload, and is not.
+        RemoteProtocolError: The media type is that of a Temporal payload, and the content is not.
     """
     content = {name.lower().removeprefix("content-"): value for name, value in headers.items() if _describes(name)}
     if set(content) - {"type"}:
@@ -126,10 +126,10 @@ def _is_quotable(message_type: str) -> bool:
 
 
 def _parse_media_type(text: str) -> tuple[str, dict[str, str] | None]:
-    """Media type in lower case and its parameters, None if they cannot be read."""
+    """Media type in lower case, and its parameters, or None if they are unreadable."""
     media_type, _, _ = text.partition(";")
     rest, parameters = text[len(media_type) :], dict[str, str]()
-    # As Go reads it: one trailing semicolon is nothing, a repeated parameter an error.
+    # Go's reader ignores one trailing semicolon and refuses a repeated parameter.
     while rest.strip() not in {"", ";"}:
         found = _PARAMETER.match(rest)
         if not found or found[1].lower() in parameters:
@@ -149,5 +149,5 @@ def _unknown(content: Mapping[str, str], body: bytes) -> Payload:
 
 
 def _bytes(header: str) -> bytes:
-    # The bytes as they came: aiohttp reads a header as UTF-8, and what is not UTF-8 as lone surrogates.
+    # The bytes as received: aiohttp decodes a header as UTF-8, and other bytes as lone surrogates.
     return header.encode("utf-8", "surrogateescape")

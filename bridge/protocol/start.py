@@ -1,4 +1,4 @@
-"""The start of an operation: its request and every answer it can get. Sans-I/O."""
+"""The start of an operation: its request and all its answers. Sans-I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,34 +21,42 @@ from bridge.protocol.payload import CONTENT_TYPE, JSON, encode_payload
 
 @dataclass(frozen=True, kw_only=True)
 class StartRequest:
-    """What a start says, beside the input's content."""
+    """A start, without the operation's input."""
 
     service: str
+    """Name of the service."""
     operation: str
+    """Name of the operation."""
     request_id: str
+    """Id of the call, 1 to 255 printable characters, the same on every repeat."""
     callback_url: str | None
     """Where to POST the outcome, byte for byte; None if the caller cannot be reached."""
     callback_headers: Mapping[str, str] = field(default_factory=dict)
-    """To be sent with the completion, without their prefix."""
+    """Headers to send with the completion, by their names without the prefix `Nexus-Callback-`."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """The caller's own."""
+    """The headers that the caller's workflow set. After decoding also the protocol's own, by lower-case names."""
     links: Sequence[nexusrpc.Link] = ()
+    """Links to the caller's workflow."""
     operation_timeout: timedelta | None = None
-    """How long the caller is still willing to wait."""
+    """How much longer the caller waits for the operation; None if it did not set a limit."""
     scheduled_time: datetime | None = None
+    """When the caller's workflow scheduled the operation, UTC; None from a peer without the bridge."""
     attempt: int = 1
+    """Attempt of the waiting activity. A start above 1 is a renewal. Information only."""
     wait: timedelta | None = None
-    """How long the caller would wait for the outcome in the answer; whole seconds."""
+    """How long the handler may hold the start to answer with the outcome; whole seconds, None for not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """Answer 201: the operation goes on."""
+    """Answer 201: the operation is running."""
 
     operation_token: str
+    """The handler's name for the operation."""
     target: WorkflowRef | None
+    """The run that carries the operation out; None from a peer without Temporal."""
     progress: Payload | None = None
-    """What the target last reported, undecoded. Ours: a key that other readers of the answer ignore."""
+    """The latest progress of the target, undecoded. An extension of the bridge that other readers ignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +64,36 @@ class Finished:
     """Answer 200 or 424: the operation has ended."""
 
     outcome: Outcome
+    """How the operation ended."""
     target: WorkflowRef | None
+    """The run that ended; None from a peer without Temporal, or for a synchronous operation."""
     links: Sequence[nexusrpc.Link] = ()
-    """Further links; not read back."""
+    """Further links. Sent, but not read back."""
 
 
 StartAnswer = Running | Finished
 
 _ANSWER_TIME = timedelta(seconds=1)
-"""Kept back of the time in which the sender wants an answer."""
+"""Part of the sender's request timeout that is reserved for sending the answer."""
 
 
 class OperationInfo(BaseModel):
+    """Body of an answer 201 (Nexus SPEC, "Start Operation")."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     token: str
+    """The operation token."""
     state: str
+    """Always `running` in a valid answer."""
     progress: Base64Bytes | None = None
-    """A serialized payload."""
+    """A serialized payload with the latest progress of the target. An extension of the bridge."""
 
 
 def encode_start(
     request: StartRequest, payload: Payload, *, request_timeout: timedelta
 ) -> tuple[str, dict[str, str], bytes]:
-    """Path and query below the endpoint's URL, headers, body."""
+    """Path and query below the endpoint's URL, headers, and body. The handler has *request_timeout* to answer."""
     headers, body = encode_payload(payload)
     headers |= {name.lower(): value for name, value in request.headers.items()}
     headers |= {f"{wire.CALLBACK_PREFIX}{name}": value for name, value in request.callback_headers.items()}
@@ -103,10 +117,10 @@ def encode_start(
 def decode_start(
     service: str, operation: str, *, callback_url: str | None, headers: Mapping[str, str], links: Sequence[str]
 ) -> StartRequest:
-    """Read the headers of a start; only what the peer vouches for belongs into *headers*.
+    """Read the headers of a start. If the start is signed, pass only the signed headers.
 
     Raises:
-        RemoteProtocolError: No request id, or a header of the protocol that cannot be read.
+        RemoteProtocolError: The request id is missing, or a header of the protocol is unreadable.
     """
     request_id = headers.get(wire.REQUEST_ID, "")
     if not 0 < len(request_id) <= 255 or not request_id.isprintable():
@@ -140,7 +154,7 @@ def decode_start(
 
 
 def _wait(headers: Mapping[str, str]) -> timedelta | None:
-    """How long to hold the start: no longer than its sender waits for any answer."""
+    """How long to hold the start: less than its request timeout; None for not at all."""
     wait = wire.decode_wait(headers.get(wire.PREFER, ""))
     request_timeout = wire.decode_duration(headers.get(wire.REQUEST_TIMEOUT, ""))
     if wait is None or request_timeout is None:
@@ -150,7 +164,7 @@ def _wait(headers: Mapping[str, str]) -> timedelta | None:
 
 
 def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body."""
+    """Status, headers and body of the answer to a start."""
     if isinstance(answer, Running):
         status, headers = 201, {CONTENT_TYPE: JSON}
         info = OperationInfo.model_construct(
@@ -162,7 +176,7 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
     else:
         status = 200 if answer.outcome.state is OperationState.SUCCEEDED else 424
         headers, body = encode_outcome(answer.outcome)
-        # The spec calls it deprecated; server 1.29 retries a 424 that lacks it.
+        # Nexus SPEC deprecates this header, but server 1.29 retries a 424 without it.
         headers[wire.OPERATION_STATE] = answer.outcome.state.value
     links = [] if answer.target is None else [answer.target.to_link()]
     if isinstance(answer, Finished):
@@ -177,14 +191,14 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
 
     Raises:
         nexusrpc.HandlerError: The request failed.
-        RemoteProtocolError: The answer is none of the protocol's.
+        RemoteProtocolError: The answer breaks the protocol.
     """
     target = WorkflowRef.from_links(decode_links(links))
     match status:
         case 200:
             return Finished(outcome=decode_outcome(OperationState.SUCCEEDED, headers, body), target=target)
         case 424:
-            state = wire.require_state(headers.get(wire.OPERATION_STATE) or _told_state(body))
+            state = wire.require_state(headers.get(wire.OPERATION_STATE) or _state_in(body))
             if state is OperationState.SUCCEEDED:
                 message = "status 424 with state succeeded"
                 raise RemoteProtocolError(message)
@@ -203,15 +217,15 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             raise wire.decode_handler_error(status, headers, body)
 
 
-def _told_state(body: bytes) -> str:
-    # The spec's own form needs no header: its OperationError names the state in its details.
+def _state_in(body: bytes) -> str:
+    # In Nexus SPEC the header is optional: the details of an OperationError name the state.
     failure = parse_failure(body)
     details = failure.details if failure.kind == OPERATION_ERROR_TYPE and isinstance(failure.details, dict) else {}
     return str(details.get("state", OperationState.FAILED.value))
 
 
 def _progress(serialized: bytes | None) -> Payload | None:
-    """Progress is never essential: what cannot be read is left out."""
+    """The payload in *serialized*. No decision depends on progress, therefore None if it is unreadable."""
     try:
         return None if serialized is None else Payload.FromString(serialized)
     except DecodeError:
