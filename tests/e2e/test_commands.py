@@ -218,13 +218,12 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
 async def test_a_service_may_have_operations_with_and_without_a_workflow(
     world: World, settings: Path, tmp_path: Path
 ) -> None:
-    """The module of the page about services, in the current directory, as it stands there."""
+    """The module in docs/processes.md is served from the current directory as it is printed there."""
     await world.stop_worker("handler")
     await world.service.stop()
     fit(settings, world, "PaymentService")
-    [module] = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / "services.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    page = (ROOT / "docs" / "processes.md").read_text().partition("## What a module offers")[2]
+    [module] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "payments.py").write_text(module)
     signer, payment = MessageSigner(world.keys.start), {"order_id": world.key(), "amount": 100}
     async with process(
