@@ -9,42 +9,45 @@ PLOTS = {"latency": "bench-latency.svg", "throughput": "bench-throughput.svg", "
 
 
 _INTRODUCTION = """\
-Written by `{command}`; Temporal server {server}, on one machine with everything else of the run. What to keep are the
-ratios: in every round all modes take turns under the same conditions, a ratio is computed round by round, and shown as
-the median with the lowest and the highest round. Absolute times are this machine's."""
+Written by `{command}`; Temporal server {server}, on one machine with all processes of the run. Compare the ratios:
+in every round all modes take turns under the same conditions, and a ratio is computed for each round and shown as the
+median with the lowest and the highest round. Absolute times are this machine's."""
 
 _COMPARED = """\
-The order and the payment are those of [examples/payments](../examples/payments); what differs is the call. All workers
+The order and the payment are those of [examples/payments](../examples/payments); only the call differs. All workers
 have the SDK's default options. `sync-1a` and `poll-1b` are activity wrappers around an HTTP API: one request held until
-the payment has ended, and a question every 5 s. `nexus` is native Nexus with the handler as Temporal's documentation
-writes it; in `nexus-eager` that handler also asks for eager start, as the bridge's does. `child` needs both workflows
-in one namespace: it stands for what two namespaces cannot have."""
+the payment has ended, and a request every 5 s. `nexus` is native Nexus with the handler as in Temporal's documentation;
+in `nexus-eager` that handler also requests eager start, as the bridge's does. `child` needs both workflows in one
+namespace and cannot be used between two."""
 
 _NOT_EAGER = """\
-Where it says *not eager*, nothing is dispatched or started eagerly, and a bridge's handler service and worker are
-processes of their own."""
+With *not eager*, no task is dispatched or started eagerly, and the bridge's handler service and worker are separate
+processes."""
 
 _LATENCY = """\
 One call at a time (five, where a target takes a minute), in ms. *Order*: from the start of the order workflow to its
 result. *Call*: the caller's workflow time around the call. *Resumed*: from the event that makes the outcome certain to
-the caller's next workflow task. Each round begins with a few calls that are not kept: a default server that was idle
+the caller's next workflow task. The first calls of each round are discarded: a default server that was idle
 lets a burst of tasks pass at once, and every later hop waits for its poll rate."""
 
+_THROUGHPUT = """\
+A target that ends at once. The columns are the numbers of calls in flight; the values are calls per second while that
+many are in flight."""
+
 _COST = """\
-CPU in ms, of the server (without what it uses when idle) and of the mode's own processes; the process that starts the
+CPU in ms, of the server (without its use when idle) and of the mode's own processes; the process that starts the
 orders is the same for all, and left out. HTTP requests are counted in the services' access logs, gRPC requests by the
-server (its frontend; long polls and the starter's two are among them). Events and bytes are those of the histories, of
+server's frontend, long polls and the starter's two requests included. Events and bytes are those of the histories, of
 caller + target."""
 
 _LONG = """\
 By the schedule in `bridge/workflow/call.py` with the default lease and renewals: the start, the renewals, the
-callback. A call
-of the same form, but shortened (duration and renewals alike, the first lease to 2 s), was made too where a count is
-shown."""
+callback. A count is from a real call of the same form, with duration and renewals shortened alike and the first lease
+shortened to 2 s."""
 
 _MEMORY = """\
-Resident, in MB, of `bridge-interceptor` with every process by itself: after a warm-up, and how much more with so many
-calls in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
+Resident memory in MB of `bridge-interceptor` with separate processes: after a warm-up, and the growth with that many calls
+in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
 
 
 def markdown(
@@ -65,7 +68,7 @@ def markdown(
         *plot("latency", "distribution of the latencies"),
         _latencies(row for row in made if row.in_flight == 1 or row.target_seconds > 1),
         "## Throughput",
-        "A target that ends at once; calls per second with so many in flight, while all of these places are taken.",
+        _THROUGHPUT,
         *plot("throughput", "throughput over concurrency"),
         _throughput([row for row in made if row.target_seconds == 0]),
         "## Cost of a call",
