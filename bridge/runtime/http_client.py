@@ -1,12 +1,11 @@
-"""The one HTTP session of a process: kept alive, bounded, guarded, without redirects.
+"""The HTTP session of a process: it keeps connections alive, limits and guards them, and follows no redirects.
 
-tenacity repeats a request that never got through, within a second; everything slower is left to Temporal's retries,
-where people can see it. No exception of aiohttp leaves this module, because their texts may hold a signed URL.
+tenacity repeats a request that did not reach the peer, within one second. Later repeats are Temporal's retries, which
+people can see. No exception of aiohttp leaves this module, because its text may hold a signed URL.
 """
 
 import asyncio
 import io
-import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -18,31 +17,32 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from yarl import URL
 
 from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
-from bridge.security.egress import ConnectGuard, RefusedAddressError
+from bridge.security.egress import ConnectGuard, Network, RefusedAddressError
 
 REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
 _CONNECTIONS_PER_HOST = 100
 _LARGE = 1024 * 1024
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 @dataclass(frozen=True, kw_only=True)
 class HttpAnswer:
-    """A whole answer, whatever its status."""
+    """A whole answer, with any status."""
 
     status: int
+    """HTTP status."""
     headers: CIMultiDictProxy[str]
+    """All headers, as received."""
     body: bytes
+    """As received."""
 
 
 class _NotConnectedError(Exception):
-    """The request cannot have been acted upon, or may safely be repeated at once."""
+    """The peer has not acted on the request, or the request may safely be repeated at once."""
 
 
 class HttpClient:
-    """Sends messages. Use as an async context manager, or close it."""
+    """Sends messages. Use it as an async context manager, or close it."""
 
     def __init__(self, *, user_agent: str, connections_per_host: int = _CONNECTIONS_PER_HOST) -> None:
         self._user_agent = user_agent
@@ -60,6 +60,7 @@ class HttpClient:
         await self.close()
 
     async def close(self) -> None:
+        """Close all connections. A later `post` opens new ones."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
@@ -71,7 +72,7 @@ class HttpClient:
         body: bytes,
         *,
         networks: tuple[Network, ...] = (),
-        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - handed to aiohttp, which bounds each phase
+        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it covers the repeats inside this method
         max_answer_bytes: int = 16384,
     ) -> HttpAnswer:
         """POST *body* to exactly *url* and read the answer.
@@ -79,12 +80,13 @@ class HttpClient:
         Args:
             url: Sent as spelled, because it may be signed.
             headers: Sent as given; no `Content-Type` is added.
+            body: Sent as given.
             networks: Non-public networks that the host may resolve to.
-            timeout: For everything, repeats included.
-            max_answer_bytes: A longer answer is an error.
+            timeout: For the request and all its repeats together.
+            max_answer_bytes: Largest body of an answer. A longer answer is an error.
 
         Raises:
-            TransportError: No answer, or not in time.
+            TransportError: No answer arrived in time.
             DestinationRefusedError: The host resolves to addresses that are not allowed.
             RemoteProtocolError: The answer is too long.
         """
@@ -108,7 +110,7 @@ class HttpClient:
         try:
             async with self._open().post(
                 URL(url, encoded=True),
-                # aiohttp writes large bytes in one piece, and warns of it; a stream it writes in turns.
+                # aiohttp writes large bytes in one piece and warns about it. It writes a stream in parts.
                 data=io.BytesIO(body) if len(body) > _LARGE else body,
                 headers=headers,
                 skip_auto_headers=("Content-Type",),
@@ -117,15 +119,15 @@ class HttpClient:
                 answer = await _read(response, max_answer_bytes)
                 return HttpAnswer(status=response.status, headers=response.headers, body=answer)
         except aiohttp.ClientConnectorError as error:
-            # Of several addresses one may be refused and another be down for a while: then it is no refusal.
+            # If one address was allowed, the destination is not refused: that address may only be down for a while.
             if RefusedAddressError.TEXT in str(error.os_error) and not self._guard.has_opened:
                 message = "destination address refused"
                 raise DestinationRefusedError(message) from None
             message = f"cannot connect: {type(error.os_error).__name__}"
             raise _NotConnectedError(message) from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            # Often a kept-alive connection that the peer closed as we wrote. Repeating is safe: every message of the
-            # protocol carries the id by which it is deduplicated.
+            # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message
+            # of the protocol carries the id by which it is deduplicated.
             message = f"connection lost: {type(error).__name__}"
             raise _NotConnectedError(message) from None
         except (aiohttp.ClientError, ValueError) as error:
@@ -138,10 +140,10 @@ class HttpClient:
                 connector=aiohttp.TCPConnector(
                     limit_per_host=self._connections_per_host, socket_factory=self._guard.open_socket
                 ),
-                # The whole is bounded by each call: a start may be held for longer than others may take.
+                # `post` limits the total time, because a held start may take longer than other requests.
                 timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT.total_seconds()),
-                # One host's cookie must not ride on another caller's callback; a proxy variable must not bypass the
-                # guard; a compressed answer could be larger than it looks.
+                # A cookie of one host must not be sent with another caller's callback. A proxy from the environment
+                # would bypass the guard. A compressed answer could be larger than the limit.
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
                 auto_decompress=False,

@@ -1,7 +1,7 @@
-"""What both services share as aiohttp servers: answers, limits, health, logs, and a graceful stop.
+"""The parts that both services share as aiohttp servers: answers, limits, health, logs, and a graceful stop.
 
-A route reads, calls, answers. Every answer leaves through one middleware: an error as a Nexus Failure with its status,
-and any answer signed where the verified request alone has decided it.
+A route reads the request, calls one function and answers. Every answer passes one middleware. The middleware turns an
+error into a Nexus Failure with its status, and signs an answer that depends on the verified request alone.
 """
 
 import asyncio
@@ -33,60 +33,47 @@ from bridge.protocol.headers import LINK, encode_handler_error
 from bridge.protocol.payload import CONTENT_TYPE, JSON
 from bridge.security.signatures import RequestProof, Verified
 
-MAX_BODY_BYTES = MAX_FAILURE_BYTES
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 _LIVE = "/livez"
 _SERVER = "bridge"
 
 _MAX_HEADER_BYTES = 2900
-"""Of an answer, before it is signed: with the signature and what aiohttp adds it stays under 3.5 KiB. Where the headers
-of an answer do not fit a proxy's buffer (nginx: 4 KiB), every answer becomes a 502."""
+"""Largest headers of an answer before it is signed. The signature and aiohttp's own headers bring them to 3.5 KiB at
+most. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
 
 _log = logging.getLogger(__name__)
 
 Facts = dict[str, str | int]
 FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
-"""What a route learned about its request, for the access log: ids and labels, never a token or a URL."""
+"""Fields that a route adds to the access log: ids and labels, never a token or a URL."""
 PROOF: web.RequestKey[RequestProof | None] = web.RequestKey("proof", RequestProof)
-"""Set by a route while its answer is decided by nothing but what the request's signature covers. An answer that can be
-provoked with a spoilt copy of a good request must not be signed, because its signature would hold for the true request
-as well."""
+"""A route sets this while its answer depends on nothing but the signed parts of the request. An answer that a changed
+copy of a valid request can cause must not be signed, because the signature would also be valid for the original
+request."""
 
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
 
 
-class Readiness:
-    """Whether this process wants traffic: not before its checks pass, not once it is stopping."""
-
-    def __init__(self, check: ReadyCheck) -> None:
-        self._check = check
-        self._is_stopping = False
-
-    def stop(self) -> None:
-        self._is_stopping = True
-
-    async def is_ready(self) -> bool:
-        return not self._is_stopping and await self._check()
-
-
-READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
+_STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
+"""Set when the process stops: it is not ready any more."""
 
 
 def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_errors: bool) -> web.Application:
     """An application with health routes, its OpenAPI *description*, and the error middleware.
 
-    It may be mounted into another application. *check* says whether the service can work. *has_method_errors* decides
-    whether a wrong method is answered with 405; a start must get 404, because server 1.29 retries a 405.
+    It may be mounted into another application. The service is ready while *check* returns true and the process is not
+    stopping. *has_method_errors* decides whether a wrong method is answered with 405. The handler service answers 404,
+    because server 1.29 retries a 405.
     """
-    readiness = Readiness(check)
+    stopping = asyncio.Event()
 
     async def alive(_: web.Request) -> web.Response:
         return web.Response(text="alive\n")
 
     async def ready(_: web.Request) -> web.Response:
-        if await readiness.is_ready():
+        if not stopping.is_set() and await check():
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
@@ -94,8 +81,8 @@ def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_
         return answer(200, {CONTENT_TYPE: JSON}, document)
 
     document = json.dumps(description).encode()
-    app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_BODY_BYTES)
-    app[READINESS] = readiness
+    app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_FAILURE_BYTES)
+    app[_STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
     app.on_shutdown.append(_stop)
     app.router.add_get(_LIVE, alive, name="livez")
@@ -105,28 +92,31 @@ def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_
 
 
 async def _stop(app: web.Application) -> None:
-    app[READINESS].stop()
+    app[_STOPPING].set()
 
 
 def path_below_mount(request: web.Request) -> str:
-    """The request's raw path without the prefix under which our application is mounted. What peers sign ends so."""
+    """The request's raw path without the prefix under which our application is mounted.
+
+    The path that a peer signs ends with the result.
+    """
     mount = str(request.app.router["livez"].url_for()).removesuffix(_LIVE)
     return request.raw_path.removeprefix(mount)
 
 
 def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
-    """A response with exactly these headers: aiohttp's helpers would add a charset, which spoils a payload."""
+    """A response with exactly these headers. aiohttp's helpers add a charset, which would change a payload's type."""
     return web.Response(status=status, headers=headers, body=body or None)
 
 
 async def read_body(request: web.Request, verified: Verified | None) -> bytes:
-    """Read the whole body, within size and time, and compare it with the digest that *verified* has signed.
+    """Read the whole body, within size and time, and compare it with the signed digest in *verified*.
 
-    An answer is not signed while the body is read, because another body may have been sent in place of the signed one.
+    An error of this function is answered unsigned, because the body may differ from the signed one.
 
     Raises:
-        nexusrpc.HandlerError: Too large or broken off (400), too slow (408 as UNAVAILABLE's sibling REQUEST_TIMEOUT).
-        UntrustedError: It is not the body that was signed.
+        nexusrpc.HandlerError: The body is too large or incomplete (400), or too slow (408, REQUEST_TIMEOUT).
+        UntrustedError: The body is not the signed one.
     """
     request[PROOF] = None
     body = await _read(request)
@@ -139,25 +129,25 @@ async def read_body(request: web.Request, verified: Verified | None) -> bytes:
 async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
-            # An application that we are mounted in has a limit of its own, and may have read the body already.
-            own = request.clone(client_max_size=MAX_BODY_BYTES) if request.can_read_body else request
+            # The application that ours is mounted in has its own limit, and may have read the body already.
+            own = request.clone(client_max_size=MAX_FAILURE_BYTES) if request.can_read_body else request
             return await own.read()
     except TimeoutError:
         message = "the body did not arrive in time"
         raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
     except (ConnectionError, ClientPayloadError):
-        # Nobody is left to read the answer; but it is no fault of ours, and not to be logged as one.
+        # The sender is gone and does not read the answer. It is its fault, therefore the log must not show our error.
         message = "the body broke off"
         raise bad_request(message) from None
     except web.HTTPRequestEntityTooLarge:
-        message = f"the body is over {MAX_BODY_BYTES} bytes"
+        message = f"the body is over {MAX_FAILURE_BYTES} bytes"
         raise bad_request(message) from None
 
 
 def refuse_unusable_headers(request: web.Request, verified: Verified | None) -> None:
-    """Refuse what no message of the protocol has, and what could be read in two ways.
+    """Refuse headers that no message of the protocol has, and headers that can be read in two ways.
 
-    Of a signed request only the covered headers are looked at. Its verifier has refused repeated and non-ASCII ones.
+    In a signed request only the covered headers are checked. The verifier has refused repeated and non-ASCII ones.
 
     Raises:
         nexusrpc.HandlerError: BAD_REQUEST.
@@ -186,7 +176,7 @@ def _errors(*, has_method_errors: bool) -> Middleware:
         try:
             response = await handler(request)
             _finish(request, response)
-        except Exception as error:  # noqa: BLE001 - the outermost door: a bug must become an answer, not a traceback
+        except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
             response = _error_answer(request, error, has_method_errors=has_method_errors)
             _finish(request, response)
         return response
@@ -199,7 +189,7 @@ def _error_answer(request: web.Request, error: Exception, *, has_method_errors: 
         case HandlerError():
             return answer(*encode_handler_error(error))
         case UntrustedError():
-            # The peer learns nothing; the operator learns which check it was.
+            # The operator sees in the log which check failed. The answer does not show it to the peer.
             request[FACTS]["bridge.untrusted"] = error.reason
             unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
             return answer(*encode_handler_error(unauthenticated))
@@ -220,10 +210,10 @@ def _error_answer(request: web.Request, error: Exception, *, has_method_errors: 
 
 
 def _finish(request: web.Request, response: web.StreamResponse) -> None:
-    """Leave out the links that do not fit, and sign where the verified request has decided the answer."""
+    """Leave out the links that do not fit, and sign the answer if the route has set the proof."""
     headers = response.headers
     while LINK in headers and sum(len(name) + len(value) + 4 for name, value in headers.items()) > _MAX_HEADER_BYTES:
-        # A comma inside a link is percent-encoded. A link is never essential.
+        # Commas only separate links, because a comma inside a link is percent-encoded. No decision depends on a link.
         if kept := headers[LINK].rpartition(", ")[0]:
             headers[LINK] = kept
         else:
@@ -239,9 +229,10 @@ async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class AccessLogger(AbstractAccessLogger):
-    """One line per request: the route's template, never the path, which may hold a token."""
+    """Logs one line per request: the route's template, never the path, because the path may hold a token."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Log one answered request, except for the health routes. *time* is in seconds."""
         facts: Facts = {}
         template = "unmatched"
         if isinstance(request, web.Request):
@@ -262,7 +253,7 @@ class AccessLogger(AbstractAccessLogger):
 
 
 class _NoParserQuotes(logging.Filter):
-    """aiohttp's parser logs the offending line itself, which may hold a token."""
+    """Removes what aiohttp's parser quotes: it logs the malformed line, which may hold a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "aiohttp.server":
@@ -275,7 +266,7 @@ _NO_PARSER_QUOTES = _NoParserQuotes()
 
 
 class _Protocol(web.RequestHandler):
-    """One connection. What cannot be parsed is answered as every other bad request, and not quoted."""
+    """One connection. A request that cannot be parsed is answered like every other bad request, without quoting it."""
 
     __slots__ = ()
 
@@ -300,7 +291,7 @@ class _Server(web.Server):
 
 
 class ServiceRunner(web.AppRunner):
-    """Serves an application over connections whose errors, too, have the form of the protocol."""
+    """Serves an application over connections that answer a malformed request in the form of the protocol."""
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
@@ -316,7 +307,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
     """Listen on every address of *host*.
 
     Raises:
-        OSError: The address cannot be used. Its `strerror` names address and reason.
+        OSError: The address cannot be used. The `strerror` of the error names address and reason.
     """
     sockets: list[socket.socket] = []
     try:
@@ -334,7 +325,8 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
 async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator[str]:
     """Serve *app* on *sockets*, and yield the URL.
 
-    At the end it is not ready, takes no new connections, finishes the requests that run, and closes.
+    At the end the service reports that it is not ready, accepts no new connections, finishes the running requests, and
+    closes.
     """
     if HttpRequestParser is HttpRequestParserPy:
         _log.warning("bridge.slow_http_parser", extra={"bridge.hint": "aiohttp runs without its C parser"})
@@ -344,15 +336,15 @@ async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> A
         access_log_class=AccessLogger,
         access_log=logging.getLogger("bridge.access"),
         auto_decompress=False,
-        # Error pages would carry tracebacks.
+        # In debug mode error pages contain tracebacks.
         debug=False,
         keepalive_timeout=30,
         lingering_time=2,
-        # A 4 KiB operation token fits the path, 8 KiB of callback headers their lines.
+        # A path holds an operation token of 4 KiB, and header lines hold callback headers of 8 KiB.
         max_line_size=8190,
         max_field_size=16380,
         shutdown_timeout=SHUTDOWN_TIMEOUT.total_seconds(),
-        # A sender that hangs up must not cut a completion in half.
+        # If the sender disconnects, a completion must not be interrupted.
         handler_cancellation=False,
     )
     try:
@@ -362,7 +354,7 @@ async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> A
         host, port = sockets[0].getsockname()[:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
-        app[READINESS].stop()
+        app[_STOPPING].set()
         await runner.cleanup()
         for each in sockets:
             each.close()

@@ -1,7 +1,7 @@
-"""The worker's present client, for parts that were made before the worker was.
+"""The worker's present client, for objects that exist before the worker.
 
-A team replaces the client of a running worker (`worker.client = …`) to change certificates or API keys. What was bound
-to the first client would go on with credentials that no longer hold.
+A team replaces the client of a running worker (`worker.client = …`) to change certificates or API keys. An object that
+keeps the first client would go on with invalid credentials.
 """
 
 from typing import Any, cast
@@ -21,5 +21,5 @@ class _PresentClient:
 
 
 def present_client(first: Client) -> Client:
-    """A stand-in for the client of the worker whose activity or Nexus operation runs; *first* outside of both."""
+    """A client that forwards to the client of the running activity or Nexus operation, or else to *first*."""
     return cast("Client", _PresentClient(first))

@@ -1,6 +1,7 @@
-"""The bridge's own settings: environment variables `BRIDGE_…` over one TOML file, checked before anything starts.
+"""The bridge's own settings, checked before anything starts: one TOML file, overridden by variables `BRIDGE_…`.
 
-Connections to Temporal are not here: they are configured the ecosystem's way (`temporalio.envconfig`).
+Connections to Temporal are not part of them. They are configured as for every Temporal client
+(`temporalio.envconfig`).
 """
 
 import os
@@ -20,7 +21,7 @@ from bridge.security.keys import KEY_ID, KeySet
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-"""Of a caller, a handler or an endpoint: fit for a path segment."""
+"""Name of a caller, a handler or an endpoint. It fits a path segment."""
 
 
 def _http_url(text: str) -> str:
@@ -31,21 +32,21 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 def require_https(text: str, *, allow_insecure: bool) -> None:
-    """Refuse plain http, unless the entry says that this is meant.
+    """Refuse plain http, unless the entry of the settings has `allow_insecure`.
 
     Raises:
-        ValueError: It is http and was not meant.
+        ValueError: *text* is a URL with http, and *allow_insecure* is not set.
     """
     if not allow_insecure and not text.startswith("https://"):
-        message = "needs https; for development on one machine set allow_insecure = true beside it"
+        message = "needs https; for development on one machine set allow_insecure = true in the same entry"
         raise ValueError(message)
 
 
 def require_distinct_keys(key_sets: Mapping[str, KeySet]) -> None:
-    """Refuse one key in two key sets: a message for one purpose or peer would pass as another's.
+    """Refuse a key that is in two key sets: a message for one purpose or peer would be valid for another.
 
     Raises:
-        ValueError: Names the two key sets.
+        ValueError: Two key sets share a key. The text names both.
     """
     seen: dict[bytes, str] = {}
     for where, key_set in key_sets.items():
@@ -116,7 +117,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of the TOML file at *path*.
 
     Raises:
-        SettingsError: It cannot be read. The text names the place and quotes nothing, because the line may hold a key.
+        SettingsError: The file is unreadable. The text names the place and quotes nothing, because the line may hold a
+            key.
     """
     where = f"{CONFIG_VARIABLE}={path}"
     try:
@@ -148,7 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    """Why *path* cannot be read, and what to do."""
+    """Why *path* is unreadable, and the remedy."""
     match error:
         case FileNotFoundError():
             return "no such file"
@@ -166,7 +168,9 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _spelled_as_in(file: Any, variables: Any) -> Any:
-    """*variables* with the names of entries as *file* spells them: names of variables know no case, and often no `-`.
+    """*variables* with the names of entries as *file* spells them.
+
+    Names of variables do not distinguish cases, and many shells do not allow a `-` in them.
 
     Raises:
         SettingsError: A name could mean two entries.
@@ -190,7 +194,7 @@ def _folded(name: str) -> str:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    # Below `keys` stand key ids. Whoever swapped an id and its key must not find the key in the log.
+    # The names below `keys` are key ids. If a user swapped an id and its key, the log must not show the key.
     parts = [
         "…" if before == "keys" and not re.fullmatch(KEY_ID, str(part)) else str(part)
         for before, part in zip((None, *location), location, strict=False)

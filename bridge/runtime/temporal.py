@@ -1,6 +1,6 @@
-"""The connection to Temporal, and our own namespace as a service sees it.
+"""The connection to Temporal, and what a service reads about its own namespace.
 
-A service asks whether the namespace can be reached, how long it keeps closed runs, and which are open.
+A service reads whether the namespace can be reached, how long it keeps closed runs, and whether a run is open.
 """
 
 import asyncio
@@ -25,14 +25,16 @@ from bridge.runtime.user_modules import import_attribute
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _RETENTION_CACHE = timedelta(minutes=10)
 _NO_LIMIT = timedelta(days=36_500)
-"""Where the namespace names no retention, as on the time-skipping test server."""
+"""Retention of a namespace that reports no retention, as the time-skipping test server does."""
 _REMIND_AFTER_S = 3
 
 _log = logging.getLogger(__name__)
 
 
 async def connect(data_converter: str | None) -> Client:
-    """Connect as the environment says (`TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, TLS, API key, profiles).
+    """Connect with the `TEMPORAL_…` variables: address, namespace, TLS, API key, profiles.
+
+    *data_converter* names a data converter as `module:attribute`; None selects the SDK's default.
 
     Raises:
         SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
@@ -55,7 +57,7 @@ async def connect(data_converter: str | None) -> Client:
 
 
 class Namespace:
-    """Asks Temporal about the namespace of *client*."""
+    """The namespace of *client*, as Temporal describes it."""
 
     def __init__(self, client: Client, *, clock: Callable[[], datetime]) -> None:
         self._client = client
@@ -63,7 +65,7 @@ class Namespace:
         self._retention: tuple[timedelta, datetime] | None = None
 
     async def is_reachable(self) -> bool:
-        """Whether Temporal answers, knows the namespace, and takes our credentials."""
+        """Whether Temporal answers, the namespace exists, and our credentials are accepted."""
         try:
             await self._describe()
         except RPCError:
@@ -71,10 +73,10 @@ class Namespace:
         return True
 
     async def retention(self) -> timedelta:
-        """How long a closed run can be looked up, at most ten minutes old.
+        """How long a closed run can be looked up. The value is cached for ten minutes.
 
         Raises:
-            temporalio.service.RPCError: Temporal did not say.
+            temporalio.service.RPCError: Temporal did not describe the namespace.
         """
         now = self._clock()
         if self._retention is None or now - self._retention[1] > _RETENTION_CACHE:
@@ -89,10 +91,10 @@ class Namespace:
 
 
 def connect_config() -> dict[str, Any]:
-    """How to connect, as the environment says: `TEMPORAL_ADDRESS`, TLS, API key, profiles.
+    """The arguments of `Client.connect` from the `TEMPORAL_…` variables: address, TLS, API key, profiles.
 
     Raises:
-        SettingsError: It cannot be used. No line of Temporal's configuration file is quoted.
+        SettingsError: The configuration cannot be used. The text quotes no line of Temporal's configuration file.
     """
     try:
         return {**ClientConfig.load_client_connect_config()}
@@ -102,7 +104,7 @@ def connect_config() -> dict[str, Any]:
         )
         raise SettingsError(message) from None
     except (RuntimeError, ValueError) as error:
-        # The excerpt of a broken file may hold an API key, and so may a value in the text.
+        # The error quotes lines and values of a malformed file. Both may hold an API key.
         lines = [line for line in str(error).splitlines() if line and not re.match(r"\s*\d*\s*\|", line)]
         text = " ".join(lines)
         if "TOML" in text:
@@ -112,7 +114,7 @@ def connect_config() -> dict[str, Any]:
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:
-    """Whether a run has not closed. A paused one, which newer servers know, goes on one day."""
+    """Whether a run has not closed. A paused run, which exists on newer servers, is open."""
     return info.status in {
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
@@ -120,8 +122,8 @@ def is_open(info: WorkflowExecutionInfo) -> bool:
 
 
 def keeping_inline(client: Client) -> Client:
-    """*client* without external storage: what it writes stands in history itself."""
+    """*client* without external storage: payloads that it writes are stored in history itself."""
     config = client.config(active_config=True)
     config["data_converter"] = dataclasses.replace(client.data_converter, external_storage=None)
-    # Its plugins and interceptors have been applied already.
+    # The plugins have already changed this configuration. A second time they would add their interceptors again.
     return Client(**(config | {"plugins": []}))

@@ -1,4 +1,4 @@
-"""Notices that something keeps answering in the place of a peer, and says so once in a while."""
+"""Warns when a peer's answers are repeatedly unsigned, because then a proxy probably answers in its place."""
 
 import logging
 
@@ -11,13 +11,13 @@ _log = logging.getLogger(__name__)
 
 
 class UnsignedAnswers:
-    """Counts the unsigned answers of each peer; one instance for one process. The names of peers bound its size."""
+    """Counts the unsigned answers of each peer. A process has one instance. It holds one entry per peer of settings."""
 
     def __init__(self) -> None:
         self._in_a_row: dict[str, tuple[int, int]] = {}
 
     def note(self, peer: str, answer: Answer) -> None:
-        """Warn at every third unsigned answer in a row of the same status."""
+        """Count *answer*, and warn at every third unsigned answer in a row with the same status."""
         if answer.meaning is not Meaning.NOT_REACHED or not isinstance(answer.error, UnsignedAnswerError):
             self._in_a_row.pop(peer, None)
             return

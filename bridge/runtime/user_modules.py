@@ -1,7 +1,7 @@
-"""Modules of a user's own, imported by name, beside packages of ours that may have the same names.
+"""Imports a user's modules by name, and detects modules that hide a package of the bridge.
 
-`bridge`, `caller` and `handler` are ordinary words: a user's file of that name hides our package wherever its folder
-comes first on `sys.path`.
+`bridge`, `caller` and `handler` are ordinary words. A user's file with such a name hides our package if the file's
+folder comes first on `sys.path`.
 """
 
 import importlib
@@ -21,13 +21,13 @@ def import_module(name: str) -> ModuleType:
     """Import a user's module by its dotted name, also from the current directory.
 
     Raises:
-        SettingsError: There is none, it does not import, or its name is that of a package of the bridge.
+        SettingsError: The module does not exist, fails to import, or has the name of a package of the bridge.
     """
     package = name.partition(".")[0]
     if package in OWN_PACKAGES:
         message = f"cannot use {name}: {package} is a package of the bridge itself; give your module another name"
         raise SettingsError(message)
-    # At the end: a user's `handler.py` in the current directory must not hide our package.
+    # Appended, not prepended: a user's `handler.py` in the current directory must not hide our package.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -41,7 +41,7 @@ def require_own_package(name: str) -> None:
     """Make sure that `import` finds our package *name*, without importing it.
 
     Raises:
-        SettingsError: Another module of that name comes first. The text names both places.
+        SettingsError: `import` finds another module with this name. The text names both places.
     """
     found = getattr(find_spec(name), "origin", "missing")
     own = Path(bridge.__file__).parent.parent / name / "__init__.py"
@@ -54,11 +54,11 @@ def import_attribute(name: str, kind: type[Any]) -> Any:
     """Import `module:attribute`, an instance of *kind*.
 
     Raises:
-        SettingsError: It is none.
+        SettingsError: The attribute does not exist or is not an instance of *kind*.
     """
     module, _, attribute = name.partition(":")
     found = getattr(import_module(module), attribute, None) if attribute else None
     if not isinstance(found, kind):
-        message = f"{name} names no {kind.__name__}; the form is module:attribute"
+        message = f"{name} does not name a {kind.__name__}; the form is module:attribute"
         raise SettingsError(message)
     return found

@@ -1,4 +1,4 @@
-"""What both plugins do to a worker: one HTTP session for its life, and a sandbox that shares our modules."""
+"""The parts of both worker plugins: one HTTP session for the worker's life, and a sandbox that shares our modules."""
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +19,7 @@ WORKFLOW_SAFE_MODULES = (
     "bridge.workflow.run_calls",
     "bridge.workflow.own_activity",
 )
-"""Deterministic and free of I/O: workflow code may import them."""
+"""Modules that are deterministic and do no I/O. Workflow code may import them."""
 
 
 class SessionPlugin(SimplePlugin):
@@ -31,10 +31,10 @@ class SessionPlugin(SimplePlugin):
         self._running = 0
 
     async def before_close(self) -> None:
-        """Called when the last worker has ended, while the session is still open."""
+        """Do nothing. Subclasses override it to use the session once more after the last worker has ended."""
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
-        """Run the worker; the last one closes the session, after all that uses it has ended."""
+        """Run the worker. When the last worker of this plugin has ended, close the session."""
         self._running += 1
         try:
             await next(worker)
@@ -46,7 +46,7 @@ class SessionPlugin(SimplePlugin):
 
 
 def _share_modules(runner: WorkflowRunner | None) -> WorkflowRunner:
-    """Let the sandbox share the workflow-safe modules instead of importing them again for every run."""
+    """A runner whose sandbox shares the workflow-safe modules instead of importing them again for every run."""
     if runner is None:
         runner = SandboxedWorkflowRunner()
     if not isinstance(runner, SandboxedWorkflowRunner):

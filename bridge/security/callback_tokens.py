@@ -1,9 +1,9 @@
 """Mint and verify callback tokens and operation tokens.
 
-A callback token is the caller's signed note to itself: it travels through the handler's namespace and comes back with
-the completion. An operation token is the handler's note to itself, and comes back with a cancel. Only this module
-knows their layout, and only this module imports itsdangerous. It reads no clock and no settings; both are handed in.
-A token's text never reaches an error, a log line or a history. It is signed, not encrypted: the peer can read it.
+A callback token is the caller's signed note to itself: the handler stores it and returns it with the completion. An
+operation token is the handler's note to itself: the caller returns it with a cancel. Only this module reads and writes
+their layout, and only this module imports itsdangerous. It reads no clock and no settings; both are arguments.
+A token's text must not reach an error, a log line or a history. A token is signed, not encrypted: the peer can read it.
 """
 
 import hashlib
@@ -23,54 +23,64 @@ OperationToken = NewType("OperationToken", str)
 
 MAX_TOKEN_CHARACTERS = 1024
 
-# itsdangerous accepts altered spellings of a good token (junk inside the base64); none of them is ours.
+# itsdangerous also accepts altered spellings of a valid token (other characters inside the base64). Refuse them.
 _TOKEN_TEXT = re.compile(r"[A-Za-z0-9_.-]+")
 
 _ClaimsT = TypeVar("_ClaimsT", bound=BaseModel)
 
 
 class CallbackClaims(BaseModel):
-    """Which wait a completion may end, and who may end it. Field names are those of the token."""
+    """Which waiting activity a completion may end, and which handler may send it. The token has the same names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     v: Literal[1] = 1
+    """Version of the layout."""
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{22}$")
-    """The callback's id, 128 random bits: the key for logs and limits; also in the callback URL's path."""
+    """The callback's id, 128 random bits. Logs and limits use it. It is also in the callback URL's path."""
     iss: str
-    """The caller that minted it."""
+    """Name of the caller that minted the token."""
     aud: str
-    """The receiver it is meant for."""
+    """The receiver that may accept the token."""
     peer: str
-    """The handler that may answer; selects the keys of the message signature."""
+    """Name of the handler that may answer. It selects the keys of the message signature."""
     op: str
-    """service/operation, a label."""
+    """service/operation, a label for people."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
+    """Id of the waiting workflow."""
     run: str
-    """Run that waited when the token was made. Only a look into history needs it: the current run is completed."""
+    """Run that waited when the token was minted. Only a look-up in history reads it; a completion uses the current
+    run."""
     act: str
-    """Activity id, which is the request id."""
+    """Activity id, equal to the request id."""
     att: int
-    """Attempt; information only."""
+    """Attempt of the waiting activity. Information only."""
     rid: str
-    """Request id: the fence. All attempts of one call share it."""
+    """Request id, the same in all attempts of one call. A completion may end only the activity with this id."""
     iat: int
+    """When the token was minted, Unix time in seconds."""
     exp: int
+    """Deadline of the operation, Unix time in seconds, rounded up."""
 
     def is_over(self, now: datetime) -> bool:
-        """Whether the operation's deadline is over: then nothing is completed, and a repeat is still a repeat."""
+        """Whether the operation's deadline is over.
+
+        If so, the receiver completes nothing, but still recognizes a repeated completion.
+        """
         return now.timestamp() > self.exp + int(CLOCK_SKEW.total_seconds())
 
 
 class OperationClaims(BaseModel):
-    """Which operation a token names. No run id: the operation may continue as new or be reset under the same token."""
+    """Which operation a token names. It holds no run id, because the target may continue as new or be reset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     v: Literal[1] = 1
+    """Version of the layout."""
     caller: str
+    """Name of the caller that started the operation."""
     wid: str
     """Workflow id of the target."""
     rid: str
@@ -99,7 +109,7 @@ class CallbackTokens:
         now: datetime,
         deadline: datetime,
     ) -> CallbackToken:
-        """Sign the claims of one attempt; *deadline* is the operation's, not the attempt's."""
+        """Sign the claims of one attempt. *deadline* is the deadline of the operation, not of the attempt."""
         claims = CallbackClaims(
             id=callback_id,
             iss=self._issuer,
@@ -118,12 +128,12 @@ class CallbackTokens:
         return CallbackToken(_dump(self._serializer, claims))
 
     def verify(self, text: str, *, callback_id: str, now: datetime) -> CallbackClaims:
-        """Check *text* and every claim in it; *callback_id* is the one in the URL's path.
+        """Check *text* and every claim in it. *callback_id* is the id in the URL's path.
 
-        A token whose deadline is over is not refused: `is_over` of the claims says so.
+        A token with a past deadline is accepted: read `is_over` of the claims.
 
         Raises:
-            UntrustedError: Whatever is wrong with it.
+            UntrustedError: The token is malformed, badly signed, or minted for another receiver or callback.
         """
         claims = _load(self._serializer, text, CallbackClaims)
         if (claims.iss, claims.aud, claims.ns) != (self._issuer, self._audience, self._namespace):
@@ -132,7 +142,7 @@ class CallbackTokens:
         if claims.id != callback_id or claims.act != claims.rid:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
-        # Whole seconds: a signed but absurd time would overflow a float.
+        # Compare whole seconds, because an extreme but signed time would overflow a float.
         leeway, instant = int(CLOCK_SKEW.total_seconds()), now.timestamp()
         if instant < claims.iat - leeway:
             reason = "callback token of the future: compare the clocks"
@@ -147,21 +157,21 @@ class OperationTokens:
         self._serializer = _serializer(key_set, "bridge/operation/v1")
 
     def mint(self, *, caller: str, workflow_id: str, request_id: str) -> OperationToken:
-        """The same call always gets the same token."""
+        """Sign the claims of one operation. The same arguments always give the same token."""
         return OperationToken(_dump(self._serializer, OperationClaims(caller=caller, wid=workflow_id, rid=request_id)))
 
     def verify(self, text: str) -> OperationClaims:
-        """Check *text*.
+        """Check *text* and read its claims.
 
         Raises:
-            UntrustedError: Not a token of ours.
+            UntrustedError: *text* is not a token of this handler.
         """
         return _load(self._serializer, text, OperationClaims)
 
 
 def _serializer(key_set: KeySet, salt: str) -> URLSafeSerializer:
-    # One salt per purpose and version: a token of one purpose is a bad signature for every other. The times are
-    # claims of our own, because itsdangerous' timed signer knows no leeway.
+    # One salt per purpose and version, so that a token for one purpose is invalid for every other. The times are
+    # claims, because the timed signer of itsdangerous has no leeway for clock skew.
     return URLSafeSerializer(
         key_set.signing_last(),
         salt=salt,
@@ -182,6 +192,6 @@ def _load(serializer: URLSafeSerializer, text: str, model: type[_ClaimsT]) -> _C
         loaded: Any = serializer.loads(text)
         return model.model_validate(loaded)
     except (BadData, ValidationError, ValueError, OverflowError):
-        # Their texts hold the signature or the claims.
+        # `from None`: the texts of these errors hold the signature or the claims.
         reason = "token not ours"
         raise UntrustedError(reason) from None

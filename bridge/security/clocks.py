@@ -1,4 +1,4 @@
-"""How far clocks may differ: one figure for message signatures and callback tokens, on both sides."""
+"""How far clocks may differ: one value for message signatures and callback tokens, on both sides."""
 
 from datetime import timedelta
 

@@ -1,7 +1,8 @@
-"""Where outgoing requests may go: an allow list on the parsed URL, and a guard on every address at connect time.
+"""Where outgoing requests may go: an allow list for the parsed URL, and a guard for every address at connect time.
 
-Both are needed. The list is checked when a callback is registered and again when it is used; the guard sees what the
-name resolved to, which no earlier check can know. Pure, but for making the socket that a connection asks for.
+Both are needed. The list is checked when a callback is registered and again when it is used. The guard checks the
+address to which the name resolves, and this address exists only at connect time. Apart from creating the socket of a
+connection this module does no I/O.
 """
 
 import errno
@@ -21,40 +22,41 @@ from yarl import URL
 from bridge.errors import DestinationRefusedError
 
 MAX_CALLBACK_URL = 1000
-"""Temporal's own cap of a callback URL."""
+"""Most characters of a callback URL. Temporal's server has the same limit."""
 
 _REFUSED = "callback url is not allowed"
-# Brackets stand around a version 6 address only: elsewhere they are ungrammatical, and could not be signed.
+# Brackets are allowed only around a version 6 address. Elsewhere RFC 3986 forbids them, and they cannot be signed.
 _RFC3986 = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\])?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
 _AUTHORITY = re.compile(r"(?:\[[^\]]+\]|[^:]+)(?::[1-9][0-9]{0,4})?")
-"""One spelling of a port: `int` takes `+443` and `4_43` as well."""
+"""Allows one spelling of a port. `int` also accepts `+443` and `4_43`."""
 _AMBIGUOUS = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")
+"""Characters of a decoded path that some servers read as a slash or as the end of the path."""
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DENIED_4 = tuple(
     _IPv4(text)
     for text in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
         *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
-        # The last one is a cloud's host agent at a public address.
+        # The last one is the host agent of a cloud, which has a public address.
         *("203.0.113.0/24", "224.0.0.0/3", "168.63.129.16/32"),
     )
 )
-# Version 6 is an allow rule, so that embedded, translated and unassigned space is refused without being listed.
+# For version 6 the public space is listed, so that embedded, translated and unassigned addresses are refused.
 _GLOBAL_6 = _IPv6("2000::/3")
 _DENIED_6 = tuple(_IPv6(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 
 
 def check_base_url(text: str) -> str:
-    """Refuse what is not `https://host[:port][/prefix]`, or plain http in its place.
+    """Refuse a *text* that has not the form `https://host[:port][/prefix]`, or the same with http.
 
     Raises:
-        ValueError: It is not. The text does not quote it.
+        ValueError: *text* has another form. The error does not quote it.
     """
-    # Longer paths are appended: even an empty query or fragment would swallow them.
+    # Requests append a path to a base URL. After a `?`, even with an empty query, it would not be a path.
     try:
         if set(text) & set("?@"):
             raise ValueError  # noqa: TRY301 - one text for all reasons
@@ -72,19 +74,19 @@ def _parsed(text: str) -> URL:
     """*text* as a URL that a request may go to.
 
     Raises:
-        ValueError: It is none.
+        ValueError: *text* is not such a URL.
     """
-    # First the raw text: parsers drop tabs and newlines, and turn other scripts' digits into addresses.
+    # Check the raw text first: parsers drop tabs and newlines, and read digits of other scripts as addresses.
     if len(text) > MAX_CALLBACK_URL or not _RFC3986.fullmatch(text):
         raise ValueError
-    # `encoded`, else yarl would re-quote, and a signed URL would change between check and use.
+    # Without `encoded` yarl quotes the URL again, and a signed URL would change between check and use.
     url = URL(text, encoded=True)
     host = url.host or ""
-    # Unquoted, because many a server takes `%2e%2e%2f` for `../`, and so leaves the prefix; some cut at a semicolon.
+    # Decode the path, because many servers read `%2e%2e%2f` as `../` and leave the prefix. Some cut at a semicolon.
     path = unquote(url.raw_path)
     segments = {segment.partition(";")[0] for segment in path.split("/")}
     if (
-        # None or 0: no connection can be opened to either.
+        # The port is None or 0: no connection can be opened.
         not url.port
         or (url.user, url.password) != (None, None)
         or "@" in url.raw_authority
@@ -92,7 +94,8 @@ def _parsed(text: str) -> URL:
         or host.endswith(".")
         or "%" in host
         or {".", ".."} & segments
-        # Read as a slash, as the end, or once more: backslash, control characters, overlong UTF-8, `%252e`.
+        # Some servers read these as a slash or as the end (backslash, control characters, overlong UTF-8), or decode
+        # the path twice (`%252e`).
         or _AMBIGUOUS.search(path)
         or unquote(path) != path
         or not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0])
@@ -107,11 +110,11 @@ class Destination(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str
-    """Scheme, host and port, and a path prefix if there is one: `https://orders.example/callbacks`."""
-    networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    """Scheme, host, port and optionally a path prefix: `https://orders.example/callbacks`."""
+    networks: tuple[Network, ...] = ()
     """Non-public networks that this entry's host may resolve to."""
     allow_insecure: bool = False
-    """Allow plain http. For development on one machine."""
+    """Whether plain http is allowed, for development on one machine."""
 
     @field_validator("url")
     @classmethod
@@ -119,6 +122,7 @@ class Destination(BaseModel):
         return check_base_url(text)
 
     def covers(self, url: URL) -> bool:
+        """Whether *url* has this entry's scheme, host and port, and a path below its prefix."""
         own = URL(self.url, encoded=True)
         if url.scheme == "http" and not self.allow_insecure:
             return False
@@ -130,12 +134,13 @@ class Destination(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class AllowList:
-    """The destinations of one caller. Empty: nothing is allowed."""
+    """The allowed destinations of one caller."""
 
     destinations: tuple[Destination, ...]
+    """Entries of the list. An empty list allows nothing."""
 
     def allows(self, text: str) -> bool:
-        """Whether `check` finds an entry."""
+        """Whether an entry allows the callback URL *text*."""
         try:
             self.check(text)
         except DestinationRefusedError:
@@ -146,22 +151,22 @@ class AllowList:
         """Find the entry that allows the callback URL *text*.
 
         Raises:
-            DestinationRefusedError: It is not well-formed or not allowed; one text for all reasons.
+            DestinationRefusedError: *text* is malformed or not allowed. The error has one text for all reasons.
         """
         try:
             url = _parsed(text)
         except ValueError:
             raise DestinationRefusedError(_REFUSED) from None
-        # An address, or a name that a resolver may read as one, is allowed only by an entry that spells it so; the
-        # comparison of whole hosts in `covers` is that rule.
+        # A host that is an address, or a name that a resolver reads as an address, needs an entry with the same
+        # spelling: `covers` compares whole hosts.
         for destination in self.destinations:
             if destination.covers(url):
                 return destination
         raise DestinationRefusedError(_REFUSED)
 
 
-def is_allowed_address(text: str, networks: Iterable[_Network] = ()) -> bool:
-    """Whether a connection to the IP address *text* may be opened; *networks* are allowed beside public space."""
+def is_allowed_address(text: str, networks: Iterable[Network] = ()) -> bool:
+    """Whether a connection to the IP address *text* may be opened: it is public or in one of *networks*."""
     address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
@@ -174,23 +179,27 @@ def is_allowed_address(text: str, networks: Iterable[_Network] = ()) -> bool:
 
 @dataclass
 class _Passage:
-    networks: tuple[_Network, ...] = ()
+    """The connections of one request."""
+
+    networks: tuple[Network, ...] = ()
+    """Non-public networks to which they may go."""
     has_opened: bool = False
+    """Whether the guard has allowed one of them."""
 
 
 class ConnectGuard:
-    """Makes the sockets of outgoing connections, and refuses those to an address that is not allowed.
+    """Creates the sockets of outgoing connections, and refuses an address that is not allowed.
 
-    The networks that a destination may use are bound to the request that is being made, not to the guard: a context
-    variable carries them through the connector, which knows of no request.
+    The networks of a destination belong to one request, not to the guard. A context variable passes them through
+    aiohttp's connector, because the connector does not see the request.
     """
 
     def __init__(self) -> None:
         self._passage: ContextVar[_Passage | None] = ContextVar("passage", default=None)
 
     @contextmanager
-    def allowing(self, networks: tuple[_Network, ...]) -> Iterator[None]:
-        """Allow *networks*, beside public space, to connections opened inside."""
+    def allowing(self, networks: tuple[Network, ...]) -> Iterator[None]:
+        """Allow connections to *networks* and to public addresses inside this context."""
         token = self._passage.set(_Passage(networks))
         try:
             yield
@@ -199,23 +208,27 @@ class ConnectGuard:
 
     @property
     def has_opened(self) -> bool:
-        """Whether any address was let through since `allowing`; if so, trying again may change something."""
+        """Whether the guard has allowed an address since `allowing`. If so, a retry may succeed."""
         passage = self._passage.get()
         return passage is not None and passage.has_opened
 
     def open_socket(self, address: AddrInfoType) -> socket.socket:
-        """The connector's socket factory."""
+        """Create a socket for *address*: the socket factory of aiohttp's connector.
+
+        Raises:
+            RefusedAddressError: The address is not allowed.
+        """
         family, kind, protocol, _, socket_address = address
         passage = self._passage.get() or _Passage()
         if not is_allowed_address(str(socket_address[0]), passage.networks):
-            # An OSError of constant text: what the connector can report for one of several addresses.
+            # The connector only handles OSError, and reports the text of the last one.
             raise RefusedAddressError(errno.EACCES, RefusedAddressError.TEXT)
-        # The connector may race addresses in tasks of their own: a context variable set there would not be seen here.
+        # Change the object instead of setting the variable: the connector may call this in another task.
         passage.has_opened = True
         return socket.socket(family, kind, protocol)
 
 
 class RefusedAddressError(OSError):
-    """The connect guard's refusal, inside the connector."""
+    """The connect guard refuses an address. Only the connector sees this error."""
 
     TEXT = "destination address refused"

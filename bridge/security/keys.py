@@ -1,6 +1,6 @@
-"""Key sets: one id signs, all verify. A new key is loaded for checking before anyone signs with it.
+"""Key sets: one key signs, and all keys verify. Load a new key on every verifier before a signer uses it.
 
-Key ids are public, and no `repr` shows a key. The settings refuse an empty key set and a short key when they are read,
+Key ids are public, and no `repr` shows a key. An empty key set and a short key are refused when the settings are read,
 because HMAC itself would accept both.
 """
 
@@ -23,11 +23,11 @@ def _stripped(key: SecretStr) -> SecretStr:
 
 
 Key = Annotated[SecretStr, AfterValidator(_stripped)]
-"""A key as text. Whitespace around it is dropped: a file that a variable was filled from ends with a newline."""
+"""A key as text. Whitespace around it is removed, because a file that fills a variable usually ends with a newline."""
 
 
 def new_key() -> str:
-    """A fresh random key as text, the form that settings take."""
+    """A new random key of 32 bytes as base64url text, the form that the settings read."""
     return base64.urlsafe_b64encode(secrets.token_bytes(MIN_KEY_BYTES)).decode().rstrip("=")
 
 
@@ -35,7 +35,7 @@ def decode_key(text: SecretStr) -> bytes:
     """The bytes of a key in settings.
 
     Raises:
-        ValueError: Not base64url, or shorter than 32 bytes. The text does not quote the key.
+        ValueError: *text* is not base64url, or the key is shorter than 32 bytes. The error does not quote the key.
     """
     raw = text.get_secret_value()
     try:
@@ -50,13 +50,14 @@ def decode_key(text: SecretStr) -> bytes:
 
 
 class KeySet(BaseModel):
-    """The keys of one purpose between two holders."""
+    """The keys for one purpose between two holders."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     signing: KeyId
-    """Which of `keys` signs."""
+    """Id of the key that signs, one of `keys`."""
     keys: dict[KeyId, Key] = Field(min_length=1, max_length=MAX_KEYS)
+    """All keys by id, 1 to 10. Each of them verifies."""
 
     @field_validator("keys")
     @classmethod
@@ -81,6 +82,6 @@ class KeySet(BaseModel):
         return {key_id: decode_key(key) for key_id, key in self.keys.items()}
 
     def signing_last(self) -> list[bytes]:
-        """All keys, the signing one last: the order that itsdangerous signs and checks by."""
+        """All keys, the signing key last. itsdangerous signs with the last key and verifies with all."""
         raw = self.raw()
         return [key for key_id, key in raw.items() if key_id != self.signing] + [raw[self.signing]]

@@ -1,12 +1,12 @@
 """Message signatures (RFC 9421, hmac-sha256): the proof that a peer wrote a request, or the answer to one of ours.
 
-The signature of a request covers method, path, query, the body's digest and every header that is acted upon. The
-signature of an answer covers the status, the digest, the headers that are read, and the signature of the request that
-it answers. The verifier computes what must be covered from the message itself, and returns covered values only. The
-digest travels as `Repr-Digest`, because to Nexus every `Content-…` header would describe the payload.
+The signature of a request covers method, path, query, the body's digest and every header that the receiving side uses.
+The signature of an answer covers the status, the digest, the headers that the reader uses, and the signature of the
+request. The verifier derives from the message itself what must be covered, and returns covered values only. The digest
+is in `Repr-Digest`, because in Nexus every `Content-…` header describes the payload.
 
-No I/O. A verifier takes one spelling only: what other libraries read more leniently (padding inside a list, escapes in
-a string, base64 with spare bits) is refused here. The tests compare every verdict with that of an RFC 9421 library.
+No I/O. A verifier accepts one spelling only. It refuses what other libraries accept: padding inside a list, escapes in
+a string, base64 with spare bits. The tests compare every verdict with the verdict of an RFC 9421 library.
 """
 
 import base64
@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -24,12 +23,12 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
+from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeySet
 
 REPR_DIGEST = "Repr-Digest"
 SIGNATURE = "Signature"
 SIGNATURE_INPUT = "Signature-Input"
-MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 _ANSWER = "bridge-answer"
 _LABEL = "bridge"
@@ -45,9 +44,10 @@ _AUTHORITY = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9\-._~]+)(?::[0-9]+)?"
 _PATH = rf"(?:/(?:[{_CHARACTERS}]++|{_ESCAPE})*+)?"
 _URL = re.compile(rf"(https?)://({_AUTHORITY})({_PATH})(?:\?((?:[{_CHARACTERS}?]++|{_ESCAPE})*+))?")
 _ABSOLUTE = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
-"""What a request target in absolute form has before its path (RFC 9112 section 3.2.2)."""
+"""Scheme and authority of a request target in absolute form (RFC 9112 section 3.2.2)."""
 
-# One member of `Signature-Input` in canonical form (RFC 8941). No string holds a semicolon, so that it can be split.
+# One member of `Signature-Input` in canonical form (RFC 8941). No string may hold a semicolon, because the parameters
+# are split there.
 _NAME = r"[a-z*][a-z0-9_.*-]*+"
 _COMPONENT = rf"\"@?[a-z0-9!#$%&'*+.^_`|~-]++\"(?:;{_NAME}(?:=\"{_NAME}\")?+)*+"
 _INTEGER, _STRING = r"(?:0|-?[1-9][0-9]{0,14})", r'"[ !#-:<-\[\]-~]*+"'
@@ -60,7 +60,7 @@ _CHARSET = re.compile(r";\s*charset=[^;]*$", re.IGNORECASE)
 
 
 class MessageKind(Enum):
-    """What a request is for; no kind's signature passes as another's."""
+    """Purpose of a request. A signature for one kind is invalid for every other."""
 
     START = "bridge-start"
     CANCEL = "bridge-cancel"
@@ -69,30 +69,33 @@ class MessageKind(Enum):
 
 
 class Headers(Protocol):
-    """The methods of aiohttp's multidicts that are needed here."""
+    """Headers that may repeat a name, for example aiohttp's multidicts."""
 
-    def items(self) -> Iterable[tuple[str, str]]: ...
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Name and value of every header line."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestProof:
-    """The signature of one request, to which the answer is bound: both sides of the exchange hold it."""
+    """The signature of one request. Both sides hold it, because the signature of the answer covers it."""
 
     key_id: str
+    """Id of `key`."""
     key: bytes = field(repr=False)
     """The key that made the request's signature. The answer is signed and verified with the same key."""
     label: str
-    """Under which the signature stands in the request."""
+    """Label of the signature in the request."""
     signature: str = field(repr=False)
-    """As it stands in the request: a byte sequence with its colons."""
+    """The signature as spelled in the request: a byte sequence with its colons."""
 
     def sign_answer(
         self, status: int, headers: CIMultiDict[str], body: bytes, *, clock: Callable[[], float] = time.time
     ) -> None:
-        """Add digest and signature to the *headers* of an answer, last before sending.
+        """Add digest and signature to the *headers* of an answer. Change nothing in it afterwards.
 
         Raises:
-            ValueError: A header cannot be signed: a value outside RFC 9421's grammar.
+            ValueError: A header cannot be signed, because its value is outside RFC 9421's grammar.
         """
         headers[REPR_DIGEST] = _digest(body)
         fields = _fields(headers)
@@ -104,12 +107,13 @@ class RequestProof:
         _sign(headers, components, self._values(status, fields), self.key_id, self.key, tag=_ANSWER, now=clock())
 
     def verify_answer(self, status: int, headers: Headers, body: bytes) -> CIMultiDict[str]:
-        """The covered headers of an answer to this request, one line each.
+        """Verify an answer to this request and return its covered headers, one line each.
 
-        The time in the signature is not judged: the request's signature, which is covered, makes the answer fresh.
+        The time in the signature is not checked. The answer cannot be an old one, because its signature covers the
+        signature of the request.
 
         Raises:
-            UntrustedError: The answer is not signed, or not for this request, or was changed on the way.
+            UntrustedError: The answer is unsigned, signed for another request, or was changed on the way.
         """
         fields = _fields(headers)
         found = _find(fields, _ANSWER)
@@ -120,7 +124,7 @@ class RequestProof:
         found.require(required | {"content-type"} if body else required)
         values = self._values(status, fields)
         if not found.holds(self.key, values):
-            # Proxies add a charset to the answers of others, for example nginx with `charset_types application/json`.
+            # Some proxies add a charset to an answer, for example nginx with `charset_types application/json`.
             values["content-type"] = _CHARSET.sub("", values.get("content-type", ""))
             if not found.holds(self.key, values):
                 reason = "answer's signature does not hold: a covered value was changed, or it is for another request"
@@ -143,19 +147,21 @@ class Verified:
     headers: Mapping[str, str]
     """Covered headers only, one line each, case-insensitive."""
     digest: str
+    """The signed `Repr-Digest`."""
     proof: RequestProof
+    """Signs the answer to the request."""
 
     def check_body(self, body: bytes) -> None:
-        """Compare *body*, as it came, with the signed digest.
+        """Compare *body*, as received, with the signed digest.
 
         Raises:
-            UntrustedError: It is another body.
+            UntrustedError: *body* is not the signed one.
         """
         _check_digest(self.digest, body)
 
 
 class MessageSigner:
-    """Signs as one side of one pair of peers."""
+    """Signs the requests of one side to one peer."""
 
     def __init__(self, key_set: KeySet, *, clock: Callable[[], float] = time.time) -> None:
         self._key_id = key_set.signing
@@ -165,12 +171,14 @@ class MessageSigner:
     def sign(
         self, kind: MessageKind, url: str, headers: CIMultiDict[str], body: bytes, *, more: Iterable[str] = ()
     ) -> RequestProof:
-        """Add digest and signature to the *headers* of a POST, last before sending. The result verifies its answer.
+        """Add digest and signature to the *headers* of a POST. Change nothing in it afterwards.
 
-        *more* names further headers that the other side acts upon: the caller's own, those a callback asked for.
+        *more* names further headers that the other side uses: the headers of the caller's workflow, and the callback
+        headers. The result verifies the answer.
 
         Raises:
-            ValueError: The message cannot be signed: a repeated header, a value or a URL outside RFC 9421's grammar.
+            ValueError: The message cannot be signed, because a header is repeated, or because a value or the URL is
+                outside RFC 9421's grammar.
         """
         headers[REPR_DIGEST] = _digest(body)
         fields = _fields(headers)
@@ -181,23 +189,23 @@ class MessageSigner:
 
 
 class MessageVerifier:
-    """Verifies what one peer signed."""
+    """Verifies the requests of one peer."""
 
     def __init__(self, key_set: KeySet, *, public_base: str, clock: Callable[[], float] = time.time) -> None:
-        """*public_base* is scheme, authority and stripped prefix as the peer sees them: from settings, never Host."""
+        """*public_base* has scheme, authority and the prefix that a proxy strips. It comes from settings, not Host."""
         self._base = public_base.rstrip("/")
         self._prefix = urlsplit(self._base).path
         self._keys = key_set.raw()
         self._clock = clock
 
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:
-        """Check the signature over the headers; the body is checked by the result.
+        """Check the signature over the headers. Afterwards check the body with `check_body` of the result.
 
-        *raw_path* is the request target, in origin or in absolute form. The authority of an absolute one is ignored:
-        like `Host` it is not part of the signature.
+        *raw_path* is the request target, in origin or in absolute form. The authority of an absolute one is ignored,
+        because the signature does not cover it; the same holds for `Host`.
 
         Raises:
-            UntrustedError: The request is not signed as it must be; `reason` names the check that failed.
+            UntrustedError: The signature is missing or invalid. `reason` names the check that failed.
         """
         raw_path = _ABSOLUTE.sub("", raw_path)
         if not raw_path.startswith("/"):
@@ -226,7 +234,7 @@ class MessageVerifier:
         return Verified(headers=found.covered(values), digest=values["repr-digest"], proof=proof)
 
     def _check_time(self, found: "_Found") -> None:
-        allowed, now = MAX_CLOCK_SKEW.total_seconds(), self._clock()
+        allowed, now = CLOCK_SKEW.total_seconds(), self._clock()
         created = int(found.parameters.get("created", "0"))
         if abs(now - created) > allowed:
             reason = f"signed {now - created:+.0f} s before our time; {allowed:.0f} s are allowed: compare the clocks"
@@ -237,14 +245,14 @@ class MessageVerifier:
 
 
 class _Found(NamedTuple):
-    """The one signature of a message that has the wanted tag."""
+    """The only signature of a message with the tag that was looked for."""
 
     label: str
     components: Mapping[str, str]
-    """As they are spelled, by name with sorted parameters."""
+    """Components as spelled in the message, by name with sorted parameters."""
     parameters: Mapping[str, str]
     text: str
-    """Components and parameters as they are spelled: the value of `@signature-params`."""
+    """Components and parameters as spelled in the message: the value of `@signature-params`."""
     signature: str
 
     def require(self, names: Iterable[str]) -> None:
@@ -254,16 +262,16 @@ class _Found(NamedTuple):
             raise UntrustedError(reason)
 
     def holds(self, key: bytes, values: Mapping[str, str]) -> bool:
-        """Whether the signature is that of *values*.
+        """Whether the signature is valid for *values*.
 
         Raises:
-            UntrustedError: A covered value is missing, or one that cannot be signed.
+            UntrustedError: A covered value is missing or cannot be signed.
         """
         try:
             expected = _mac(key, self.components, values, self.text)
         except ValueError as error:
             raise UntrustedError(str(error)) from None
-        # Texts, not bytes: a byte sequence has one spelling.
+        # Compare texts, because a byte sequence has one accepted spelling.
         return hmac.compare_digest(expected, self.signature)
 
     def covered(self, values: Mapping[str, str]) -> CIMultiDict[str]:
@@ -283,10 +291,10 @@ def _joined(fields: Mapping[str, list[str]]) -> dict[str, str]:
 
 
 def _derived(method: str, url: str) -> dict[str, str]:
-    """RFC 9421 section 2.2: the components that are no headers.
+    """The components that are not headers (RFC 9421 section 2.2).
 
     Raises:
-        ValueError: *url* is not an absolute URL, or has a fragment, for which library and router differ.
+        ValueError: *url* is not an absolute URL, or it has a fragment. Libraries and routers differ on fragments.
     """
     found = _URL.fullmatch(url)
     if found is None:
@@ -298,15 +306,15 @@ def _derived(method: str, url: str) -> dict[str, str]:
 
 
 def _is_covered(name: str) -> bool:
-    # `Content-Length` belongs to the connection, not to the message.
+    # `Content-Length` is not covered, because it belongs to the connection and not to the message.
     return name.startswith(_PREFIXES) and name != "content-length"
 
 
 def _required(fields: Mapping[str, list[str]], more: Iterable[str]) -> tuple[str, ...]:
-    """The components of a request to sign, or the least that its signature must cover.
+    """The components that the signature of a request must cover.
 
     Raises:
-        ValueError: A header that is acted upon is repeated. Only lists may stand in several lines.
+        ValueError: A covered header is repeated. Only a list may have several lines.
     """
     named = {name.lower() for name in more}
     names = sorted(name for name in fields if _is_covered(name) or name in _ACTED_UPON | named)
@@ -318,10 +326,10 @@ def _required(fields: Mapping[str, list[str]], more: Iterable[str]) -> tuple[str
 
 
 def _find(fields: Mapping[str, list[str]], tag: str) -> _Found:
-    """The one signature tagged *tag*; those of gateways are ignored.
+    """The signature tagged *tag*. Signatures with other tags, for example of gateways, are ignored.
 
     Raises:
-        UntrustedError: There is none, or more than one, or it is malformed.
+        UntrustedError: There is no such signature, more than one, or a malformed one.
     """
     inputs, signatures = (_parts(fields, name) for name in (SIGNATURE_INPUT, SIGNATURE))
     ours = [part for part in inputs if f';tag="{tag}"' in part]
@@ -351,7 +359,7 @@ def _parts(fields: Mapping[str, list[str]], name: str) -> list[str]:
 
 
 def _identity(component: str) -> str:
-    """Name and parameters; their order does not matter (RFC 9421 section 2)."""
+    """Name and sorted parameters. The order of parameters has no meaning (RFC 9421 section 2)."""
     name, *parameters = component.split(";")
     return ";".join([name.strip('"'), *sorted(parameters)])
 
