@@ -1,4 +1,4 @@
-"""The handler's side: the service that starts targets, and the interceptor that tells their callers."""
+"""The handler's side: the service that starts targets, and the plugin that delivers their outcomes."""
 
 from importlib.util import find_spec
 from pathlib import Path

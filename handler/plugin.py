@@ -1,4 +1,4 @@
-"""The plugin that makes a worker a handler: it delivers the outcomes of its targets, and sweeps."""
+"""The plugin that makes a worker a handler: the worker delivers the outcomes of its targets, and sweeps."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -40,7 +40,7 @@ class HandlerPlugin(SessionPlugin):
     def __init__(
         self, settings: HandlerSettings | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        """Read the settings where none are given.
+        """Read the settings if none are given.
 
         Raises:
             bridge.runtime.settings.SettingsError: The settings cannot be used.
@@ -51,7 +51,7 @@ class HandlerPlugin(SessionPlugin):
         self._deliveries: list[DeliveryInterceptor] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add delivery and sweep. A worker whose client has the plugin too is configured once."""
+        """Add delivery and sweep. If the worker's client has the plugin too, the worker is configured once."""
         if is_reporting(config.get("workflow_runner")):
             return config
         config = super().configure_worker(config)
@@ -65,7 +65,7 @@ class HandlerPlugin(SessionPlugin):
         )
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
-            # In addition to the services of the worker's author.
+            # Keep the Nexus services of the worker's author.
             native = self._nexus_services(present_client(config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
         own = (deliveries.deliver_completion, sweeps.sweep, abandoned.watch_callers, abandoned.cancel_abandoned)
@@ -109,14 +109,12 @@ class HandlerPlugin(SessionPlugin):
             holds=HeldStarts(client, limit=0),
             executor=BoundedThreads(),
             clock=self._clock,
-            # The worker that takes the call runs the target too, most often.
+            # The worker that receives the call usually runs the target too.
             is_eager=True,
         )
         canceler = Canceler(client=client, tokens=tokens)
-        targets = Targets(config.get("workflows", ()))
+        converter = client.data_converter
         return nexus_services(
-            targets,
-            lambda target: TargetOperation(
-                target, starter=starter, canceler=canceler, data_converter=client.data_converter
-            ),
+            Targets(config.get("workflows", ())),
+            lambda target: TargetOperation(target, starter=starter, canceler=canceler, data_converter=converter),
         )

@@ -1,6 +1,6 @@
-"""The handler service: an aiohttp application that starts targets for callers it knows.
+"""The handler service: an aiohttp application that starts targets for the callers in its settings.
 
-It keeps no state, so any number of copies may run. `{caller}` in a route selects whose keys must verify, nothing else.
+It keeps no state, therefore any number of copies may run. `{caller}` in a route only selects the keys that must verify.
 """
 
 import hashlib
@@ -45,10 +45,13 @@ from handler.sweep.activity import start_sweep
 @dataclass(frozen=True, kw_only=True)
 class _Caller:
     name: str
+    """Key of the caller in the settings."""
     peer: CallerPeer
+    """Settings of the caller."""
     verifier: MessageVerifier | None
-    """None: this caller does not sign."""
+    """None if this caller does not sign."""
     allow_list: AllowList
+    """Where its completions may be sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +59,16 @@ class Served:
     """What a team's module offers to callers."""
 
     targets: Targets
+    """The decorated workflows."""
     services: Sequence[Any]
     """Instances of classes decorated with `nexusrpc.handler.service_handler`."""
 
     @classmethod
     def by(cls, module: ModuleType) -> Self:
-        """Collect what *module* defines or imports.
+        """Collect the workflows and service handlers that *module* defines or imports.
 
         Raises:
-            bridge.runtime.settings.SettingsError: There is nothing, or two workflows claim one operation.
+            bridge.runtime.settings.SettingsError: The module has neither, or two workflows claim one operation.
         """
         try:
             found = cls(targets=Targets.in_module(module), services=service_handlers_in(module))
@@ -86,21 +90,21 @@ def create_app(
     executor: Executor | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> web.Application:
-    """The handler service as an aiohttp application: run it by itself, or mount it with `add_subapp`.
+    """Return the handler service as an aiohttp application: run it alone, or mount it with `add_subapp`.
 
-    Where it is mounted, `service.url` of the settings includes the prefix. Without *client* it connects to Temporal
-    when the application starts, as `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and the like say.
+    If it is mounted, `service.url` of the settings includes the prefix. Without *client* the application connects to
+    Temporal when it starts; `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` and similar variables give the connection.
 
     Args:
         settings: The handler's settings.
-        module: Its decorated workflows and service handlers are served.
+        module: The service serves its decorated workflows and service handlers.
         client: Starts the targets.
-        is_eager: A worker for the task queue lives in this process and uses the same client.
-        executor: Runs the team's functions that are not `async`; it stays open. By default 32 threads of our own.
+        is_eager: Whether a worker for the task queue runs in this process and uses the same client.
+        executor: Runs the team's functions that are not `async`; it is not closed. By default 32 threads of our own.
         clock: Returns the time.
 
     Raises:
-        bridge.runtime.settings.SettingsError: The module offers nothing.
+        bridge.runtime.settings.SettingsError: The module has neither decorated workflows nor service handlers.
     """
     served = Served.by(module)
 
@@ -117,7 +121,7 @@ def create_app(
             yield
         finally:
             if executor is None:
-                # A function that still runs has no caller that waits for it.
+                # Do not wait for functions that still run: their callers are disconnected already.
                 threads.shutdown(wait=False, cancel_futures=True)
 
     async def is_ready() -> bool:
@@ -133,23 +137,23 @@ def create_app(
         return await request.app[_SERVICE].echo(request)
 
     async def release_held_starts(app: web.Application) -> None:
-        app[_SERVICE].release_held_starts()
+        app[_SERVICE].holds.close()
 
     app = http_server.create_app(is_ready, description=describe_handler_service(), has_method_errors=False)
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
-    # A name may hold braces, which aiohttp's own pattern of a segment refuses.
+    # A name may contain braces, which aiohttp's default pattern of a segment refuses.
     path = "/c/{caller}/{service:[^/]+}/{operation:[^/]+}"
     app.router.add_post("/c/{caller}", echo)
     app.router.add_post(path, start)
     app.router.add_post(f"{path}/cancel", cancel)
-    # The form of Temporal's server 1.29.
+    # Temporal's server 1.29 sends this form.
     app.router.add_post(f"{path}/{{token:[^/]+}}/cancel", cancel)
     return app
 
 
 class _Service:
-    """What the routes need once there is a client."""
+    """The routes and what they need. Created once there is a client."""
 
     def __init__(
         self,
@@ -161,41 +165,37 @@ class _Service:
         executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
-        """Raises SettingsError where an operation is claimed twice."""
+        """Raises SettingsError if an operation is claimed twice."""
         self.namespace = Namespace(client, clock=clock)
         self._name = settings.name
         self._clock = clock
         self._callers = {name: _caller(name, peer, settings) for name, peer in settings.callers.items()}
         self._targets = served.targets
-        self._executor = executor
         try:
             self._operations = SyncOperations(
                 served.services,
                 targets=served.targets,
                 data_converter=client.data_converter,
-                executor=self._executor,
+                executor=executor,
                 clock=clock,
             )
         except ValueError as error:
             raise SettingsError(str(error)) from None
         tokens = OperationTokens(settings.operation_keys)
+        self.holds = HeldStarts(client, limit=settings.service.held_starts)
         self._starter = Starter(
             client=client,
             tokens=tokens,
             hash_key=decode_key(settings.hash_key),
             task_queue=settings.task_queue,
             retention=self.namespace.retention,
-            holds=HeldStarts(client, limit=settings.service.held_starts),
+            holds=self.holds,
             executor=executor,
             clock=clock,
             is_eager=is_eager,
             shares_storage=settings.shares_storage,
         )
         self._canceler = Canceler(client=client, tokens=tokens)
-
-    def release_held_starts(self) -> None:
-        """Answer the starts that are held open, and hold none from here on."""
-        self._starter.close()
 
     async def start(self, request: web.Request) -> web.Response:
         facts, names = request[FACTS], request.match_info
@@ -235,7 +235,7 @@ class _Service:
         return web.Response(status=202)
 
     async def echo(self, request: web.Request) -> web.Response:
-        """Answer a caller that asks whether key, clock, our URL and its callback URL are right. Starts nothing."""
+        """Let a caller check its key, its clock, our URL and its callback URL. Starts nothing."""
         caller, verified = _authenticate(self._callers, MessageKind.ECHO, request)
         request[FACTS]["bridge.caller"] = caller.name
         await read_body(request, verified)
@@ -278,7 +278,7 @@ def _authenticate(
 def _check_bearer(key_set: KeySet, found: Sequence[str]) -> None:
     scheme, _, text = found[0].partition(" ") if len(found) == 1 else ("", "", "")
     given = hashlib.sha256(text.strip().encode(errors="surrogateescape")).digest()
-    # Every key is compared, and by digests: how long it takes tells nothing.
+    # Compare digests against every key, so that timing reveals nothing.
     known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in key_set.keys.values()]
     if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, each) for each in known):
         reason = "bearer secret missing or unknown"
@@ -287,7 +287,7 @@ def _check_bearer(key_set: KeySet, found: Sequence[str]) -> None:
 
 def _check_network(peer: CallerPeer, request: web.Request) -> None:
     address = request.remote
-    # Behind a proxy, whose address this then is, it tells nothing of where the request comes from.
+    # Behind a proxy, `remote` is the proxy's address and does not identify the sender.
     is_forwarded = any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via"))
     if address is None or is_forwarded or not any(ipaddress.ip_address(address) in each for each in peer.networks):
         reason = "unsigned, and from outside the caller's networks"
@@ -297,7 +297,11 @@ def _check_network(peer: CallerPeer, request: web.Request) -> None:
 def _authorise(
     caller: _Caller, targets: Targets, operations: SyncOperations, service: str, operation: str
 ) -> Target | None:
-    """The operation's target; None if it is one of *operations*."""
+    """Return the operation's target; None if a service handler in *operations* has the operation.
+
+    Raises:
+        nexusrpc.HandlerError: NOT_FOUND, no such operation; UNAUTHORIZED, this caller may not start it.
+    """
     target = targets.get(service, operation)
     if target is None and (service, operation) not in operations.names:
         is_known = targets.has_service(service) or any(service == each for each, _ in operations.names)
@@ -320,7 +324,7 @@ def _callback(caller: _Caller, request: web.Request) -> str | None:
         caller.allow_list.check(callbacks[0])
     except DestinationRefusedError as error:
         message = f"{error}: the handler's settings need its address in callers.{caller.name}.callbacks"
-        # A fault of the deployment. Of a caller that signs it ends no call: it is asked again, and shown meanwhile.
+        # The deployment is at fault. A caller that signs retries, so that a change of the settings saves its calls.
         is_retryable = True if caller.verifier is not None else None
         raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
     return callbacks[0]

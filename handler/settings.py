@@ -11,33 +11,34 @@ from bridge.security.keys import Key, KeySet, decode_key
 
 
 class CallerPeer(BaseModel):
-    """A caller that we serve. Its name is the key it stands under, and the path segment of its routes."""
+    """A caller that we serve. Its name is its key in `callers` and the path segment of its routes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     auth: Literal["signature", "bearer", "none"] = "signature"
-    """How it proves itself. "bearer" and "none" are for callers that cannot sign, as Temporal's own server: a secret
-    that a proxy adds to its requests, or the network that they come from; "none" is refused on a public listener."""
+    """How it authenticates. "bearer" and "none" are for callers that cannot sign, for example Temporal's server. With
+    "bearer" a proxy adds a secret to its requests. With "none" only the sender's network is checked. A public listener
+    therefore refuses "none"."""
     start_keys: KeySet | None = None
-    """Verifies its starts, with "signature"."""
+    """With "signature": verifies its requests."""
     bearer_keys: KeySet | None = None
-    """With "bearer": each key's text is one that `Authorization: Bearer …` may carry."""
+    """With "bearer": the text of each key is a valid secret for `Authorization: Bearer …`."""
     networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
-    """Where its requests may come from, with "none"."""
+    """With "none": networks from which its requests may come."""
     completion_keys: KeySet | None = None
-    """Signs our completions for it; a caller with "bearer" or "none" may do without."""
+    """Signs our completions for it. Optional with "bearer" and "none"."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
     operations: tuple[str, ...]
-    """What it may start: `Service/operation`, or `Service/*`."""
+    """Operations that it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
-    """Where its completions may be sent."""
+    """Destinations to which its completions may be sent."""
     renews: bool | None = None
     """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
-    every closed run of the operations that it may start. Default: yes with "signature", no with any other proof."""
+    every closed run of the operations that it may start. By default true with "signature", else false."""
     shares_storage: bool = False
-    """Whether it uses the same external storage, under the same names. References to it are then passed as they are; by
-    default the handler replaces them by their values."""
+    """Whether it uses the same external storage, under the same names. If so, references to the storage are sent
+    unchanged. If not, the handler replaces references by their values."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
@@ -52,7 +53,7 @@ class CallerPeer(BaseModel):
             ("bearer", "bearer_keys", self.bearer_keys),
         ):
             if self.auth != auth and keys is not None:
-                message = f'auth = "{self.auth}" with {field}: say which of the two is meant'
+                message = f'auth = "{self.auth}" with {field}: remove one of the two'
                 raise ValueError(message)
         for each in self.callbacks:
             require_https(each.url, allow_insecure=each.allow_insecure)
@@ -60,14 +61,16 @@ class CallerPeer(BaseModel):
 
     @property
     def is_renewing(self) -> bool:
-        """Whether it depends on no sweep."""
+        """Whether it renews and therefore does not depend on the sweep."""
         return self.auth == "signature" if self.renews is None else self.renews
 
     @property
     def allow_list(self) -> AllowList:
+        """`callbacks` in the form that checks a URL."""
         return AllowList(destinations=self.callbacks)
 
     def may_start(self, service: str, operation: str) -> bool:
+        """Whether `operations` allows this operation."""
         return f"{service}/{operation}" in self.operations or f"{service}/*" in self.operations
 
 
@@ -77,12 +80,13 @@ class Service(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
-    """The service as callers see it: scheme, authority, and a prefix that a proxy strips. Part of what they sign."""
+    """The service's public URL: scheme, authority, and a prefix that a proxy strips. Callers' signatures cover it."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8081, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
     held_starts: int = Field(default=100, ge=0)
-    """Starts that may be held open at once, for callers that prefer to wait; beyond that they are answered at once."""
+    """Maximum number of starts held open for callers that prefer to wait. Further starts are answered at once."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 
@@ -102,30 +106,32 @@ class Service(BaseModel):
 
 
 class HandlerSettings(BridgeSettings):
-    """All that the handler's service and workers need beside a connection to Temporal."""
+    """All settings of the handler's service and workers, except the connection to Temporal."""
 
     name: Name
-    """Our name with the callers."""
+    """Our name, as the callers' settings have it."""
     task_queue: str = Field(min_length=1)
-    """Where targets run that name no task queue of their own."""
+    """Task queue of targets that name none."""
     service: Service
+    """Where starts arrive."""
     operation_keys: KeySet
     """Signs and verifies operation tokens."""
     hash_key: Key
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
+    """The callers that we serve, by name."""
     nexus: bool = False
-    """Whether our workers serve their targets as native Nexus operations too. Who may call them is then decided where
-    the Nexus endpoint is registered."""
+    """Whether our workers also serve their targets as native Nexus operations. The registration of the Nexus endpoint
+    then decides which namespaces may call them."""
     sweep: bool = True
-    """Whether the service sees to it that a sweep runs. False starts none; one that runs is left alone."""
+    """Whether the service starts a sweep for each target. False starts no sweep and stops no running one."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
-    """Seconds between two sweeps: how late an ending is told that the target's own worker cannot tell."""
+    """Seconds between two sweeps. An outcome that the target's worker cannot deliver arrives this late."""
     abandoned_check_s: float = Field(default=60.0, gt=0)
-    """Seconds until the first look whether a caller still waits, where an operation has `caller_close_policy =
-    "request_cancel"`. Doubled with every look, up to an hour."""
+    """Seconds until the first check whether a caller still waits, for operations with `caller_close_policy =
+    "request_cancel"`. Doubled after every check, up to an hour."""
     data_converter: str | None = None
-    """`module:attribute` of the data converter that the command line should connect with."""
+    """`module:attribute` of the data converter with which the command line connects."""
 
     @field_validator("hash_key")
     @classmethod
@@ -149,14 +155,14 @@ class HandlerSettings(BridgeSettings):
         return self
 
     def shares_storage(self, caller: str) -> bool:
-        """Whether *caller* takes references to our external storage."""
+        """Whether *caller* uses the same external storage."""
         return caller in self.callers and self.callers[caller].shares_storage
 
     def check_host(self, host: str) -> None:
-        """Refuse to listen on *host* where that is public and some caller is trusted for its network alone.
+        """Refuse a public *host* if a caller is authenticated only by its network.
 
         Raises:
-            ValueError: Names the caller.
+            ValueError: *host* is public and a caller has auth "none". The text names the caller.
         """
         for name, caller in self.callers.items():
             if caller.auth == "none" and not self.service.model_copy(update={"host": host}).is_private:

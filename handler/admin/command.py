@@ -24,8 +24,8 @@ _Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 
 deliveries = App(
     name="deliveries",
-    help="See what is still to be delivered, and repeat what was refused. Connects as the handler service does; "
-    "BRIDGE_CONFIG is needed only where it names a data converter.",
+    help="See which outcomes are not delivered yet, and repeat refused deliveries. Connects as the handler service "
+    "does; BRIDGE_CONFIG is needed only if it names a data converter.",
 )
 
 
@@ -53,14 +53,14 @@ async def list_(
     """List deliveries, newest first.
 
     Args:
-        state: State of those that are listed. By default running and failed.
-        limit: Greatest number that is listed.
+        state: State of the deliveries to list. By default running and failed.
+        limit: Maximum number of deliveries to list.
     """
     if limit < 1:
         message = "--limit: at least 1"
         raise SettingsError(message)
     async with _connected() as found:
-        # One more than is shown, to see whether there are more.
+        # Read one more than is shown, to see whether there are more.
         reports = await found.read_all(_OPEN if state is None else _CHOICES[state], limit=limit + 1)
     shown = reports[:limit]
     if as_json:
@@ -89,36 +89,36 @@ async def redeliver(*ids: str, failed: bool = False, as_json: _Json = False) -> 
 
     Args:
         ids: Ids of the deliveries, as `list` shows them.
-        failed: Run all again that have failed.
+        failed: Run all failed deliveries again.
     """
     if bool(ids) == failed:
-        message = "name the deliveries to run again, or say --failed"
+        message = "name the deliveries to run again, or give --failed"
         raise SettingsError(message)
-    told: list[dict[str, str | None]] = []
+    results: list[dict[str, str | None]] = []
     async with _connected() as found:
         reports = await found.read_all([DeliveryState.FAILED]) if failed else []
         for each in dict.fromkeys(ids or (report.id for report in reports)):
             try:
-                told.append({"id": each, "run_id": await found.redeliver(each), "error": None})
+                results.append({"id": each, "run_id": await found.redeliver(each), "error": None})
             except (CommandError, RPCError) as error:
                 reason = _refusal(error) if isinstance(error, RPCError) else str(error)
-                told.append({"id": each, "run_id": None, "error": reason})
+                results.append({"id": each, "run_id": None, "error": reason})
     if as_json:
-        print(to_json(told))
+        print(to_json(results))
     else:
-        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in told if each["run_id"]]
+        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in results if each["run_id"]]
         print("\n".join(again) or "nothing was run again")
-    if errors := [each["error"] for each in told if each["error"]]:
+    if errors := [each["error"] for each in results if each["error"]]:
         raise CommandError("\n".join(errors))
 
 
-def to_json(told: Any) -> str:
-    """*told* is made of JSON values, times and reports."""
-    return json.dumps(told, default=lambda each: each.isoformat() if isinstance(each, datetime) else asdict(each))
+def to_json(value: Any) -> str:
+    """Return *value*, which is made of JSON values, times and reports, as JSON."""
+    return json.dumps(value, default=lambda each: each.isoformat() if isinstance(each, datetime) else asdict(each))
 
 
 def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
-    """One line each, below a heading."""
+    """Return a heading and one line for each report."""
     rows = [("DELIVERY", "STATE", "OPERATION", "TARGET", "CALLER", "AGE", "DEADLINE")]
     for each in reports:
         target = f"{plain(each.target_workflow_id)} / {each.target_run_id}" if each.target_workflow_id else "?"
@@ -130,7 +130,7 @@ def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
 
 
 def details(report: DeliveryReport, *, now: datetime) -> str:
-    """Everything, one field a line."""
+    """Return all fields of *report*, one on each line."""
     lines = []
     for name, value in (asdict(report) | {"state": report.state.value}).items():
         text = "-" if value is None else plain(str(value))

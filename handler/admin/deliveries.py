@@ -1,7 +1,7 @@
-"""Reports of the deliveries of a namespace, and the running of failed ones again.
+"""Reports of the deliveries of a namespace, and the repetition of failed deliveries.
 
-A delivery's state is what Temporal says of its workflow, and its facts are in the memo of that workflow; no other state
-is kept. A report has no field for a callback URL, a header or a token, so that none can be printed.
+A delivery's state is the status of its workflow, and its facts are in the memo of that workflow. No other state is
+kept. A report has no field for a callback URL, a header or a token, so that none can be printed.
 """
 
 import uuid
@@ -34,24 +34,24 @@ from handler.delivery.workflow import DELIVERY_WORKFLOW
 _PAGE = 100
 _COMPLETED, _CONTINUED = 2, 6
 _ENDED = frozenset({3, 4, 5, 7})
-"""Failed, canceled, terminated, timed out: numbers of `WorkflowExecutionStatus`. Newer servers know more states."""
+"""Failed, canceled, terminated, timed out: numbers of `WorkflowExecutionStatus`. Newer servers have more statuses."""
 
 
 class DeliveryState(str, Enum):
-    """How a delivery stands."""
+    """State of a delivery."""
 
     RUNNING = "running"
-    """Tries again by itself."""
+    """The delivery workflow repeats its attempts by itself."""
     PAUSED = "paused"
     """An operator has paused its workflow, or a newer server has a state that this release does not know."""
     FAILED = "failed"
-    """Refused, out of time, or stopped by an operator: waits to be run again."""
+    """Refused, out of time, or stopped by an operator. `deliveries redeliver` runs it again."""
     DELIVERED = "delivered"
-    """The receiver took it, or said that no call waits any more."""
+    """The receiver accepted it, or answered that no call waits any more."""
 
     @classmethod
     def of(cls, status: int) -> "DeliveryState":
-        """By what Temporal says of the workflow, as the number of a `WorkflowExecutionStatus`."""
+        """Return the state for the workflow's *status*, the number of a `WorkflowExecutionStatus`."""
         if status in _ENDED:
             return cls.FAILED
         return {1: cls.RUNNING, _COMPLETED: cls.DELIVERED}.get(status, cls.PAUSED)
@@ -59,35 +59,48 @@ class DeliveryState(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryReport:
-    """One delivery by its newest run. Field names are those of the JSON; what cannot be read is None."""
+    """One delivery by its newest run. Field names are those of the JSON; a fact that cannot be read is None."""
 
     id: str
+    """Id of the delivery, which is the id of its workflow."""
     run_id: str
+    """Newest run of the delivery workflow."""
     state: DeliveryState
+    """By the status of that run."""
     started: datetime
-    """This run."""
+    """Start of that run."""
     closed: datetime | None
+    """End of that run; None while it is open."""
     caller: str | None = None
+    """Name of the caller in the handler's settings."""
     request_id: str | None = None
+    """Request id of the call whose outcome is delivered."""
     operation: str | None = None
     """Service/operation."""
     deadline: datetime | None = None
+    """Instant at which the attempts end."""
     target_workflow_id: str | None = None
+    """Workflow whose outcome is delivered."""
     target_run_id: str | None = None
+    """Its run, whose close event holds the outcome."""
     caller_namespace: str | None = None
+    """Namespace of the workflow that waits, as the caller named it."""
     caller_workflow_id: str | None = None
+    """Id of the workflow that waits."""
     caller_run_id: str | None = None
+    """Run of the workflow that waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryDetails(DeliveryReport):
-    """A delivery with what only its own description holds."""
+    """A report with facts that only a describe of the delivery workflow returns."""
 
     attempts: int | None
-    """Begun in this run; None where Temporal does not say any more."""
+    """Number of attempts begun in this run; None if the run has closed."""
     last_error: str | None
+    """Why the last attempt or the delivery failed, as one line; None if nothing failed."""
     next_try: datetime | None
-    """None while an attempt is under way."""
+    """When the next attempt begins; None while an attempt runs."""
 
 
 class Deliveries:
@@ -97,10 +110,10 @@ class Deliveries:
         self._client = client
 
     async def read_all(self, states: Collection[DeliveryState], *, limit: int | None = None) -> list[DeliveryReport]:
-        """Newest first, each delivery once, by one visibility query."""
+        """Return the deliveries in *states*, newest first and each once, by one visibility query."""
         reports: dict[str, DeliveryReport] = {}
         async for row in self._rows(f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
-            # A reset leaves the run that it replaces; the newest run is the delivery.
+            # A reset keeps the replaced run in the list. Only the newest run counts.
             if row.execution.workflow_id not in reports:
                 reports[row.execution.workflow_id] = DeliveryReport(**await self._facts(row))
             wanted = [each for each in reports.values() if each.state in states]
@@ -109,7 +122,11 @@ class Deliveries:
         return [each for each in reports.values() if each.state in states][:limit]
 
     async def read(self, delivery_id: str) -> DeliveryDetails:
-        """Raises CommandError where there is none."""
+        """Return one delivery.
+
+        Raises:
+            CommandError: There is no such delivery.
+        """
         described = await self._describe(delivery_id)
         info = described.workflow_execution_info
         facts = await self._facts(info)
@@ -120,7 +137,7 @@ class Deliveries:
         elif facts["closed"] is None:
             attempts = 0
             for pending in described.pending_activities:
-                # Between two attempts Temporal counts the next one already.
+                # Between two attempts Temporal already counts the next one.
                 is_waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
                 attempts = pending.attempt - is_waiting
                 failure = pending.last_failure if pending.HasField("last_failure") else None
@@ -130,10 +147,10 @@ class Deliveries:
         return DeliveryDetails(**facts, attempts=attempts, last_error=last_error, next_try=next_try)
 
     async def redeliver(self, delivery_id: str) -> str:
-        """Run a failed delivery again: Temporal's reset of its workflow. Returns the new run's id.
+        """Run a failed delivery again by a reset of its workflow. Returns the new run's id.
 
         Raises:
-            CommandError: There is none, or it has not failed.
+            CommandError: There is no such delivery, or it has not failed.
         """
         described = await self._describe(delivery_id)
         state = DeliveryState.of(described.workflow_execution_info.status)
@@ -141,7 +158,7 @@ class Deliveries:
             message = f"{delivery_id} is already delivered: there is nothing to do"
             raise CommandError(message)
         if state is not DeliveryState.FAILED:
-            message = f"{delivery_id} is still {state.value}: `deliveries show` says when it tries again"
+            message = f"{delivery_id} is still {state.value}: `deliveries show` shows its next attempt"
             raise CommandError(message)
         run_id = described.workflow_execution_info.execution.run_id
         handle = self._client.get_workflow_handle(delivery_id, run_id=run_id)
@@ -149,20 +166,20 @@ class Deliveries:
             if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
                 break
         else:
-            message = f"{delivery_id} was stopped before any worker ran it: there is nothing to go on from"
+            message = f"{delivery_id} was stopped before a worker ran it: it cannot be reset"
             raise CommandError(message)
         reset = ResetWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_execution=WorkflowExecution(workflow_id=delivery_id, run_id=run_id),
             reason="redeliver",
             workflow_task_finish_event_id=event.event_id,
-            # The same for all who repeat this run, so that only one of them does.
+            # Derived from the run: of several resets of one run, the server carries out only the first.
             request_id=str(uuid.uuid5(uuid.NAMESPACE_OID, run_id)),
         )
         return (await self._client.workflow_service.reset_workflow_execution(reset, retry=True)).run_id
 
     async def _rows(self, query: str) -> AsyncIterator[WorkflowExecutionInfo]:
-        # The raw call: the SDK's own fails on a status that it does not know.
+        # A raw call, because the SDK's method fails on a status that it does not know.
         request = ListWorkflowExecutionsRequest(namespace=self._client.namespace, query=query, page_size=_PAGE)
         while True:
             page = await self._client.workflow_service.list_workflow_executions(request, retry=True)
@@ -198,7 +215,7 @@ class Deliveries:
         }
         try:
             [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]])
-        except Exception:  # noqa: BLE001 - made by a codec that we do not have: listed all the same
+        except Exception:  # noqa: BLE001 - encoded by a codec that we do not have: list it all the same
             return facts
         deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
         kept = {name: value or None for name, value in memo.items() if name in DeliveryReport.__dataclass_fields__}
@@ -209,11 +226,11 @@ class Deliveries:
             error = await self._client.data_converter.decode_failure(failure)
         except Exception:  # noqa: BLE001 - as for the memo
             return "unreadable"
-        # An ActivityError says only that an activity failed. And no operation is meant: that has ended as it did.
+        # An ActivityError only states that an activity failed; its cause has the reason.
         cause = error.__cause__ if isinstance(error, ActivityError) and error.__cause__ else error
         return plain(str(cause).removeprefix("operation "))
 
 
 def plain(text: str) -> str:
-    """Foreign text as one bounded line that is safe for a terminal; without URLs, because ours carry tokens."""
+    """Return foreign text as one bounded line, safe for a terminal. URLs are removed, because ours hold tokens."""
     return " ".join(redacted(text, 1000).split())

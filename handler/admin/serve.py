@@ -27,14 +27,15 @@ async def serve(
 ) -> None:
     """Run the handler service: start target workflows for the callers in the settings.
 
-    The settings are in the file that BRIDGE_CONFIG names; BRIDGE_... variables override it. The connection to Temporal
-    comes from TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and the like.
+    BRIDGE_CONFIG names the file with the settings; BRIDGE_... variables override the file. TEMPORAL_ADDRESS,
+    TEMPORAL_NAMESPACE and similar variables give the connection to Temporal.
 
     Args:
-        module: Dotted name of the module with the decorated workflows, also from the current directory. An instance of
-            a class decorated with nexusrpc.handler.service_handler is served too if the module has a name for it.
-        with_worker: Run the worker for the workflows in this process too, and start them eagerly. If the module has a
-            list named activities, the worker gets those.
+        module: Dotted name of the module with the decorated workflows. It may be in the current directory. If the
+            module has names for instances of classes decorated with nexusrpc.handler.service_handler, these are served
+            too.
+        with_worker: Also run the worker for the workflows in this process, and start them eagerly. If the module has a
+            list named activities, the worker runs these activities.
     """
     command.configure_logging(options.log_level)
     settings = load(HandlerSettings)

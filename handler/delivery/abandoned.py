@@ -1,7 +1,7 @@
-"""Orphans: targets that nobody waits for any more, found out where the operation wants them canceled.
+"""Abandoned targets: no caller waits for them any more. They are canceled if the operation declares so.
 
-One activity watches the calls of one target: every attempt asks their receivers, and then names the delay until the
-next. So a watch costs one event of history, and a small request per call and interval.
+One activity watches the calls of one target. Each attempt asks the receivers of these calls and then names the delay
+until the next attempt. The watch therefore costs one event of history, and one small request per call and interval.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from handler.delivery.callback_client import CallbackClient
 from handler.delivery.records import CallMemo
 from handler.delivery.workflow import CANCEL_ABANDONED_ACTIVITY, WATCH_CALLERS_ACTIVITY
 
-SOMEBODY_WAITS = "bridge.SomebodyWaits"
+CALLER_WAITS = "bridge.CallerWaits"
+"""Error type of an attempt after which a caller still waits, or may wait."""
 
 _MAX_STEP = timedelta(hours=1)
 
@@ -32,39 +33,39 @@ class AbandonedActivities:
 
     @activity.defn(name=WATCH_CALLERS_ACTIVITY)
     async def watch_callers(self, calls: list[CallMemo]) -> None:
-        """One look. Returns when nobody waits any more.
+        """Ask once whether a caller waits. Returns when none of *calls* waits any more.
 
         Raises:
-            ApplicationError: Somebody waits, or may; with the delay until the next look, doubled up to an hour.
+            ApplicationError: A caller waits, or may wait. The delay until the next attempt doubles up to an hour.
         """
         attempt = activity.info().attempt
         step = min(self._first_check * 2.0 ** min(attempt - 1, 20), _MAX_STEP)
-        # The first attempt comes with the target's own start: its caller waits.
+        # The first attempt begins with the target's start, when its caller certainly waits.
         if attempt > 1 and not any([await self._waits(call) for call in calls]):
             return
         last = max(datetime.fromtimestamp(call.deadline_ms / 1000, self._clock().tzinfo) for call in calls)
-        message = "somebody waits for this target"
+        message = "a caller waits for this target"
         raise ApplicationError(
             message,
-            type=SOMEBODY_WAITS,
+            type=CALLER_WAITS,
             category=ApplicationErrorCategory.BENIGN,
             next_retry_delay=max(min(step, last - self._clock()), timedelta(seconds=1)),
         )
 
     @activity.defn(name=CANCEL_ABANDONED_ACTIVITY)
     async def cancel_abandoned(self) -> None:
-        """Ask our own workflow to cancel."""
+        """Request cancellation of the workflow that runs this activity."""
         info = activity.info()
         await activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id).cancel()
 
     async def _waits(self, call: CallMemo) -> bool:
-        """Whether *call* still waits. In doubt it does: only a receiver of ours can say no before the deadline."""
+        """Whether *call* still waits. If that is unknown, it counts as waiting."""
         if self._clock().timestamp() * 1000 >= call.deadline_ms:
             return False
         if call.callback_url is None:
-            # Cannot be asked; it asks itself, until its deadline.
+            # There is no receiver to ask. The caller polls until its deadline.
             return True
-        # With the headers of a completion: the callback's proof may be among them.
+        # Send the headers of a completion: they may include the callback's own token.
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
             answer = await self._callbacks.post(

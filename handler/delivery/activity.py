@@ -1,12 +1,11 @@
-"""The delivery workflow's activity: one attempt to deliver what a target's close event says.
+"""The delivery workflow's activity: one attempt to deliver the outcome in a target's close event.
 
-The dispatcher makes the first attempt without a workflow. A delivery that it could not make goes on here, where people
-can see it. A delivery that was refused for good is a failed workflow: it can be listed and repeated.
+The dispatcher makes the first attempt without a workflow. If that attempt fails, a delivery workflow repeats it, which
+people can see. A delivery that was finally refused is a failed workflow: it can be listed and repeated.
 """
 
 import logging
 import random
-from collections.abc import Callable
 from datetime import timedelta
 from typing import assert_never
 
@@ -23,8 +22,8 @@ from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTC
 _MAX_STEP = timedelta(minutes=5)
 _BUSY_STEP = timedelta(seconds=2)
 
-NO_ENDING = "not closed"
-"""Result of a delivery whose run had not closed after all, or had gone on as another run."""
+NOT_CLOSED = "not closed"
+"""Result of a delivery whose run turned out to be open, or continued as another run."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,34 +31,29 @@ _log = logging.getLogger(__name__)
 class DeliveryActivities:
     """The handler's delivery activity, for one worker."""
 
-    def __init__(
-        self,
-        *,
-        callbacks: CallbackClient,
-        spread: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, *, callbacks: CallbackClient) -> None:
         self._callbacks = callbacks
-        self._spread = spread
 
     @activity.defn(name=DELIVER_ACTIVITY)
     async def deliver_completion(self, delivery: Delivery) -> str:
-        """One attempt: the same URL and outcome each time, a fresh signature. Returns what the receiver answered.
+        """Make one attempt with the same URL and outcome and a fresh signature. Returns what the receiver answered.
 
         Raises:
-            ApplicationError: Retryable with the next delay, or non-retryable where the receiver refused or the outcome
-                is not kept any more. Its text is constant, because it stands in the handler's history.
+            ApplicationError: Retryable with the next delay. Non-retryable if the receiver refused, or if the retention
+                of the target's run has passed. The text is constant, because it is kept in the handler's history.
         """
         attempt = activity.info().attempt
         closed = await self._read(delivery)
         if closed is None:
-            return NO_ENDING
-        # Full jitter: many deliveries wait for the same receiver to come back.
-        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * self._spread()
+            return NOT_CLOSED
+        # Full jitter, because many deliveries may wait for the same receiver.
+        spread = random.random()  # noqa: S311 - spreads load, keeps no secret
+        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
         try:
             answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
         except DestinationBusyError:
-            # Ends at once, so that a receiver that hangs holds no slot of the worker.
-            answer, retry_after, delay = DeliveryAnswer.AGAIN_LATER, None, _BUSY_STEP * (0.5 + self._spread())
+            # End at once, so that a receiver that hangs holds no slot of the worker.
+            answer, retry_after, delay = DeliveryAnswer.AGAIN_LATER, None, _BUSY_STEP * (0.5 + spread)
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.attempt": attempt,
@@ -91,5 +85,5 @@ class DeliveryActivities:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
-            message = "the target's run is not kept any more: its retention is over"
+            message = "the target's run is no longer kept: its retention has passed"
             raise ApplicationError(message, type=OUTCOME_NOT_KEPT, non_retryable=True) from None

@@ -1,4 +1,4 @@
-"""Sends messages to the callback URLs of callers: allowed there, signed for the caller, bounded per destination."""
+"""Sends messages to callback URLs: only to allowed ones, signed for the caller, with a limit per destination."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +20,9 @@ from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
 REQUESTS = 100
-"""Requests in flight in all."""
+"""Maximum number of requests in flight."""
 REQUESTS_PER_DESTINATION = 20
-"""Requests in flight to one host and port. A destination that hangs must not use up what others need."""
+"""Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
 _DELIVERY_ANSWERS = {
     Meaning.ACCEPTED: DeliveryAnswer.ACCEPTED,
@@ -33,11 +33,11 @@ _DELIVERY_ANSWERS = {
 
 
 class DestinationBusyError(BridgeError):
-    """As many requests as allowed are in flight to the destination."""
+    """The maximum number of requests is in flight to the destination."""
 
 
 class CallbackClient:
-    """Sends as the handler to each of its callers."""
+    """Sends requests to the receivers of the handler's callers."""
 
     def __init__(self, settings: HandlerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
         self._callers = settings.callers
@@ -60,10 +60,10 @@ class CallbackClient:
         *,
         patience: timedelta = _NO_PATIENCE,
     ) -> tuple[DeliveryAnswer, timedelta | None]:
-        """One attempt to deliver what *closed* says. Returns what the receiver answered, and the wait it asked for.
+        """Make one attempt to deliver *closed*. Returns what the receiver answered, and the delay that it asked for.
 
         Raises:
-            DestinationBusyError: Its destination was busy for as long as *patience*. No request was sent.
+            DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
         """
         call = delivery.call
         peer = self._callers.get(call.caller)
@@ -84,7 +84,7 @@ class CallbackClient:
         except DestinationBusyError:
             raise
         except DestinationRefusedError:
-            # Every attempt would end the same. Mending the settings and repeating the delivery helps.
+            # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
             return DeliveryAnswer.REFUSED, None
         except BridgeError:
             return DeliveryAnswer.AGAIN_LATER, None
@@ -101,23 +101,24 @@ class CallbackClient:
         more: Iterable[str],
         patience: timedelta = _NO_PATIENCE,
     ) -> Answer:
-        """POST to the callback *url* of *caller*, freshly signed; *more* names further headers to cover.
+        """POST to the callback *url* of *caller* with a fresh signature, which also covers the headers in *more*.
 
         Raises:
-            DestinationBusyError: The destination had as many requests in flight as allowed, for as long as *patience*.
-            DestinationRefusedError: The caller is not in the settings, the URL not on its list, or not to be signed.
-            bridge.errors.BridgeError: No usable answer.
+            DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
+            DestinationRefusedError: The caller is not in the settings, its list does not allow the URL, or the request
+                cannot be signed.
+            bridge.errors.BridgeError: There was no usable answer.
         """
         peer = self._callers.get(caller)
         if peer is None:
             message = "no such caller in the settings"
             raise DestinationRefusedError(message)
-        # Checked again, not only at the start: the list may have been narrowed since.
+        # Check again, not only at the start of the target: the list may have changed since.
         destination = peer.allow_list.check(url)
-        place = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
+        free = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
         try:
             async with asyncio.timeout(patience.total_seconds()):
-                await place.acquire()
+                await free.acquire()
         except TimeoutError:
             message = "too many requests in flight to the destination"
             raise DestinationBusyError(message) from None
@@ -128,10 +129,10 @@ class CallbackClient:
                     proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
                 answered = await self._http.post(url, signed, body, networks=destination.networks)
         except ValueError as error:
-            # It cannot be signed.
+            # The request cannot be signed.
             raise DestinationRefusedError(str(error)) from None
         finally:
-            place.release()
+            free.release()
         answer = read_answer(
             sent,
             proof if peer.answers == "signed" else None,

@@ -1,7 +1,7 @@
-"""The close event of a target: what is delivered, by every way that delivers.
+"""The close event of a target. Every delivery sends the outcome that this event holds.
 
-Payloads and failures are passed on as they stand in history, encoded by codec and converter. The exception is a
-reference to external storage, which is not a value: `inlined` replaces it by the value that it refers to.
+Payloads and failures are sent as history has them, encoded by codec and converter. A reference to external storage is
+the exception: `inlined` replaces it by the value that it refers to.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from bridge.protocol.payload import holds_reference
 
 _CLOSE_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 _LONG_POLL = timedelta(seconds=30)
-"""Longer than the server holds a poll (20 s). The server answers with nothing one second before the deadline that it is
-given. With the remaining time as the deadline, the last second would be polls without a pause."""
+"""Longer than the server holds a poll (20 s). The server returns an empty answer one second before the deadline of a
+request. If the deadline were the remaining time, the last second would be polls without a pause."""
 _FILTERED_READ = timedelta(seconds=2)
 _FORCED = (
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
@@ -43,19 +43,22 @@ class CloseEvent:
     """How a run closed."""
 
     outcome: Outcome
+    """As history has it."""
     target: WorkflowRef
+    """The run that closed."""
     close_time: datetime
+    """By the server's clock."""
     is_forced: bool
     """Whether the run was terminated or timed out. A reset terminates the run that it replaces."""
 
 
 async def read_close_event(client: Client, workflow_id: str, run_id: str) -> CloseEvent | None:
-    """The close event of a run; None if the run is open, or if another run carries on.
+    """Return the close event of a run; None if the run is open, or if another run continues it.
 
-    Reads the last event. The close event filter would block for 20 s on a run that is open.
+    This reads the last event, because the close event filter blocks for 20 s if the run is open.
 
     Raises:
-        temporalio.service.RPCError: NOT_FOUND where there is no such run (any more).
+        temporalio.service.RPCError: NOT_FOUND if there is no such run, or its retention has passed.
     """
     execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
     try:
@@ -75,8 +78,8 @@ async def read_close_event(client: Client, workflow_id: str, run_id: str) -> Clo
 
 
 def close_event_of(event: HistoryEvent, namespace: str, run: WorkflowExecution) -> CloseEvent | None:
-    """*event* of *run* as a close event; None for any other event, and where another run carries on."""
-    outcome = outcome_of(event)
+    """Return *event* of *run* as a close event; None for any other event, and if another run continues *run*."""
+    outcome = _outcome(event)
     if outcome is None:
         return None
     return CloseEvent(
@@ -88,7 +91,7 @@ def close_event_of(event: HistoryEvent, namespace: str, run: WorkflowExecution) 
 
 
 async def wait_for_close_event(client: Client, target: WorkflowRef, *, within: timedelta) -> CloseEvent | None:
-    """The close event of *target*, or of the run that carries it on; None if it does not close in time."""
+    """Return the close event of *target* or of the run that continues it; None if it does not close *within*."""
     execution, page_token = WorkflowExecution(workflow_id=target.workflow_id, run_id=target.run_id), b""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within.total_seconds()):
@@ -113,8 +116,7 @@ async def wait_for_close_event(client: Client, target: WorkflowRef, *, within: t
     return None
 
 
-def outcome_of(event: HistoryEvent) -> Outcome | None:
-    """The outcome in a close event; None for any other event, and where another run carries on."""
+def _outcome(event: HistoryEvent) -> Outcome | None:
     if _next_run_id(event):
         return None
     match event.event_type:
@@ -130,11 +132,11 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
             terminated = event.workflow_execution_terminated_event_attributes
             reason = f": {terminated.reason}" if terminated.reason else ""
-            failure = Failure(message=f"operation terminated by {terminated.identity or 'somebody'}{reason}")
+            failure = Failure(message=f"operation terminated by {terminated.identity or 'an unknown client'}{reason}")
             failure.terminated_failure_info.SetInParent()
             return Outcome.failed(failure)
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
-            # The event does not say which timeout it was, the run's or the execution's. The caller needs no difference.
+            # The event does not show whether the run's or the execution's timeout passed. Callers need no difference.
             failure = Failure(message="operation exceeded internal timeout")
             failure.timeout_failure_info.timeout_type = TimeoutType.TIMEOUT_TYPE_START_TO_CLOSE
             return Outcome.failed(failure)
@@ -143,7 +145,7 @@ def outcome_of(event: HistoryEvent) -> Outcome | None:
 
 
 async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
-    """*outcome* with the values in place of references to external storage. Anything else stays as it is."""
+    """Return *outcome* with values instead of references to external storage. Other content stays unchanged."""
     part = outcome.result if outcome.failure is None else outcome.failure
     if converter.external_storage is None or part is None or not holds_reference(part):
         return outcome
@@ -154,7 +156,7 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
         return dataclasses.replace(outcome, result=(await inline.encode([value]))[0])
     failure = Failure()
     failure.CopyFrom(part)
-    # Fetches and decodes the payloads inside, in place.
+    # Fetches and decodes the payloads of *failure* in place.
     await converter.decode_failure(failure)
     if codec is not None:
         await codec.encode_failure(failure)
@@ -175,6 +177,6 @@ async def _read_filtered(client: Client, execution: WorkflowExecution) -> list[H
 
 
 def _next_run_id(event: HistoryEvent) -> str:
-    """The run that comes next, by continue-as-new, a retry policy or cron; empty if the event names none."""
+    """Return the next run (continue-as-new, retry policy, cron) that *event* names; empty if it names none."""
     attributes = getattr(event, event.WhichOneof("attributes") or "", None)
     return str(getattr(attributes, "new_execution_run_id", ""))

@@ -1,12 +1,12 @@
 """Notices that this worker closes a run of a target: the private adapter below the interceptor.
 
-An interceptor sees only what is inside a workflow. A run also closes by a signal handler, by `@workflow.init`, by a
+An interceptor sees only what is inside a workflow. A run can also close by a signal handler, by `@workflow.init`, by a
 conversion that fails, or because another interceptor changed the result. The workflow runner sees every activation of a
-run and every answer to it, so the reporter replaces `activate` of the instances that the worker's runner makes.
+run and the completion of each. The reporter therefore replaces `activate` of the instances that the runner makes.
 
-It reports a hint and never an outcome: a run that closed is read, by the dispatcher, from Temporal. A hint that was
-wrong costs one read. Every error in here is caught, because an exception would fail the team's workflow task, or keep
-the worker from shutting down.
+The reporter reports a hint and never an outcome. The dispatcher then reads the outcome from Temporal. A wrong hint
+costs one read. The reporter catches every error, because an exception would fail the team's workflow task or keep the
+worker from shutting down.
 """
 
 import logging
@@ -28,20 +28,20 @@ from bridge.workflow.targets import Targets
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY
 
 MAX_ATTACHED = 1000
-"""Attached calls of one run. The renewals of a call beyond it find the outcome."""
+"""Maximum number of attached calls of one run. A call beyond it gets the outcome by its renewals."""
 
 _MAX_CARRIED_BYTES = 1024 * 1024
-"""Size of a continue-as-new command up to which attached calls are added. The server terminates a run at 2 MiB."""
+"""Maximum size of a continue-as-new command with attached calls. The server terminates a run at 2 MiB."""
 _OVERDUE_S = 5.0
-"""How long an eviction may take after the closing task. Workers without safe eviction report none."""
+"""Maximum time from the closing task to the eviction. Workers without safe eviction report no eviction."""
 
 _FORGOTTEN_S = 600.0
-"""How long an eviction is still expected after that."""
+"""Time after which a late eviction is no longer expected."""
 
 _CLOSING = {"complete_workflow_execution", "fail_workflow_execution", "cancel_workflow_execution"}
 _MAY_HAVE_CLOSED = {
     RemoveFromCache.WORKFLOW_EXECUTION_ENDING,
-    # These three say nothing about whether the server took the closing. The close event does.
+    # These three reasons do not show whether the server accepted the closing. The close event does.
     RemoveFromCache.CACHE_FULL,
     RemoveFromCache.TASK_NOT_FOUND,
     RemoveFromCache.FATAL,
@@ -55,59 +55,66 @@ class ClosingRun:
     """A run that this worker may have closed, and the calls that wait for it."""
 
     workflow_id: str
+    """Of the target."""
     run_id: str
+    """Of the run that may have closed."""
     start_time: datetime
+    """Start of the run, by the server's clock."""
     is_first: bool
-    """Whether the start request made this very run."""
+    """Whether the start request created this run: it follows no continue-as-new, retry or cron."""
     calls: Sequence[Payload]
-    """Each a `CallMemo`, without the codec; the first is the call that started the run, if one did."""
+    """Each is a `CallMemo` without the codec. The first is the call that started the run, if a call did."""
 
 
 class CloseReporter:
     """Reports the closing runs of one worker."""
 
     def __init__(self, report: Callable[[ClosingRun], None]) -> None:
-        """*report* is called from the worker's threads."""
+        """The worker's threads call *report*."""
         self.prepared: set[str] = set()
         """Names of the workflows that run under this reporter."""
         self._report = report
         self._targets: set[str] = set()
         self._remembered: dict[str, tuple[_WatchedRun, float]] = {}
         self._overdue: dict[str, float] = {}
-        """Run ids that were reported without an eviction: the closing may be accepted later."""
+        """Run ids that were reported without an eviction. The server may accept their closing later."""
 
     def around(self, runner: WorkflowRunner) -> WorkflowRunner:
-        """A runner that does what *runner* does, and reports."""
+        """Return a runner that behaves as *runner* and reports."""
         if type(runner) is not SandboxedWorkflowRunner:
             return _ReportingRunner(runner, self)
-        # Still a SandboxedWorkflowRunner, because other plugins look for that and replace its restrictions.
+        # Keep it a SandboxedWorkflowRunner, because other plugins check the type and replace the restrictions.
         values = {each.name: getattr(runner, each.name) for each in fields(runner) if each.init}
         return _ReportingSandbox(**values, reporter=self)
 
     def prepare(self, defn: Any) -> None:
+        """Note a workflow definition that the worker registers; a target is watched from now on."""
         self.prepared.add(defn.name)
         if list(Targets([defn.cls])):
             self._targets.add(defn.name)
 
     def watch(self, instance: WorkflowInstance, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        """Return *instance*, with a watched `activate` if it is a run of a target."""
         if det.defn.name in self._targets:
             watched = _WatchedRun(self, det, instance.activate)
-            # Not a delegating instance: the SDK has added methods to that class three times in a year.
-            instance.activate = watched.activate  # type: ignore[method-assign] # replaces it for this instance alone
+            # A delegating instance would break: the SDK has added methods to that class three times in a year.
+            instance.activate = watched.activate  # type: ignore[method-assign] # replaced for this instance alone
         return instance
 
     def remember(self, run: "_WatchedRun") -> None:
+        """Remember that a task of *run* has decided to close it."""
         self._remembered[run.run_id] = run, time.monotonic()
 
     def forget(self, run_id: str) -> bool:
-        """Whether the run was remembered as closing."""
+        """Drop what is remembered of a run. Returns whether it was remembered as closing."""
         return bool(self._remembered.pop(run_id, None)) | bool(self._overdue.pop(run_id, None))
 
     def report(self, run: "_WatchedRun") -> None:
+        """Report that *run* may have closed."""
         self._report(run.closing_run())
 
     def report_overdue(self, *, older_than_s: float = _OVERDUE_S) -> None:
-        """Report the runs whose closing was decided and whose eviction did not come."""
+        """Report the runs whose closing was decided more than *older_than_s* ago and whose eviction did not come."""
         before = time.monotonic() - older_than_s
         for run, decided in list(self._remembered.values()):
             if decided <= before and self.forget(run.run_id):
@@ -119,13 +126,14 @@ class CloseReporter:
 
 
 def is_reporting(runner: WorkflowRunner | None) -> bool:
-    """Whether *runner* is one that a reporter made."""
+    """Whether a reporter made *runner*."""
     return isinstance(runner, _ReportingSandbox | _ReportingRunner)
 
 
 @dataclass(frozen=True)
 class _ReportingSandbox(SandboxedWorkflowRunner):
     reporter: CloseReporter | None = None
+    """Never None in fact. The base class has fields with defaults, which require one here too."""
 
     def prepare_workflow(self, defn: workflow._Definition) -> None:
         assert self.reporter is not None
@@ -191,28 +199,28 @@ class _WatchedRun:
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
         try:
             step(*arguments)
-        except Exception:  # noqa: BLE001 - any error: the team's run goes on
+        except Exception:  # noqa: BLE001 - any error: the team's run must go on
             _log.exception("bridge.close_not_noticed", extra={"bridge.target": self._info.workflow_id})
 
     def _before(self, act: WorkflowActivation) -> None:
         for job in act.jobs:
             if job.HasField("signal_workflow") and job.signal_workflow.signal_name == ATTACH_SIGNAL:
-                # Copied: the payload would keep the whole activation in memory.
+                # Copy the payload. The original would keep the whole activation in memory.
                 call = [Payload.FromString(each.SerializeToString()) for each in job.signal_workflow.input]
                 self._attached += call[: MAX_ATTACHED - len(self._attached)]
             elif job.HasField("remove_from_cache"):
                 self._evicted(job.remove_from_cache.reason)
 
     def _evicted(self, reason: int) -> None:
-        # Before the inner eviction, which may hang, and may come more than once.
+        # This runs before the inner eviction, which may hang and may be repeated.
         may_close, self._may_close = self._may_close, False
         if self._reporter.forget(self.run_id):
             is_reported = reason in _MAY_HAVE_CLOSED
         elif reason == RemoveFromCache.NONDETERMINISM:
-            # The SDK's core then fails the run by itself.
+            # The SDK's core itself then fails the run.
             is_reported = self._fails_on_nondeterminism
         else:
-            # The SDK's worker closes a run without an activation where a payload can never be decoded.
+            # If a payload can never be decoded, the SDK's worker closes the run without an activation.
             is_reported = reason == RemoveFromCache.WORKFLOW_EXECUTION_ENDING and may_close
         if is_reported:
             self._reporter.report(self)
@@ -230,7 +238,7 @@ class _WatchedRun:
             self._reporter.remember(self)
 
     def _carry(self, command: ContinueAsNewWorkflowExecution) -> None:
-        """Carry the calls over to the next run. The server carries the old memo only where the command has none."""
+        """Add the calls to the next run. The server keeps the old memo only if the command has no memo."""
         own = self._info.raw_memo.get(MEMO_KEY)
         if command.memo and own is not None:
             command.memo[MEMO_KEY].CopyFrom(own)

@@ -1,8 +1,8 @@
 """The dispatcher: reads how a run closed, and makes the first attempt to deliver it.
 
-It runs in the worker's own process and keeps nothing: what it cannot deliver at once goes to a delivery workflow, and
-what a killed process did not deliver is found by the caller's next renewal or by the sweep. Reads and requests are
-bounded separately, so that a receiver that hangs delays no read.
+It runs in the worker's own process and stores nothing. A delivery workflow repeats a delivery that fails at first. If
+the process is killed, the caller's next renewal or the sweep finds the outcome. Reads and requests have separate
+limits, so that a receiver that hangs delays no read.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 
 DRAIN = timedelta(seconds=10)
-"""How long a worker that stops gives its deliveries before it hands them to delivery workflows."""
+"""Time that a stopping worker gives its deliveries before it starts delivery workflows for the rest."""
 
 _READS = 100
 _QUEUE = 1000
-"""Runs that are read and delivered; the calls of any more go to delivery workflows."""
+"""Maximum number of runs read and delivered here. For further runs, delivery workflows are started without a read."""
 _MAX_RUNS = 10_000
 _READ_AGAIN_S = 60
-"""How long Temporal is asked again. No delivery workflow could be started meanwhile either."""
+"""Time for which a failed read is repeated. Meanwhile no delivery workflow could be started either."""
 _PATIENCE = timedelta(seconds=5)
-"""How long a busy destination is waited for. A healthy one frees a place within milliseconds."""
+"""Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _REMEMBERED = 10_000
-"""Deliveries remembered, so that a second report of a run, and the sweep in this process, do not repeat them."""
+"""Number of deliveries remembered, so that a second report or the sweep in this process does not repeat them."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,22 +58,22 @@ class Dispatcher:
         self._worker: Worker
 
     def start(self, worker: Worker) -> None:
-        """Take reports from now on, in the running event loop, and deliver with the client that *worker* has."""
+        """Accept reports from now on, in the running event loop. Deliver with the current client of *worker*."""
         self._worker, self._loop = worker, asyncio.get_running_loop()
 
     @property
     def _client(self) -> Client:
-        # The worker's present one: certificates are changed on a running worker by giving it another client.
+        # Read it each time: a team changes certificates by giving the running worker another client.
         return self._worker.client
 
     def notice(self, run: ClosingRun) -> None:
-        """A run of a target may have closed. For any thread."""
+        """Accept a report that a run may have closed. May be called from any thread."""
         if run.calls and self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin, run)
 
     async def drain(self) -> None:
-        """Finish what has begun; after a while hand the rest over to delivery workflows."""
-        # Reports come through the loop: those of the last evictions first.
+        """Finish the deliveries that have begun. After `DRAIN`, start delivery workflows for the rest."""
+        # Let the loop run once, because the reports of the last evictions are still queued in it.
         await asyncio.sleep(0)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=DRAIN.total_seconds())
@@ -82,7 +82,7 @@ class Dispatcher:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def deliver(self, deliveries: Iterable[Delivery], closed: CloseEvent) -> None:
-        """Deliver *closed* to each: by one request, or else by a delivery workflow.
+        """Deliver *closed* to each of *deliveries*: by one request or, if that fails, by a delivery workflow.
 
         Raises:
             temporalio.service.RPCError: A delivery workflow could not be started.
@@ -90,7 +90,7 @@ class Dispatcher:
         await asyncio.gather(*(self._deliver(each, closed) for each in deliveries))
 
     def has_taken(self, delivery: Delivery) -> bool:
-        """Whether this process has delivered it or handed it over; False also where it does not remember."""
+        """Whether this process remembers that it has delivered *delivery* or started its delivery workflow."""
         return delivery.key in self._taken
 
     def _begin(self, run: ClosingRun) -> None:
@@ -107,23 +107,23 @@ class Dispatcher:
             if not deliveries:
                 return
             if not is_read:
-                await self._hand_over(deliveries)
+                await self._start_workflows(deliveries)
                 return
             try:
                 closed = await self._read(run)
-                # Terminated and timed out runs are the sweep's: a reset terminates the run that it replaces.
+                # The sweep handles terminated and timed-out runs, because a reset terminates the run that it replaces.
                 if closed is not None and not closed.is_forced:
                     age = timedelta(milliseconds=milliseconds(closed.close_time) - milliseconds(run.start_time))
                     await self.deliver([each for each in deliveries if not _is_answered(each, run, age)], closed)
             except asyncio.CancelledError:
-                await self._hand_over(deliveries)
-        except Exception as error:  # noqa: BLE001 - any error: renewals and the sweep find the outcome
+                await self._start_workflows(deliveries)
+        except Exception as error:  # noqa: BLE001 - any error: renewals or the sweep find the outcome
             extra = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id, "bridge.error": _name(error)}
             _log.warning("bridge.delivery_left_to_renewal", extra=extra)
 
     def _deliveries(self, run: ClosingRun) -> list[Delivery]:
         calls = [call for payload in run.calls if (call := self._call(payload, run)) is not None]
-        # The first callback URL of a call counts: a renewal's names the same waiting activity.
+        # Use the first callback URL of a call. The URL of a renewal names the same waiting activity.
         first = {call.request_id: call for call in reversed(calls)}
         return [
             Delivery(
@@ -163,7 +163,11 @@ class Dispatcher:
         self._taken[delivery.key] = None
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
-        answer = await self._request(delivery, closed)
+        converter = self._client.data_converter
+        try:
+            answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
+        except DestinationBusyError:
+            answer = DeliveryAnswer.AGAIN_LATER
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.target": delivery.workflow_id,
@@ -174,23 +178,16 @@ class Dispatcher:
             return
         _log.info("bridge.completion_not_delivered", extra=extra)
         try:
-            await self._hand_over([delivery])
+            await self._start_workflows([delivery])
         except Exception:
             self._taken.pop(delivery.key, None)
             raise
 
-    async def _request(self, delivery: Delivery, closed: CloseEvent) -> DeliveryAnswer:
-        converter = self._client.data_converter
-        try:
-            return (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE))[0]
-        except DestinationBusyError:
-            return DeliveryAnswer.AGAIN_LATER
-
-    async def _hand_over(self, deliveries: Iterable[Delivery]) -> None:
-        # Memo and input stay inline: lists and replays of deliveries need no external storage.
+    async def _start_workflows(self, deliveries: Iterable[Delivery]) -> None:
+        # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
         client = keeping_inline(self._client)
         for each in deliveries:
-            # Already started: by the sweep, or by an earlier report of the same run.
+            # The sweep or an earlier report of the same run may have started it.
             with contextlib.suppress(WorkflowAlreadyStartedError):
                 await client.start_workflow(
                     DELIVERY_WORKFLOW,
@@ -204,7 +201,7 @@ class Dispatcher:
 
 
 def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:
-    """Whether the start of the call is still held open. Its answer carries the outcome."""
+    """Whether the start of the call was still held open when the run closed. Its answer then delivers the outcome."""
     return run.is_first and age < timedelta(milliseconds=delivery.call.held_ms)
 
 

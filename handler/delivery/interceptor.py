@@ -1,18 +1,20 @@
-"""The small interceptor: what `HandlerPlugin` puts on a worker, so that a target's callers hear how it closed.
+"""The interceptor that `HandlerPlugin` adds to a worker, so that a target's callers get its outcome.
 
-The way of an outcome:
+The path of an outcome:
 
-1. The handler service starts the target. One memo field names the call: who waits, and the callback URL.
+1. The handler service starts the target. One memo field names the call: the caller and the callback URL.
 2. The target runs as it would without the plugin, and makes the same history.
-3. Its worker closes it. The close reporter (`close_reporter.py`) notices that, however it happens.
-4. The dispatcher (`dispatcher.py`) reads the run's last event. It drops a run that is open or goes on as another.
-5. It POSTs what the event says to the callback URL, signed for the caller. The receiver completes the waiting activity.
-6. What could not be delivered goes to a delivery workflow (`workflow.py`), which repeats it and can be listed.
-7. What a killed process left undelivered is found by the caller's next renewal, or by the sweep (`handler/sweep/`).
+3. Its worker closes it. The close reporter (`close_reporter.py`) notices every way of closing.
+4. The dispatcher (`dispatcher.py`) reads the run's last event. It drops a run that is open or continues as another run.
+5. It POSTs the outcome in the event to the callback URL, signed for the caller. The receiver completes the waiting
+   activity.
+6. If the delivery fails, a delivery workflow (`workflow.py`) repeats it. People can list these workflows.
+7. If the process is killed before the delivery, the caller's next renewal or the sweep (`handler/sweep/`) finds the
+   outcome.
 
-Inside a run the interceptor does two small things: it takes the signal that attaches a further call, because a target's
-own dynamic handler would see it otherwise, and it watches the callers of an operation whose `caller_close_policy` is
-"request_cancel".
+Inside a run the interceptor does two things. It receives the signal that attaches a further call, because otherwise a
+target's own dynamic handler would receive it. If an operation's `caller_close_policy` is "request_cancel", it watches
+the operation's callers.
 """
 
 import asyncio
@@ -45,7 +47,7 @@ from handler.delivery.workflow import (
 )
 
 MAX_WATCHED = 500
-"""Calls that one run watches: their records must fit one payload."""
+"""Maximum number of calls that one run watches. Their records must fit into one payload."""
 _LOOK_S = 1.0
 
 
@@ -65,14 +67,15 @@ class DeliveryInterceptor(Interceptor):
         self,
         input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002
     ) -> type[WorkflowInboundInterceptor]:
+        """Return the part of the interceptor that runs inside workflows."""
         return _Inbound
 
     @contextlib.asynccontextmanager
     async def delivering(self, worker: Worker) -> AsyncIterator[None]:
-        """Deliver while *worker* runs, and finish what it has closed.
+        """Deliver while *worker* runs, and afterwards finish the deliveries of the runs that it has closed.
 
         Raises:
-            RuntimeError: Another plugin has replaced the runner, so that nothing would be noticed.
+            RuntimeError: Another plugin has replaced the runner, so that no closing would be noticed.
         """
         self._check(worker.config(active_config=True).get("workflows", ()))
         self._dispatcher.start(worker)
@@ -101,13 +104,13 @@ class DeliveryInterceptor(Interceptor):
 
 class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
-        """Take the attach signal: here, because a signal may be accepted before the first workflow task."""
+        """Handle the attach signal from here on, because a signal may be accepted before the first workflow task."""
         self._watched: dict[str, CallMemo] = {}
         super().init(outbound)
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
     def _attach(self, *arguments: Any) -> None:
-        # Of any number and form: an exception here would fail the workflow task for ever.
+        # Accept arguments of any number and form: an exception here would fail the workflow task for ever.
         with contextlib.suppress(TypeError):
             call = CallMemo(**arguments[0]) if arguments else None
             if call is not None and len(self._watched) < MAX_WATCHED:
@@ -115,15 +118,15 @@ class _Inbound(WorkflowInboundInterceptor):
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
-        # A run that was started by hand is not the callers' to cancel.
+        # Callers must not cancel a run that no call started.
         if own is not None and own.caller_close_policy == "request_cancel":
             self._watched = {own.request_id: own, **self._watched}
-            # Held, or the loop might forget it. It ends with the run.
+            # Keep a reference, because the loop has only a weak one. The task ends with the run.
             self._watching = asyncio.create_task(self._cancel_when_abandoned())
         return await super().execute_workflow(input)
 
     async def _cancel_when_abandoned(self) -> None:
-        """Ask our own run to cancel once none of its calls waits any more, those attached meanwhile included."""
+        """Request cancellation of this run once none of its calls, including later attached ones, waits any more."""
         seen: list[CallMemo] = []
         while len(seen) < len(self._watched):
             seen = list(self._watched.values())
@@ -141,7 +144,7 @@ class _Inbound(WorkflowInboundInterceptor):
 
 
 def _own_call() -> CallMemo | None:
-    """The call that started this run; None if no call did, or if the memo under our name is not ours."""
+    """Return the call that started this run; None if no call did, or if another program wrote the memo field."""
     if MEMO_KEY not in workflow.info().raw_memo:
         return None
     try:

@@ -1,66 +1,76 @@
-"""What a target carries of a call, and what a delivery is given.
+"""The records of a call: what the memo of a target holds, and the input of a delivery.
 
 `CallMemo` is one memo field of the target, written when the target is started. `Delivery` is the input of a delivery
 workflow. It names the run whose close event holds the outcome, and never holds the outcome. Both are plain JSON with
-units in the field names, because they stand in histories. This module imports the standard library alone, because
-workflow code imports it.
+units in the field names, because histories keep them. This module imports only the standard library, because workflow
+code imports it.
 """
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 MEMO_KEY = "bridge"
-"""Memo field of the call that started a run; of a delivery workflow, what `deliveries list` shows of it."""
+"""Memo field with the call that started a run. In a delivery workflow: the facts that `deliveries list` shows."""
 ATTACHED_HEADER = "bridge-attached-"
-"""Prefix of the header fields that carry attached calls over continue-as-new, one call a field."""
+"""Prefix of the header fields that hold attached calls after continue-as-new, one call in each field."""
 ATTACH_SIGNAL = "bridge.attach"
-"""Signal that attaches a call to a run. Its input is that call as a `CallMemo`."""
+"""Signal that attaches a call to a run. Its input is the call as a `CallMemo`."""
 NATIVE_CALLER = "nexus:"
-"""Prefix of the name of a caller that came by native Nexus. No caller in the settings can have such a name."""
+"""Prefix of the names of native Nexus callers. No caller in the settings can have such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallMemo:
-    """The call behind a target. The field names are those of the memo: never rename."""
+    """The call behind a target. Never rename a field: memos hold the names."""
 
     caller: str
     """Authenticated name of the caller."""
     request_id: str
+    """Id of the call. Renewals repeat it."""
     input_hash: str
-    """Keyed hash of the decoded input. It can be compared and reveals nothing."""
+    """Keyed hash of the decoded input. Hashes can be compared, and reveal nothing about the input."""
     service: str
+    """Name of the Nexus service."""
     operation: str
+    """Name of the operation in that service."""
     operation_token: str
+    """The token with which the start was answered."""
     callback_url: str | None
-    """None: no message is to be sent. The caller asks, or Temporal's server delivers."""
+    """None if no message is sent: the caller polls, or Temporal's server delivers."""
     callback_headers: dict[str, str] = field(default_factory=dict)
+    """Headers that the caller asked to be sent with the completion."""
     deadline_ms: int
-    """When a delivery stops being worth an attempt, Unix time in milliseconds."""
+    """Instant at which attempts to deliver end, Unix time in milliseconds."""
     caller_namespace: str = ""
+    """Namespace of the workflow that waits, from the caller's link; empty if there was no link."""
     caller_workflow_id: str = ""
+    """Id of the workflow that waits, from the same link."""
     caller_run_id: str = ""
+    """Run of the workflow that waits, from the same link."""
     caller_close_policy: str = "abandon"
     """"abandon" or "request_cancel": what happens to the target when no caller waits any more."""
     held_ms: int = 0
-    """How long after the first run's start the start request is held open. Its answer carries an earlier outcome."""
+    """Milliseconds after the first run's start within which the held start's own answer delivers the outcome."""
     renews: bool = True
-    """Whether the caller repeats its start until it has the outcome. Callers that do not depend on the sweep."""
+    """Whether the caller repeats its start until it has the outcome. If not, it depends on the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One outcome to be delivered: to whom, and whose close event holds it."""
+    """One outcome to deliver: the call that waits, and the run whose close event holds the outcome."""
 
     call: CallMemo
+    """The call that waits."""
     workflow_id: str
     """Of the target."""
     run_id: str
+    """Of the target's run that closed."""
     start_time_ms: int
-    """Of the target's run, Unix time in milliseconds."""
+    """Start of that run, Unix time in milliseconds."""
 
     @property
     def key(self) -> str:
-        """One call and one run."""
+        """Identifies the pair of call and run."""
         return f"{self.call.request_id}-{self.run_id}"
 
     @property
@@ -70,11 +80,12 @@ class Delivery:
 
     @property
     def start_time(self) -> datetime:
+        """`start_time_ms` as an instant."""
         return datetime.fromtimestamp(self.start_time_ms / 1000, UTC)
 
     @property
     def memo(self) -> dict[str, str | int]:
-        """What a list of deliveries shows: no URL, header or token."""
+        """The facts that a list of deliveries shows: no URL, header or token."""
         call = self.call
         return {
             "caller": call.caller,
@@ -90,5 +101,5 @@ class Delivery:
 
 
 def milliseconds(instant: datetime) -> int:
-    """Unix time in milliseconds, the form of instants in histories."""
+    """Return *instant* as Unix time in milliseconds, the form of instants in histories."""
     return int(instant.timestamp() * 1000)

@@ -17,13 +17,13 @@ RECEIVER_NOT_READY = "bridge.ReceiverNotReady"
 OUTCOME_NOT_KEPT = "bridge.OutcomeNotKept"
 
 ATTEMPT_TIMEOUT = timedelta(seconds=15)
-"""Of one attempt: the request's 10 seconds, and some for the worker."""
+"""Timeout of one attempt: 10 seconds for the request, and 5 for the worker."""
 
 WATCH_TIMEOUT = timedelta(minutes=5)
-"""Of one look at all the calls of a target."""
+"""Timeout of one attempt to ask for all calls of a target."""
 
 MAX_ATTEMPTS = 2**31 - 1
-"""Named in every retry policy of ours, because 0 means the cluster's default, which may be three."""
+"""Set in every retry policy of ours, because 0 means the cluster's default, which may be three."""
 
 RETRY_POLICY = RetryPolicy(
     initial_interval=timedelta(seconds=1),
@@ -31,23 +31,23 @@ RETRY_POLICY = RetryPolicy(
     maximum_interval=timedelta(minutes=5),
     maximum_attempts=MAX_ATTEMPTS,
 )
-"""For attempts whose worker was killed. All others name the delay until the next attempt."""
+"""Applies only if the worker was killed. All other attempts name the delay until the next attempt."""
 
 
-# Outside the sandbox: it is our own code, and importing it anew for every delivery would cost more than running it.
+# Not sandboxed, because importing our own code again for every delivery would cost more than running it.
 @workflow.defn(name=DELIVERY_WORKFLOW, sandboxed=False)
 class DeliveryWorkflow:
-    """Repeats the delivery of one outcome until the receiver takes or refuses it, or the deadline is over."""
+    """Repeats the delivery of one outcome until the receiver accepts or refuses it, or the deadline passes."""
 
     @workflow.run
     async def run(self, delivery: Delivery) -> str:
-        """Returns what the receiver answered; fails where it refused or could not be reached in time."""
+        """Return what the receiver answered. The workflow fails if it refused or could not be reached in time."""
         remaining = timedelta(milliseconds=delivery.call.deadline_ms) - timedelta(seconds=workflow.now().timestamp())
         answer: str = await workflow.execute_activity(
             DELIVER_ACTIVITY,
             delivery,
             result_type=str,
-            # Even past the deadline one attempt is made: the outcome exists, and the caller's clock decides.
+            # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
             schedule_to_close_timeout=max(remaining, ATTEMPT_TIMEOUT),
             start_to_close_timeout=ATTEMPT_TIMEOUT,
             retry_policy=RETRY_POLICY,
@@ -56,11 +56,12 @@ class DeliveryWorkflow:
         return answer
 
 
-# A versioned worker refuses workflows without a behavior, and on an unversioned one (server 1.29) they would hang.
+# A versioned worker refuses workflows without a behavior. On an unversioned worker (server 1.29) this one would hang.
 @workflow.defn(name=DELIVERY_WORKFLOW, sandboxed=False, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class VersionedDeliveryWorkflow(DeliveryWorkflow):
-    """The same, for versioned workers."""
+    """The same workflow, for versioned workers."""
 
     @workflow.run
     async def run(self, delivery: Delivery) -> str:
+        """Run as the base class does. The SDK requires a `run` in the decorated class."""
         return await super().run(delivery)

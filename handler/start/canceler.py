@@ -1,4 +1,4 @@
-"""From a cancel request to a cancel of the target. Cancel asks, it does not decide."""
+"""From a cancel request to a cancellation request for the target. The target may still succeed."""
 
 from temporalio.api.workflowservice.v1 import RequestCancelWorkflowExecutionRequest
 from temporalio.client import Client
@@ -9,7 +9,7 @@ from bridge.runtime.temporal import is_open
 from bridge.security.callback_tokens import OperationTokens
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.runs import Runs
-from handler.start.starter import translated
+from handler.start.starter import handler_error_from_rpc
 
 
 class Canceler:
@@ -21,21 +21,20 @@ class Canceler:
         self._runs = Runs(client)
 
     async def cancel(self, caller: str | None, operation_token: str) -> None:
-        """Ask the target behind *operation_token* to cancel. Asked twice, or after its end, nothing happens.
+        """Request cancellation of the target behind *operation_token*. A repeat, or a closed target, changes nothing.
 
-        *caller* is None for a native Nexus call, where the token alone tells whose operation it is.
+        *caller* is None for a native Nexus call. The token alone then identifies the caller.
 
         Raises:
-            nexusrpc.HandlerError: NOT_FOUND if the token never was one of ours for this caller; else Temporal is away.
+            nexusrpc.HandlerError: NOT_FOUND, the token was not made for an operation of this caller; else Temporal did
+                not carry out the request.
         """
+        message = "no such operation"
         try:
             claims = self._tokens.verify(operation_token)
         except UntrustedError:
-            message = "no such operation"
             raise not_found(message) from None
-        is_own = claims.caller.startswith(NATIVE_CALLER) if caller is None else claims.caller == caller
-        if not is_own:
-            message = "no such operation"
+        if not (claims.caller.startswith(NATIVE_CALLER) if caller is None else claims.caller == caller):
             raise not_found(message)
         try:
             run = await self._runs.describe(claims.wid)
@@ -43,14 +42,14 @@ class Canceler:
                 return
             memo = await self._runs.memo(run)
             if memo is None or memo.caller != claims.caller:
-                # The id has passed to somebody else's run since.
+                # The workflow id now belongs to a run of another caller.
                 return
             await self._client.workflow_service.request_cancel_workflow_execution(
                 RequestCancelWorkflowExecutionRequest(
                     namespace=self._client.namespace,
                     workflow_execution=run.execution,
                     identity=self._client.identity,
-                    # The operation's own id: however often it is asked for, history shows one request.
+                    # Use the operation's request id, so that history shows one request for any number of repeats.
                     request_id=claims.rid,
                     reason=f"canceled by {claims.caller}",
                 ),
@@ -58,4 +57,4 @@ class Canceler:
             )
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
-                raise translated(error) from None
+                raise handler_error_from_rpc(error) from None

@@ -1,8 +1,8 @@
-"""Between the payloads of the wire and the values of the team's functions.
+"""Conversion between the payloads of the wire and the values of the team's functions.
 
 An input reaches `check`, `workflow_id` or the handler of a sync operation only as an instance of the contract's type.
-The data converter alone does not ensure that: it gives bytes, None or a message for an encoding that names no type.
-Errors name the fields of an input and never quote its values, because error texts are kept in histories.
+The data converter alone does not ensure this: for some encodings it returns bytes, None or a message for any type.
+Errors name the fields of an input and never quote its values, because histories keep error texts.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 
 
 class Conversion:
-    """Converts by the handler's data converter."""
+    """Converts with the handler's data converter."""
 
     def __init__(self, data_converter: DataConverter) -> None:
         self._payload_converter = data_converter.payload_converter
-        # Handles codec and external storage alone: the team's own payload converter need not know `RawValue`.
+        # For codec and external storage only, because the team's own payload converter may not support `RawValue`.
         self._transfer = dataclasses.replace(data_converter, payload_converter_class=DefaultPayloadConverter)
 
     async def open(self, payload: Payload) -> Payload:
-        """*payload* before the codec encoded it.
+        """Return *payload* as it was before the codec encoded it.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the codec or the storage failed; BAD_REQUEST, the payload is a reference
-                to a storage that is not configured here.
+                and no external storage is configured here.
         """
         if payload.external_payloads and self._transfer.external_storage is None:
             message = "the input is kept in an external storage that the handler does not have"
@@ -54,10 +54,10 @@ class Conversion:
         return opened
 
     def value(self, opened: Payload, kind: Any) -> Any:
-        """The input in *opened* as an instance of *kind*, the contract's type; None for any type.
+        """Return the input in *opened* as an instance of *kind*, the contract's type. If *kind* is None, any type fits.
 
         Raises:
-            nexusrpc.HandlerError: BAD_REQUEST, it is not an instance. The text names the fields.
+            nexusrpc.HandlerError: BAD_REQUEST, the input is not an instance. The text names the fields.
         """
         if kind is None:
             return self._payload_converter.from_payloads([opened], None)[0]
@@ -74,11 +74,11 @@ class Conversion:
         return value
 
     def payload(self, value: Any) -> Payload:
-        """*value* before the codec. Raises what the payload converter raises."""
+        """Return *value* as a payload that the codec has not encoded yet. Raises what the payload converter raises."""
         return self._payload_converter.to_payloads([value])[0]
 
     async def close(self, opened: Payload) -> Payload:
-        """*opened* as it crosses.
+        """Return *opened* as it is sent: encoded by the codec, or a reference to external storage.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the codec or the storage failed.
@@ -92,10 +92,10 @@ class Conversion:
 
 
 def _accepts(hint: Any, value: object) -> bool:
-    """Whether *value* is an instance of *hint*, by its outermost type. True where that cannot be known."""
+    """Whether *value* is an instance of *hint*, by its outermost type. True if this cannot be checked."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        # A pydantic validator in the metadata may make another type of it.
+        # A pydantic validator in the metadata may return another type.
         return _accepts(args[0], value) or any(hasattr(each, "func") for each in args[1:])
     if origin in {Union, types.UnionType}:
         return any(_accepts(each, value) for each in args)
@@ -105,7 +105,7 @@ def _accepts(hint: Any, value: object) -> bool:
         return _accepts(supertype, value)
     kind = dict if is_typeddict(hint) else types.NoneType if hint is None else origin or hint
     if isinstance(value, bytes):
-        # To Python bytes are a sequence too, which no contract means.
+        # In Python, bytes are also a Sequence, but no contract means bytes by Sequence.
         return kind in {bytes, object, Any}
     try:
         return isinstance(value, kind) or (kind is float and isinstance(value, int))
@@ -114,7 +114,7 @@ def _accepts(hint: Any, value: object) -> bool:
 
 
 def _not_unicode(payload: Payload) -> str:
-    """Names the first field with a lone surrogate, which JSON can spell and no UTF-8 can; empty if there is none."""
+    """Return the first field with a lone surrogate, which JSON can spell but UTF-8 cannot; empty if there is none."""
     if not payload.metadata.get("encoding", b"").startswith(b"json/") or not _SURROGATE.search(payload.data):
         return ""
     field = next(_surrogates(json.loads(payload.data), ()), None)
@@ -130,7 +130,7 @@ def _surrogates(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str |
 
 
 def reasons(error: BaseException) -> str:
-    """Which fields *error* is about, as pydantic or the SDK's converter names them, and the kind of what is wrong."""
+    """Return the fields that *error* names, as pydantic or the SDK's converter do, with the kind of each error."""
     path: list[str | int] = []
     while True:
         if isinstance(error, ValidationError):
@@ -149,6 +149,6 @@ def reasons(error: BaseException) -> str:
 
 
 def _path(location: tuple[str | int, ...]) -> str:
-    # A key of a mapping belongs to the input: only what can be a field's name or an index is shown.
+    # A key of a mapping is part of the input. Show only parts that can be a field's name or an index.
     parts = (str(each) if re.fullmatch(r"[A-Za-z_]\w{0,63}|\d{1,9}", str(each)) else "…" for each in location)
     return ".".join(parts) or "the whole"

@@ -1,6 +1,7 @@
-"""Starts that are held open: the outcome of a short operation comes in the answer to its start.
+"""Starts that are held open: the outcome of a short operation is in the answer to its start.
 
-So many at most, and none once the service stops: a held start that is let go is asked again, and finds its run.
+The number of held starts is limited, and all are released at shutdown. The caller then retries the start and gets the
+run that already exists.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from bridge.protocol.start import Finished
 from handler.delivery.close_event import wait_for_close_event
 
 MAX_WAIT = timedelta(seconds=60)
-"""No start is held longer, whatever its caller prefers."""
+"""Maximum time to hold a start, even if its caller prefers to wait longer."""
 
 
 class HeldStarts:
@@ -28,12 +29,12 @@ class HeldStarts:
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """Let go of all that are held, and hold no more."""
+        """Release all held starts, and hold no further ones."""
         self._closing.set()
 
     @contextmanager
     def reserve(self, wait: timedelta | None) -> Iterator[timedelta | None]:
-        """Take one of the places, and tell how long to hold; None if that was not asked for, or no place is free."""
+        """Reserve a place and yield how long to hold the start; yield None if *wait* is None or no place is free."""
         if wait is None or self._free <= 0 or self._closing.is_set():
             yield None
             return
@@ -44,11 +45,11 @@ class HeldStarts:
             self._free += 1
 
     async def outcome_of(self, target: WorkflowRef, *, within: timedelta) -> Finished | None:
-        """The outcome of *target* if it ends in time.
+        """Return the outcome of *target*; None if it does not close *within*.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the service is stopping.
-            temporalio.service.RPCError: Temporal did not say.
+            temporalio.service.RPCError: Temporal did not answer.
         """
         waiting = asyncio.ensure_future(wait_for_close_event(self._client, target, within=within))
         closing = asyncio.ensure_future(self._closing.wait())

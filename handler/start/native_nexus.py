@@ -1,9 +1,10 @@
 """The same targets as native Nexus operations, for callers on the same cluster.
 
-Starts and cancels go through the one starter and the one canceler, and Temporal tells the outcome itself. Who may call
-is decided where the endpoint is registered. The calling namespace is known by the callback that its server made: a
-link, or any other header, may be the calling workflow's own invention (and the callback too, of whoever may use the
-server's HTTP API for Nexus). Servers from 1.30 may make callbacks that name none: to us all callers are one then.
+Starts and cancels use the same starter and canceler, and Temporal's server delivers the outcome. The registration of
+the Nexus endpoint decides which namespaces may call. The calling namespace is read from the callback URL, because the
+server makes that URL; the calling workflow can invent links and other headers. (A client of the server's HTTP API for
+Nexus can invent the callback URL too.) Servers from 1.30 may make callback URLs without a namespace. All such callers
+then count as one.
 """
 
 import re
@@ -51,7 +52,7 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         ctx: StartOperationContext,
         input: RawValue,  # noqa: A002 - nexusrpc's parameter name
     ) -> StartOperationResultSync[RawValue] | StartOperationResultAsync:
-        """Start the target, or answer with its outcome."""
+        """Start the target, or answer with its outcome if it has closed."""
         headers = {name.lower(): value for name, value in ctx.headers.items()}
         request = StartRequest(
             service=self._target.service,
@@ -68,7 +69,7 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
             answer = await self._starter.start(caller, self._target, request, payload, server_callback=callback)
         except HandlerError as error:
             if error.type is HandlerErrorType.CONFLICT:
-                # Server 1.29 does not know the type, and would try again until the deadline.
+                # Server 1.29 does not know CONFLICT, and would retry until the deadline.
                 raise bad_request(error.message) from None
             raise
         if answer.target is not None:
@@ -78,12 +79,12 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         return StartOperationResultAsync(answer.operation_token)
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
-        """Ask the target to cancel. Temporal does not say who asks; the token is signed, and of a native call."""
+        """Request cancellation of the target. Temporal names no caller; the signed token identifies the call."""
         del ctx
         await self._canceler.cancel(None, token)
 
     async def _encoded(self, payload: Payload) -> Payload:
-        # The worker has undone our codec to show us the input, and puts it on again for the result.
+        # The worker decodes the input with our codec, and encodes the result. The starter needs the encoded form.
         codec = self._data_converter.payload_codec
         return payload if codec is None else (await codec.encode([payload]))[0]
 
@@ -99,7 +100,7 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
 
 
 def nexus_services(targets: Iterable[Target], make: Callable[[Target], TargetOperation]) -> list[Any]:
-    """A Nexus service handler for each service that *targets* belong to."""
+    """Return a Nexus service handler for each service that *targets* belong to."""
     services: dict[str, dict[str, Any]] = {}
     for target in targets:
         operations = services.setdefault(target.service, {})
@@ -117,7 +118,7 @@ def _factory(target: Target, make: Callable[[Target], TargetOperation], name: st
     def factory(_: object) -> OperationHandler[RawValue, RawValue]:
         return make(target)
 
-    # nexusrpc knows methods by this name.
+    # nexusrpc finds methods by this name.
     factory.__name__ = name
     return operation_handler(name=target.operation)(factory)
 

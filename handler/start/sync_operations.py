@@ -1,8 +1,8 @@
-"""Operations that need no workflow: nexusrpc's own service handlers, carried out while their start is answered.
+"""Operations that need no workflow: nexusrpc's own service handlers, which run while their start is answered.
 
-nexusrpc finds and runs the team's function; here its input and outcome are mapped by the client's data converter, and
-its errors as Temporal's own worker maps them. Nothing is remembered: a start that is sent again runs the function
-again, under the same request id.
+nexusrpc finds and runs the team's function. This module converts the input and the outcome with the client's data
+converter, and maps errors as Temporal's own worker does. It stores nothing: a repeated start runs the function again,
+with the same request id.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from bridge.workflow.targets import Targets
 from handler.start.conversion import Conversion
 from handler.start.user_functions import close_coroutine, final
 
-# What is in neither table is internal and retryable; a refused login too, for it was ours and not the caller's.
+# A status in neither table is internal and retryable. This includes refused credentials, which are ours.
 _RPC_ERRORS = {
     RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
     RPCStatusCode.NOT_FOUND: HandlerErrorType.NOT_FOUND,
@@ -46,13 +46,13 @@ _RPC_ERRORS = {
 _FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
-"""Limit for an operation that is carried out within its start, also where `Request-Timeout` is longer."""
+"""Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
 
 _log = logging.getLogger(__name__)
 
 
 def service_handlers_in(module: ModuleType) -> list[Any]:
-    """Every instance of a class decorated with `service_handler` that has a name in *module*."""
+    """Return every instance of a class decorated with `service_handler` that has a name in *module*."""
     found = [each for _, each in inspect.getmembers(module) if get_service_definition(type(each)) is not None]
     return list({id(each): each for each in found}.values())
 
@@ -69,16 +69,17 @@ class SyncOperations:
         executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
-        """Collect the operations of *services*; those that are plain functions run in *executor*.
+        """Collect the operations of *services*. Plain functions among them run in *executor*.
 
         Raises:
-            ValueError: Something else is among them, or an operation is claimed twice, be it by one of *targets*.
+            ValueError: A member of *services* is not a service handler, or an operation is claimed twice, by *services*
+                or by *targets*.
         """
         try:
             self._handler = Handler(services, executor)
         except (TypeError, RuntimeError, KeyError) as error:
-            # A missing operation, because the instance is one of the contract and not of a handler.
-            reason = f"a mere contract, nothing carries out {error}" if isinstance(error, KeyError) else str(error)
+            # KeyError: an operation is missing, because the instance is of the contract and not of a handler.
+            reason = f"a mere contract, no handler for {error}" if isinstance(error, KeyError) else str(error)
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
         self._data_converter = data_converter
@@ -86,14 +87,14 @@ class SyncOperations:
         self._clock = clock
         handlers = self._handler.service_handlers.items()
         self.names = frozenset((service, name) for service, each in handlers for name in each.operation_handlers)
-        """Service and operation of each."""
+        """Pairs of service and operation."""
         for target in targets:
             if (target.service, target.operation) in self.names:
                 message = f"{target.service}/{target.operation} is claimed by {target.name} and a service handler"
                 raise ValueError(message)
 
     async def start(self, request: StartRequest, payload: Payload) -> Finished:
-        """Carry out one of the operations.
+        """Run one of the operations.
 
         Raises:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
@@ -117,13 +118,13 @@ class SyncOperations:
         except OperationError as error:
             outcome = await self._unsuccessful(error)
         except HandlerError as error:
-            raise await self._told(error, cause=error.__cause__) from None
+            raise await self._with_cause(error, error.__cause__) from None
         except ApplicationError as error:
             _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
-            raise await self._told(_translated(error), cause=error) from None
+            raise await self._with_cause(_handler_error(error), error) from None
         except (WorkflowAlreadyStartedError, RPCError) as error:
             _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
-            raise _translated(error) from None
+            raise _handler_error(error) from None
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -131,7 +132,7 @@ class SyncOperations:
             raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
         else:
             if not isinstance(result, StartOperationResultSync):
-                message = "an operation that goes on after its start has to be a workflow"
+                message = "an operation that runs on after its start must be a workflow"
                 raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
             outcome = Outcome.succeeded(await self._result(result.value, context))
         finally:
@@ -139,7 +140,7 @@ class SyncOperations:
         return Finished(outcome=outcome.within_size_limit(), target=None, links=context.outbound_links)
 
     async def _result(self, value: Any, context: StartOperationContext) -> Payload:
-        """*value* as it crosses. One that cannot be written is final: a repeat would run the operation again."""
+        """Return *value* as it is sent. A failure is final, because a retry would run the operation again."""
         try:
             payload = self._conversion.payload(value)
         except Exception as error:  # noqa: BLE001 - any error of the team's own converter
@@ -151,27 +152,26 @@ class SyncOperations:
             close_coroutine(value)
         return await self._conversion.close(payload)
 
-    async def _told(self, error: HandlerError, *, cause: BaseException | None) -> HandlerError:
-        """*error* with its *cause* in the form that crosses."""
+    async def _with_cause(self, error: HandlerError, cause: BaseException | None) -> HandlerError:
+        """Return *error* with its *cause* as the encoded failure that is sent."""
         if cause is None:
             return error
-        told = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
-        told.remote_cause = Failure()
-        await self._data_converter.encode_failure(cause, told.remote_cause)
-        return told
+        sent = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
+        sent.remote_cause = Failure()
+        await self._data_converter.encode_failure(cause, sent.remote_cause)
+        return sent
 
     async def _unsuccessful(self, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
-        final = ApplicationError(error.message, type="OperationError", non_retryable=True)
-        told = CancelledError(error.message) if is_canceled else final
-        told.__cause__ = error.__cause__
-        told.__traceback__ = error.__traceback__
-        await self._data_converter.encode_failure(told, failure)
+        failed = ApplicationError(error.message, type="OperationError", non_retryable=True)
+        reason = CancelledError(error.message) if is_canceled else failed
+        reason.__cause__, reason.__traceback__ = error.__cause__, error.__traceback__
+        await self._data_converter.encode_failure(reason, failure)
         return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
 
 
 class _Input:
-    """The input, until nexusrpc has found its type."""
+    """The input. It is converted when nexusrpc has found its type."""
 
     def __init__(self, payload: Payload, conversion: Conversion) -> None:
         self._payload = payload
@@ -182,7 +182,7 @@ class _Input:
 
 
 class _Cancellation(OperationTaskCancellation):
-    """Tells a thread that is still at it that the request is over."""
+    """Lets a function that still runs see that the request is over."""
 
     def __init__(self) -> None:
         self._in_threads, self._in_loop = threading.Event(), asyncio.Event()
@@ -204,9 +204,9 @@ class _Cancellation(OperationTaskCancellation):
         await self._in_loop.wait()
 
 
-def _translated(error: ApplicationError | WorkflowAlreadyStartedError | RPCError) -> HandlerError:
+def _handler_error(error: ApplicationError | WorkflowAlreadyStartedError | RPCError) -> HandlerError:
     if isinstance(error, RPCError):
-        # Its text may quote anything; an application's is written to be read elsewhere.
+        # Omit the text of an RPC error, which may quote any value. An ApplicationError's text is written for readers.
         message = f"the operation's own call of Temporal failed: {error.status.name}"
         kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
         return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)

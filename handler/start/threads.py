@@ -1,4 +1,4 @@
-"""The threads in which the team's functions run that are not `async`: a function that blocks must not stop the loop."""
+"""The threads that run the team's functions that are not `async`, because such a function may block the event loop."""
 
 import threading
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from bridge.errors import UnavailableError
 
 MAX_THREADS = 32
 MAX_WAITING = 200
-"""Calls that may wait for a thread. A caller whose call finds no place asks again a second later."""
+"""Maximum number of calls that wait for a thread. A caller beyond it retries a second later."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 class BoundedThreads(ThreadPoolExecutor):
-    """An executor with a bound on the calls that wait for a thread."""
+    """An executor with a limit for the calls that wait for a thread."""
 
     def __init__(self, *, threads: int = MAX_THREADS, waiting: int = MAX_WAITING) -> None:
         super().__init__(threads, thread_name_prefix="operation")
@@ -26,10 +26,10 @@ class BoundedThreads(ThreadPoolExecutor):
         """Run *fn* in a thread.
 
         Raises:
-            nexusrpc.HandlerError: UNAVAILABLE, all threads and places are taken.
+            nexusrpc.HandlerError: UNAVAILABLE, all threads are busy and the maximum number of calls waits.
         """
         if not self._places.acquire(blocking=False):
-            message = "the handler runs as many operations at once as it may"
+            message = "the handler runs the maximum number of operations"
             raise UnavailableError(message)
         try:
             future = super().submit(fn, *args, **kwargs)

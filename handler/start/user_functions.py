@@ -1,8 +1,8 @@
-"""What the team's own `check` and `workflow_id` say of an input. They fail closed.
+"""The team's own `check` and `workflow_id`: run them on an input, and map their results.
 
-A run is started only if the check returned None and the workflow id is a usable one. Everything else is answered with
-an error that says whether the call is tried again; an answer of the function that would be the same at every repeat is
-final. The caller learns which function failed and the error's class; the log of the handler shows where.
+A run is started only if the check returned None and the workflow id is usable. Otherwise the call is answered with an
+error, which states whether the call may be retried. An error is final if every repeat would give the same error. The
+caller gets the function's name and the error's class. The handler's log has the traceback.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from bridge.workflow.targets import Target
 from handler.start.conversion import reasons
 
 TIMEOUT = timedelta(seconds=8)
-"""Time for both functions: a caller waits 10 seconds for the answer."""
+"""Time limit for both functions together, because a caller waits 10 seconds for the answer."""
 
 _MAX_WORKFLOW_ID = 1000
 _MAX_TEXT = 1000
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 async def workflow_id_for(value: Any, target: Target, executor: Executor) -> str:
-    """Check *value*, the operation's input, and derive the workflow id from it; both in a thread of *executor*.
+    """Check *value*, the operation's input, and derive the workflow id from it. Both run in a thread of *executor*.
 
     Raises:
-        nexusrpc.HandlerError: Nothing may start. BAD_REQUEST, the input is refused; UNAVAILABLE, no thread is free or
-            the functions took too long; else as the function says, and not retryable if the function does not say.
+        nexusrpc.HandlerError: No run may be started. BAD_REQUEST, the input is refused; UNAVAILABLE, no thread is free
+            or the functions took too long; else the error that the function raised, by default not retryable.
     """
     judging = asyncio.get_running_loop().run_in_executor(executor, _judge, value, target)
     try:
@@ -47,13 +47,13 @@ async def workflow_id_for(value: Any, target: Target, executor: Executor) -> str
 
 
 def close_coroutine(answered: Any) -> None:
-    """Close what an `async` function behind a plain one made and did not run."""
+    """Close *answered* if it is a coroutine that a plain function returned and that never ran."""
     if inspect.iscoroutine(answered):
         answered.close()
 
 
 def final(message: str) -> HandlerError:
-    """An error of the handler's own that repeating the request would not cure."""
+    """Return an error of the handler that the caller does not retry."""
     return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
@@ -93,14 +93,14 @@ def _call(role: str, function: Callable[[Any], Any], value: Any, target: Target)
         _log.warning("bridge.user_function_unavailable", extra=_labels(target), exc_info=without_text(error))
         message = f"the operation's {role} is unavailable ({type(error).__name__})"
         raise UnavailableError(message) from None
-    except BaseException as error:  # noqa: BLE001 - SystemExit too, which would end the service
+    except BaseException as error:  # noqa: BLE001 - also SystemExit, which would end the service
         raise _broken(target, role, f"raised {type(error).__name__}", error) from None
     close_coroutine(answered)
     return answered
 
 
 def _broken(target: Target, role: str, what: str, error: BaseException | None = None) -> HandlerError:
-    """A mistake in the team's function: the same at every repeat, therefore final."""
+    """Log a mistake in the team's function, and return the final error for it: every repeat would fail equally."""
     trace = None if error is None else without_text(error)
     _log.error("bridge.user_function_failed: %s %s", role, what, extra=_labels(target), exc_info=trace)
     return final(f"the operation's {role} {what}")

@@ -1,11 +1,11 @@
 """The sweep: find closed targets whose outcome no worker delivers, and deliver it.
 
-Those are runs that were terminated or timed out, and every run of a target whose workers have no plugin. Callers that
-do not renew depend on it for what a killed worker did not deliver. Therefore every closed run is looked at of the
-operations that such a caller may start. One visibility query per target and interval asks for just these.
+These are runs that were terminated or timed out, and all runs of a target whose workers have no plugin. If a worker is
+killed before it delivers, callers that do not renew depend on the sweep. For operations that such a caller may start,
+the sweep therefore looks at every closed run. It sends one visibility query per target and interval.
 
-The place is kept as heartbeat details of the sweep's only activity: it survives every restart. It moves by the server's
-clock, and looks back by a window, because visibility may show a run late.
+The heartbeat details of the sweep's only activity keep its place, which therefore survives every restart. The place
+moves by the server's clock. Each query looks back by a window, because visibility may show a run late.
 """
 
 import asyncio
@@ -30,22 +30,17 @@ from handler.delivery.close_event import CloseEvent, close_event_of, read_close_
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.settings import HandlerSettings
-from handler.start.runs import Runs
+from handler.start.runs import UNAVAILABLE, Runs
 from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
 
 NEXT_SWEEP = "bridge.NextSweep"
-"""Type of the error that ends every attempt. Its message says how the look went."""
+"""Type of the error that ends every attempt. Its message states the result of the query."""
 
 _PAGE = 50
-"""Runs looked at at once."""
+"""Number of runs handled at once."""
 
 _PLAN_MEMO = "bridge-sweep"
 
-_UNAVAILABLE = (
-    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED}
-    | {RPCStatusCode.ABORTED, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN}
-    | {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}
-)
 _FORCED = {WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT}
 
 _log = logging.getLogger(__name__)
@@ -59,10 +54,10 @@ class SweepActivities:
 
     @activity.defn(name=SWEEP_ACTIVITY)
     async def sweep(self, plan: SweepPlan) -> None:
-        """Sweep once. It never returns: the next attempt is the next sweep.
+        """Sweep once. The activity never completes: its next attempt is the next sweep.
 
         Raises:
-            ApplicationError: Retryable, with the interval as its delay.
+            ApplicationError: Always. Retryable, with the interval as its delay.
         """
         info = activity.info()
         if info.heartbeat_details:
@@ -72,7 +67,7 @@ class SweepActivities:
         message = "all new endings were looked at"
         try:
             if await self._look(plan, place):
-                # By the server's clock, and before the query: nothing that closes later is taken for seen.
+                # This time is by the server's clock and before the query. No later closing is skipped.
                 place = place.moved_to(info.current_attempt_scheduled_time)
             else:
                 message = "Temporal did not answer for every run"
@@ -87,7 +82,7 @@ class SweepActivities:
         )
 
     async def _look(self, plan: SweepPlan, place: SweepPlace) -> bool:
-        """Look at all that is new since *place*, which learns what was handled. False: something is left to do."""
+        """Handle the runs that closed since *place*, and note them in it. False if Temporal did not answer for a run."""
         is_complete = True
         closed_since = place.since.isoformat().replace("+00:00", "Z")
         pages = activity.client().list_workflows(f"CloseTime >= '{closed_since}' AND ({plan.query})", page_size=_PAGE)
@@ -100,9 +95,9 @@ class SweepActivities:
                 if error is None:
                     place.handled[run.run_id] = milliseconds(run.close_time or run.start_time)
                     continue
-                # One bad run must not stop the others. It is tried again: by itself while it is inside the window, or,
-                # if it is Temporal that did not answer, with all the rest.
-                is_complete &= not (isinstance(error, RPCError) and error.status in _UNAVAILABLE)
+                # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If Temporal
+                # did not answer, the place does not move either.
+                is_complete &= not (isinstance(error, RPCError) and error.status in UNAVAILABLE)
                 extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
                 _log.warning("bridge.sweep_run_failed", extra=extra)
             if not pages.next_page_token:
@@ -115,7 +110,7 @@ class SweepActivities:
             return
         is_ordinary = run.status not in _FORCED
         if not plan.is_instrumented:
-            # No call is attached to a run whose worker takes no signal of ours.
+            # A worker without the plugin handles no attach signal, therefore no call is attached.
             closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [own]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
@@ -129,7 +124,7 @@ class SweepActivities:
         _log.info("bridge.ending_swept", extra=extra)
 
     async def _lives_on(self, run: WorkflowExecution, call: CallMemo) -> bool:
-        """Whether another run carries the call on: a reset terminates the run that it replaces."""
+        """Whether another run continues the call, because a reset terminates the run that it replaces."""
         if run.status is not WorkflowExecutionStatus.TERMINATED:
             return False
         current = await Runs(activity.client()).describe(run.id)
@@ -139,7 +134,7 @@ class SweepActivities:
         return other is not None and (other.caller, other.request_id) == (call.caller, call.request_id)
 
     async def _call(self, info: WorkflowExecutionInfo) -> CallMemo | None:
-        # A memo that cannot be read is an error here, and tried again: the codec may be unavailable.
+        # If a memo cannot be read, raise. The next sweep repeats it: the codec may be unavailable.
         return await self._decoded(info.memo.fields[MEMO_KEY]) if MEMO_KEY in info.memo.fields else None
 
     async def _attached(self, payload: Payload, run: WorkflowExecution) -> CallMemo | None:
@@ -158,7 +153,7 @@ class SweepActivities:
         return call
 
     async def _record(self, place: SweepPlace) -> None:
-        # By an explicit call: what the SDK records in the background may be lost with the attempt.
+        # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
         handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
         try:
             await handle.heartbeat(place.trimmed())
@@ -167,7 +162,7 @@ class SweepActivities:
 
 
 async def read_run(client: Client, workflow_id: str, run_id: str) -> tuple[CloseEvent | None, list[Payload]]:
-    """How a run closed, None if it did not, and the calls that were attached to it: each an encoded `CallMemo`."""
+    """Return the close event of a run (None if it is open) and its attached calls, each an encoded `CallMemo`."""
     attached: list[Payload] = []
     last = HistoryEvent()
     handle = client.get_workflow_handle(workflow_id, run_id=run_id)
@@ -184,11 +179,11 @@ def _delivery(call: CallMemo, run: WorkflowExecution) -> Delivery:
 
 
 async def start_sweep(client: Client, *, targets: Iterable[Target], settings: HandlerSettings) -> None:
-    """Make sure that each of *targets* has its one sweep on the handler's task queue.
+    """Make sure that each of *targets* has one sweep on the handler's task queue.
 
-    Its id is fixed, however many replicas ask. A sweep with another plan is replaced by one that goes on where that one
-    had arrived. If a sweep cannot be started, that is logged: the handler serves without it, and the next replica that
-    starts tries again.
+    The sweep's workflow id is fixed, so that several replicas start one sweep. If a running sweep has another plan, a
+    new one replaces it and continues from its place. If a sweep cannot be started, the error is logged and the handler
+    serves without it. The next replica that starts tries again.
 
     Raises:
         ValueError: A target's name cannot stand in a query.
@@ -204,12 +199,12 @@ async def start_sweep(client: Client, *, targets: Iterable[Target], settings: Ha
     starting = [_start(keeping_inline(client), name, plan, settings.task_queue) for name, plan in plans.items()]
     for error in await asyncio.gather(*starting, return_exceptions=True):
         if isinstance(error, BaseException):
-            # Temporal or the codec is unavailable, and starts can be served all the same.
+            # Temporal or the codec is unavailable. The handler can still serve starts.
             _log.error("bridge.sweep_not_started", extra={"bridge.error": type(error).__name__})
 
 
 async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: str) -> None:
-    # Whoever starts the same at the same time means the same; only a plan that was seen to differ is replaced.
+    # If another replica starts the sweep at the same time, its plan is the same. Replace only a plan that differs.
     conflict, since_ms = WorkflowIDConflictPolicy.USE_EXISTING, None
     try:
         found = await client.get_workflow_handle(workflow_id).describe()
@@ -221,7 +216,7 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
             if await found.memo_value(_PLAN_MEMO, default=None) == asdict(plan):
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
-        # Where it had arrived; where that is not known any more, the instant of its own end.
+        # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
         since_ms = None if found.close_time is None else milliseconds(found.close_time)
         for pending in found.raw_description.pending_activities:
             if pending.heartbeat_details.payloads:

@@ -1,4 +1,4 @@
-"""The sweep workflow: what it looks for, and how far it has come. Workflow-safe."""
+"""The sweep workflow, with its plan and its place. Workflow-safe."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -16,70 +16,74 @@ SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
 
 WINDOW = timedelta(minutes=2)
-"""How late visibility may show a closed run."""
+"""Maximum delay with which visibility may show a closed run."""
 
 _MAX_REMEMBERED = 5000
-"""Runs in a place, 200 kB. A run that drops out is looked at again; its delivery workflow id prevents a second one."""
+"""Maximum number of run ids in a place (about 200 kB). A run that drops out is looked up again; its delivery workflow
+id prevents a second delivery."""
 
 _FORCED = ("Terminated", "TimedOut")
-"""Endings that no worker decides."""
+"""Statuses of runs that no worker closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """What to sweep for. Field names stand in histories: never rename."""
+    """What to sweep for. Never rename a field: histories hold the names."""
 
     query: str
-    """Visibility query for the runs of one target that closed in a way that the sweep looks at, without their time."""
+    """Visibility query for the closed runs of one target with the statuses to look at. It has no condition on time."""
     is_instrumented: bool
-    """Whether the target's workers deliver. If so, the sweep delivers ordinary endings only to callers that do not
-    renew."""
+    """Whether the target's workers deliver. If so, the sweep delivers the outcomes of completed, failed and canceled
+    runs only to callers that do not renew."""
     interval_s: float
+    """Seconds between two sweeps."""
     since_ms: int | None = None
-    """Where an earlier sweep had arrived, Unix time in milliseconds; None: begin with this workflow's own start."""
+    """Place of an earlier sweep, Unix time in milliseconds; None to begin with this workflow's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlace:
-    """How far a sweep has come. Field names stand in heartbeat details: never rename."""
+    """How far a sweep has come. Never rename a field: heartbeat details hold the names."""
 
     until_ms: int
-    """All that had closed by then was looked at, as far as visibility showed it. Unix time in milliseconds."""
+    """All runs that closed before and were visible have been handled. Unix time in milliseconds."""
     handled: dict[str, int] = field(default_factory=dict)
-    """Run ids inside the window that need no second look, with the time of their closing."""
+    """Run ids inside the window that are handled, with their close time as Unix time in milliseconds."""
 
     @property
     def since(self) -> datetime:
-        """From where to look: visibility may show late what closed before."""
+        """Earliest close time to query: `until_ms` less the window, because visibility may show a run late."""
         return datetime.fromtimestamp(self.until_ms / 1000, UTC) - WINDOW
 
     def moved_to(self, instant: datetime) -> "SweepPlace":
+        """Return the place moved on to *instant*; it never moves back."""
         return replace(self, until_ms=max(self.until_ms, milliseconds(instant)))
 
     def trimmed(self) -> "SweepPlace":
-        """Without the runs that no later query shows, and never too large to be recorded."""
+        """Return the place without runs that no later query shows, and small enough to be recorded."""
         first = milliseconds(self.since)
         kept = sorted((closed, run_id) for run_id, closed in self.handled.items() if closed >= first)
         return replace(self, handled={run_id: closed for closed, run_id in kept[-_MAX_REMEMBERED:]})
 
 
-# Outside the sandbox: it is our own code, and does nothing but wait.
+# Not sandboxed: this is our own code, and it only waits.
 @workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False)
 class SweepWorkflow:
-    """Sweeps for ever in one activity: every interval is an attempt of it, so the history stays at five events."""
+    """Sweeps for ever in one activity. Every sweep is an attempt of it; the history therefore stays at five events."""
 
     @workflow.run
     async def run(self, plan: SweepPlan) -> None:
+        """Sweep until canceled or replaced."""
         try:
             await workflow.execute_activity(
                 SWEEP_ACTIVITY,
                 plan,
                 result_type=type(None),
-                # An attempt takes milliseconds, but after a long absence it may have much to do.
+                # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 start_to_close_timeout=timedelta(hours=1),
-                # An attempt records its place after every page. If its worker is killed, the next begins after this.
+                # An attempt records its place after every page. If the worker is killed, the next attempt begins after this.
                 heartbeat_timeout=timedelta(seconds=30),
-                # For attempts whose worker was killed. All others name the delay until the next attempt.
+                # Applies only if the worker was killed. All other attempts name the delay until the next attempt.
                 retry_policy=RetryPolicy(
                     initial_interval=timedelta(seconds=1),
                     maximum_interval=timedelta(minutes=1),
@@ -90,34 +94,35 @@ class SweepWorkflow:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            # It cannot end by itself, but the worker ends it where its place cannot be decoded. Go on from a little
-            # earlier: the ids of delivery workflows prevent a second delivery.
+            # The activity never ends by itself, but the worker fails it if its heartbeat details cannot be decoded.
+            # Continue from an hour ago: the ids of delivery workflows prevent a second delivery.
             await workflow.sleep(WINDOW)
             workflow.continue_as_new(replace(plan, since_ms=milliseconds(workflow.now() - timedelta(hours=1))))
 
 
-# A versioned worker refuses workflows without a behavior, and on an unversioned one (server 1.29) they would hang.
+# A versioned worker refuses workflows without a behavior. On an unversioned worker (server 1.29) this one would hang.
 @workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class VersionedSweepWorkflow(SweepWorkflow):
-    """The same, for versioned workers: a new version takes the sweep over."""
+    """The same workflow, for versioned workers. A new version continues the sweep."""
 
     @workflow.run
     async def run(self, plan: SweepPlan) -> None:
+        """Run as the base class does. The SDK requires a `run` in the decorated class."""
         await super().run(plan)
 
 
 def sweep_plans(
     targets: Iterable[Target], *, task_queue: str, interval_s: float, is_renewed: Callable[[Target], bool]
 ) -> dict[str, SweepPlan]:
-    """The sweep of each target, by the name of its workflow. A target has a sweep of its own.
+    """Return one plan for each target's workflow type, by the id of the sweep workflow.
 
-    Handlers on one task queue may serve different targets, as replicas of two versions do during a deploy. Each starts
-    the sweeps of its own targets and leaves the others alone.
+    Handlers on one task queue may serve different targets, as replicas of two versions do during a deploy. Each handler
+    starts the sweeps of its own targets and does not touch the others.
 
     Args:
-        targets: Operations that lead to one workflow share its sweep.
-        task_queue: That of targets that name none, and of the sweeps.
-        interval_s: Seconds between two looks.
+        targets: Operations with the same workflow share a sweep.
+        task_queue: Task queue of the sweeps, and of targets that name none.
+        interval_s: Seconds between two sweeps.
         is_renewed: Whether every caller that may start the target renews.
 
     Raises:
@@ -135,13 +140,13 @@ def sweep_plans(
             is_instrumented=target.instrumented,
             interval_s=interval_s,
         )
-        # Of the operations of one workflow, the one comes first for which there is most to do.
+        # If several operations have the same workflow, the first one in this order has the widest query.
         plans.setdefault("-".join(dict.fromkeys(("bridge-sweep", task_queue, queue, target.workflow_type))), plan)
     return plans
 
 
 def _quoted(text: str) -> str:
-    # The server's query language finds none of these, however they are written (seen on 1.29.1).
+    # Server 1.29.1 finds no run by a name with one of these, with any form of escape.
     if not text.isprintable() or '"' in text or "\\" in text:
         message = f"{text!r}: a target with a double quote, a backslash or a control character cannot be swept for"
         raise ValueError(message)
