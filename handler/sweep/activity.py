@@ -82,7 +82,7 @@ class SweepActivities:
         )
 
     async def _look(self, plan: SweepPlan, place: SweepPlace) -> bool:
-        """Handle the runs that closed since *place*, and note them in it. False if Temporal did not answer for a run."""
+        """Handle the runs that closed since *place*, and note them in it. False if Temporal did not always answer."""
         is_complete = True
         closed_since = place.since.isoformat().replace("+00:00", "Z")
         pages = activity.client().list_workflows(f"CloseTime >= '{closed_since}' AND ({plan.query})", page_size=_PAGE)
@@ -95,8 +95,8 @@ class SweepActivities:
                 if error is None:
                     place.handled[run.run_id] = milliseconds(run.close_time or run.start_time)
                     continue
-                # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If Temporal
-                # did not answer, the place does not move either.
+                # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If
+                # Temporal did not answer, the place does not move either.
                 is_complete &= not (isinstance(error, RPCError) and error.status in UNAVAILABLE)
                 extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
                 _log.warning("bridge.sweep_run_failed", extra=extra)

@@ -81,7 +81,7 @@ class SweepWorkflow:
                 result_type=type(None),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 start_to_close_timeout=timedelta(hours=1),
-                # An attempt records its place after every page. If the worker is killed, the next attempt begins after this.
+                # An attempt records its place after every page. If the worker is killed, the next begins after this.
                 heartbeat_timeout=timedelta(seconds=30),
                 # Applies only if the worker was killed. All other attempts name the delay until the next attempt.
                 retry_policy=RetryPolicy(
