@@ -230,7 +230,7 @@ async def test_a_completion_after_the_deadline_is_told_from_its_repeat(stalled: 
 async def test_another_result_of_a_peer_without_links_is_a_conflict(stalled: World) -> None:
     """Such a peer names no run: the content itself is what makes a repeat."""
     call = await waiting_call(stalled)
-    for text, status in ((b'{"text": "told", "blob": ""}', 200), (b'{"text": "other", "blob": ""}', 409)):
+    for text, status in ((b'{"text": "posted", "blob": ""}', 200), (b'{"text": "other", "blob": ""}', 409)):
         for _ in range(2):
             message = call.message(body=text)
             del message.headers["Nexus-Link"]
@@ -304,7 +304,7 @@ async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> N
     """The result came, the order closed, and the sender never saw our answer."""
     call = await waiting_call(stalled)
     assert (await send(call.message(), call.signer())).status == 200
-    assert await call.handle.result() == Reply("told")
+    assert await call.handle.result() == Reply("posted")
     assert (await send(call.message(), call.signer())).status == 200
 
 
@@ -375,7 +375,7 @@ async def test_a_completion_that_comes_before_the_start_is_answered_is_accepted(
     handle = await stalled.caller_client.start_workflow(
         CallingWorkflow.run, args=[ask, LONG], id=workflow_id, task_queue=stalled.order_queue
     )
-    assert await handle.result() == Reply("told")
+    assert await handle.result() == Reply("posted")
     assert answered == [200]
 
 
@@ -398,4 +398,4 @@ async def test_a_receiver_without_temporal_answers_503_and_loses_nothing() -> No
         assert answer.headers["Retry-After"] == "1"
         assert ready.status == 503
         assert (await send(call.message(), key)).status == 200
-        assert await call.handle.result() == Reply("told")
+        assert await call.handle.result() == Reply("posted")

@@ -118,7 +118,7 @@ def completion(
     run_id: str,
     request_id: str,
     state: str = "succeeded",
-    body: bytes = b'{"text": "told", "blob": ""}',
+    body: bytes = b'{"text": "posted", "blob": ""}',
     target_run_id: str = "target-run",
     now: datetime | None = None,
     tokens: CallbackTokens | None = None,

@@ -267,7 +267,7 @@ class World:
         await self.service.stop()
         self.executor.shutdown(wait=False)
 
-    def own_word(
+    def signed_response(
         self, request: web.Request, status: int, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> web.Response:
         """An answer in the name of the service that *request* is for: signed, as only its keys can."""

@@ -34,7 +34,7 @@ async def handed_over(world: World, status: int, text: str = "") -> tuple[Workfl
     """A call whose receiver answers *status*, and the id of its delivery."""
 
     async def before(request: web.Request) -> web.StreamResponse:
-        return world.own_word(request, status, {"Retry-After": "3"} if status == 503 else {})
+        return world.signed_response(request, status, {"Retry-After": "3"} if status == 503 else {})
 
     world.receiver.before = before
     ask = Ask(key=world.key(), text=text)
