@@ -125,7 +125,7 @@ class HarmKind(str, Enum):
     KILL_HANDLER_SERVICE = "kill_handler_service"
     KILL_HANDLER_WORKER = "kill_handler_worker"
     RESTART_SERVER = "restart_server"
-    RECEIVERS_AWAY = "receivers_away"
+    RECEIVERS_DOWN = "receivers_down"
     KILL_AT_CALLBACK = "kill_at_callback"
     """Every process that runs targets, when a target has closed and its outcome is being sent."""
 
@@ -165,7 +165,7 @@ def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: f
     harms = [
         Harm(
             at=away_at,
-            kind=HarmKind.RECEIVERS_AWAY,
+            kind=HarmKind.RECEIVERS_DOWN,
             victims=VICTIMS[HarmKind.KILL_RECEIVER],
             down_s=away_s,
         )

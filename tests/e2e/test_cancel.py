@@ -70,14 +70,14 @@ async def test_wait_completed_waits_for_the_operations_own_end(world: World) -> 
 
 
 async def test_wait_completed_takes_a_success_where_the_target_goes_on(world: World) -> None:
-    """A cancel asks, it does not decide."""
+    """The target decides whether it ends as canceled."""
     handle, _ = await started_call(world, CancellationType.WAIT_COMPLETED, "swallow cancel")
     await handle.cancel()
     assert (await handle.result()).text == "went on all the same"
 
 
 async def test_wait_requested_waits_for_the_request_only(world: World) -> None:
-    """The handler has taken the cancel; the target may still be cleaning up."""
+    """The caller goes on when the handler has accepted the cancel; the target may still be cleaning up."""
     handle, target = await started_call(world, CancellationType.WAIT_REQUESTED, "slow cleanup")
     await handle.cancel()
     assert isinstance(await operation_failure(handle), CancelledError)
@@ -88,7 +88,7 @@ async def test_wait_requested_waits_for_the_request_only(world: World) -> None:
 
 
 async def test_try_cancel_reports_at_once_and_sends_the_request(world: World) -> None:
-    """The caller goes on while the request is under way."""
+    """The caller goes on while the request is being sent."""
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(request: web.Request) -> web.StreamResponse | None:
@@ -116,7 +116,7 @@ async def test_try_cancel_reports_at_once_and_sends_the_request(world: World) ->
 
 
 async def test_abandon_sends_nothing(world: World) -> None:
-    """The caller hears of its cancellation, the target of nothing."""
+    """The caller gets its cancellation; the target gets no request."""
     handle, target = await started_call(world, CancellationType.ABANDON)
     await handle.cancel()
     assert isinstance(await operation_failure(handle), CancelledError)
@@ -127,7 +127,7 @@ async def test_abandon_sends_nothing(world: World) -> None:
 
 
 async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World) -> None:
-    """The handler is away when both are asked for: first the start, then the cancel, never the other way round."""
+    """The handler is unavailable when both are requested. The start is always sent before the cancel."""
     await world.service.stop()
     ask = Ask(key=world.key(), behaviour="cleanup")
     handle = await world.call(ask)
@@ -144,8 +144,8 @@ async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World) -> 
     await until_canceled(world.target(ask))
 
 
-async def test_a_cancel_while_the_handler_is_away_is_repeated(world: World) -> None:
-    """Until the deadline; here until it is back."""
+async def test_a_cancel_while_the_handler_is_unavailable_is_repeated(world: World) -> None:
+    """The cancel is repeated until the deadline; here the handler returns before."""
     handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
     await world.service.stop()
     await handle.cancel()
@@ -159,8 +159,8 @@ async def test_a_cancel_while_the_handler_is_away_is_repeated(world: World) -> N
     await until_canceled(target)
 
 
-async def test_a_cancel_twice_is_asked_for_once(world: World) -> None:
-    """However often the workflow is canceled."""
+async def test_a_workflow_canceled_twice_sends_one_cancel(world: World) -> None:
+    """A second cancellation of the workflow sends no second request."""
     handle, target = await started_call(world, CancellationType.WAIT_COMPLETED, "slow cleanup")
     await handle.cancel()
 
@@ -176,7 +176,7 @@ async def test_a_cancel_twice_is_asked_for_once(world: World) -> None:
 
 
 async def test_a_worker_that_shuts_down_cancels_nothing(world: World) -> None:
-    """Letting go of a run is no cancel: the target goes on, and so does the call on the next worker."""
+    """The eviction of a run is not a cancel: the target goes on, and the call goes on with the next worker."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=600))
     target = await world.until_started(ask)
@@ -190,7 +190,7 @@ async def test_a_worker_that_shuts_down_cancels_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("form", ["header", "query", "path"])
 async def test_the_cancel_route_takes_the_token_in_every_form(world: World, form: str) -> None:
-    """The spec's two and that of server 1.29; repeated, and after the end, it is 202 all the same."""
+    """The spec has two forms and server 1.29 a third. A repeated cancel, or one after the end, is 202 as well."""
     key = world.key()
     signer = MessageSigner(world.keys.start)
     message = start(world, {"key": key, "behaviour": "cleanup"})
@@ -218,7 +218,7 @@ async def test_the_cancel_route_takes_the_token_in_every_form(world: World, form
 
 
 async def test_a_cancel_without_a_token_or_a_proof_is_refused(world: World) -> None:
-    """400 for no token, 401 for a start's signature."""
+    """A missing token is a 400, the signature of a start is a 401."""
     url = f"{world.service.url}/c/{CALLER}/ProbeService/probe/cancel"
     signer = MessageSigner(world.keys.start)
     empty = start(world, {}).headers.copy()
@@ -228,7 +228,7 @@ async def test_a_cancel_without_a_token_or_a_proof_is_refused(world: World) -> N
 
 
 async def test_start_to_close_bounds_the_operation(world: World) -> None:
-    """Counted from when the handler took it on, told as that timeout."""
+    """The time counts from the 201, and the error names this timeout."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(start_to_close=2, renewal=1))
     error = await operation_failure(handle)
@@ -238,7 +238,7 @@ async def test_start_to_close_bounds_the_operation(world: World) -> None:
 
 
 async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server) -> None:
-    """A handler that cannot be reached in time."""
+    """The handler cannot be reached in time."""
     async with running_world(server, without=("service",)) as world:
         handle = await world.call(Ask(key=world.key()), CallPlan(schedule_to_start=2))
         error = await operation_failure(handle)
@@ -247,7 +247,7 @@ async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server)
 
 
 async def test_schedule_to_start_is_over_once_the_operation_has_started(world: World) -> None:
-    """It does not end a call whose operation runs."""
+    """This timeout does not end a call whose operation runs."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, schedule_to_start=2))
     await world.until_attempt(handle, 4)
@@ -257,7 +257,7 @@ async def test_schedule_to_start_is_over_once_the_operation_has_started(world: W
 
 @pytest.mark.parametrize("code", [401, 404])
 async def test_a_proxys_refusal_does_not_lose_a_cancel(world: World, code: int) -> None:
-    """The operation is known to run: only the handler's own word ends the asking."""
+    """The operation is known to run: only an answer signed by the handler ends the repeats."""
     refused: list[int] = []
 
     async def refuse_once(request: web.Request) -> web.StreamResponse | None:
@@ -274,8 +274,8 @@ async def test_a_proxys_refusal_does_not_lose_a_cancel(world: World, code: int) 
     assert refused == [code]
 
 
-async def test_start_to_close_is_kept_while_the_handler_is_away(world: World) -> None:
-    """Counted from the 201 that was seen, whoever can be reached afterwards."""
+async def test_start_to_close_is_kept_while_the_handler_is_unavailable(world: World) -> None:
+    """The time counts from the 201, also if the handler cannot be reached afterwards."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=2, start_to_close=4, renewal=1))
     await world.until_started(ask)

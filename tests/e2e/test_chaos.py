@@ -1,4 +1,4 @@
-"""A short chaos run, as a user makes it: every call ends once and rightly, whatever is killed."""
+"""A short chaos run by the user's command: every call ends once and correctly, although every process is killed."""
 
 import asyncio
 import json
@@ -19,24 +19,24 @@ CHAOS = str(ROOT / "scripts" / "chaos")
 @pytest.mark.part("chaos", short=True)
 @pytest.mark.timeout(200)
 def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
-    """Two hundred calls, twenty kills, a server that is killed, receivers that are away, a bad network."""
+    """The run has 200 calls, 20 kills, a killed server, a time without receivers, and a bad network."""
     done = subprocess.run(
         [CHAOS, "--quick", "--seed", "1", "--json"], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    harm = told.pop("harm")
-    assert told.pop("slowest_recovery_s") >= 0
+    report = json.loads(done.stdout.splitlines()[-1])
+    harm = report.pop("harm")
+    assert report.pop("slowest_recovery_s") >= 0
     nothing = {"lost": 0, "wrong": 0, "double": 0, "pending": 0, "undelivered": 0}
-    assert told == {"seed": 1, "calls": 200, **nothing}, done.stderr
+    assert report == {"seed": 1, "calls": 200, **nothing}, done.stderr
     assert sum(harm[kind] for kind in VICTIMS) == 20
-    assert harm[HarmKind.RESTART_SERVER] == harm[HarmKind.RECEIVERS_AWAY] == 1
+    assert harm[HarmKind.RESTART_SERVER] == harm[HarmKind.RECEIVERS_DOWN] == 1
     assert set(harm) == {each.value for each in (*HarmKind, *FaultKind) if each is not FaultKind.NONE}
     assert all(harm[kind] for kind in (FaultKind.DUPLICATE, FaultKind.DELAY))
 
 
 async def test_an_interrupted_run_ends_all_that_it_started() -> None:
-    """Ctrl-C in the midst of it: no process of it is left."""
+    """After Ctrl-C during the run, no process of the run is left."""
     process = await asyncio.create_subprocess_exec(
         *(CHAOS, "--quick", "--seed", "2"), stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
@@ -71,7 +71,7 @@ def _children(pid: int) -> list[int]:
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(arguments: list[str]) -> None:
-    """Before anything is started."""
+    """The arguments are checked before anything is started."""
     done = subprocess.run([CHAOS, *arguments], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "usage: scripts/chaos" in done.stderr

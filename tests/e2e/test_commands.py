@@ -1,4 +1,4 @@
-"""The commands as a user runs them: real processes, settings that refuse to start, a graceful stop, demo and up."""
+"""The commands as a user runs them: real processes, refused settings, a graceful stop, demo and up."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def written_settings(tmp_path: Path) -> Path:
     [
         pytest.param("caller", r'k1 = "[^"]*"', 'k1 = "short"', "callback_keys", id="short key"),
         pytest.param("caller", "allow_insecure = true", "", "receiver", id="http receiver"),
-        pytest.param("caller", 'handler = "payment-prod"', 'handler = "nobody"', "endpoints.payments", id="handler"),
+        pytest.param("caller", 'handler = "payment-prod"', 'handler = "unknown"', "endpoints.payments", id="handler"),
         pytest.param("caller", 'signing = "k1"', 'signing = "k2"', "signing", id="signing key"),
         pytest.param("caller", r"\[endpoints.payments\][^\[]*", "", "endpoints", id="no endpoint"),
         pytest.param("handler", r'hash_key = "[^"]*"', 'hash_key = "short"', "hash_key", id="short hash key"),
@@ -53,7 +53,7 @@ def written_settings(tmp_path: Path) -> Path:
 def test_bad_settings_refuse_to_start_and_name_the_field(
     settings: Path, side: str, old: str, new: str, field: str
 ) -> None:
-    """Before anything is connected; and no key is quoted."""
+    """The settings are checked before any connection is made; the message quotes no key."""
     path = settings / f"{side}.toml"
     text = path.read_text()
     path.write_text(re.sub(old, new, text, count=1, flags=re.MULTILINE))
@@ -68,8 +68,8 @@ def test_bad_settings_refuse_to_start_and_name_the_field(
         assert key not in done.stderr + done.stdout
 
 
-def test_a_public_listener_is_refused_where_only_the_network_vouches(settings: Path) -> None:
-    """Also where the command line names it."""
+def test_a_public_listener_is_refused_if_the_network_is_the_only_proof(settings: Path) -> None:
+    """A public address on the command line is refused as well."""
     path = settings / "handler.toml"
     path.write_text(
         re.sub("^(start|completion)_keys = .*\n", "", path.read_text(), flags=re.MULTILINE) + 'auth = "none"\n'
@@ -92,7 +92,7 @@ def test_a_public_listener_is_refused_where_only_the_network_vouches(settings: P
     ],
 )
 def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list[str], says: str) -> None:
-    """The message says what to mend."""
+    """The message names the remedy."""
     done = run("handler", "serve", *arguments, BRIDGE_CONFIG=str(settings / "handler.toml"))
     assert done.returncode == 2
     assert says in done.stderr
@@ -117,7 +117,7 @@ def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list
 def test_a_users_mistake_is_named_without_a_traceback(
     settings: Path, side: str, arguments: list[str], environment: dict[str, str], says: str
 ) -> None:
-    """Exit code 2 and one message, whichever source the mistake is in."""
+    """The exit code is 2 and there is one message, for a mistake in any source."""
     module = ["--module", "examples.payments.payments"] if side == "handler" else []
     file = settings / ("handler.toml" if side == "handler" else "caller.toml")
     chosen = {"BRIDGE_CONFIG": str(file), **environment}
@@ -128,7 +128,7 @@ def test_a_users_mistake_is_named_without_a_traceback(
 
 
 def test_a_missing_server_is_a_clear_error(settings: Path) -> None:
-    """Not a traceback."""
+    """The command prints no traceback."""
     done = run("receiver", "serve", BRIDGE_CONFIG=str(settings / "caller.toml"), TEMPORAL_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2
     assert "cannot connect to Temporal at 127.0.0.1:1" in done.stderr
@@ -136,7 +136,7 @@ def test_a_missing_server_is_a_clear_error(settings: Path) -> None:
 
 
 async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> None:
-    """SIGTERM: no new connections, the request under way is still answered, exit code 0."""
+    """After SIGTERM there are no new connections, the running request is answered, and the exit code is 0."""
     async with (
         running_server(namespaces=[CALLER]) as own,
         process(
@@ -150,10 +150,10 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
         assert own.pid is not None
         os.kill(own.pid, signal.SIGSTOP)
         try:
-            # Temporal does not answer, so the question for readiness is under way for a while.
+            # Temporal does not answer. Therefore the readiness request runs for a while.
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
-            # Said when the route is about to run: from here on the request counts as under way.
+            # The 100 is sent just before the route runs: from here on the request counts as running.
             assert b"100 Continue" in await reader.readline()
             await reader.readline()
             _, second = await asyncio.open_connection("127.0.0.1", port)
@@ -181,7 +181,7 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
 
 
 def fit(settings: Path, world: World, service: str) -> None:
-    """Give the handler's file the keys, queue and addresses of *world*; *service* is what its caller may start."""
+    """Write the keys, queue and addresses of *world* to the handler's file; the caller may start *service* only."""
     text = (settings / "handler.toml").read_text()
     for old, new in (
         ("start_keys = .*", f"start_keys = {key_set_text(world.keys.start)}"),
@@ -196,7 +196,7 @@ def fit(settings: Path, world: World, service: str) -> None:
 
 
 async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, settings: Path) -> None:
-    """`--with-worker`: the first workflow task goes to the worker in the same process, without a hop."""
+    """With `--with-worker` the first workflow task goes to the worker in the same process, without a task queue."""
     await world.stop_worker("handler")
     await world.service.stop()
     fit(settings, world, "ProbeService")
@@ -245,7 +245,7 @@ async def test_a_service_may_have_operations_with_and_without_a_workflow(
 
 
 async def test_a_module_may_have_operations_without_workflows_only(server: Server, settings: Path) -> None:
-    """Then it starts no workflow, and serves all the same."""
+    """The service then starts no workflow, and serves the operations."""
     async with process(
         *(*BRIDGE, "handler", "serve", "--module", "tests.support.services", "--port", "0"),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
@@ -262,7 +262,7 @@ def key_set_text(key_set: Any) -> str:
 
 
 async def test_the_demo_does_the_main_job(server: Server) -> None:
-    """Five orders through one process for each team, each as expected, two HTTP requests for an ordinary call."""
+    """Five orders through one process for each team end as expected; an ordinary call takes two HTTP requests."""
     done = await asyncio.to_thread(
         subprocess.run,
         [str(ROOT / "scripts" / "demo"), "--json"],
@@ -274,9 +274,9 @@ async def test_the_demo_does_the_main_job(server: Server) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["ok"]
-    orders = told["orders"]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["ok"]
+    orders = report["orders"]
     assert [each["outcome"] for each in orders] == ["succeeded", "succeeded", "failed", "succeeded", "succeeded"]
     assert orders[2]["error"] == {
         "type": "CardDeclined",
@@ -292,12 +292,12 @@ async def test_the_demo_does_the_main_job(server: Server) -> None:
 
 
 def up(*options: str) -> list[str]:
-    """The command, on ports of its own: other tests run it at the same time."""
+    """The command with separate ports, because other tests run it at the same time."""
     return [str(ROOT / "scripts" / "up"), "--port", str(free_port_pair()), "--settlement", "0.5", *options]
 
 
 def free_port_pair() -> int:
-    """A free port whose UI port is free too."""
+    """A free port; the port of its UI is free too."""
     while True:
         [port] = free_ports(1)
         with contextlib.suppress(NoServerError, OverflowError):
@@ -323,7 +323,7 @@ def free_port_pair() -> int:
 async def test_up_keeps_the_stack_up_and_ends_all_of_it(
     options: list[str], end: signal.Signals, processes: set[str]
 ) -> None:
-    """Its one line of JSON says where everything is; afterwards nothing of it runs."""
+    """The one line of JSON gives all addresses; after the end no process of the stack runs."""
     async with process(*up(*options)) as (stack, seen):
         caller = seen["caller"]
         client = await Client.connect(caller["temporal"], namespace=caller["namespace"])
@@ -346,7 +346,7 @@ async def test_up_keeps_the_stack_up_and_ends_all_of_it(
 
 
 async def shell(command: str) -> str:
-    """Run a command as a person would who copied it; its standard output."""
+    """The standard output of *command*, run as a user runs a copied command."""
     done = await asyncio.to_thread(
         subprocess.run, command, shell=True, capture_output=True, text=True, timeout=60, check=False
     )
@@ -354,8 +354,8 @@ async def shell(command: str) -> str:
     return done.stdout
 
 
-async def test_up_prints_commands_that_work_as_they_stand() -> None:
-    """Copied into a shell: an order is paid, another one waits, and its payment is approved in the other namespace."""
+async def test_up_prints_commands_that_work_unchanged() -> None:
+    """The copied commands pay one order, let another one wait, and approve its payment in the other namespace."""
     port = free_port_pair()
     started = await asyncio.create_subprocess_exec(
         *(str(ROOT / "scripts" / "up"), "--port", str(port)),
@@ -392,7 +392,7 @@ async def test_up_prints_commands_that_work_as_they_stand() -> None:
 
 
 def test_up_refuses_a_port_that_is_in_use() -> None:
-    """It does not attach to another program's server without a word."""
+    """The command does not attach silently to another program's server."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

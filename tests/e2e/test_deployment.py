@@ -1,4 +1,4 @@
-"""The containers' files, as far as they can be proven without containers."""
+"""The containers' files, as far as tests without containers can verify them."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ OURS = {name: service for name, service in SERVICES.items() if service["image"].
 
 @pytest.fixture(scope="module", name="secrets")
 def secrets_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the documented command makes."""
+    """The files that the documented command makes."""
     folder = tmp_path_factory.mktemp("deploy") / "secrets"
     subprocess.run([sys.executable, ROOT / "deploy" / "new_secrets.py", folder], check=True)
     return folder
@@ -63,7 +63,7 @@ def test_the_settings_load_with_fresh_keys_and_fit_each_other(
 
 
 def test_secrets_are_never_overwritten(secrets: Path) -> None:
-    """A key that is lost takes every waiting call with it."""
+    """A lost key would break every waiting call."""
     before = {path.name: path.read_text() for path in secrets.iterdir()}
     again = subprocess.run([sys.executable, ROOT / "deploy" / "new_secrets.py", secrets], check=False)
     assert again.returncode != 0
@@ -72,7 +72,7 @@ def test_secrets_are_never_overwritten(secrets: Path) -> None:
 
 
 def test_every_secret_is_made_and_only_mounted_where_it_belongs(secrets: Path) -> None:
-    """No side sees the other's, none is in version control or in an image."""
+    """No side sees the other's secrets; version control and images contain no secret."""
     assert {Path(each["file"]).name for each in COMPOSE["secrets"].values()} == {
         each.name for each in secrets.iterdir()
     }
@@ -89,7 +89,7 @@ def test_every_secret_is_made_and_only_mounted_where_it_belongs(secrets: Path) -
 
 
 def test_images_are_pinned_and_ours_does_not_run_as_root() -> None:
-    """By a version that is not moved on, or only for mends of the image itself."""
+    """A pinned version does not move, except for repairs of the image."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
     assert all(re.search(r":\d+\.\d+", image) for image in images), images
@@ -103,7 +103,7 @@ def test_images_are_pinned_and_ours_does_not_run_as_root() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
-def test_what_stays_up_has_a_health_check_and_what_ends_is_waited_for() -> None:
+def test_a_lasting_service_has_a_health_check_and_the_others_wait_for_a_service_that_ends() -> None:
     once = {name for name, service in SERVICES.items() if service["restart"].startswith("on-failure")}
     assert once == {"schema", "namespaces"}
     waited = {
@@ -113,8 +113,8 @@ def test_what_stays_up_has_a_health_check_and_what_ends_is_waited_for() -> None:
     assert all("healthcheck" in service for name, service in SERVICES.items() if name not in once)
 
 
-def test_the_proxy_leads_to_both_copies_of_both_services(settings: tuple[CallerSettings, HandlerSettings]) -> None:
-    """Under the names that the settings use; and to nothing else."""
+def test_the_proxy_reaches_both_copies_of_both_services(settings: tuple[CallerSettings, HandlerSettings]) -> None:
+    """The proxy uses the names in the settings, and reaches nothing else."""
     caller, handler = settings
     assert caller.receiver is not None
     text = (ROOT / "deploy" / "Caddyfile").read_text()
@@ -131,8 +131,8 @@ def test_the_proxy_leads_to_both_copies_of_both_services(settings: tuple[CallerS
 
 
 @pytest.mark.parametrize("service", OURS.values(), ids=OURS)
-async def test_every_command_of_ours_is_one(service: dict[str, Any]) -> None:
-    """Its arguments are those that the program takes; the image has the program."""
+async def test_every_command_in_the_compose_file_exists(service: dict[str, Any]) -> None:
+    """The image has the program, and the program accepts the arguments."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *_program(service["command"]), "--help"),
@@ -146,7 +146,7 @@ async def test_every_command_of_ours_is_one(service: dict[str, Any]) -> None:
 
 
 def _program(command: list[str]) -> list[str]:
-    """What Python runs for *command*: the image's script, or a module."""
+    """What Python runs for *command*: the image's script or a module."""
     if command[0] == "python":
         return command[1:]
     assert f"COPY --chmod=755 deploy/{command[0]} /venv/bin/" in (ROOT / "Dockerfile").read_text()
@@ -154,7 +154,7 @@ def _program(command: list[str]) -> list[str]:
 
 
 async def test_a_worker_is_healthy_while_it_polls_its_queue(world: World) -> None:
-    """The health check of the containers, here beside a worker on the same host."""
+    """This is the containers' health check, run here on the worker's host."""
 
     async def check(queue: str) -> int:
         environment = {**os.environ, "TEMPORAL_ADDRESS": world.server.address, "TEMPORAL_NAMESPACE": "order-prod"}
@@ -164,13 +164,13 @@ async def test_a_worker_is_healthy_while_it_polls_its_queue(world: World) -> Non
         return await process.wait()
 
     assert await check(world.order_queue) == 0
-    assert await check(f"nobody-{world.id}") == 1
+    assert await check(f"unpolled-{world.id}") == 1
     checked = {service["healthcheck"]["test"][-1] for name, service in OURS.items() if name.endswith("-worker")}
     assert checked == {ORDER_QUEUE, PAYMENT_QUEUE}
 
 
 async def test_namespaces_are_made_once(server: Server) -> None:
-    """By the very script of the container, with the real command line tool."""
+    """The test runs the container's script with the real command line tool."""
     program = server.program or await temporal_cli.find(temporal_cli.chosen())
     [script] = SERVICES["namespaces"]["command"]
     environment = {

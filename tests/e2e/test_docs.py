@@ -1,4 +1,4 @@
-"""What the documents say is true: links lead somewhere, named functions exist, settings load, snippets are Python."""
+"""The documents are correct: link targets and named functions exist, settings load, snippets are Python."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob
 
 
 def sections(page: Path) -> set[str]:
-    """The anchors of its headings, as GitHub makes them."""
+    """The anchors of the headings of *page*, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -27,7 +27,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
-    """Also those to a section, of the page itself or of another."""
+    """A link to a section, of the page itself or of another, leads to a heading."""
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" not in target:
             name, _, section = target.partition("#")
@@ -38,13 +38,13 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_snippet_parses(page: Path) -> None:
-    """As it stands, `await` at top level allowed."""
+    """Every snippet parses unchanged; `await` at top level is allowed."""
     for block in blocks(page, "python"):
         compile(block, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_life_of_a_call_names_functions_that_exist() -> None:
-    """Every `file` is there, and every `function` beside it is in it."""
+    """Every `file` exists, and contains every `function` named after it."""
     rows = re.findall(r"`([a-z_/]+\.py)`((?: `[\w.]+`)+)", (ROOT / "docs" / "lifecycle.md").read_text())
     assert len(rows) > 15
     for name, functions in rows:
@@ -56,7 +56,7 @@ def test_the_life_of_a_call_names_functions_that_exist() -> None:
 
 @pytest.mark.parametrize(("number", "model"), [(0, CallerSettings), (1, HandlerSettings)])
 def test_the_settings_in_the_documents_load(number: int, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    """With real keys in place of the named ones."""
+    """Real keys replace the placeholders."""
     text = blocks(ROOT / "docs" / "settings.md", "toml")[number]
     path = tmp_path / "settings.toml"
     path.write_text(re.sub(r"KEY-\d", lambda _: new_key(), text))
@@ -64,8 +64,8 @@ def test_the_settings_in_the_documents_load(number: int, model: Any, tmp_path: P
     assert model().name in {"order-prod", "payment-prod"}
 
 
-def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
-    """One line each."""
+def test_every_dependency_has_a_reason_and_every_reason_a_dependency() -> None:
+    """The table has one line for each declared package."""
     project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("]")[0]
     declared = set(re.findall(r'^  "([a-z-]+)', project, flags=re.MULTILINE))
     table = (ROOT / "docs" / "development.md").read_text().partition("## What the product stands on")[2]
@@ -74,7 +74,7 @@ def test_every_dependency_is_defended_and_every_defended_one_is_used() -> None:
 
 
 def test_every_ending_names_a_test_that_exists() -> None:
-    """The table of endings is a table of tests."""
+    """Each row of the tables cites its test."""
     page = (ROOT / "docs" / "endings.md").read_text()
     rows = re.findall(r"`((?:e2e|handler|caller)/[\w/]+\.py)` `(test_\w+)`", page)
     cancels = [("e2e/test_cancel.py", name) for name in re.findall(r"\| `(test_\w+)` \|$", page, flags=re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""Every ending of a target reaches its caller, and every end of a caller stops its sender."""
+"""Every ending of a target reaches its caller, and every end of a caller stops the sender."""
 
 import uuid
 from typing import Any
@@ -41,7 +41,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) -> None:
-    """No code of the worker ran; the closing event tells by whom and why."""
+    """No code of the worker ran; the closing event holds the identity and the reason."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
     await (await world.until_started(ask)).terminate(reason="out of paper")
@@ -53,7 +53,7 @@ async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) ->
 
 
 async def test_a_target_that_timed_out_is_found_by_the_next_renewal(world: World) -> None:
-    """Bounded by its caller's deadline, ended by its own timer."""
+    """The caller's deadline bounds the target, and the target's timer ends it."""
     ask = Ask(key=world.key())
     handle = await world.call(
         ask, CallPlan(first_lease=1, renewal=1, operation="shared", start_to_close=2, deadline=60)
@@ -63,8 +63,8 @@ async def test_a_target_that_timed_out_is_found_by_the_next_renewal(world: World
     assert error.type is TimeoutType.START_TO_CLOSE
 
 
-async def test_a_target_that_is_reset_tells_the_new_runs_outcome_once(world: World) -> None:
-    """The memo goes with the reset; the old run's end is no ending."""
+async def test_a_reset_target_delivers_the_new_runs_outcome_once(world: World) -> None:
+    """The reset keeps the memo; the end of the old run is not delivered."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -83,7 +83,7 @@ async def test_a_target_that_is_reset_tells_the_new_runs_outcome_once(world: Wor
 
 @pytest.mark.parametrize("moment", ["with its call", "before its call"])
 async def test_a_caller_that_is_reset_gets_the_outcome_of_the_same_target(world: World, moment: str) -> None:
-    """The same activity lives on in the new run; or the new run's call attaches to the target of the first."""
+    """The same activity continues in the new run, or the new run's call attaches to the target of the first."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -126,15 +126,15 @@ async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_aga
     await target.signal("say", "to the second run")
     assert await handle.result() == Reply("to the second run")
 
-    async def told() -> None:
+    async def both_answered() -> None:
         assert sorted(world.receiver.statuses) == [200, 410]
 
-    await assert_eventually(told)
+    await assert_eventually(both_answered)
 
 
 @pytest.mark.parametrize("end", ["terminated", "deleted"])
 async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) -> None:
-    """410, or 404 where nothing of it is left; the target closes as it would, and nothing is handed over."""
+    """The answer is 410, or 404 if the caller was deleted. The target closes normally, without a delivery workflow."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -156,8 +156,8 @@ async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) 
             raise AssertionError(message)
 
         await assert_eventually(deleted, within=50)
-    await target.signal("say", "to nobody")
-    assert await target.result() == {"text": "to nobody", "blob": ""}
+    await target.signal("say", "to no caller")
+    assert await target.result() == {"text": "to no caller", "blob": ""}
 
     async def answered() -> None:
         assert world.receiver.statuses == [410 if end == "terminated" else 404]

@@ -1,4 +1,4 @@
-"""External storage: a reference is not a value, and crosses only where both sides say that they share the store."""
+"""External storage: a reference crosses only if both sides' settings share the store; otherwise its value crosses."""
 
 import dataclasses
 import uuid
@@ -31,7 +31,7 @@ BIG = 3 * 1024 * 1024
 
 
 class Store(StorageDriver):
-    """Keeps payloads in memory."""
+    """A store that keeps payloads in memory."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -68,7 +68,7 @@ def sharing(world: World) -> None:
 @pytest.mark.parametrize("behaviour", ["return", "fail"])
 @pytest.mark.parametrize("way", ["callback", "delivery workflow", "renewal"])
 async def test_a_stored_outcome_arrives_as_its_value(server: Server, way: str, behaviour: str, has_codec: bool) -> None:
-    """The caller has no such store; every way of an outcome resolves the reference, also through a codec."""
+    """The caller has no such store. Every way of delivery resolves the reference, also through a codec."""
     codec = Scrambler() if has_codec else None
     caller = dataclasses.replace(DataConverter.default, payload_codec=codec)
     converters = (caller, storing(Store(), 16, codec=codec))
@@ -101,7 +101,7 @@ async def test_a_stored_outcome_arrives_as_its_value(server: Server, way: str, b
 
 
 async def test_values_over_two_mebibytes_cross_as_references_where_the_store_is_shared(server: Server) -> None:
-    """In both directions: no payload of that size fits a history."""
+    """References cross in both directions; no payload of that size fits into a history."""
     store = Store()
     async with running_world(server, converters=(storing(store, 4096), storing(store, 4096)), prepare=sharing) as world:
         ask = Ask(key=world.key(), text="t" * BIG, size=BIG)
@@ -110,7 +110,7 @@ async def test_values_over_two_mebibytes_cross_as_references_where_the_store_is_
 
 
 async def test_our_own_memos_stay_in_the_history(server: Server) -> None:
-    """With a threshold of nothing: neither starts nor deliveries need the store to be read."""
+    """With a threshold of 0 bytes, starts and deliveries do not read the store."""
     async with running_world(server, converters=(DataConverter.default, storing(Store(), 0))) as world:
         ask = Ask(key=world.key(), text="small")
         assert await (await world.call(ask, LONG)).result() == Reply("small")
@@ -120,7 +120,7 @@ async def test_our_own_memos_stay_in_the_history(server: Server) -> None:
 
 
 async def test_a_reference_of_a_caller_that_shares_nothing_is_refused(server: Server) -> None:
-    """It could name anything in the handler's store."""
+    """The reference could name any value in the handler's store."""
     async with running_world(server, converters=(DataConverter.default, storing(Store(), 512))) as world:
         message = start(world, {"key": world.key()})
         message.headers["Content-Type"] = "application/x-temporal-payload"

@@ -1,8 +1,8 @@
-"""What goes wrong at the target is caught as over native Nexus: the same chain of errors, side by side.
+"""The caller catches a target's failure as over native Nexus: the same chain of errors, compared case by case.
 
-Each case runs the same target behind five handlers and callers at once: the SDK's own on both sides, with no code of
-ours, which is what the others are measured by; our targets over native Nexus; and the bridge's transports. A poll is
-answered as a held start is, only a second later: it is left to the fewer cases of the encrypted world.
+Each case runs the same target behind five handlers and callers at once. The reference is the SDK on both sides, without
+code of ours. Our targets over native Nexus and the bridge's transports are compared with it. A poll is answered like a
+held start, a second later; therefore only the fewer cases of the encrypted world include it.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ def _prepare(world: World) -> None:
 
 @contextlib.asynccontextmanager
 async def _trying(server: Server, converter: DataConverter) -> AsyncIterator[World]:
-    """A world whose targets stand behind our handler and behind a worker that is the SDK's alone."""
+    """A world whose targets are served by our handler and by a worker with the SDK only."""
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(
             running_world(server, without=("caller", "handler"), converters=(converter, converter), prepare=_prepare)
@@ -90,7 +90,7 @@ async def _trying(server: Server, converter: DataConverter) -> AsyncIterator[Wor
         yield world
 
 
-# One world for all cases: none of them leaves anything behind that another could see.
+# All cases share one world, because no case leaves a state that another case could see.
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def world(server: Server) -> AsyncIterator[World]:
     async with _trying(server, DataConverter.default) as made:
@@ -108,16 +108,16 @@ async def encrypted_world(server: Server) -> AsyncIterator[World]:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that goes wrong."""
+    """One failure to provoke."""
 
     behaviour: str
     operation: str = "fail"
     act: Act = ""
-    """What is done once the target runs."""
+    """The act of the test when the target runs."""
     deadline: float = 30.0
     lease: float = 30.0
     differs: Callable[[list[Error]], list[Error]] = list
-    """From what native Nexus tells to what the bridge tells, where the two are known to differ."""
+    """Turns the errors of native Nexus into those of the bridge, for known differences."""
 
     def __str__(self) -> str:
         timed = self.deadline < Case.deadline and "until the deadline"
@@ -125,10 +125,10 @@ class Case:
         return ", ".join(each for each in (self.behaviour, self.act, timed, own) if each)
 
 
-def told_once(native: list[Error]) -> list[Error]:
-    """Server 1.29 tells a handler's error twice, the first time in words of its own.
+def reported_once(native: list[Error]) -> list[Error]:
+    """Server 1.29 reports a handler's error twice, first in its own text. The bridge reports it once.
 
-    The handler's stack stays with the handler: who may not call, or called wrongly, is not shown its code.
+    The handler's stack stays with the handler: a caller with a wrong or forbidden request must not see its code.
     """
     operation, wrapper, error, *causes = native
     assert wrapper["class"] == error["class"] == "HandlerError"
@@ -138,17 +138,17 @@ def told_once(native: list[Error]) -> list[Error]:
 
 
 def in_our_words(text: str) -> Callable[[list[Error]], list[Error]]:
-    """As `told_once`; what native Nexus says is the SDK's text, about its own parts."""
+    """As `reported_once`, with *text* in place of the SDK's text about its own parts."""
 
     def differ(native: list[Error]) -> list[Error]:
-        operation, error, *causes = told_once(native)
+        operation, error, *causes = reported_once(native)
         return [operation, error | {"text": text, "message": repr(text)}, *causes]
 
     return differ
 
 
 def by_whom_and_why(native: list[Error]) -> list[Error]:
-    """The bridge reads the closing event, which says more than the server's completion does."""
+    """The bridge reads the closing event, which holds more than the server's completion."""
     operation, terminated = native
     assert terminated["text"] == "operation terminated"
     text = "operation terminated by WORKER: out of paper"
@@ -156,7 +156,7 @@ def by_whom_and_why(native: list[Error]) -> list[Error]:
 
 
 def of_its_kind(native: list[Error]) -> list[Error]:
-    """The server leaves the kind of the timeout out; to the caller it was the operation's run that took too long."""
+    """The server leaves out the kind of the timeout; the bridge names the timeout of the operation's run."""
     operation, timeout = native
     assert timeout["type"] == "None"
     return [operation, timeout | {"type": "<TimeoutType.START_TO_CLOSE: 1>"}]
@@ -166,7 +166,7 @@ CASES = [
     Case("application error with everything"),
     Case("application error with nothing"),
     Case("application error without words"),
-    Case("cancellation that nobody asked for"),
+    Case("unrequested cancellation"),
     Case("timeout of its own"),
     Case("timeout with details"),
     Case("termination as an error"),
@@ -183,7 +183,7 @@ CASES = [
     Case("child's activity fails"),
     Case("child is out of time"),
     Case("child is canceled"),
-    # Canceled, by whomever: a closing event keeps none of the target's own words, and no transport tells them.
+    # The closing event of a canceled target keeps no message of the target. Therefore no transport delivers one.
     Case("waits", act="cancel the call"),
     Case("waits", act="cancel the target"),
     Case("waits for an activity", act="cancel the call"),
@@ -193,17 +193,17 @@ CASES = [
     Case("waits", act="terminate the target", lease=1.0, differs=by_whom_and_why),
     Case("waits", operation="bounded", lease=1.0, differs=of_its_kind),
     Case("waits", deadline=2.0),
-    # No outcome: the request itself failed.
-    Case("refused", differs=told_once),
+    # The request itself failed, without an outcome.
+    Case("refused", differs=reported_once),
     Case("returns", operation="unserved", differs=in_our_words("no such operation")),
     # Operations that need no workflow.
     Case("operation fails", operation="answer"),
     Case("operation fails for a reason", operation="answer"),
     Case("operation is canceled", operation="answer"),
     Case("operation is canceled for a reason", operation="answer"),
-    Case("handler refuses", operation="answer", differs=told_once),
-    Case("handler refuses for a reason", operation="answer", differs=told_once),
-    Case("handler gives up", operation="answer", differs=told_once),
+    Case("handler refuses", operation="answer", differs=reported_once),
+    Case("handler refuses for a reason", operation="answer", differs=reported_once),
+    Case("handler gives up", operation="answer", differs=reported_once),
     Case("application error for good", operation="answer", differs=in_our_words("rates were withdrawn")),
 ]
 
@@ -220,19 +220,19 @@ SECRET_CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_the_caller_catches_what_it_would_catch_over_native_nexus(world: World, case: Case) -> None:
-    """Class, message, type, details, retryability and the whole chain of causes; event ids are the target's own."""
+    """Class, message, type, details, retryability and all causes are equal; event ids are the target's."""
     await _catches_the_same(world, case, ("callback", "wait"))
 
 
 @pytest.mark.parametrize("case", SECRET_CASES, ids=str)
 async def test_it_catches_the_same_where_failures_are_encrypted(encrypted_world: World, case: Case) -> None:
-    """Messages and stacks too, as the failure converter has it; and each side's codec undoes only its own."""
+    """The failure converter encrypts messages and stacks too; each side's codec decodes only its own payloads."""
     await _catches_the_same(encrypted_world, case, BRIDGE)
 
 
 @pytest.mark.parametrize("by", BRIDGE)
 async def test_no_history_shows_what_is_encrypted(encrypted_world: World, by: By) -> None:
-    """Neither side's, nor any detail of the pending activity."""
+    """No history of either side and no detail of the pending activity shows the plain text."""
     trial, handle = await _call(encrypted_world, Case("application error with everything"), by)
     assert (await handle.result())[1]["text"] == "Declined: declined"
     target = encrypted_world.handler_client.get_workflow_handle(failing.workflow_id(trial))
@@ -246,7 +246,7 @@ async def test_no_history_shows_what_is_encrypted(encrypted_world: World, by: By
 
 
 async def test_a_call_out_of_time_names_what_kept_it_from_the_handler(server: Server) -> None:
-    """More than native Nexus tells, where the last error is seen only as long as the operation is pending."""
+    """Native Nexus shows the last error only while the operation is pending; the bridge keeps it as the cause."""
     async with running_world(server, without=("service", "handler")) as world:
         handle = await world.call(Ask(world.key()), CallPlan(deadline=3.0))
         with pytest.raises(WorkflowFailureError) as caught:
@@ -294,7 +294,7 @@ async def _call(
         cancels=case.act == "cancel the call",
     )
     if case.operation == "bounded" and by != "sdk":
-        # The bridge gives its targets no timeout of their own but the caller's; this one has been started by hand.
+        # The bridge sets no other timeout on a target than the caller's; this target was started by hand.
         await world.handler_client.start_workflow(
             BoundedWorkflow.run,
             trial,
@@ -316,7 +316,7 @@ async def _runs(target: WorkflowHandle[Any, Any], case: Case) -> None:
 
 
 def _comparable(error: Error, trial: Trial) -> Error:
-    """Without what must differ from call to call: ids, and who works."""
+    """*error* without the values that differ from call to call: ids and workers' identities."""
 
     def neutral(text: str) -> str:
         text = re.sub(r"\b\d+@[\w.-]+", "WORKER", text.replace(trial.key, "KEY"))

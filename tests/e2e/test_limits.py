@@ -1,4 +1,4 @@
-"""What limits a wait is known: a call ends by its outcome or its deadline, on servers and clocks of every kind."""
+"""The limits of a call: it ends by its outcome or its deadline, with every server configuration and clock."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ async def cause_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def scheduled(handle: WorkflowHandle[Any, Any]) -> list[str]:
-    """Ids of the waiting activities, in order."""
+    """The ids of the waiting activities, in order."""
     return [
         event.activity_task_scheduled_event_attributes.activity_id
         async for event in handle.fetch_history_events()
@@ -96,7 +96,7 @@ async def test_a_call_waits_as_long_as_its_workflow_may(server: Server, limit: s
 
 
 async def test_a_call_waits_as_long_as_its_child_workflow_may(server: Server) -> None:
-    """The timeout that its parent gave."""
+    """The parent's timeout limits the child."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "wait")
         handle: WorkflowHandle[Any, Reply] = await world.caller_client.start_workflow(
@@ -116,7 +116,7 @@ async def test_a_call_waits_as_long_as_its_child_workflow_may(server: Server) ->
 
 
 async def test_a_retry_after_beyond_the_workflows_timeout_ends_no_call(server: Server) -> None:
-    """The handler asks for half an hour, the workflow has a minute."""
+    """`Retry-After` is half an hour, and the workflow has a minute."""
     refused: list[str] = []
 
     async def busy(request: web.Request) -> web.StreamResponse | None:
@@ -130,12 +130,12 @@ async def test_a_retry_after_beyond_the_workflows_timeout_ends_no_call(server: S
         handle = await world.call(Ask(world.key(), text="later"), run_timeout=timedelta(seconds=8))
         assert await handle.result() == Reply("later")
         assert len(await scheduled(handle)) == 1
-        # The handler is told how long the caller really waits.
+        # The header gives the handler the time that the caller really waits.
         assert float(refused[0].removesuffix("ms")) / (1 if refused[0].endswith("ms") else 0.001) <= 8000
 
 
 async def test_a_call_whose_workflow_times_out_ends_with_it(server: Server) -> None:
-    """At the workflow's timeout, and not before."""
+    """The call ends at the workflow's timeout, and not before."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "wait")
         handle = await world.call(ask, CallPlan(first_lease=1, renewal=1), run_timeout=timedelta(seconds=4))
@@ -146,7 +146,7 @@ async def test_a_call_whose_workflow_times_out_ends_with_it(server: Server) -> N
 
 
 async def test_a_clusters_default_number_of_attempts_ends_no_call(small_server: Server) -> None:
-    """Three attempts by default: a long call has more, and a handler that is down is asked more often."""
+    """The default is three attempts. A long call has more, and an unavailable handler gets more."""
     async with running_world(small_server, without=("service",)) as world:
         ask = Ask(world.key(), "wait")
         handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
@@ -161,7 +161,7 @@ async def test_a_clusters_default_number_of_attempts_ends_no_call(small_server: 
 
 @pytest.mark.parametrize("calls", [pytest.param(15, id="below the limit"), pytest.param(20, id="at the limit")])
 async def test_cancels_need_no_place_among_the_pending_activities(small_server: Server, calls: int) -> None:
-    """Twenty activities may be pending: all calls are canceled at once, and every target hears of it."""
+    """Twenty activities may be pending. All calls are canceled at once, and every target gets its cancel."""
     async with running_world(small_server) as world:
         asks = [Ask(world.key(), "cleanup") for _ in range(calls)]
         handle = await many_calls(world, asks, CallPlan(first_lease=600))
@@ -175,7 +175,7 @@ async def test_cancels_need_no_place_among_the_pending_activities(small_server: 
 
 
 async def test_calls_beyond_the_limit_of_a_workflow_are_refused(small_server: Server) -> None:
-    """With a clear error; the others, and the workflow, go on."""
+    """The refused calls get a clear error; the other calls and the workflow go on."""
     async with running_world(small_server) as world:
         asks = [Ask(world.key(), "wait") for _ in range(5)]
         handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
@@ -198,7 +198,7 @@ Limit = Callable[..., HandlerError | None]
 async def test_a_limit_that_has_changed_changes_no_replay(
     server: Server, monkeypatch: pytest.MonkeyPatch, was_refused: bool, transport: Transport
 ) -> None:
-    """What was refused is refused again, and what was sent is sent again."""
+    """A replay refuses the same inputs and sends the same inputs."""
     async with native_world(server) as world:
         plan = world.plan(transport, max_input_bytes=50 if was_refused else MAX_INPUT_BYTES, catch=True)
         handle = await world.call(Ask(world.key(), text="x" * 100), plan)
@@ -212,7 +212,7 @@ async def test_a_limit_that_has_changed_changes_no_replay(
 async def test_a_number_of_calls_that_has_changed_changes_no_replay(
     small_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls that were refused, and those that were made, stay so."""
+    """Refused calls stay refused, and calls that were made stay made."""
     async with running_world(small_server) as world:
         asks = [Ask(world.key(), text="paid") for _ in range(5)]
         handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
@@ -224,7 +224,7 @@ async def test_a_number_of_calls_that_has_changed_changes_no_replay(
 
 
 async def replay(handle: WorkflowHandle[Any, Any]) -> None:
-    """Replay the history of *handle* as a worker does that was restarted.
+    """Replay the history of *handle* like a restarted worker.
 
     Raises:
         temporalio.workflow.NondeterminismError: Today's code issues other commands.
@@ -236,7 +236,7 @@ async def replay(handle: WorkflowHandle[Any, Any]) -> None:
 
 @pytest.mark.parametrize("transport", ["callback", "nexus"])
 async def test_the_longest_durations_are_taken(server: Server, transport: Transport) -> None:
-    """`timedelta.max` and 9 000 years, as native Nexus takes them."""
+    """`timedelta.max` and 9 000 years are accepted, as by native Nexus."""
     async with native_world(server) as world:
         ask = Ask(world.key(), "wait")
         handle: WorkflowHandle[Any, Reply] = await world.caller_client.start_workflow(
@@ -261,8 +261,8 @@ async def test_the_longest_durations_are_taken(server: Server, transport: Transp
         pytest.param({"max_calls_in_flight": float("inf")}, id="calls without end"),
     ],
 )
-def test_limits_without_sense_are_refused_where_the_client_is_made(limits: dict[str, Any]) -> None:
-    """None fails later, in an activity."""
+def test_invalid_limits_are_refused_when_the_client_is_made(limits: dict[str, Any]) -> None:
+    """No invalid limit fails later, in an activity."""
     (name,) = limits
     with pytest.raises(ValueError, match=name):
         bridge.create_client(service=ProbeService, endpoint="payments", **limits)
@@ -272,7 +272,7 @@ def test_limits_without_sense_are_refused_where_the_client_is_made(limits: dict[
     "plan", [CallPlan(first_lease=1, renewal=1), CallPlan(first_lease=600, start_to_close=1)], ids=["lease", "close"]
 )
 async def test_an_attempt_lives_as_long_as_its_request_may(server: Server, plan: CallPlan) -> None:
-    """The 201 takes longer than the first lease, or than the operation may run: the operation is known to run."""
+    """The 201 takes longer than the first lease, or than the operation may run; the attempt still records it."""
 
     async def slow() -> None:
         await asyncio.sleep(2)
@@ -297,7 +297,7 @@ async def test_an_attempt_lives_as_long_as_its_request_may(server: Server, plan:
 
 @pytest.mark.parametrize("seconds", [-3600, -7, 7, 3600])
 async def test_a_workers_clock_shortens_no_call(server: Server, seconds: int) -> None:
-    """Behind or ahead of the server, by more than the deadline too: the server's clock counts."""
+    """The worker's clock is behind or ahead, also by more than the deadline: the server's clock counts."""
 
     def prepare(world: World) -> None:
         world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=seconds)
@@ -313,7 +313,7 @@ async def test_a_workers_clock_shortens_no_call(server: Server, seconds: int) ->
 
 
 async def test_a_clock_that_differs_is_reported_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """With the cure."""
+    """The report names the remedy."""
 
     def prepare(world: World) -> None:
         world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=100)
@@ -327,7 +327,7 @@ async def test_a_clock_that_differs_is_reported_once(server: Server, caplog: pyt
 
 
 async def test_a_call_ends_at_its_deadline_and_not_before(server: Server) -> None:
-    """Beside native Nexus: the same error, after the same time by the server's own events."""
+    """As over native Nexus: the same error, after the same time by the server's events."""
     waited = {}
     async with native_world(server) as world:
         for transport in ("callback", "nexus"):
@@ -345,7 +345,7 @@ async def test_a_call_ends_at_its_deadline_and_not_before(server: Server) -> Non
 
 
 async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Server) -> None:
-    """An operator fails it by hand: the call goes on under the same id, and ends by its outcome."""
+    """An operator fails the activity by hand: the call goes on under the same id, and ends by its outcome."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "wait")
         handle = await world.call(ask, CallPlan(first_lease=600))
@@ -364,7 +364,7 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
 
             await assert_eventually(again)
         assert len(set(await scheduled(handle))) == 1
-        # Another worker goes on from history.
+        # Another worker continues from history.
         await world.stop_worker("caller")
         await world.start_worker("caller")
         await target.signal("say", "all the same")
@@ -373,7 +373,7 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
 
 
 async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
-    """Canceled while nothing is pending: the cancel goes out once the operation is known again."""
+    """The call is canceled while no activity is pending. The cancel is sent when the operation is known again."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "cleanup")
         handle = await world.call(ask, CallPlan(first_lease=600))
@@ -393,7 +393,7 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
 
 
 async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server) -> None:
-    """In the task that made it, before its own code has run: the target hears of it."""
+    """The cancel comes in the task that made the call, before its code has run; the target gets the cancel."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "cleanup")
         handle = await world.caller_client.start_workflow(
@@ -410,7 +410,7 @@ async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Serv
 
 @pytest.mark.parametrize("cached", [True, False], ids=["with a cache", "without a cache"])
 async def test_a_canceled_call_does_not_keep_its_run_in_the_worker(server: Server, cached: bool) -> None:
-    """The worker stops while a canceled call waits, and another goes on with it."""
+    """The worker stops while a canceled call waits, and another worker continues the run."""
 
     def prepare(world: World) -> None:
         world.caller_worker_options = {} if cached else {"max_cached_workflows": 0}
@@ -432,7 +432,7 @@ async def test_a_canceled_call_does_not_keep_its_run_in_the_worker(server: Serve
 
 
 async def test_a_replaced_client_is_used_from_then_on(server: Server) -> None:
-    """Certificates are changed on a running worker: outcomes and cancels go through the new client alone."""
+    """Certificates change on a running worker: outcomes and cancels use the new client only."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "cleanup")
         handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))

@@ -1,4 +1,4 @@
-"""Receiver and handler service as parts of applications that a team has already."""
+"""Receiver and handler service as parts of a team's existing applications."""
 
 import logging
 from types import ModuleType
@@ -22,7 +22,7 @@ MOUNT = "/bridge"
 
 
 async def test_a_call_crosses_two_mounted_services(server: Server) -> None:
-    """Start, outcome over a parent's body limit, cancel and renewal: the public URL in the settings has the prefix."""
+    """The public URL has the prefix for start, cancel, renewal, and an outcome over the parent's body limit."""
     async with running_world(server, mount=MOUNT) as world:
         big = Ask(key=world.key(), size=1_500_000)
         assert await (await world.call(big, CallPlan(first_lease=600))).result() == Reply("", "b" * 1_500_000)
@@ -43,7 +43,7 @@ async def test_a_call_crosses_two_mounted_services(server: Server) -> None:
 async def test_an_application_connects_by_itself_and_closes_with_its_parent(
     server: Server, side: str, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two prefixes deep; as TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE say."""
+    """The application is below two prefixes; TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE configure the connection."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
     monkeypatch.setenv("TEMPORAL_NAMESPACE", CALLER if side == "caller" else HANDLER)
     keys, url = Keys(), "http://127.0.0.1:1/team/bridge"
@@ -67,7 +67,7 @@ async def test_an_application_connects_by_itself_and_closes_with_its_parent(
 
 
 async def test_a_parent_that_has_read_the_body_does_no_harm(server: Server) -> None:
-    """As a middleware that logs bodies does."""
+    """A middleware that logs bodies reads them first."""
 
     async def read(request: web.Request) -> None:
         await request.read()
@@ -82,7 +82,7 @@ async def test_a_parent_that_has_read_the_body_does_no_harm(server: Server) -> N
 async def test_our_access_logger_writes_no_token_for_a_mounted_receiver(
     server: Server, aiohttp_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The page asks for it, because aiohttp's own logs the query, and so the callback token."""
+    """aiohttp's own access logger logs the query, which holds the callback token."""
     keys = Keys()
     async with running_world(server, without=("caller", "handler", "receiver", "service")) as world:
         app = caller.create_app(
@@ -103,14 +103,14 @@ async def test_our_access_logger_writes_no_token_for_a_mounted_receiver(
 
 
 def test_a_module_that_offers_nothing_is_refused_when_the_application_is_made() -> None:
-    """By the module's name and file."""
+    """The error names the module and its file."""
     settings = handler_settings(Keys(), receiver_url="http://127.0.0.1:1", service_url="http://127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"empty \(None\) has no workflow decorated"):
         handler.create_app(settings, ModuleType("empty"))
 
 
 def test_the_receiver_needs_its_settings() -> None:
-    """A caller without one polls."""
+    """Settings without a receiver are for callers that poll."""
     settings = caller_settings(
         Keys(),
         receiver_url="http://127.0.0.1:1",
@@ -124,6 +124,6 @@ def test_the_receiver_needs_its_settings() -> None:
 
 
 def test_a_module_of_workflows_is_served_whole() -> None:
-    """Its decorated workflows, and its service handlers."""
+    """The decorated workflows and the service handlers of the module are served."""
     settings = handler_settings(Keys(), receiver_url="http://127.0.0.1:1", service_url="http://127.0.0.1:1")
     assert handler.create_app(settings, workflows) is not None

@@ -1,4 +1,4 @@
-"""Whose a native Nexus operation is: the calling server says so, and no workflow can say otherwise."""
+"""The owner of a native Nexus operation is set by the calling server, and no workflow can forge it."""
 
 import pytest
 from nexusrpc import HandlerError, HandlerErrorType
@@ -25,7 +25,7 @@ def served_natively(world: World) -> None:
 
 @pytest.mark.parametrize("has_ended", [True, False])
 async def test_a_forged_link_opens_no_other_namespaces_operation(server: Server, *, has_ended: bool) -> None:
-    """Neither is its outcome told, nor does the forger get the token by which it could be canceled."""
+    """The forger gets neither the outcome nor the token that could cancel the operation."""
     if server.http is None:
         pytest.skip("the callbacks of a server that is not our own may name no namespace")
     async with running_world(server, without=("service", "receiver"), prepare=served_natively) as world:
@@ -56,11 +56,11 @@ async def test_a_forged_link_opens_no_other_namespaces_operation(server: Server,
 
 
 async def test_more_calls_than_the_server_delivers_to_still_end(server: Server) -> None:
-    """1.29 takes 32 callbacks of a run and says so in one way, newer servers take more and say so in another."""
+    """1.29 accepts 32 callbacks of a run, newer servers accept more; they refuse with different errors."""
     async with running_world(server, without=("service", "receiver"), prepare=served_natively) as world:
         await world.create_nexus_endpoint()
         ask = Ask(world.key(), "wait")
-        # An operation that lets other callers attach, because newer servers do not name the namespace that calls.
+        # The operation lets other callers attach, because newer servers do not name the calling namespace.
         plan = world.plan("nexus", operation="shared")
         calls = [await world.call(ask, plan) for _ in range(34)]
         target = world.handler_client.get_workflow_handle(f"shared-{ask.key}")

@@ -56,7 +56,7 @@ async def quiet(server: Server) -> AsyncIterator[World]:
 
 
 async def ask(peer: Path, package: str, key: bytes, **job: Any) -> Any:
-    """Have *package* do a job."""
+    """Run one job with *package*."""
     text = json.dumps({"package": package, "key": base64.b64encode(key).decode(), **job})
     process = await asyncio.create_subprocess_exec(
         *("node", "npm_peer.mjs"), cwd=peer, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -74,7 +74,7 @@ def plain(headers: Mapping[str, str]) -> dict[str, str]:
 async def test_a_start_signed_in_javascript_gets_an_answer_that_is_checked_there(
     quiet: World, peer: Path, package: str
 ) -> None:
-    """The real service: 201 and a refusal, both bound to their request; a changed answer does not hold."""
+    """The real service answers 201 and a refusal, both bound to their request; a changed answer does not verify."""
     key = quiet.keys.start.raw()["k1"]
     for ask_for, status in (({"key": quiet.key()}, 201), ({"key": quiet.key(), "behaviour": "refused"}, 400)):
         message = start(quiet, ask_for)
@@ -88,17 +88,17 @@ async def test_a_start_signed_in_javascript_gets_an_answer_that_is_checked_there
             session.post(URL(message.url, encoded=True), headers=signed, data=message.body) as response,
         ):
             assert response.status == status
-            told = plain(response.headers)
+            received = plain(response.headers)
         request = {"method": "POST", "url": message.url, "headers": signed}
-        for told_status, expected in ((status, True), (200, False)):
-            answer = {"status": told_status, "headers": told}
+        for claimed_status, expected in ((status, True), (200, False)):
+            answer = {"status": claimed_status, "headers": received}
             held = await ask(peer, package, key, do="verify", tag="bridge-answer", message=answer, request=request)
             assert held is expected
 
 
 @pytest.mark.parametrize("package", [each.partition("@")[0] for each in PACKAGES])
 async def test_our_start_is_checked_in_javascript_and_its_answer_is_checked_here(peer: Path, package: str) -> None:
-    """Both ways round: our request, the package's answer, and neither holds for another request."""
+    """Our request and the package's answer verify, and neither verifies for another request."""
     keys = key_set()
     key, url = keys.raw()["k1"], "https://payments.example/op?callback=https%3A%2F%2Forders.example%2F7"
     proofs: list[RequestProof] = []
@@ -112,7 +112,7 @@ async def test_our_start_is_checked_in_javascript_and_its_answer_is_checked_here
     assert not await ask(peer, package, key, do="verify", tag="bridge-start", message=spoilt)
 
     headers = {"Content-Type": "application/json", "Repr-Digest": ContentDigest.create(BODY)}
-    told = await ask(
+    signed = await ask(
         peer,
         package,
         key,
@@ -122,8 +122,8 @@ async def test_our_start_is_checked_in_javascript_and_its_answer_is_checked_here
         message={"status": 201, "headers": headers},
         request=requests[0],
     )
-    assert proofs[0].verify_answer(201, CIMultiDict(told), BODY)["Content-Type"] == "application/json"
+    assert proofs[0].verify_answer(201, CIMultiDict(signed), BODY)["Content-Type"] == "application/json"
     with pytest.raises(UntrustedError):
-        proofs[1].verify_answer(201, CIMultiDict(told), BODY)
+        proofs[1].verify_answer(201, CIMultiDict(signed), BODY)
     with pytest.raises(UntrustedError):
-        proofs[0].verify_answer(200, CIMultiDict(told), BODY)
+        proofs[0].verify_answer(200, CIMultiDict(signed), BODY)

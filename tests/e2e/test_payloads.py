@@ -1,4 +1,4 @@
-"""A payload arrives as it was sent, whatever it is and however it travels, and nobody on the way reads it."""
+"""A payload of any kind arrives unchanged over every transport, and no process in between decodes it."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
 class _Unreadable(PayloadConverter):
-    """Of a process that has no business with values."""
+    """The converter of a process that must not decode values."""
 
     def to_payloads(self, values: Sequence[Any]) -> list[Payload]:
         raise AssertionError("a value was written")
@@ -90,7 +90,7 @@ async def _echoing(server: Server, converter: DataConverter = DataConverter.defa
         yield world
 
 
-# One world for all cases: every payload is another, and so leads to a target of its own.
+# All cases share one world: every payload differs, and therefore starts its own target.
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def world(server: Server) -> AsyncIterator[World]:
     async with _echoing(server) as made:
@@ -129,7 +129,7 @@ KINDS = {
     "without any metadata": _payload(b"KEY"),
     "null with extra metadata": _payload(b"", encoding=b"binary/null", type=b"KEY"),
 }
-"""`KEY` is replaced by what makes the payload another one for every call."""
+"""The test replaces `KEY`, so that every call has another payload."""
 
 
 def _unique(kind: str) -> Payload:
@@ -144,8 +144,8 @@ def _unique(kind: str) -> Payload:
 def _carried(payload: Payload, transport: Transport) -> Payload:
     """What *transport* makes of *payload*.
 
-    Nothing, but for one known fault of native Nexus in servers 1.29 to 1.31: they send `json/plain` as bare JSON, and
-    metadata beside the encoding stays behind, of inputs as of results.
+    Every transport leaves it unchanged, with one exception: native Nexus in servers 1.29 to 1.31 sends `json/plain` as
+    bare JSON and loses all metadata except the encoding, of inputs and of results.
     """
     if transport == "nexus" and payload.metadata["encoding"] == b"json/plain":
         return _payload(payload.data, encoding=b"json/plain")
@@ -166,14 +166,14 @@ async def _call(world: World, payload: Payload, transport: Transport) -> Workflo
 
 
 async def _input_of(world: World, target_id: str) -> Payload:
-    """What stands in the target's history, undecoded."""
+    """The input in the target's history, undecoded."""
     target = world.handler_client.get_workflow_handle(target_id)
     started = (await target.fetch_history()).events[0].workflow_execution_started_event_attributes
     return started.input.payloads[0]
 
 
 async def _result_of_call(handle: WorkflowHandle[Any, Any]) -> Payload:
-    """What stands in the caller's history as the operation's result, undecoded."""
+    """The operation's result in the caller's history, undecoded."""
     for event in (await handle.fetch_history()).events:
         match event.event_type:
             case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
@@ -187,7 +187,7 @@ async def _result_of_call(handle: WorkflowHandle[Any, Any]) -> Payload:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_payload_arrives_byte_for_byte(world: World, kind: str, transport: Transport) -> None:
-    """All metadata and the data, at the target and back at the caller."""
+    """Metadata and data are equal at the target and back at the caller."""
     payload = _unique(kind)
     expected = _carried(payload, transport)
     handle = await _call(world, payload, transport)
@@ -197,7 +197,7 @@ async def test_a_payload_arrives_byte_for_byte(world: World, kind: str, transpor
 
 
 async def test_nothing_arrives_as_nothing(server: Server, transport: Transport) -> None:
-    """No argument, and `None` as the result."""
+    """The operation has no argument, and `None` as its result."""
     nothing, target_id = _payload(b"", encoding=b"binary/null"), f"nothing-{uuid.uuid4()}"
     echoes.declare_nothing(target_id)
     async with _echoing(server) as world:
@@ -209,10 +209,10 @@ async def test_nothing_arrives_as_nothing(server: Server, transport: Transport) 
         assert await _result_of_call(handle) == nothing
 
 
-# Of the kinds that the SDK can decode: it reads the details of a failure before anybody asks for them.
+# Only kinds that the SDK can decode, because the SDK decodes the details of every failure at once.
 @pytest.mark.parametrize("kind", ["json/plain", "json/plain with extra metadata", "binary/plain with extra metadata"])
 async def test_the_details_of_a_failure_arrive_byte_for_byte(world: World, kind: str, transport: Transport) -> None:
-    """What is inside a failure crosses as unread as what stands for itself."""
+    """A payload inside a failure crosses undecoded, like any other payload."""
     payload = _unique(kind)
     payload.data = b'"' + echoes.FAILS + uuid.uuid4().hex.encode() + b'"'
     handle = await _call(world, payload, transport)
@@ -225,7 +225,7 @@ async def test_the_details_of_a_failure_arrive_byte_for_byte(world: World, kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_codec_on_both_sides_is_undone_at_the_ends_only(encrypted_world: World, kind: str) -> None:
-    """Over every transport the values are equal; what stands in the histories is encrypted, all of it."""
+    """Over every transport the values are equal, and every payload in the histories is encrypted."""
     await asyncio.gather(*(_crosses_encrypted(encrypted_world, _unique(kind), transport) for transport in TRANSPORTS))
 
 
@@ -241,7 +241,7 @@ async def _crosses_encrypted(world: World, payload: Payload, transport: Transpor
 
 
 def _payloads_in(message: Message) -> Iterator[Payload]:
-    """Every payload in *message* but those of search attributes, which no codec touches."""
+    """Every payload in *message* except those of search attributes, which no codec encodes."""
     if isinstance(message, Payload):
         yield message
     elif not isinstance(message, SearchAttributes):
@@ -254,7 +254,7 @@ def _payloads_in(message: Message) -> Iterator[Payload]:
 
 @pytest.mark.parametrize("codec", [None, Scrambler()], ids=["plain", "encrypted"])
 async def test_pydantic_models_arrive_as_they_were(server: Server, codec: PayloadCodec | None) -> None:
-    """Nested models, decimals, times and enums, over every transport."""
+    """Nested models, decimals, times and enums arrive over every transport."""
     async with _echoing(server, dataclasses.replace(pydantic_data_converter, payload_codec=codec)) as world:
 
         async def pay(transport: Transport) -> Paid:
@@ -282,7 +282,7 @@ async def test_an_input_at_the_limit_arrives(world: World, transport: Transport)
 
 
 async def test_an_input_at_the_limit_arrives_encrypted(encrypted_world: World, transport: Transport) -> None:
-    """The limit leaves room for what an encrypting codec adds."""
+    """The limit leaves room for the bytes that an encrypting codec adds."""
     assert await (await _call_with(encrypted_world, MAX_INPUT_BYTES, transport)).result() == echoes.SHORT.decode()
 
 
@@ -290,12 +290,12 @@ async def test_an_input_at_the_limit_arrives_encrypted(encrypted_world: World, t
 async def test_an_input_over_the_limit_is_refused_by_name_and_starts_nothing(
     world: World, transport: Transport, size: int
 ) -> None:
-    """Found out before anything is scheduled: the server would terminate the workflow for the attempt."""
+    """The check comes before scheduling, because the server would terminate the workflow for such a command."""
     already = len(world.service.requests)
     handle = await _call_with(world, size, transport)
-    told = await handle.result()
+    answer = await handle.result()
 
-    assert told == f"BAD_REQUEST: the operation's input of {size} bytes is over the limit of {MAX_INPUT_BYTES}"
+    assert answer == f"BAD_REQUEST: the operation's input of {size} bytes is over the limit of {MAX_INPUT_BYTES}"
     assert len(world.service.requests) == already
     assert not {"ACTIVITY_TASK_SCHEDULED", "NEXUS_OPERATION_SCHEDULED"} & set(await events(handle))
     await Replayer(workflows=echoes.CALLERS).replay_workflow(await handle.fetch_history())

@@ -1,4 +1,4 @@
-"""Peers without Temporal: the programs of `examples/plain`, as processes, against the real other side."""
+"""Peers without Temporal: the programs of `examples/plain` as processes, with the real other side."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 
 @workflow.defn(sandboxed=False)
 class ImpatientWorkflow:
-    """Asks again after a second."""
+    """A plan that renews after a second."""
 
     @workflow.run
     async def run(self, request: PaymentRequest) -> PaymentResponse:
@@ -56,7 +56,7 @@ def one_key(key_set: KeySet) -> str:
 
 @contextlib.asynccontextmanager
 async def running(module: str, port: int, **variables: str) -> AsyncIterator[Process]:
-    """One of the example programs, once it listens."""
+    """One of the example programs, yielded when it listens."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, str(port)),
         cwd=ROOT,
@@ -81,7 +81,7 @@ async def running(module: str, port: int, **variables: str) -> AsyncIterator[Pro
 
 @contextlib.asynccontextmanager
 async def plain_handler(server: Server) -> AsyncIterator[tuple[World, str]]:
-    """The caller's side of a world, and the URL of a handler without Temporal that it calls."""
+    """The caller's side of a world, and the URL of the handler without Temporal that it calls."""
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     async with running_world(server, without=("service", "caller", "handler")) as world:
@@ -117,7 +117,7 @@ async def order(world: World, amount: float) -> OrderReceipt:
 
 
 async def test_an_order_is_paid_by_a_handler_without_temporal(server: Server) -> None:
-    """In the answer to the start, or by a signed completion a while later; a failure is told as one."""
+    """The answer to the start or a later signed completion carries the outcome; a failure arrives as a failure."""
     async with plain_handler(server) as (world, _):
         assert (await order(world, 50)).status == "paid"
         assert world.receiver.statuses == []
@@ -133,7 +133,7 @@ async def test_an_order_is_paid_by_a_handler_without_temporal(server: Server) ->
 
 
 async def test_a_handler_without_temporal_is_canceled_and_says_so(server: Server) -> None:
-    """The order's cancellation waits for the handler's word."""
+    """The order's cancellation waits for the completion that the handler signs."""
     async with plain_handler(server) as (world, _):
         order_id = world.key()
         handle = await world.caller_client.start_workflow(
@@ -153,8 +153,8 @@ async def test_a_handler_without_temporal_is_canceled_and_says_so(server: Server
         assert world.receiver.statuses == [200]
 
 
-async def test_a_completion_that_a_plain_handler_cannot_bring_home_is_fetched(server: Server) -> None:
-    """It tells once; whoever was not reached asks again under the same request id, and is not charged twice."""
+async def test_a_completion_that_a_plain_handler_cannot_deliver_is_fetched_by_a_renewal(server: Server) -> None:
+    """The handler sends once. An unreached caller repeats the start under its request id, and is charged once."""
     async with plain_handler(server) as (world, _):
         await world.receiver.stop()
         order_id = world.key()
@@ -167,8 +167,8 @@ async def test_a_completion_that_a_plain_handler_cannot_bring_home_is_fetched(se
         assert response == PaymentResponse(f"p-{order_id}", "paid")
 
 
-async def test_a_plain_handler_takes_nothing_unsigned_and_calls_nobody_else_back(server: Server) -> None:
-    """401 without the caller's signature; so it cannot be made to send requests elsewhere either."""
+async def test_a_plain_handler_refuses_unsigned_starts_and_other_callback_hosts(server: Server) -> None:
+    """A start without the caller's signature is a 401. A forged start cannot direct requests to another host."""
     async with plain_handler(server) as (_, url), aiohttp.ClientSession() as session:
         start = f"{url}/PaymentService/process?callback=http://127.0.0.1:1/"
         headers = {"Nexus-Request-Id": "1"}
@@ -177,8 +177,8 @@ async def test_a_plain_handler_takes_nothing_unsigned_and_calls_nobody_else_back
 
 
 @pytest.mark.parametrize("auth", ["signature", "bearer", "none"])
-async def test_a_caller_without_temporal_starts_by_curl_and_is_told_the_outcome(server: Server, auth: str) -> None:
-    """The commands and the settings of the document, as they stand there, but for ports and the order's id."""
+async def test_a_caller_without_temporal_starts_by_curl_and_receives_the_outcome(server: Server, auth: str) -> None:
+    """The document's commands and settings work unchanged, except for ports and the order's id."""
     [receiver_port] = free_ports(1)
     key_set = KeySet.model_validate({"signing": "k1", "keys": {"k1": new_key()}})
     keys = {"START-KEY": one_key(key_set), "COMPLETION-KEY": new_key(), "BEARER-KEY": new_key()}
@@ -219,23 +219,23 @@ async def test_a_caller_without_temporal_starts_by_curl_and_is_told_the_outcome(
             await assert_eventually(is_listening)
             answer = await run(filled(call).replace("caller.sh 7 ", f"caller.sh {order_id} "))
             assert "201 Created" in answer
-            told = json.loads(await asyncio.wait_for(receiver.stdout.readline(), 30))
-            assert told["state"] == "succeeded"
-            assert told["content"] == {"payment_id": f"p-{order_id}", "status": "paid"}
-            # The same command again is the same call: once the run has closed, its outcome is the answer.
+            received = json.loads(await asyncio.wait_for(receiver.stdout.readline(), 30))
+            assert received["state"] == "succeeded"
+            assert received["content"] == {"payment_id": f"p-{order_id}", "status": "paid"}
+            # The same command again is the same call. When the run has closed, the answer is its outcome.
             await world.handler_client.get_workflow_handle(f"payment-{order_id}").result()
             again = await run(filled(call).replace("caller.sh 7 ", f"caller.sh {order_id} "))
             assert "200 OK" in again
-            assert json.loads(again.splitlines()[-1]) == told["content"]
+            assert json.loads(again.splitlines()[-1]) == received["content"]
             if auth == "signature":
                 variables, _, _ = filled(call).partition("examples/plain/caller.sh")
                 by_hand = await run(f"{variables} examples/plain/by_hand.sh {order_id} 420")
                 assert "200 OK" in by_hand
-                assert json.loads(by_hand.splitlines()[-1]) == told["content"]
+                assert json.loads(by_hand.splitlines()[-1]) == received["content"]
 
 
 def environment() -> dict[str, str]:
-    """With our Python first on the path, as in an activated virtual environment."""
+    """The environment with our Python first on the path, as in an activated virtual environment."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

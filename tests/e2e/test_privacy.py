@@ -1,4 +1,4 @@
-"""What crosses is read by nobody on the way, and no secret leaves the process that holds it."""
+"""No process in between reads a payload, and no secret leaves the process that holds it."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ CALLBACK_TOKEN = "?sig="
 
 
 async def history_text(world: World, ask: Ask, handle: Any) -> tuple[str, str]:
-    """Both histories and what describe shows, as text."""
+    """Both histories and the output of describe, as text."""
     texts = []
     for each in (handle, world.target(ask)):
         described = await each.describe()
@@ -33,7 +33,7 @@ async def history_text(world: World, ask: Ask, handle: Any) -> tuple[str, str]:
 
 
 async def test_encrypted_payloads_cross_unread(server: Server) -> None:
-    """With a codec on both sides neither the HTTP hop nor any history holds the plain value."""
+    """With a codec on both sides, neither HTTP nor any history contains the plain value."""
     bodies: list[tuple[str, bytes]] = []
 
     async def capture(request: web.Request) -> None:
@@ -58,7 +58,7 @@ async def test_encrypted_payloads_cross_unread(server: Server) -> None:
 
 
 async def test_no_secret_is_logged_answered_or_recorded(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Success, failure, renewal, refusal and a forged message: keys nowhere, tokens only where they must travel."""
+    """For success, failure, renewal, refusal and a forged message: no key appears, and tokens only where required."""
     caplog.set_level(logging.DEBUG)
     secrets = [world.keys.hash] + [
         key_set.keys["k1"].get_secret_value()
@@ -83,14 +83,14 @@ async def test_no_secret_is_logged_answered_or_recorded(world: World, caplog: py
     assert "Signature" not in logs
     for ask, handle in zip(asks, handles, strict=True):
         of_caller, of_target = await history_text(world, ask, handle)
-        # The callback URL rests with the target, signed for one wait; nothing of it comes back into the caller.
+        # The target's memo holds the callback URL, signed for one wait. The caller's history holds no part of it.
         assert CALLBACK_TOKEN not in of_caller
         for secret in secrets:
             assert secret not in logs + of_caller + of_target
 
 
-async def test_access_logs_tell_requests_and_renewals_of_a_call(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """By request id, on both services: the facts that a demo, a benchmark and an operator count."""
+async def test_access_logs_show_requests_and_renewals_of_a_call(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Both services log each request id: the demo, the benchmark and operators count these lines."""
     caplog.set_level(logging.INFO)
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))

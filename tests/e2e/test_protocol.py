@@ -1,4 +1,4 @@
-"""What docs/protocol.md and the OpenAPI documents say is what is sent."""
+"""docs/protocol.md and the OpenAPI documents agree with the messages that are sent."""
 
 import asyncio
 import json
@@ -30,19 +30,22 @@ async def recorded(server: Server) -> AsyncIterator[Recorded]:
     yield await record(server)
 
 
-async def test_the_document_shows_what_is_really_sent(server: Server, recorded: Recorded) -> None:
-    """Every exchange, and no other. If one has changed for good: `python -m tests.support.record_protocol`."""
+async def test_the_document_shows_the_messages_that_are_sent(server: Server, recorded: Recorded) -> None:
+    """The document has every exchange, and no other.
+
+    After an intended change run `python -m tests.support.record_protocol`.
+    """
     shown = {name: each.text() for name, each in recorded[1].items()}
     for name, text in Page(DOCUMENT.read_text()).exchanges():
-        told = shown.pop(name)
+        sent = shown.pop(name)
         if name == "completion by a server" and not server.version.startswith("1.29."):
-            continue  # later servers write a few headers otherwise
-        assert told == text, f"{name} differs; python -m tests.support.record_protocol writes it anew"
+            continue  # later servers write a few headers differently
+        assert sent == text, f"{name} differs; python -m tests.support.record_protocol writes it again"
     assert not shown, "recorded, but not in the document"
 
 
 async def test_the_document_prints_the_keys_that_its_examples_are_signed_with(recorded: Recorded) -> None:
-    """So they are test vectors; and only ids and times were replaced, not what is covered."""
+    """The examples are test vectors: recording replaced ids and times, and kept the covered components."""
     text = DOCUMENT.read_text()
     assert all(key in text for key in KEYS.values())
     signed = 0
@@ -56,10 +59,10 @@ async def test_the_document_prints_the_keys_that_its_examples_are_signed_with(re
 
 
 async def test_the_examples_of_the_document_verify_with_our_code() -> None:
-    """With the document's keys, at the document's time: every request, and every answer bound to it."""
+    """Every request and its answer verify with the document's keys at the document's time."""
     answers = 0
     for name, text in Page(DOCUMENT.read_text()).exchanges():
-        asked, told = messages(text)
+        asked, answered = messages(text)
         if not asked.header("Signature-Input"):
             continue
         [tag] = re.findall(r'tag="([a-z-]+)"', asked.header("Signature-Input"))
@@ -68,17 +71,17 @@ async def test_the_examples_of_the_document_verify_with_our_code() -> None:
         method, path, _ = asked.first_line.split(" ")
         verified = verifier.verify(MessageKind(tag), method=method, raw_path=path, headers=CIMultiDict(asked.headers))
         verified.check_body(asked.body)
-        if told.header("Signature-Input"):
+        if answered.header("Signature-Input"):
             answers += 1
-            status = int(told.first_line.split(" ")[1])
-            verified.proof.verify_answer(status, CIMultiDict(told.headers), told.body)
+            status = int(answered.first_line.split(" ")[1])
+            verified.proof.verify_answer(status, CIMultiDict(answered.headers), answered.body)
         else:
             assert "not authenticated" in name
     assert answers > 15
 
 
 def messages(text: str) -> tuple[Message, Message]:
-    """An exchange as the document prints it."""
+    """Request and answer of *text*, an exchange in the document's form."""
     request, _, answer = text.partition("\n\nHTTP/1.1 ")
     parts = []
     for each in (request, f"HTTP/1.1 {answer}".removesuffix("\n")):
@@ -90,11 +93,11 @@ def messages(text: str) -> tuple[Message, Message]:
 
 
 async def test_the_signature_bases_of_the_document_make_its_signatures() -> None:
-    """By openssl alone: the two scripts print the signatures of the exchange that they are about."""
+    """With openssl only, the two scripts print the signatures of their exchange."""
     page = DOCUMENT.read_text()
     shown = next(text for name, text in Page(page).exchanges() if name == "start polled")
-    asked, told = messages(shown)
-    for name, message in (("request", asked), ("answer", told)):
+    asked, answered = messages(shown)
+    for name, message in (("request", asked), ("answer", answered)):
         [script] = re.findall(rf"<!-- base: {name} -->\n```sh\n(.*?)```\n", page, re.DOTALL)
         process = await asyncio.create_subprocess_exec("bash", "-euc", script, stdout=asyncio.subprocess.PIPE)
         out, _ = await process.communicate()
@@ -102,14 +105,14 @@ async def test_the_signature_bases_of_the_document_make_its_signatures() -> None
 
 
 async def test_what_we_sign_verifies_without_our_code(recorded: Recorded, monkeypatch: Any) -> None:
-    """By the lines that the document names, with the document's keys and at the document's time; answers too."""
+    """Requests verify by the documented example, answers by the library, with the document's keys and time."""
     monkeypatch.setattr("examples.plain.signatures._Verifier.max_clock_skew", timedelta(days=36500))
     for exchange in recorded[1].values():
         request = exchange.request
-        if told := re.search(r'tag="([a-z-]+)"', request.header("Signature-Input")):
+        if tag := re.search(r'tag="([a-z-]+)"', request.header("Signature-Input")):
             path, headers = request.first_line.split(" ")[1], CIMultiDict(request.headers)
-            assert is_signed(told[1], path, headers, request.body, key=decode_key(KEYS[told[1]]))
-            assert not is_signed(told[1], path, headers, request.body + b" ", key=decode_key(KEYS[told[1]]))
+            assert is_signed(tag[1], path, headers, request.body, key=decode_key(KEYS[tag[1]]))
+            assert not is_signed(tag[1], path, headers, request.body + b" ", key=decode_key(KEYS[tag[1]]))
         if exchange.answer.header("Signature-Input"):
             keys = MappingKeyResolver(private_keys={}, public_keys={"k1": key_of(request)})
             HTTPMessageVerifier(signature_algorithm=algorithms.HMAC_SHA256, key_resolver=keys).verify(
@@ -118,7 +121,7 @@ async def test_what_we_sign_verifies_without_our_code(recorded: Recorded, monkey
 
 
 async def test_every_exchange_is_as_the_openapi_documents_describe_it(recorded: Recorded) -> None:
-    """Path, parameters, required headers, body, status, answer's headers and body."""
+    """Path, parameters, required headers, body, status, and the answer's headers and body match."""
     for name, exchange in recorded[0].items():
         is_completion = exchange.route.startswith("/callbacks")
         check(describe_receiver() if is_completion else describe_handler_service(), exchange, name)
@@ -135,9 +138,11 @@ def check(document: Mapping[str, Any], exchange: Exchange, name: str) -> None:
             is_valid(value, parameter["schema"], document, name)
         elif parameter["in"] == "header":
             assert not parameter["required"], f"{name}: {parameter['name']}"
-    told = {scheme["name"].lower() for scheme in document["components"]["securitySchemes"].values() if "name" in scheme}
+    proofs = {
+        scheme["name"].lower() for scheme in document["components"]["securitySchemes"].values() if "name" in scheme
+    }
     for header in sent:
-        assert header in parameters.keys() | told or not is_ours(header), f"{name}: {header} is not described"
+        assert header in parameters.keys() | proofs or not is_ours(header), f"{name}: {header} is not described"
     answers = operation["responses"]
     answer = answers.get(str(exchange.status)) or answers[f"{exchange.status // 100}XX"]
     assert exchange.answer.body == b"" or answer["content"], name
@@ -161,7 +166,7 @@ def media_type(message: Message) -> str:
 def is_valid(value: Any, schema: Mapping[str, Any], document: Mapping[str, Any], name: str) -> None:
     if schema.get("type") == "integer":
         value = int(value)
-    # With the components beside it, its references lead somewhere.
+    # The references of the schema need the components in the same document.
     whole = {**schema, "components": document["components"]}
     errors = list(jsonschema.Draft202012Validator(whole).iter_errors(value))
     assert not errors, f"{name}: {errors[0].message}"

@@ -1,4 +1,4 @@
-"""The README as a newcomer follows it: its files and commands, in its order, in an empty folder."""
+"""The README's files and commands work in the README's order in an empty folder."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(name="newcomer")
 def newcomers_environment(tmp_path: Path) -> dict[str, str]:
-    """What a newcomer's shell has: an environment of its own, in which the README's command installs the package.
+    """The variables of a newcomer's shell: a new environment, in which the README's command installs the package.
 
     The dependencies are those of the tests' environment, so that nothing is downloaded.
     """
@@ -59,7 +59,7 @@ def newcomers_environment(tmp_path: Path) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def running(command: str, *, folder: Path, shell: dict[str, str]) -> AsyncIterator[None]:
-    """One of the terminals in which the README leaves a command running."""
+    """Keep one command of the README running, as in a terminal."""
     with (folder / f"{abs(hash(command))}.log").open("wb") as log:
         process = await asyncio.create_subprocess_shell(
             f"exec env {command}", cwd=folder, env=shell, stdout=log, stderr=log, start_new_session=True
@@ -71,7 +71,7 @@ async def running(command: str, *, folder: Path, shell: dict[str, str]) -> Async
 
 
 async def run(command: str, *, folder: Path, shell: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """A command of the README that ends by itself."""
+    """Run a command of the README that ends by itself."""
     return await asyncio.to_thread(
         subprocess.run,
         command,
@@ -87,7 +87,7 @@ async def run(command: str, *, folder: Path, shell: dict[str, str]) -> "subproce
 
 @pytest.mark.part("readme", short=True)
 async def test_a_newcomer_follows_the_readme(newcomer: dict[str, str], tmp_path: Path) -> None:
-    """Files, settings, one process for each team, and an order that is paid; only ports differ from what is printed."""
+    """The files, settings and processes of the README pay an order; only ports differ from the README."""
     folder = tmp_path / "project"
     program = await temporal_cli.find(temporal_cli.chosen())
     server_port, receiver_port, service_port = free_ports(3)

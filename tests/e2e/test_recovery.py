@@ -1,4 +1,4 @@
-"""Whatever is lost, the call ends: leases, renewals, and outcomes that come late."""
+"""After every kind of loss the call ends: leases, renewals, and late outcomes."""
 
 import asyncio
 import os
@@ -24,16 +24,16 @@ from tests.support.workflows import Ask, CallPlan, Reply
 from tests.support.world import Before, World, events, running_world, with_codec
 
 SHORT = CallPlan(first_lease=1, renewal=1)
-"""Renewals every second: a lost callback is made up for soon."""
+"""Renewals come every second, so that one soon replaces a lost callback."""
 PATIENT = CallPlan(first_lease=1, renewal=3600)
-"""In back-off from the second attempt on, for longer than a test: nothing but the callback can end the call."""
+"""From the second attempt on the back-off is longer than a test. Only the callback can end the call."""
 
 
 def lost(world: World) -> Before:
-    """A callback that no one could deliver, and that its sender believes delivered."""
+    """Drop callbacks: the sender gets a signed 200, and the receiver gets nothing."""
 
     async def taken(request: web.Request) -> web.StreamResponse:
-        return world.own_word(request, 200)
+        return world.signed_response(request, 200)
 
     return taken
 
@@ -50,8 +50,8 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> NexusOperationError:
 
 
 @pytest.mark.parametrize("behaviour", ["return", "fail", "cancel"])
-async def test_a_lost_callback_is_made_up_for_by_a_renewal(world: World, behaviour: str) -> None:
-    """Success, failure and cancellation are learned from the handler, without a history event."""
+async def test_a_renewal_replaces_a_lost_callback(world: World, behaviour: str) -> None:
+    """The renewal gets success, failure and cancellation from the handler, without a history event."""
     world.receiver.before = lost(world)
     ask = Ask(key=world.key(), behaviour="cleanup" if behaviour == "cancel" else behaviour, text="found")
     handle = await world.call(ask, SHORT)
@@ -68,30 +68,30 @@ async def test_a_lost_callback_is_made_up_for_by_a_renewal(world: World, behavio
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "payload codec"])
-@pytest.mark.parametrize("caller_is_away", [False, True], ids=["worker up", "worker down"])
+@pytest.mark.parametrize("caller_is_down", [False, True], ids=["worker up", "worker down"])
 @pytest.mark.parametrize("ending", ["success", "decline", "cancellation"])
 async def test_an_outcome_after_the_first_lease_arrives(
-    server: Server, ending: str, caller_is_away: bool, encrypted: bool
+    server: Server, ending: str, caller_is_down: bool, encrypted: bool
 ) -> None:
-    """The task token is old by then, and a failure by id needs a started attempt: the receiver nudges one."""
+    """The first task token is invalid, and a failure by id needs a started attempt: the receiver nudges one."""
     converter = with_codec(Scrambler()) if encrypted else DataConverter.default
     async with running_world(server, converters=(converter, converter)) as world:
         ask = Ask(key=world.key(), behaviour="cleanup" if ending == "cancellation" else "wait", text="declined")
         handle = await world.call(ask, PATIENT)
         target = await world.until_started(ask)
         await world.until_attempt(handle, 3, in_backoff=True)
-        if caller_is_away:
+        if caller_is_down:
             await world.stop_worker("caller")
         if ending == "cancellation":
             await target.cancel()
         else:
             await target.signal("say", "fail" if ending == "decline" else "paid")
 
-        async def told() -> None:
+        async def called_back() -> None:
             assert world.receiver.requests, "no callback yet"
 
-        await assert_eventually(told)
-        if caller_is_away:
+        await assert_eventually(called_back)
+        if caller_is_down:
             await world.start_worker("caller")
         match ending:
             case "success":
@@ -106,8 +106,8 @@ async def test_an_outcome_after_the_first_lease_arrives(
         assert len(await events(handle)) == 11
 
 
-async def test_a_receiver_that_is_down_when_the_target_ends_is_made_up_for(server: Server) -> None:
-    """The target closes all the same, a delivery workflow takes over, and ends when the receiver is back."""
+async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended(server: Server) -> None:
+    """The target closes. A delivery workflow continues the delivery, and ends when the receiver is back."""
     async with running_world(server) as world:
         await world.receiver.stop()
         ask = Ask(key=world.key(), text="late")
@@ -125,7 +125,7 @@ async def test_a_receiver_that_is_down_when_the_target_ends_is_made_up_for(serve
 
 
 async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(server: Server) -> None:
-    """Nothing was started; the pending activity says what it waits for."""
+    """Nothing was started; the pending activity shows the failed connection."""
     async with running_world(server, without=("service",)) as world:
         ask = Ask(key=world.key(), text="at last")
         handle = await world.call(ask)
@@ -138,10 +138,10 @@ async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(ser
 
 
 async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
-    """An unavailable handler names its delay, and it is the next attempt's."""
+    """An unavailable handler sends `Retry-After`, and the next attempt waits that long."""
 
     async def busy(request: web.Request) -> web.StreamResponse:
-        return world.own_word(request, 503, {"Retry-After": "1800"})
+        return world.signed_response(request, 503, {"Retry-After": "1800"})
 
     world.service.before = busy
     handle = await world.call(Ask(key=world.key()), CallPlan(deadline=7200))
@@ -154,7 +154,7 @@ async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])
 async def test_a_renewal_that_is_refused_by_mistake_fails_nothing(world: World, status: int) -> None:
-    """Once a 201 was seen, no other answer is about the operation."""
+    """After a 201 a refusal does not end the call."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
     target = await world.until_started(ask)
@@ -177,7 +177,7 @@ async def test_a_renewal_that_is_refused_by_mistake_fails_nothing(world: World, 
 
 
 async def test_a_wrong_key_for_a_while_fails_nothing(world: World) -> None:
-    """A bad key rollout on the handler's side, mended: both the renewals and the outcome survive it."""
+    """A wrong key on the handler's side is corrected later: the renewals and the outcome still arrive."""
     good: KeySet = world.keys.start
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
@@ -200,7 +200,7 @@ async def test_a_wrong_key_for_a_while_fails_nothing(world: World) -> None:
 
 
 async def test_a_deadline_is_a_schedule_to_close_timeout(world: World) -> None:
-    """Out of time while waiting for the callback."""
+    """The deadline passes while the call waits for the callback."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(deadline=2))
     error = await failure_of(handle)
@@ -209,8 +209,8 @@ async def test_a_deadline_is_a_schedule_to_close_timeout(world: World) -> None:
     assert error.cause.message == "operation timed out"
 
 
-async def test_a_deadline_while_the_handler_is_away_is_the_same_timeout(server: Server) -> None:
-    """However it came about that time ran out."""
+async def test_a_deadline_while_the_handler_is_unavailable_is_the_same_timeout(server: Server) -> None:
+    """The error does not depend on the cause of the delay."""
     async with running_world(server, without=("service",)) as world:
         handle = await world.call(Ask(key=world.key()), CallPlan(deadline=3))
         error = await failure_of(handle)
@@ -219,7 +219,7 @@ async def test_a_deadline_while_the_handler_is_away_is_the_same_timeout(server: 
 
 
 async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> None:
-    """The last attempts wait started, so that the server's own timer ends the call."""
+    """The last attempts stay started, so that the server's timer ends the call."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=2, deadline=13))
     error = await failure_of(handle)
@@ -229,7 +229,7 @@ async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> 
 
 @asynccontextmanager
 async def order_worker_process(world: World, folder: Path) -> Any:
-    """A worker for CallingWorkflow as a process of its own, to be killed for real."""
+    """A worker for CallingWorkflow in a separate process that the test can kill."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.calling_worker", world.order_queue),
         env={
@@ -265,7 +265,7 @@ async def test_a_worker_killed_inside_the_activity_loses_nothing(server: Server,
             if not reached.is_set():
                 reached.set()
                 await go_on.wait()
-                # The process that sent it is dead by now, and nothing was started.
+                # The process that sent the start is dead, and nothing was started.
                 return web.Response(status=503)
             return None
 

@@ -34,7 +34,7 @@ RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: f"{path.parent.name} {path.stem}")
 async def test_a_recorded_history_replays(path: Path) -> None:
-    """The same commands in the same order, without plugins, settings or keys."""
+    """The code issues the same commands in the same order, without plugins, settings or keys."""
     own = [DeliveryWorkflow, SweepWorkflow]
     replayer = Replayer(workflows=[OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS, *own])
     await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
@@ -42,12 +42,12 @@ async def test_a_recorded_history_replays(path: Path) -> None:
 
 @pytest.mark.skipif("RECORD_HISTORIES" in os.environ, reason="they are being recorded")
 def test_every_released_version_has_histories() -> None:
-    """An empty folder would make the test above vacuous."""
+    """With an empty folder the test above would check nothing."""
     assert {path.stem for path in RECORDED} >= {"call-success", "call-failure", "target-canceled", "delivery"}
 
 
 def _anonymous(value: Any) -> Any:
-    """Without what tells of the machine and no replay reads: stack traces, identities, inputs of commands."""
+    """*value* without data of the machine that no replay reads: stack traces, identities, inputs of commands."""
     if isinstance(value, list):
         return [_anonymous(each) for each in value]
     if not isinstance(value, dict):
@@ -90,7 +90,7 @@ async def test_record(server: Server) -> None:
             return web.Response(status=503)
 
         world.receiver.before = unavailable
-        ask = Ask(key=world.key(), text="handed over")
+        ask = Ask(key=world.key(), text="delivered")
         handle = await world.call(ask)
         target = await world.until_started(ask)
         await target.result()
@@ -113,5 +113,5 @@ async def test_record(server: Server) -> None:
 
 
 if "RECORD_HISTORIES" not in os.environ:
-    # Recording is a deliberate act: without the variable it is not even collected.
+    # Recording needs a decision: without the variable the test is not collected.
     del test_record

@@ -1,4 +1,4 @@
-"""One call, all the way: every hop on a real server and real sockets."""
+"""One complete call: every hop uses a real server and real sockets."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.support.world import World, events
 
 
 async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: World) -> None:
-    """Two HTTP requests and eleven events in the caller; both histories tell of each other."""
+    """A call takes two HTTP requests and eleven events in the caller; both histories link to each other."""
     order_id = world.key()
     handle = await world.caller_client.start_workflow(
         OrderWorkflow.run, Order(order_id, 50), id=f"order-{order_id}", task_queue=world.order_queue
@@ -55,7 +55,7 @@ async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: Worl
 
 
 async def test_a_failure_arrives_with_type_details_and_the_whole_cause_chain(world: World) -> None:
-    """What the target raised is what the caller catches, inside native Nexus's own error."""
+    """The caller catches the target's exception inside native Nexus's error."""
     ask = Ask(key=world.key(), behaviour="fail")
     with pytest.raises(WorkflowFailureError) as raised:
         await (await world.call(ask)).result()
@@ -78,7 +78,7 @@ async def test_a_failure_arrives_with_type_details_and_the_whole_cause_chain(wor
 
 
 async def test_a_repeated_order_is_answered_with_the_outcome_and_not_run_again(world: World) -> None:
-    """A closed run of the same workflow id and caller is never run again, whoever of the caller's asks."""
+    """A closed run of the same workflow id and caller is never repeated, for any workflow of the caller."""
     ask = Ask(key=world.key(), text="once")
     first = await (await world.call(ask)).result()
     again = await (await world.call(ask)).result()
@@ -89,7 +89,7 @@ async def test_a_repeated_order_is_answered_with_the_outcome_and_not_run_again(w
 
 
 async def test_a_second_call_of_a_running_target_finds_its_outcome(world: World) -> None:
-    """One that still runs is answered with 201, and the second call's renewals find the outcome."""
+    """A running target is answered with 201, and the second call's renewals find the outcome."""
     ask = Ask(key=world.key(), behaviour="wait")
     plan = CallPlan(first_lease=1, renewal=1)
     first, second = await world.call(ask, plan), await world.call(ask, plan)
@@ -100,15 +100,15 @@ async def test_a_second_call_of_a_running_target_finds_its_outcome(world: World)
 
 
 async def test_no_input_and_no_result_cross(world: World) -> None:
-    """None in, None out: no content type, no body."""
+    """With None as input and result, the messages have no content type and no body."""
     result = await world.caller_client.execute_workflow(
         NothingCaller.run, id=f"nothing-{world.id}", task_queue=world.order_queue
     )
     assert result == "None"
 
 
-async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
-    """Summary at once, the target's name a second later, the last failure while between renewals."""
+async def test_a_waiting_call_shows_its_target_and_its_last_failure(world: World) -> None:
+    """The summary shows at once, the target's name after a second, the last failure between renewals."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=4, renewal=3600))
     await world.until_started(ask)
@@ -116,7 +116,7 @@ async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
     async def target_is_shown() -> None:
         activity = await world.pending(handle)
         assert activity is not None
-        assert activity.heartbeat_details.payloads, "nothing told yet"
+        assert activity.heartbeat_details.payloads, "no details yet"
         assert b"probe-" + ask.key.encode() in activity.heartbeat_details.payloads[0].data
 
     await assert_eventually(target_is_shown)
@@ -127,14 +127,14 @@ async def test_a_waiting_call_shows_where_it_stands(world: World) -> None:
     assert await handle.result() == Reply("done")
 
 
-async def test_where_a_call_stands_is_told_only_while_it_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request saved for each call that ends at once; a worker that stops tells of the others what it knows."""
+async def test_only_a_waiting_call_records_its_target(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that ends at once saves a request; a stopping worker records the targets of the waiting calls."""
     workflow_service = world.caller_client.workflow_service
     record = workflow_service.record_activity_task_heartbeat
-    told: list[bytes] = []
+    recorded: list[bytes] = []
 
     async def spy(request: RecordActivityTaskHeartbeatRequest, **options: Any) -> Any:
-        told.append(request.details.payloads[0].data)
+        recorded.append(request.details.payloads[0].data)
         return await record(request, **options)
 
     monkeypatch.setattr(workflow_service, "record_activity_task_heartbeat", spy)
@@ -144,14 +144,14 @@ async def test_where_a_call_stands_is_told_only_while_it_waits(world: World, mon
     assert await (await world.call(short)).result() == Reply("done")
     await world.stop_worker("caller")
 
-    assert [waiting.key.encode() in each for each in told] == [True]
+    assert [waiting.key.encode() in each for each in recorded] == [True]
     await world.start_worker("caller")
     await world.target(waiting).signal("say", "done")
     assert await handle.result() == Reply("done")
 
 
 async def test_an_input_over_the_limit_fails_at_once_and_starts_nothing(world: World) -> None:
-    """Temporal's own limits let an input through that a payload over HTTP may not be."""
+    """Temporal's limits allow an input that is too large for a payload over HTTP."""
     ask = Ask(key=world.key(), text="x" * (MAX_PAYLOAD_BYTES - 20))
     handle = await world.call(ask)
     with pytest.raises(WorkflowFailureError) as raised:

@@ -1,4 +1,4 @@
-"""The sentence "import this in your workflow", proven inside the sandbox of a running worker."""
+"""Workflow code may import the workflow-safe modules: proven inside the sandbox of a running worker."""
 
 import sys
 
@@ -13,7 +13,7 @@ FORBIDDEN = ("aiohttp", "itsdangerous", "tenacity", "pydantic_settings")
 
 
 async def test_every_workflow_safe_module_is_imported_inside_the_sandbox(world: World) -> None:
-    """Not passed through: each is imported anew there, and brings nothing that does I/O."""
+    """The sandbox imports each module itself, without passing it through; no import does I/O."""
     async with Worker(
         world.caller_client,
         task_queue=f"sandbox-{world.id}",

@@ -36,7 +36,7 @@ from tests.support.workflows import Ask, Reply
 from tests.support.world import World, events, running_world
 
 SERVER = "order-server"
-"""What our handler calls the server of the caller's namespace."""
+"""The name of the caller's server in our handler's settings."""
 PAGE = ROOT / "docs" / "interoperation.md"
 
 Native = WorkflowHandle[NativeCaller, Reply]
@@ -44,7 +44,7 @@ Prepare = Callable[[World], None]
 
 
 def takes_calls_of_the_server(server: Server, **peer: Any) -> Prepare:
-    """The handler's second caller: *peer* says how it proves itself."""
+    """The settings of the handler's second caller; *peer* holds its proof."""
 
     def prepare(world: World) -> None:
         completions = f"{server.http}/namespaces/{CALLER}/nexus/callback"
@@ -66,7 +66,7 @@ def takes_calls_of_the_server(server: Server, **peer: Any) -> Prepare:
 async def running_side(
     server: Server, *, url: str | None = None, prepare: Prepare | None = None, **peer: Any
 ) -> AsyncIterator[World]:
-    """A handler of ours, and a caller that is all Temporal's: no receiver, no plugin, no key."""
+    """A handler of ours, and a caller with Temporal only: no receiver, no plugin, no key."""
     if server.http is None:
         pytest.skip("only our own server's HTTP port is known")
     prepare = prepare or takes_calls_of_the_server(server, **peer)
@@ -93,7 +93,7 @@ async def call(world: World, ask: Ask, **plan: Any) -> Native:
 
 
 async def cause_of(handle: Native) -> BaseException | None:
-    """What the caller's workflow caught, without the error that every Nexus operation is wrapped in."""
+    """The error that the caller's workflow caught, without the wrapper of every Nexus operation."""
     with pytest.raises(WorkflowFailureError) as raised:
         await handle.result()
     error = raised.value.cause
@@ -103,7 +103,7 @@ async def cause_of(handle: Native) -> BaseException | None:
 
 
 async def until_known_to_run(handle: Native) -> None:
-    """Wait until the caller's workflow has been told: a cancel in that same task would end it before it asks."""
+    """Wait until the start is in the caller's workflow: a cancel in that same task would end it before it cancels."""
 
     async def started() -> None:
         _, found, later = "\n".join(await events(handle)).partition("NEXUS_OPERATION_STARTED")
@@ -114,7 +114,7 @@ async def until_known_to_run(handle: Native) -> None:
 
 
 async def runs_of(world: World, ask: Ask) -> int:
-    """Runs of the target, started once however often it was asked for."""
+    """The runs of the target: one, for any number of starts."""
     workflow_id = world.target(ask).id
     return len([each async for each in world.handler_client.list_workflows(f"WorkflowId = '{workflow_id}'")])
 
@@ -128,7 +128,7 @@ async def is_unknown(handle: WorkflowHandle[Any, Any]) -> bool:
 
 
 async def assert_delivered(caplog: pytest.LogCaptureFixture, target: WorkflowHandle[Any, Any], answer: str) -> None:
-    """Wait until the dispatcher has delivered the outcome of *target*, once, and was answered so."""
+    """Wait until the dispatcher has delivered the outcome of *target* once, with this answer."""
 
     async def delivered() -> None:
         records = [each.__dict__ for each in caplog.records if each.getMessage() == "bridge.completion_delivered"]
@@ -140,7 +140,7 @@ async def assert_delivered(caplog: pytest.LogCaptureFixture, target: WorkflowHan
 async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Started is recorded with our token; the completion goes to the server's own endpoint."""
+    """The started event has our token; the completion goes to the server's endpoint."""
     caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask)
@@ -153,8 +153,8 @@ async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(
     await assert_delivered(caplog, target, "accepted")
 
 
-async def test_an_outcome_that_is_there_already_is_the_answer_to_the_start(world: World) -> None:
-    """The same order again: no second run, no completion."""
+async def test_an_existing_outcome_is_the_answer_to_the_start(world: World) -> None:
+    """The same order again makes no second run and no completion."""
     ask = Ask(world.key(), text="once")
     assert await (await call(world, ask)).result() == Reply("once")
     again = await call(world, ask)
@@ -165,7 +165,7 @@ async def test_an_outcome_that_is_there_already_is_the_answer_to_the_start(world
 
 
 async def test_an_operation_without_a_workflow_is_answered_at_once(world: World) -> None:
-    """A plain nexusrpc operation: one request."""
+    """A plain nexusrpc operation takes one request."""
     handle = await call(world, Ask(world.key(), text="quoted"), operation="QuoteService/quote")
     assert await handle.result() == Reply("quoted")
     assert world.service.statuses == [200]
@@ -192,7 +192,7 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 
 async def test_a_failure_arrives_with_its_whole_chain(world: World) -> None:
-    """Message, type, details and cause, as from a native handler; and the same when it is asked for again."""
+    """Message, type, details and cause arrive as from a native handler, also for a repeated start."""
     ask = Ask(world.key(), "fail")
     for _ in range(2):
         causes = chain(await cause_of(await call(world, ask)))
@@ -207,7 +207,7 @@ async def test_a_failure_arrives_with_its_whole_chain(world: World) -> None:
 
 
 async def test_a_cancel_by_the_server_cancels_the_target(world: World) -> None:
-    """The operation's token comes back in the path, or in its header, as the server's version has it."""
+    """The operation token comes in the path or in a header, depending on the server's version."""
     ask = Ask(world.key(), "cleanup")
     handle = await call(world, ask)
     await until_known_to_run(handle)
@@ -232,10 +232,10 @@ async def test_a_cancel_does_not_decide(world: World) -> None:
     assert await handle.result() == Reply("went on all the same")
 
 
-async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(
+async def test_an_outcome_after_the_callers_deadline_is_sent_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server says that nobody waits; the target closes, and no delivery goes on."""
+    """The server answers that the operation is over; the target closes, and no delivery continues."""
     caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask, deadline=2.0)
@@ -249,7 +249,7 @@ async def test_an_outcome_after_the_callers_deadline_is_told_once_and_no_more(
 
 
 def spoil_first_answer(world: World, way: str, *, first: Callable[[], Awaitable[None]] | None = None) -> list[str]:
-    """The first start is acted upon, then *first* happens, then its answer is "lost" or "500". Returns who asked."""
+    """The service acts on the first start, *first* happens, the answer is "lost" or "500". Returns the caller."""
     asked: list[web.Request] = []
     ids: list[str] = []
 
@@ -286,7 +286,7 @@ async def test_a_start_that_the_server_repeats_starts_the_target_once(world: Wor
 
 
 async def test_a_completion_may_overtake_the_answer_to_the_start(world: World) -> None:
-    """The answer is lost, the outcome is told all the same, with the token that the answer would have had."""
+    """The answer is lost; the completion arrives with the token that the answer would have had."""
     spoil_first_answer(world, "lost")
     ask = Ask(world.key(), text="overtaken")
     handle = await call(world, ask)
@@ -301,8 +301,8 @@ async def test_a_completion_may_overtake_the_answer_to_the_start(world: World) -
     assert await runs_of(world, ask) == 1
 
 
-async def test_a_repeated_start_is_answered_with_the_outcome_that_nobody_told(world: World) -> None:
-    """The target was terminated before the server asked again: no worker could tell, and no sweep runs here."""
+async def test_a_repeated_start_is_answered_with_an_undelivered_outcome(world: World) -> None:
+    """The target was terminated before the repeat: no worker could deliver that, and no sweep runs here."""
     ask = Ask(world.key(), "wait")
 
     async def terminate() -> None:
@@ -316,7 +316,7 @@ async def test_a_repeated_start_is_answered_with_the_outcome_that_nobody_told(wo
 
 
 async def test_a_refused_input_fails_the_call_at_once(world: World) -> None:
-    """Final: a single request, and nothing is started."""
+    """The refusal is final: the server sends one request, and nothing is started."""
     ask = Ask(world.key(), "refused")
     cause = await cause_of(await call(world, ask))
     assert isinstance(cause, HandlerError)
@@ -327,7 +327,7 @@ async def test_a_refused_input_fails_the_call_at_once(world: World) -> None:
 
 
 async def test_a_call_goes_on_when_the_handler_service_is_back(world: World) -> None:
-    """The server keeps asking."""
+    """The server repeats the start."""
     await world.service.stop()
     ask = Ask(world.key(), text="after the outage")
     handle = await call(world, ask)
@@ -342,12 +342,12 @@ async def test_a_call_goes_on_when_the_handler_service_is_back(world: World) -> 
     assert world.service.statuses == [201]
 
 
-# Who may call.
+# Authentication of the calls.
 
 
 @contextlib.asynccontextmanager
 async def operators_proxy(authorization: str | None) -> AsyncIterator[tuple[str, Callable[[str], None]]]:
-    """In front of a handler service: adds the header that Temporal's server cannot. Its URL, and how to aim it."""
+    """A proxy in front of a handler service: it adds the header. Yields its URL and a function that sets its target."""
     goal = ""
 
     async def forward(request: web.Request) -> web.Response:
@@ -388,7 +388,7 @@ def bearer(keys: KeySet, key_id: str = "k1") -> str:
 
 
 async def assert_refused(world: World) -> None:
-    """401 to the server, which gives up at once; the caller's workflow is told, and nothing was started."""
+    """The server gets 401 and stops at once; the caller's workflow gets the error, and nothing was started."""
     ask = Ask(world.key())
     cause = await cause_of(await call(world, ask))
     assert isinstance(cause, HandlerError)
@@ -398,7 +398,7 @@ async def assert_refused(world: World) -> None:
 
 
 async def test_a_bearer_secret_that_a_proxy_adds_lets_the_servers_calls_in(server: Server) -> None:
-    """Start and cancel; every key of the key set counts, so that a new one can be rolled out."""
+    """Start and cancel are accepted with every key of the key set, so that a new key can be rolled out."""
     keys = key_set()
     rolled = KeySet.model_validate({"signing": "new", "keys": {"new": key_set().keys["k1"], "k1": keys.keys["k1"]}})
     async with (
@@ -433,9 +433,7 @@ async def test_an_address_outside_the_callers_networks_is_refused(server: Server
 
 
 @pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
-async def test_a_request_that_a_proxy_forwards_is_not_vouched_for_by_the_proxys_network(
-    world: World, name: str
-) -> None:
+async def test_the_network_of_a_proxy_is_no_proof_for_a_forwarded_request(world: World, name: str) -> None:
     ask = Ask(world.key())
     headers = {"Nexus-Request-Id": ask.key, name: "for=10.0.0.1"}
     async with (
@@ -450,7 +448,7 @@ async def test_a_request_that_a_proxy_forwards_is_not_vouched_for_by_the_proxys_
 
 @pytest.mark.parametrize("adds", ["nothing", "its own start key", "another caller's secret"])
 async def test_by_default_the_servers_unsigned_calls_are_refused(server: Server, adds: str) -> None:
-    """Who has to sign has to sign: an Authorization does not stand for a signature."""
+    """A caller that must sign cannot use an Authorization header instead."""
     start_keys, completion_keys = key_set(), key_set()
     sent = {"nothing": None, "its own start key": bearer(start_keys), "another caller's secret": bearer(key_set())}[
         adds
@@ -463,8 +461,8 @@ async def test_by_default_the_servers_unsigned_calls_are_refused(server: Server,
         await assert_refused(world)
 
 
-async def test_the_servers_calls_may_have_their_outcomes_sent_nowhere_else(world: World) -> None:
-    """The allow list is the cluster's own completion endpoint: another namespace's, or another host, is refused."""
+async def test_outcomes_of_the_servers_calls_go_to_the_servers_own_endpoint_only(world: World) -> None:
+    """The allow list has the cluster's completion endpoint; another namespace or another host is refused."""
     async with aiohttp.ClientSession() as session:
         for callback in (
             f"{world.server.http}/namespaces/another/nexus/callback",
@@ -481,7 +479,7 @@ async def test_the_servers_calls_may_have_their_outcomes_sent_nowhere_else(world
 
 @pytest.mark.parametrize("auth", ["none", "bearer"])
 async def test_the_documents_settings_and_command_let_the_server_call(server: Server, auth: str) -> None:
-    """As they stand there, but for ports, keys and the endpoint's name."""
+    """The document's text works unchanged, except for ports, keys and the endpoint's name."""
     keys = key_set()
     toml, command = blocks(PAGE, "toml")[["none", "bearer"].index(auth)], blocks(PAGE, "sh")[1]
     assert server.http is not None

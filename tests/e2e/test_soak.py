@@ -27,7 +27,7 @@ KINDS = {
 
 
 async def ending(world: World, number: int) -> tuple[str, str]:
-    """What the call was answered, and what it should have been."""
+    """The call's actual outcome and the expected one."""
     operation, behaviour, expected = list(KINDS.values())[number % len(KINDS)]
     text = "own answer" if behaviour == "return" else ""
     ask = Ask(key=world.key(), behaviour=behaviour, text=text)
@@ -42,7 +42,7 @@ async def ending(world: World, number: int) -> tuple[str, str]:
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_no_ending_is_missed_while_the_connection_is_cut(server: Server) -> None:
-    """By callback and not by a renewal: every start is answered 201, and no lease runs out."""
+    """Callbacks deliver, not renewals: every start is answered 201, and no lease runs out."""
     async with (
         running_world(server, without=("handler",)) as world,
         cutting_proxy(server.address, every_s=1.2) as address,

@@ -1,4 +1,4 @@
-"""The echo: what would keep calls waiting is seen when a worker starts, and nothing is started or completed by it."""
+"""The echo shows the faults that would keep calls waiting when a worker starts; it starts and completes nothing."""
 
 import json
 import logging
@@ -22,13 +22,13 @@ from tests.support.world import World, running_world
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def services(server: Server) -> AsyncIterator[World]:
-    """Both services, and no worker."""
+    """A world with both services and without workers."""
     async with running_world(server, without=("caller", "handler")) as made:
         yield made
 
 
 async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: timedelta = timedelta(0), **to: Any) -> str:
-    """What the check of the one endpoint says."""
+    """The log line of the check of the one endpoint."""
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
         async with HttpClient(user_agent="test") as http:
@@ -40,14 +40,16 @@ async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: time
     return record.getMessage()
 
 
-async def test_an_endpoint_that_is_ready_is_said_to_be(services: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Reached, the same key, the same time, our callbacks allowed; also without a receiver."""
+async def test_a_ready_endpoint_is_reported_as_ready(services: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The endpoint is reached, key and time agree, our callbacks are allowed; also without a receiver."""
     assert await checked(services, caplog) == "bridge.endpoint_ready: payments"
     assert await checked(services, caplog, callback=None) == "bridge.endpoint_ready: payments"
 
 
-async def test_what_would_keep_calls_waiting_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Callback host, clock, key, URL, a service that is down: each with what may help."""
+async def test_a_fault_that_would_keep_calls_waiting_is_named(
+    services: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong callback host, clock, key or URL and a stopped service are each reported with a remedy."""
     elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
     assert "do not allow callbacks to https://elsewhere.example/callbacks" in elsewhere
     assert "differs from the handler's by +180 s" in await checked(services, caplog, ahead=timedelta(minutes=3))
@@ -69,7 +71,7 @@ async def test_what_would_keep_calls_waiting_is_named(services: World, caplog: p
 
 
 async def test_a_worker_checks_its_endpoints_when_it_starts(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, and it does not wait for the answer."""
+    """The worker checks once, and does not wait for the answer."""
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
         async with running_world(server, without=("handler",)):
 
@@ -82,15 +84,15 @@ async def test_a_worker_checks_its_endpoints_when_it_starts(server: Server, capl
 
 
 async def test_the_receiver_answers_an_echo_of_its_handlers(services: World) -> None:
-    """Signed, with the time; for any other key, handler or kind it is a 401, and it completes nothing."""
+    """The answer is signed and holds the time. Another key, handler or kind is a 401, and nothing is completed."""
     url = f"{services.receiver.url}/callbacks?handler={HANDLER}"
     signer = MessageSigner(services.keys.completion)
     answer = await send(Message(url, CIMultiDict(), b"", kind=MessageKind.ECHO), signer)
     assert answer.status == 200
     assert answer.is_signed
-    told = json.loads(answer.body)
-    assert (told["name"], told["version"]) == (CALLER, 1)
-    assert abs(datetime.fromisoformat(told["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
+    echo = json.loads(answer.body)
+    assert (echo["name"], echo["version"]) == (CALLER, 1)
+    assert abs(datetime.fromisoformat(echo["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
     for target, key, kind in (
         (url, services.keys.start, MessageKind.ECHO),
         (url.replace(HANDLER, "stranger"), services.keys.completion, MessageKind.ECHO),

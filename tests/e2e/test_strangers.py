@@ -1,4 +1,4 @@
-"""What something on the way answers in the place of a peer: it ends nothing, and it is seen."""
+"""A proxy's answer in place of a peer's ends nothing, and is shown."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ async def shared(server: Server) -> AsyncIterator[World]:
 
 @pytest.fixture
 def calm(shared: World) -> World:
-    """The shared world, with no one on the way."""
+    """The shared world, without a proxy between the sides."""
     for listener in (shared.service, shared.receiver):
         listener.before = listener.change = None
         listener.requests.clear()
@@ -58,7 +58,7 @@ def calm(shared: World) -> World:
 
 
 def first(count: int, status: int, headers: dict[str, str], body: bytes) -> Callable[[web.Request], Any]:
-    """Answers the first *count* requests, in the place of the service."""
+    """Answers the first *count* requests in place of the service."""
     left = count
 
     async def answer(_: web.Request) -> web.StreamResponse | None:
@@ -73,7 +73,7 @@ def first(count: int, status: int, headers: dict[str, str], body: bytes) -> Call
 async def test_a_page_in_place_of_the_handler_ends_no_call(
     calm: World, status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    """The first attempt, too: the call goes on with the handler's own answer."""
+    """Also at the first attempt, the call goes on with the handler's answer."""
     calm.service.before = first(1, status, headers, body)
     handle = await calm.call(Ask(key=calm.key(), text="true"), CallPlan(first_lease=5, renewal=1))
     assert await handle.result() == Reply("true")
@@ -88,7 +88,7 @@ async def test_a_page_in_place_of_the_handler_ends_no_call(
 async def test_a_page_in_place_of_the_receiver_ends_no_delivery(
     calm: World, status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    """200 included: the outcome is sent again, until the receiver itself has it."""
+    """After an unsigned answer, 200 included, the outcome is sent again until the receiver itself has it."""
     calm.receiver.before = first(1, status, headers, body)
     handle = await calm.call(Ask(key=calm.key(), text="true"), CallPlan(first_lease=600))
     assert await handle.result() == Reply("true")
@@ -96,8 +96,8 @@ async def test_a_page_in_place_of_the_receiver_ends_no_delivery(
 
 
 @pytest.mark.parametrize("then", [404, 403, 401, 409, 200])
-async def test_an_answer_that_was_lost_is_not_made_up_for_by_a_proxy(calm: World, then: int) -> None:
-    """504, but the payment was started; then a bare status, then all is well again: paid, and told so."""
+async def test_a_proxys_answer_does_not_replace_a_lost_answer(calm: World, then: int) -> None:
+    """The proxy answers 504 after the start and then a bare status. When it is gone, the call gets its result."""
     answers = iter([504, then])
 
     def change(_: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
@@ -110,7 +110,7 @@ async def test_an_answer_that_was_lost_is_not_made_up_for_by_a_proxy(calm: World
     target = await calm.until_started(ask)
 
     async def is_well() -> None:
-        # An answer of the test before may still be noted here.
+        # The counter may still hold an answer of the previous test.
         assert {504, then, 201} <= set(calm.service.statuses)
 
     await assert_eventually(is_well)
@@ -129,8 +129,8 @@ async def test_an_answer_that_was_lost_is_not_made_up_for_by_a_proxy(calm: World
     ],
 )
 @pytest.mark.parametrize("transport", ["callback", "wait"])
-async def test_a_header_added_by_a_proxy_spoils_nothing(calm: World, headers: dict[str, str], transport: Any) -> None:
-    """Covered values only are read: the result stays what it was, and no workflow is stuck."""
+async def test_a_header_added_by_a_proxy_does_no_harm(calm: World, headers: dict[str, str], transport: Any) -> None:
+    """Only covered values are read: the result does not change, and no workflow is stuck."""
 
     def change(_: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
         for name, value in headers.items():
@@ -148,8 +148,8 @@ async def test_a_header_added_by_a_proxy_spoils_nothing(calm: World, headers: di
 @pytest.mark.parametrize(
     "part", ["body", "status", "Nexus-Operation-State", "Content-Type", "Signature", "Repr-Digest"]
 )
-async def test_an_answer_that_was_changed_on_the_way_is_none(calm: World, part: str) -> None:
-    """Changed once, then passed on: the outcome is the true one."""
+async def test_an_answer_that_a_proxy_changed_does_not_count(calm: World, part: str) -> None:
+    """The proxy changes the first answer and passes on the next; the call ends with the true outcome."""
     spoilt: list[str] = []
 
     def change(_: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
@@ -174,8 +174,8 @@ async def test_an_answer_that_was_changed_on_the_way_is_none(calm: World, part: 
     assert spoilt == [part]
 
 
-async def test_the_answer_to_another_request_is_none(calm: World) -> None:
-    """A refusal that is kept and played back ends no other call, nor the same call once it has been asked again."""
+async def test_the_answer_to_another_request_does_not_count(calm: World) -> None:
+    """A refusal that a proxy replays ends no other call, and not the same call after a repeated start."""
     kept: list[web.Response] = []
 
     def keep(_: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
@@ -207,8 +207,10 @@ async def pending_text(world: World, handle: WorkflowHandle[Any, Any], *words: s
     await assert_eventually(is_shown)
 
 
-async def test_who_answers_in_place_of_the_handler_is_seen(calm: World, caplog: pytest.LogCaptureFixture) -> None:
-    """On the pending activity at once, and as one warning after three in a row: status, size, sender, cure."""
+async def test_the_sender_of_an_answer_in_place_of_the_handler_is_shown(
+    calm: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Status, size, sender and remedy are on the pending activity, and in one warning after three answers in a row."""
     calm.service.before = first(100, 413, HTML | {"Via": "1.1 edge"}, b"<html>")
     with caplog.at_level(logging.WARNING):
         handle = await calm.call(Ask(key=calm.key()), CallPlan(first_lease=5, deadline=600))
@@ -226,8 +228,8 @@ async def test_who_answers_in_place_of_the_handler_is_seen(calm: World, caplog: 
     assert await handle.result() == Reply("")
 
 
-async def test_a_wrong_key_ends_no_call_and_is_seen(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Shown with its cure on the asking side; the other side's log names the check that failed."""
+async def test_a_wrong_key_ends_no_call_and_is_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller's side shows the remedy; the other side's log names the check that failed."""
     async with running_world(server) as world:
         await world.service.stop()
         good, world.keys.start = world.keys.start, key_set()
@@ -241,8 +243,8 @@ async def test_a_wrong_key_ends_no_call_and_is_seen(server: Server, caplog: pyte
         assert await handle.result() == Reply("true")
 
 
-async def test_a_callback_host_that_is_not_allowed_ends_no_call_and_is_seen(server: Server) -> None:
-    """A fault of the deployment: the handler's own word, and not final."""
+async def test_a_callback_host_that_is_not_allowed_ends_no_call_and_is_shown(server: Server) -> None:
+    """The handler signs this refusal, and marks it as retryable, because it is a fault of the deployment."""
 
     def prepare(world: World) -> None:
         world.peer_options = {"callbacks": [{"url": "https://elsewhere.example/callbacks"}]}
@@ -257,8 +259,8 @@ async def test_a_callback_host_that_is_not_allowed_ends_no_call_and_is_seen(serv
         assert await handle.result() == Reply("true")
 
 
-async def test_a_refusal_after_an_earlier_attempt_says_that_it_may_run(calm: World) -> None:
-    """The first answer was lost: what it started, if anything, nobody on this side knows."""
+async def test_a_refusal_after_an_earlier_attempt_says_that_the_operation_may_run(calm: World) -> None:
+    """The first answer was lost, and the caller's side cannot find out whether it started the operation."""
     calm.service.before = first(1, 502, HTML, b"")
     handle = await calm.call(Ask(key=calm.key(), behaviour="refused"), CallPlan(first_lease=5))
     with pytest.raises(WorkflowFailureError) as raised:
@@ -268,7 +270,7 @@ async def test_a_refusal_after_an_earlier_attempt_says_that_it_may_run(calm: Wor
 
 
 async def test_a_handler_that_cannot_sign_is_named_in_the_settings(server: Server) -> None:
-    """Its answers count if no proxy would give them by accident; a page still ends nothing."""
+    """An answer of the handler counts if a proxy would not send it by accident; a page still ends nothing."""
 
     def prepare(world: World) -> None:
         keys = {"start_keys": world.keys.start, "completion_keys": world.keys.completion}
@@ -290,7 +292,7 @@ async def test_a_handler_that_cannot_sign_is_named_in_the_settings(server: Serve
 
 
 async def test_a_receiver_that_cannot_sign_is_named_in_the_settings(server: Server) -> None:
-    """Its 200 is taken; without the setting the outcome would be sent again."""
+    """The receiver's 200 is accepted; without the setting the outcome would be sent again."""
 
     def prepare(world: World) -> None:
         world.peer_options = {"answers": "unsigned"}

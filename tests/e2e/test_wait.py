@@ -1,4 +1,4 @@
-"""Starts that are held open: whatever breaks while one is held, the call ends with the outcome, and one run."""
+"""Starts that are held open: after every fault during a hold the call ends with the outcome of one run."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,10 +19,10 @@ from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
 from tests.support.world import World, events, running_world
 
 HELD_S = 20
-"""Longer than any test takes to end its target: what is answered earlier was not held to the end."""
+"""Longer than any test takes to end its target: an earlier answer was not held to the end."""
 
 HELD = CallPlan(first_lease=600, transport="wait")
-"""No renewal comes by itself before the test is over."""
+"""The first renewal would come after the end of the test."""
 
 Calling = WorkflowHandle[CallingWorkflow, Reply]
 
@@ -38,7 +38,7 @@ async def world(server: Server) -> AsyncIterator[World]:
 
 
 async def held(world: World, ask: Ask, plan: CallPlan = HELD) -> tuple[Calling, WorkflowHandle[Any, Any]]:
-    """A call whose start is held, and its target, which runs."""
+    """A call whose start is held, and its running target."""
     handle = await world.call(ask, plan)
     target = await world.until_started(ask)
     assert world.service.statuses == [], "answered already"
@@ -58,7 +58,7 @@ async def runs_of(world: World, ask: Ask) -> int:
 
 
 async def assert_in_answer(world: World, target: WorkflowHandle[Any, Any], status: int) -> None:
-    """One request in all, and the target's worker told nobody."""
+    """Assert that there was one request in all, and that the target's worker delivered nothing."""
     assert world.service.statuses == [status]
     assert world.receiver.statuses == []
     assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
@@ -82,7 +82,7 @@ async def test_a_failure_within_the_hold_is_the_answer(world: World) -> None:
 
 
 async def test_a_termination_within_the_hold_is_the_answer(world: World) -> None:
-    """By whom, and why: known without sweep and renewal."""
+    """The identity and the reason arrive without sweep and renewal."""
     handle, target = await held(world, Ask(world.key(), "wait"))
     await target.terminate(reason="by the test")
     cause = await cause_of(handle)
@@ -93,20 +93,20 @@ async def test_a_termination_within_the_hold_is_the_answer(world: World) -> None
 
 
 async def test_continuing_as_new_within_the_hold_does_not_end_it(world: World) -> None:
-    """The last run's outcome; what its worker tells besides is the same."""
+    """The answer is the last run's outcome; its worker also delivers the same outcome."""
     handle, target = await held(world, Ask(world.key(), "continue on signal"))
     await target.signal("say", "go")
     assert await handle.result() == Reply("second run")
 
-    async def both_told() -> None:
+    async def both_answered() -> None:
         assert (world.service.statuses, world.receiver.statuses) == ([200], [200])
 
-    await assert_eventually(both_told)
+    await assert_eventually(both_answered)
     assert (await events(handle)).count("ACTIVITY_TASK_COMPLETED") == 1
 
 
-async def test_starts_beyond_the_places_are_answered_at_once(server: Server) -> None:
-    """With one place the second call waits for its callback; both get their results."""
+async def test_starts_beyond_the_limit_of_held_starts_are_answered_at_once(server: Server) -> None:
+    """With a limit of one the second call waits for its callback; both get their results."""
 
     def prepare(world: World) -> None:
         holding(world)
@@ -132,7 +132,7 @@ async def test_starts_beyond_the_places_are_answered_at_once(server: Server) -> 
         assert world.service.statuses == [201, 200]
         assert world.receiver.statuses == [200]
 
-        # The place is free again.
+        # Another start can be held again.
         third = Ask(world.key(), "wait")
         handle, target = await held_again(world, third)
         await target.signal("say", "held")
@@ -145,8 +145,8 @@ async def held_again(world: World, ask: Ask) -> tuple[Calling, WorkflowHandle[An
     return handle, await world.until_started(ask)
 
 
-async def test_a_service_that_stops_lets_go_of_what_it_holds(world: World) -> None:
-    """503, asked again of the next one, which finds the run and holds in its turn."""
+async def test_a_stopping_service_releases_its_held_starts(world: World) -> None:
+    """The answer is 503. The next service gets the repeated start, finds the run and holds the start."""
     ask = Ask(world.key(), "wait")
     handle, target = await held(world, ask)
     await asyncio.wait_for(world.service.stop(), HELD_S / 2)
@@ -159,7 +159,7 @@ async def test_a_service_that_stops_lets_go_of_what_it_holds(world: World) -> No
 
 
 def connections(world: World) -> list[asyncio.Transport]:
-    """Of every request from now on."""
+    """The connections of all requests from now on."""
     found: list[asyncio.Transport] = []
 
     async def note(request: web.Request) -> None:
@@ -185,8 +185,8 @@ async def test_a_connection_that_breaks_while_held_costs_nothing_but_a_second_re
     assert await runs_of(world, ask) == 1
 
 
-async def test_an_answer_lost_after_the_target_ended_is_asked_for_again(world: World) -> None:
-    """Nobody else tells: the worker left it to the answer. The next attempt learns the outcome."""
+async def test_the_next_attempt_replaces_an_answer_lost_after_the_target_ended(world: World) -> None:
+    """The worker sends no callback for a held start. The next attempt gets the outcome."""
     opened = connections(world)
 
     async def lose() -> None:
@@ -204,21 +204,21 @@ async def test_an_answer_lost_after_the_target_ended_is_asked_for_again(world: W
     assert await runs_of(world, ask) == 1
 
 
-async def test_a_caller_whose_worker_goes_while_held_learns_the_outcome_from_its_next_attempt(world: World) -> None:
-    """The answer found nobody; whoever asks next is told."""
+async def test_a_caller_whose_worker_stops_during_a_hold_gets_the_outcome_by_its_next_attempt(world: World) -> None:
+    """The answer reached no process; the next attempt gets the outcome."""
     ask = Ask(world.key(), "wait")
     handle, target = await held(world, ask)
     await world.stop_worker("caller")
-    await target.signal("say", "while away")
+    await target.signal("say", "while down")
     await target.result()
     await world.start_worker("caller")
-    assert await handle.result() == Reply("while away")
+    assert await handle.result() == Reply("while down")
     assert await runs_of(world, ask) == 1
     assert len(await events(handle)) == 11
 
 
-async def test_what_outlasts_the_hold_is_told_by_callback(server: Server) -> None:
-    """201 after the hold; then as any other call, without a second start."""
+async def test_a_run_longer_than_the_hold_is_completed_by_callback(server: Server) -> None:
+    """The answer is 201 after the hold. Then the call continues like any other, without a second start."""
 
     def prepare(world: World) -> None:
         world.endpoint_options = {"wait_s": 1}
@@ -237,21 +237,21 @@ async def test_what_outlasts_the_hold_is_told_by_callback(server: Server) -> Non
         assert world.receiver.statuses == [200]
 
 
-async def test_a_hold_leaves_time_to_say_that_the_operation_was_taken_on(world: World) -> None:
-    """With less time to start than the hold would take: let go early, so that the call does not time out."""
+async def test_a_hold_ends_before_the_operation_must_have_started(world: World) -> None:
+    """The time to start is shorter than the hold. The start is released early, so that the call does not time out."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(first_lease=600, transport="wait", schedule_to_start=5))
 
-    async def let_go() -> None:
+    async def released() -> None:
         assert world.service.statuses == [201]
 
-    await assert_eventually(let_go, within=HELD_S / 2)
-    await world.target(ask).signal("say", "taken on")
-    assert await handle.result() == Reply("taken on")
+    await assert_eventually(released, within=HELD_S / 2)
+    await world.target(ask).signal("say", "started")
+    assert await handle.result() == Reply("started")
 
 
-async def test_a_hold_ends_before_the_operation_must(world: World) -> None:
-    """With less time to close than the hold would take: out of it, the call ends as it would with a callback."""
+async def test_a_hold_ends_before_the_operation_must_have_ended(world: World) -> None:
+    """The time to close is shorter than the hold. After it the call ends as with a callback."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(transport="wait", start_to_close=3, renewal=1, deadline=20))
     cause = await cause_of(handle)
@@ -259,8 +259,8 @@ async def test_a_hold_ends_before_the_operation_must(world: World) -> None:
     assert cause.type is TimeoutType.START_TO_CLOSE
 
 
-async def test_no_place_is_given_once_holding_has_ended(world: World) -> None:
-    """Also none that is given back after that."""
+async def test_no_start_is_held_after_holding_has_ended(world: World) -> None:
+    """A start that is released later makes no room for another one."""
     holds = HeldStarts(world.handler_client, limit=1)
     second = timedelta(seconds=1)
     with holds.reserve(second) as hold:
@@ -270,8 +270,8 @@ async def test_no_place_is_given_once_holding_has_ended(world: World) -> None:
         assert hold is None
 
 
-async def test_a_hold_costs_one_question_to_temporal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in its last second, in which the server ends a long poll early."""
+async def test_a_hold_costs_one_request_to_temporal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds also in the last second, in which the server ends a long poll early."""
     world.endpoint_options["wait_s"] = 2
     await world.stop_worker("caller")
     await world.start_worker("caller")
@@ -286,8 +286,8 @@ async def test_a_hold_costs_one_question_to_temporal(world: World, monkeypatch: 
     monkeypatch.setattr(service, "get_workflow_execution_history", counting)
     await world.call(Ask(world.key(), "wait"), HELD)
 
-    async def let_go() -> None:
+    async def released() -> None:
         assert world.service.statuses == [201]
 
-    await assert_eventually(let_go)
+    await assert_eventually(released)
     assert asked == 1

@@ -55,11 +55,11 @@ def test_every_process_is_killed_about_equally_often(seed: int) -> None:
     assert set(counts) == {name for names in VICTIMS.values() for name in names}
     assert max(counts.values()) - min(counts.values()) < 7
     assert [harm.at for harm in harms] == sorted(harm.at for harm in harms)
-    [away] = [harm for harm in harms if harm.kind is HarmKind.RECEIVERS_AWAY]
-    assert away.victims == VICTIMS[HarmKind.KILL_RECEIVER]
+    [outage] = [harm for harm in harms if harm.kind is HarmKind.RECEIVERS_DOWN]
+    assert outage.victims == VICTIMS[HarmKind.KILL_RECEIVER]
     for harm in kills:
         assert 0 <= harm.at <= 330
-        assert harm.kind is not HarmKind.KILL_RECEIVER or not away.at <= harm.at <= away.at + away.down_s
+        assert harm.kind is not HarmKind.KILL_RECEIVER or not outage.at <= harm.at <= outage.at + outage.down_s
     assert sum(harm.kind is HarmKind.RESTART_SERVER for harm in harms) == 3
 
 

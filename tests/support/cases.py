@@ -1,4 +1,4 @@
-"""A target that uses what a team's workflow uses. Light to import, because the sandbox imports it for every run."""
+"""A target with the features that a team's workflow uses. It imports little: the sandbox imports it for every run."""
 
 import asyncio
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class CaseChild:
 @bridge.emits_callback(service=CaseService, operation=CaseService.case, workflow_id=lambda case: case.behaviour)
 @workflow.defn
 class CaseWorkflow:
-    """Uses what a team uses."""
+    """A workflow with the features that a team uses."""
 
     @workflow.init
     def __init__(self, case: Case) -> None:

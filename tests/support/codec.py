@@ -1,4 +1,4 @@
-"""A payload codec that behaves like encryption: other bytes every time, and whatever it did not make is an error."""
+"""A payload codec that behaves like encryption: the bytes differ every time, and foreign bytes are an error."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from temporalio.converter import PayloadCodec
 
 
 class Scrambler(PayloadCodec):
-    """XOR under a random nonce: no secrecy, but the same traps as a real cipher."""
+    """XOR with a random nonce. It keeps no secret, but fails in the same cases as a real cipher."""
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         encoded = []

@@ -13,11 +13,11 @@ from typing import Any
 from scripts.environment.stack import ROOT
 
 BRIDGE = (sys.executable, "-m", "bridge")
-"""The command as a checkout has it."""
+"""The command as run from a checkout."""
 
 
 def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`callback-bridge` with *arguments*, to its end."""
+    """Run `callback-bridge` with *arguments* to its end."""
     return subprocess.run(
         [*BRIDGE, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -33,7 +33,7 @@ def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subpro
 async def process(
     *command: str, cwd: Path | None = None, **environment: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
-    """A process, and the JSON line by which it says that it is ready."""
+    """A process, and the JSON line that it prints when it is ready."""
     started = await asyncio.create_subprocess_exec(
         *command,
         cwd=cwd,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 @contextlib.asynccontextmanager
 async def cutting_proxy(upstream: str, *, every_s: float) -> AsyncIterator[str]:
-    """The address of a proxy to *upstream* whose connections are all cut every *every_s* seconds."""
+    """The address of a proxy to *upstream* that cuts all connections every *every_s* seconds."""
     host, _, port = upstream.rpartition(":")
     writers: set[asyncio.StreamWriter] = set()
 

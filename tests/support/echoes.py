@@ -1,4 +1,4 @@
-"""A target that gives back what it was given, byte for byte, and workflows that call it."""
+"""A target that returns its input byte for byte, and workflows that call it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ import bridge
 from bridge.workflow.call import Transport
 
 SHORT = b"please be short"
-"""Begins the data of a payload that shall not come back."""
+"""Begins the data of a payload that the target shall not return."""
 FAILS = b"please fail"
-"""In the data of a payload that shall come back as the detail of a failure."""
+"""Marks the data of a payload that the target shall return as the detail of a failure."""
 
 
 class Currency(Enum):
@@ -53,21 +53,21 @@ class EchoService:
 
 @dataclass(frozen=True)
 class Route:
-    """How a call travels."""
+    """The transport of a call."""
 
     transport: Transport
     endpoint: str
 
 
 def echo_id(value: RawValue) -> str:
-    """By content alone: the operation has no other input."""
+    """The workflow id from the content, because the operation has no other input."""
     return f"echo-{hashlib.sha256(value.payload.SerializeToString(deterministic=True)).hexdigest()}"
 
 
 @bridge.emits_callback(service=EchoService, operation=EchoService.echo, workflow_id=echo_id)
 @workflow.defn(sandboxed=False)
 class EchoWorkflow:
-    """May also fail with what it was given, or answer in short."""
+    """May also fail with its input, or return a short result."""
 
     @workflow.run
     async def run(self, value: RawValue) -> RawValue:
@@ -90,15 +90,15 @@ class PayWorkflow:
 
 @workflow.defn(sandboxed=False)
 class NothingWorkflow:
-    """Nothing in its input makes a workflow id: each test that starts it declares one."""
+    """Its input makes no workflow id; each test that starts it declares one."""
 
     @workflow.run
     async def run(self) -> None:
-        """Takes nothing, gives nothing."""
+        """Has no input and no result."""
 
 
 def declare_nothing(workflow_id: str) -> None:
-    """From now on `nothing` leads to *workflow_id*."""
+    """Make the operation `nothing` start *workflow_id* from now on."""
     declare = bridge.emits_callback(
         service=EchoService, operation=EchoService.nothing, workflow_id=lambda _: workflow_id
     )
@@ -140,11 +140,11 @@ class PayCaller:
 
 @workflow.defn(sandboxed=False)
 class BigCaller:
-    """Makes its input itself, because its own would be over the limit as well."""
+    """Makes the operation's input itself, because a workflow's input has the same limit."""
 
     @workflow.run
     async def run(self, key: str, size: int, route: Route) -> str:
-        """Give *size* bytes, metadata included; returns the result, or what the request failed with."""
+        """Send *size* bytes, metadata included; return the result, or the error of the request."""
         payload = Payload(metadata={"encoding": b"binary/plain"}, data=SHORT + key.encode() + bytes(size))
         payload.data = payload.data[: size - (payload.ByteSize() - len(payload.data))]
         assert payload.ByteSize() == size

@@ -1,8 +1,8 @@
 """Real exchanges of messages, as they were on the wire, and the form in which docs/protocol.md shows them.
 
-What differs from run to run (ids, times, tokens, addresses) is replaced by a stable value of the same form. Then
-digests and signatures are made anew with the keys that the document prints, over the components that were really
-signed: so the examples are test vectors for whoever implements a peer.
+Values that differ from run to run (ids, times, tokens, addresses) are replaced by stable values of the same form. Then
+digests and signatures are made again with the keys that the document prints, over the components that were really
+signed. Therefore the examples are test vectors for authors of a peer.
 """
 
 import base64
@@ -28,13 +28,13 @@ KEYS = {
     "bridge-cancel": "ZXhhbXBsZS1vZi1hLWtleS10aGF0LXNpZ25zLXN0YXJ0cyE",
     "bridge-completion": "ZXhhbXBsZS1rZXktdGhhdC1zaWducy1jb21wbGV0aW9ucyE",
 }
-"""Those of the document, by the signature's tag."""
+"""The keys in the document, by the signature's tag."""
 
 _HIDDEN = {
     *("accept", "accept-encoding", "connection", "content-length", "date", "server"),
     *("transfer-encoding", "user-agent"),
 }
-"""Headers that say nothing in this protocol."""
+"""Headers without a meaning in this protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ class Exchange:
 
 
 class Recorder:
-    """Listens in at one or more services."""
+    """Records the exchanges of one or more services."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
 
     def attach(self, listener: Listener) -> None:
-        """Before *listener* is started."""
+        """Record the exchanges of *listener*; call it before the listener is started."""
         make = listener._make
 
         def make_and_record() -> web.Application:
@@ -108,7 +108,7 @@ class Recorder:
 
 
 class Stable:
-    """Replaces what differs from run to run; the same value by the same, wherever it occurs."""
+    """Replaces the values that differ from run to run; equal values get equal replacements."""
 
     def __init__(self, worlds: Iterable[World]) -> None:
         self._known: dict[str, str] = {}
@@ -136,7 +136,7 @@ class Stable:
     def _header(self, name: str, value: str) -> str:
         match name.lower():
             case "operation-timeout":
-                # What is left of the caller's time is hours; how many milliseconds the way took is not told.
+                # The remaining time is hours. The milliseconds that the message took are rounded off.
                 hours = round(int(value.removesuffix("ms")) / 3_600_000)
                 return f"{hours * 3_600_000}ms"
             case "signature" | "signature-input" | "repr-digest":
@@ -189,7 +189,7 @@ _SHOWN = {
 
 
 def _without_stacks(body: bytes) -> bytes:
-    """*body* with its stack traces, which name files and lines, cut; else byte for byte."""
+    """*body* without its stack traces, which name files and lines; otherwise byte for byte."""
     if b"tackTrace" not in body:
         return body
     return json.dumps(_cut(json.loads(body)), separators=(",", ":"), ensure_ascii=False).encode()
@@ -234,10 +234,10 @@ def key_of(request: Message) -> bytes:
 
 
 def _signed_again(message: Message, answered: Message | None = None) -> Message:
-    told = message.header("Signature-Input")
-    if not told:
+    signature_input = message.header("Signature-Input")
+    if not signature_input:
         return message
-    [components, tag] = re.findall(r'^bridge=\(([^)]*)\).*tag="([a-z-]+)"', told)[0]
+    [components, tag] = re.findall(r'^bridge=\(([^)]*)\).*tag="([a-z-]+)"', signature_input)[0]
     own = {"signature", "signature-input"}
     bare = replace(message, headers=tuple((name, value) for name, value in message.headers if name.lower() not in own))
     signed: LibraryRequest | LibraryAnswer
@@ -260,7 +260,7 @@ def _signed_again(message: Message, answered: Message | None = None) -> Message:
 
 @dataclass
 class Page:
-    """A document with exchanges in it: each in a fenced block below a comment that names it."""
+    """A document with exchanges, each in a fenced block below a comment that names it."""
 
     text: str
     _block: re.Pattern[str] = field(
@@ -268,7 +268,7 @@ class Page:
     )
 
     def exchanges(self) -> Iterator[tuple[str, str]]:
-        """Name and text of each, in order."""
+        """Name and text of each exchange, in order."""
         for found in self._block.finditer(self.text):
             yield found[2], found[3]
 

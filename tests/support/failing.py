@@ -1,4 +1,4 @@
-"""A target that fails in every way there is, the handlers in front of it, and a workflow that tells what it caught."""
+"""A target that fails in every possible way, its handlers, and a workflow that returns the errors it caught."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,32 +18,32 @@ import bridge
 from bridge.workflow.call import Transport
 
 OWN_TIMEOUT = timedelta(seconds=2)
-"""Of the target of `bounded`."""
+"""The timeout of the target of `bounded`."""
 
-NOBODY = "a task queue that nobody polls"
+UNPOLLED = "a task queue without a worker"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What shall go wrong."""
+    """The failure that the target shall show."""
 
     key: str
-    """Makes the workflow id."""
+    """The workflow id is made from it."""
     behaviour: str
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the caller calls."""
+    """The options of one call."""
 
     transport: Transport | None
-    """None: by the SDK's own Nexus client, without any code of ours."""
+    """None: the SDK's own Nexus client, without code of ours."""
     endpoint: str
     operation: str = "fail"
     deadline: float = 30.0
     lease: float = 30.0
     cancels: bool = False
-    """Cancel the call once the target runs, on the signal `cancel_call`."""
+    """Cancel the call on the signal `cancel_call`, when the target runs."""
 
 
 @nexusrpc.service
@@ -55,7 +55,7 @@ class TrialService:
 
 @nexusrpc.service
 class AnswerService:
-    """Answered while it is asked."""
+    """An operation that ends while its start is answered."""
 
     answer: nexusrpc.Operation[Trial, str]
 
@@ -86,7 +86,7 @@ async def fail(behaviour: str) -> None:
 
 
 def foreign() -> Failure:
-    """As a worker in Go writes it, attributes encoded; with a chain of what no Python worker would raise."""
+    """A failure as a Go worker writes it: attributes encoded, with causes that no Python worker would raise."""
     failure = Failure(message="Encoded failure", source="GoSDK", stack_trace="goroutine 7 [running]:\nmain.Charge()")
     failure.encoded_attributes.CopyFrom(Payload(metadata={"encoding": b"json/plain"}, data=b'{"message":"pst"}'))
     info = failure.application_failure_info
@@ -143,7 +143,7 @@ class FailingWorkflow:
                 raise exceptions.ApplicationError("plain")
             case "application error without words":
                 raise exceptions.ApplicationError("", type="Speechless")
-            case "cancellation that nobody asked for":
+            case "unrequested cancellation":
                 raise exceptions.CancelledError("withdrawn", {"by": "the bank"}, "today")
             case "timeout of its own":
                 await workflow.wait_condition(lambda: False, timeout=0.1)
@@ -171,7 +171,7 @@ class FailingWorkflow:
             case "activity is out of time":
                 await self._activity("hang", schedule_to_close=0.3)
             case "activity is never taken":
-                await self._activity("fail", schedule_to_start=0.1, schedule_to_close=5.0, task_queue=NOBODY)
+                await self._activity("fail", schedule_to_start=0.1, schedule_to_close=5.0, task_queue=UNPOLLED)
             case "child fails":
                 await self._child("application error with everything", trial)
             case "child's activity fails":
@@ -254,7 +254,7 @@ TARGETS = [FailingWorkflow, BoundedWorkflow]
 
 @service_handler(name="TrialService")
 class Trials:
-    """The same operations as the SDK alone serves them, to compare with."""
+    """The same operations, served by the SDK alone, as the reference."""
 
     @nexus.workflow_run_operation
     async def fail(self, ctx: nexus.WorkflowRunOperationContext, trial: Trial) -> nexus.WorkflowHandle[str]:
@@ -271,7 +271,7 @@ class Trials:
 
 @service_handler(service=AnswerService)
 class Answers:
-    """Plain nexusrpc, carried out by the handler service and by the SDK's worker."""
+    """Plain nexusrpc operations, run by the handler service and by the SDK's worker."""
 
     @sync_operation
     async def answer(self, ctx: StartOperationContext, trial: Trial) -> str:
@@ -300,7 +300,7 @@ class Answers:
 
 @workflow.defn(sandboxed=False)
 class CatchingWorkflow:
-    """Calls, and returns what it caught."""
+    """Makes one call and returns the errors that it caught."""
 
     def __init__(self) -> None:
         self._cancels = False
@@ -335,7 +335,7 @@ class CatchingWorkflow:
                 call.cancel()
             return [{"class": "none", "text": await call}]
         except exceptions.NexusOperationError as error:
-            return [told(each) for each in chain(error)]
+            return [facts_of(each) for each in chain(error)]
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
@@ -343,8 +343,8 @@ def chain(error: BaseException | None) -> list[BaseException]:
     return [] if error is None else [error, *chain(error.__cause__)]
 
 
-def told(error: BaseException) -> dict[str, str]:
-    """All that a caller can learn from *error*, as text. Of stack traces, whether there is one."""
+def facts_of(error: BaseException) -> dict[str, str]:
+    """All facts that a caller can read from *error*, as text. For a stack trace only its existence."""
     names = ["message"]
     match error:
         case exceptions.NexusOperationError():
@@ -371,7 +371,7 @@ def told(error: BaseException) -> dict[str, str]:
     facts |= {"class": type(error).__name__, "text": str(error)}
     if isinstance(error, HandlerError):
         return facts | {"has_stack": str(bool(error.stack_trace))}
-    # The outermost error is made by whoever carries the call, not read from a failure.
+    # The transport makes the outermost error; it is not read from a failure.
     raw = error.failure if isinstance(error, exceptions.FailureError) and error.failure is not None else Failure()
     facts |= {"source": raw.source, "has_stack": str(bool(raw.stack_trace))}
     return facts | {"encoded_attributes": str(raw.encoded_attributes.metadata.get("encoding", b""))}

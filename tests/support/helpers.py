@@ -17,7 +17,7 @@ CALLER, HANDLER = "order-prod", "payment-prod"
 
 
 async def assert_eventually(check: Callable[[], Awaitable[T]], *, within: float = 20.0) -> T:
-    """Repeat *check* until its assertions hold; out of time, raise what it said last."""
+    """Repeat *check* until its assertions hold; after *within*, raise the last failed assertion."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(AssertionError),
         stop=stop_after_delay(timedelta(seconds=within)),

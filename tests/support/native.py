@@ -1,4 +1,4 @@
-"""A caller that knows nothing of the bridge: Temporal's own Nexus client, on a worker without plugins."""
+"""A caller without the bridge: Temporal's own Nexus client, on a worker without plugins."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,7 +10,7 @@ from tests.support.workflows import Ask, Reply
 
 @dataclass(frozen=True)
 class NativePlan:
-    """How the workflow calls."""
+    """The options of the workflow's call."""
 
     endpoint: str
     operation: str = "ProbeService/probe"

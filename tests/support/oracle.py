@@ -45,7 +45,7 @@ class Sample:
     body: bytes
     proof: RequestProof | None = None
     request: Any = field(default=None, repr=False)
-    """The request as the library wants it."""
+    """The request in the form that the library requires."""
 
     @property
     def read(self) -> CIMultiDict[str]:
@@ -88,7 +88,7 @@ def answer() -> Sample:
 
 
 def ours(sample: Sample) -> dict[str, str] | None:
-    """What our code hands out, None where it refuses."""
+    """The values that our code verified, None if it refuses."""
     try:
         if sample.proof is not None:
             return dict(sample.proof.verify_answer(sample.status, sample.read, sample.body))
@@ -154,7 +154,7 @@ def signed_by_library(headers: CIMultiDict[str], body: bytes, covered: Sequence[
 
 
 def spelling(sample: Sample) -> str | None:
-    """Why the two may differ: a form that the library reads, and would not write; a member of one header only."""
+    """The reason why the two may differ: a form that the library reads but never writes, or a half of a pair."""
     labels = [{part.strip().partition("=")[0] for part in sample.read[n].split(",")} for n in _BOTH]
     if labels[0] != labels[1]:
         return "a label stands in one of the two headers only"
@@ -172,7 +172,7 @@ def spelling(sample: Sample) -> str | None:
 _BOTH = ("Signature-Input", "Signature")
 
 
-# How a message is spoilt.
+# The changes that spoil a message.
 _CHARACTERS = [*map(chr, range(32, 127)), "\t", "\n", "\x00", "\x7f", "é", "\udcff"]
 _FRAGMENTS = [
     *(", ", ",", ";", " ", '"', "=", ":", "()", ";req", ";sf", ";bs", ';key="bridge"', ";alg=1", ';alg="hmac-sha256"'),
@@ -208,7 +208,7 @@ def _text(text: str, chance: random.Random) -> str:
 
 def _value(sample: Sample, _: Sample, chance: random.Random) -> Sample:
     headers = [*sample.headers]
-    # The signature's own headers are where a reader can be misled.
+    # The signature's own headers can mislead a reader.
     own = [n for n, (name, _) in enumerate(headers) if name.lower().startswith("signature") or name == "Repr-Digest"]
     at = chance.choice(own) if own and chance.random() < 0.7 else chance.randrange(len(headers))
     name, value = headers[at]
@@ -257,9 +257,9 @@ _WAYS: list[Callable[[Sample, Sample, random.Random], Sample]] = [_value, _value
 
 
 def verdicts(count: int, seed: int) -> tuple[Counter[str], list[tuple[str, Sample]]]:
-    """Who accepts *count* spoilt messages, and the messages on which the two differ.
+    """Count who accepts *count* spoilt messages; collect the messages on which the two differ.
 
-    Every message that our code accepts must say what the good one says; AssertionError where it does not.
+    Every message that our code accepts must have the content of the good one; otherwise AssertionError.
     """
     chance, counts, differing = random.Random(seed), Counter[str](), []
     for make in (request, answer):

@@ -1,4 +1,4 @@
-"""A peer that signs and sends what a test makes of a message, right or wrong."""
+"""A peer that signs and sends the message of a test, correct or spoilt."""
 
 import io
 import json
@@ -44,7 +44,7 @@ class Answered:
 
     @property
     def is_signed(self) -> bool:
-        """Whether the answer is the service's own word, bound to this request."""
+        """Whether the service has signed the answer for this request."""
         if self.proof is None or "Signature" not in self.headers:
             return False
         try:
@@ -55,7 +55,7 @@ class Answered:
 
     @property
     def failure(self) -> dict[str, Any]:
-        """The Failure that every error answer is, checked for its form."""
+        """The body of an error answer: a Failure, checked for its form."""
         assert self.headers["Content-Type"] == "application/json"
         failure: dict[str, Any] = json.loads(self.body)
         assert failure["metadata"]["type"] == "nexus.HandlerError"
@@ -72,7 +72,7 @@ class Answered:
 
 
 async def send(message: Message, signer: MessageSigner | None) -> Answered:
-    """Spoil, sign, spoil again, send to exactly that URL."""
+    """Spoil, sign, spoil again, and send to exactly the URL of the message."""
     for spoil in message.before_signing:
         spoil(message)
     proof = None
@@ -95,7 +95,7 @@ async def send(message: Message, signer: MessageSigner | None) -> Answered:
 
 
 def start(world: World, ask: dict[str, Any], *, request_id: str | None = None, operation: str = "probe") -> Message:
-    """A good start of the probe."""
+    """A correct start of the probe."""
     callback = f"{world.receiver.url}/callbacks/{'c' * 22}?sig=token"
     return Message(
         url=f"{world.service.url}/c/{CALLER}/ProbeService/{operation}?callback={quote(callback, safe='')}",
@@ -123,7 +123,7 @@ def completion(
     now: datetime | None = None,
     tokens: CallbackTokens | None = None,
 ) -> Message:
-    """A good completion of one waiting activity."""
+    """A correct completion of one waiting activity."""
     now = now or datetime.now(UTC)
     tokens = tokens or world.caller_settings.callback_tokens(CALLER)
     callback_id = secrets.token_urlsafe(16)
@@ -156,7 +156,7 @@ def completion(
 
 
 def failure_body(message: str = "no", kind: str = "Declined") -> bytes:
-    """A failure as a target's worker would tell it."""
+    """A failure in the form of a target's worker."""
     return json.dumps(
         {
             "message": message,

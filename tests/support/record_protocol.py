@@ -1,4 +1,4 @@
-"""Every exchange that docs/protocol.md shows, brought about on a real server.
+"""Makes every exchange that docs/protocol.md shows, on a real server.
 
 `python -m tests.support.record_protocol` writes them into the document anew; `tests/e2e/test_protocol.py` compares.
 """
@@ -41,7 +41,7 @@ START, CANCEL, OLD_CANCEL, COMPLETION = (
 
 @workflow.defn(name="OrderWorkflow", sandboxed=False)
 class QuickOrder:
-    """Asks again after a second, once."""
+    """A plan that renews once, after a second."""
 
     @workflow.run
     async def run(self, request: PaymentRequest, transport: Transport) -> PaymentResponse:
@@ -58,7 +58,7 @@ class QuickOrder:
 
 
 class Scenes:
-    """What happens, and which of the exchanges shows it."""
+    """Makes the exchanges, and names those that the document shows."""
 
     def __init__(self, world: World, recorder: Recorder, shown: dict[str, Exchange]) -> None:
         self._world = world
@@ -68,7 +68,7 @@ class Scenes:
     async def take(
         self, name: str, route: str, status: int, *, state: str | None = None, order: int | None = None
     ) -> Exchange:
-        """Wait for an exchange that no name has yet, and name it; *order* is whose it should be."""
+        """Wait for an exchange without a name, and name it; *order* is the order that it should belong to."""
         about = "" if order is None else f"{self._world.id}-{order}"
 
         async def found() -> Exchange:
@@ -167,16 +167,16 @@ class Scenes:
         await self.take("start of nothing", START, 404)
         await self._send(None, url, {"Nexus-Request-Id": "1"}, b"{}")
         await self.take("start not authenticated", START, 401)
-        # The first completion once more, and then with another state.
-        told = self.shown["completion succeeded"].request
-        url = self._world.receiver.url + told.first_line.split()[1]
-        kept = {name: value for name, value in told.headers if name in {"Content-Type", "Nexus-Link"}}
-        await self._send(MessageKind.COMPLETION, url, {**kept, "Nexus-Operation-State": "succeeded"}, told.body)
+        # The first completion again, and then with another state.
+        first = self.shown["completion succeeded"].request
+        url = self._world.receiver.url + first.first_line.split()[1]
+        kept = {name: value for name, value in first.headers if name in {"Content-Type", "Nexus-Link"}}
+        await self._send(MessageKind.COMPLETION, url, {**kept, "Nexus-Operation-State": "succeeded"}, first.body)
         await self.take("completion repeated", COMPLETION, 200, state="succeeded")
         failure = b'{"message":"card declined"}'
         await self._send(MessageKind.COMPLETION, url, {**kept, "Nexus-Operation-State": "failed"}, failure)
         await self.take("completion contradicted", COMPLETION, 409, state="failed")
-        await self._send(None, url, {**kept, "Nexus-Operation-State": "succeeded"}, told.body)
+        await self._send(None, url, {**kept, "Nexus-Operation-State": "succeeded"}, first.body)
         await self.take("completion not authenticated", COMPLETION, 401)
 
     async def _asked(self) -> None:
@@ -203,7 +203,7 @@ def _state(exchange: Exchange) -> str:
 
 
 async def record(server: Server) -> tuple[dict[str, Exchange], dict[str, Exchange]]:
-    """Every exchange by name: as it was, and as the document shows it."""
+    """Every exchange by name: as sent, and as the document shows it."""
     recorder, taken = Recorder(), dict[str, Exchange]()
     async with _running_scenes(server, recorder, taken, prepare=_with_a_shop) as (world, scenes):
         await scenes.play()

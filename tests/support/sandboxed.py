@@ -1,4 +1,4 @@
-"""A workflow that imports the workflow-safe modules inside its sandbox and tells which modules it sees."""
+"""A workflow that imports the workflow-safe modules inside its sandbox and returns the names of the imported ones."""
 
 import sys
 

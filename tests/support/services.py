@@ -1,8 +1,7 @@
-"""Service handlers whose operations do what the test asks for."""
+"""Service handlers whose operations behave as the test's input requests."""
 
 import asyncio
 import threading
-from collections.abc import Callable
 
 import nexusrpc
 from nexusrpc import HandlerError, HandlerErrorType, Link, OperationError, OperationErrorState
@@ -19,8 +18,6 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from tests.support.workflows import Ask, Reply
-
-Told = Callable[[StartOperationContext, Ask], None]
 
 
 @nexusrpc.service
@@ -41,7 +38,7 @@ class _Later(OperationHandler[Ask, Reply]):
 
 @service_handler(service=QuoteService)
 class Quotes:
-    """Plain nexusrpc: knows nothing of the bridge."""
+    """A plain nexusrpc handler without the bridge."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[StartOperationContext, Ask]] = []
@@ -94,9 +91,9 @@ class Quotes:
             case "own timeout":
                 raise TimeoutError(ask.key)
             case "unwritable":
-                return object()  # type: ignore[return-value] # the bug that is meant
+                return object()  # type: ignore[return-value] # the intended bug
             case "coroutine":
-                return asyncio.sleep(0)  # type: ignore[return-value] # as an `async` function behind a plain one
+                return asyncio.sleep(0)  # type: ignore[return-value] # like an `async` function behind a plain one
             case "link":
                 ctx.outbound_links.extend([Link(url="https://rates.example/7", type="rates.Rate"), Link("not one", "")])
             case _:
@@ -106,7 +103,7 @@ class Quotes:
 
 @service_handler(name="ProbeService")
 class Probes:
-    """The operation of a contract that no workflow stands behind."""
+    """The operation of a contract without a workflow."""
 
     @sync_operation
     async def hidden(self, ctx: StartOperationContext, ask: Ask) -> Reply:

@@ -24,7 +24,7 @@ from temporalio.worker import (
 
 
 class Inbound(Interceptor, temporalio.client.Interceptor):
-    """Base of those around the execution of an activity."""
+    """Base of the interceptors around the execution of an activity."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         outer = self
@@ -64,7 +64,7 @@ class FallsBack(Inbound):
 
 
 class Reports(Inbound):
-    """As an error reporter does: notes what it saw, and raises it again."""
+    """An error reporter: it records the exception and raises it again."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -104,7 +104,7 @@ class WrapsResults(Inbound):
 
 
 class Refuses(Inbound):
-    """Lets no activity run."""
+    """Prevents every activity from running."""
 
     async def around(self, inner: ActivityInboundInterceptor, input: ExecuteActivityInput) -> Any:
         raise ApplicationError("not during maintenance", non_retryable=True)
@@ -116,7 +116,7 @@ class RunsAsTask(Inbound):
 
 
 class Outbound(Interceptor, temporalio.client.Interceptor):
-    """Base of those around the commands of a workflow."""
+    """Base of the interceptors around the commands of a workflow."""
 
     outbound: type[WorkflowOutboundInterceptor]
 
@@ -200,4 +200,4 @@ INBOUND = [
 ]
 OUTBOUND = [SetsRetries, SetsTimeouts, Renames, WrapsHandles]
 CATCHES_ALL = [MapsEverything, FallsBack, RetriesInside, TimesOut, TimesOutInPlace, WrapsResults, Refuses]
-"""Those that change even an activity that ends asynchronously, or do not let it run."""
+"""Interceptors that change even an activity that ends asynchronously, or prevent it from running."""

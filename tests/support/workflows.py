@@ -1,4 +1,4 @@
-"""A contract whose target does what the test asks for, and a workflow that calls it."""
+"""A contract whose target behaves as the test's input requests, and a workflow that calls it."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,10 @@ from bridge.workflow.targets import Target
 
 @dataclass(frozen=True)
 class Ask:
-    """What the target should do."""
+    """The requested behaviour of the target."""
 
     key: str
-    """Makes the workflow id."""
+    """The workflow id is made from it."""
     behaviour: str = "return"
     text: str = ""
     size: int = 0
@@ -114,7 +114,7 @@ class ProbeWorkflow:
                 except asyncio.CancelledError:
                     return Reply("went on all the same")
             case "self-canceled failure":
-                # Fails with a cancellation that nobody asked for: the workflow ends as failed.
+                # After a cancellation without a request the workflow ends as failed.
                 raise asyncio.CancelledError
             case "continue once":
                 memo = {"mine": "kept"} if ask.text == "own memo" else None
@@ -168,7 +168,7 @@ class SharedWorkflow:
 )
 @workflow.defn
 class MindedWorkflow:
-    """Is canceled when nobody waits any more, and tells where it stands."""
+    """Is canceled when no caller waits any more, and reports its progress."""
 
     def __init__(self) -> None:
         self._said: list[str] = []
@@ -190,7 +190,7 @@ class MindedWorkflow:
 class NothingWorkflow:
     @workflow.run
     async def run(self) -> None:
-        """Gives nothing."""
+        """Has no result."""
 
 
 @bridge.emits_callback(
@@ -219,7 +219,7 @@ class FlakyWorkflow:
 )
 @workflow.defn
 class StrictWorkflow:
-    """Carries out one input for one id."""
+    """Accepts one input for one id."""
 
     def __init__(self) -> None:
         self._said: list[str] = []
@@ -252,7 +252,7 @@ class BreakingWorkflow:
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
         if ask.behaviour == "unwritable":
-            return object()  # type: ignore[return-value] # the bug that is meant
+            return object()  # type: ignore[return-value] # the intended bug
         await workflow.wait_condition(lambda: False)
         return Reply("never")
 
@@ -260,7 +260,7 @@ class BreakingWorkflow:
 @bridge.emits_callback(service=ProbeService, operation=ProbeService.pinned, workflow_id=workflow_id)
 @workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
 class PinnedWorkflow:
-    """For versioned workers."""
+    """A target for versioned workers."""
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
@@ -269,7 +269,7 @@ class PinnedWorkflow:
 
 @workflow.defn(name="foreign-type", sandboxed=False)
 class ForeignWorkflow:
-    """As another team wrote it: its worker knows nothing of the bridge."""
+    """Another team's target, on a worker without the bridge."""
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
@@ -296,7 +296,7 @@ def foreign_target(task_queue: str) -> Target:
 
 @dataclass(frozen=True)
 class CallPlan:
-    """How the calling workflow calls."""
+    """The options of the calling workflow's call."""
 
     operation: str = "probe"
     first_lease: float = 30.0
@@ -315,7 +315,7 @@ class CallPlan:
     max_input_bytes: int | None = MAX_INPUT_BYTES
     max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT
     catch: bool = False
-    """End well with the error's name, and wait for a second before."""
+    """After an error wait for a second, and end successfully with the error's name."""
 
 
 def _maybe_seconds(seconds: float) -> timedelta | None:
@@ -396,7 +396,7 @@ class ManyCalls:
         ]
         endings = [asyncio.create_task(_ending(each)) for each in calls]
         with contextlib.suppress(asyncio.CancelledError):
-            # When it is canceled, it waits all the same until each has ended.
+            # A canceled workflow still waits until each call has ended.
             await asyncio.gather(*endings)
         return dict(Counter(each.result() for each in endings))
 
@@ -423,7 +423,7 @@ class ParentOfCaller:
 
 @workflow.defn
 class EndlessCaller:
-    """Waits as long as a duration can say."""
+    """Waits for the longest duration."""
 
     @workflow.run
     async def run(self, ask: Ask, plan: CallPlan) -> Reply:
@@ -437,7 +437,7 @@ class EndlessCaller:
         reply: Reply = await client.execute_operation(
             ProbeService.probe,
             ask,
-            # The SDK's own protobuf holds no more than 10 000 years.
+            # The SDK's protobuf duration is limited to 10 000 years.
             schedule_to_close_timeout=timedelta(days=9_000 * 365) if plan.transport == "nexus" else timedelta.max,
         )
         return reply
@@ -445,7 +445,7 @@ class EndlessCaller:
 
 @workflow.defn
 class HastyCaller:
-    """Cancels a call in the task that makes it."""
+    """Cancels a call in the workflow task that makes it."""
 
     @workflow.run
     async def run(self, ask: Ask) -> str:

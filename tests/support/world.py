@@ -1,4 +1,4 @@
-"""Both sides of the bridge on a real server and real sockets, each part to be stopped and started at will."""
+"""Both sides of the bridge on a real server and real sockets. A test can stop and start each part."""
 
 import contextlib
 import dataclasses
@@ -53,7 +53,7 @@ def clock() -> datetime:
 class Listener:
     """An application on a fixed port that can stop and start again, and that counts its requests.
 
-    With *mount* it is part of another application, below that prefix, with a listener that has aiohttp's own limits.
+    With *mount* it is part of another application, below that prefix; its listener has aiohttp's default limits.
     """
 
     def __init__(self, port: int, make: Callable[[], web.Application], *, mount: str = "") -> None:
@@ -63,11 +63,11 @@ class Listener:
         self.requests: list[tuple[str, int]] = []
         """Path with query, and status, of every request that was answered."""
         self.before: Before | None = None
-        """Called first; what it returns is the answer."""
+        """Called before the service; its return value replaces the answer."""
         self.after: Callable[[], Awaitable[None]] | None = None
-        """Called when a request has been acted upon, before it is answered."""
+        """Called after the service has acted on a request, before the answer."""
         self.change: Callable[[web.Request, web.StreamResponse], web.StreamResponse] | None = None
-        """What becomes of a true answer on its way."""
+        """Turns the service's answer into the one that is sent."""
         self._make = make
         self._runner: web.AppRunner | None = None
 
@@ -95,7 +95,7 @@ class Listener:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if _ECHO.fullmatch(request.path):
-            # A worker's check at its start is no part of a test's story.
+            # The worker's check at its start does not belong to the test.
             return await handler(request)
         answer = await self.before(request) if self.before is not None else None
         if answer is None:
@@ -113,12 +113,12 @@ class Listener:
 
 
 class World:
-    """One caller, one handler; everything is started but what a test asks to leave out."""
+    """One caller and one handler; all parts are started except those that a test leaves out."""
 
     def __init__(self, server: Server, *, converters: tuple[DataConverter, DataConverter], mount: str = "") -> None:
         self.server = server
         self.handler_server = server
-        """Of the handler's side: another one where the two sides are on clusters of their own."""
+        """The handler's server: another one if the two sides are on separate clusters."""
         self.id = uuid.uuid4().hex[:12]
         self.keys = Keys()
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
@@ -130,9 +130,9 @@ class World:
         """Further arguments of the caller's client."""
         self.caller_clock = clock
         self.targets: list[type[Any] | Target] = [PaymentWorkflow, *TARGETS]
-        """What the service serves; the worker has no more than the first few."""
+        """The targets of the service; the worker has only the first few."""
         self.services: list[Any] = []
-        """Service handlers beside the targets."""
+        """Service handlers in addition to the targets."""
         self.executor: Executor = BoundedThreads(threads=4)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
@@ -151,7 +151,7 @@ class World:
         self.endpoint_url = self.service.url
         self._workers: dict[str, AsyncExitStack] = {}
         self.workers: dict[str, Worker] = {}
-        """Those that were started last, by side."""
+        """The workers that were started last, by side."""
         self.caller_client: Client
         self.handler_client: Client
 
@@ -169,7 +169,7 @@ class World:
             runtime=self.handler_runtime,
         )
 
-    # Settings are made anew at every start, so that a test may change keys in between.
+    # Settings are made at every start, so that a test may change keys in between.
     @property
     def caller_settings(self) -> CallerSettings:
         return caller_settings(
@@ -194,7 +194,7 @@ class World:
         )
 
     def override_handler_settings(self, settings: HandlerSettings) -> None:
-        """From the next start on."""
+        """Takes effect at the next start."""
         self._handler_settings = settings
 
     def _make_receiver(self) -> web.Application:
@@ -229,28 +229,28 @@ class World:
         self.workers[side] = worker
 
     async def create_nexus_endpoint(self, target: EndpointTarget | None = None) -> None:
-        """Register `nexus_endpoint` on the server: our handler's worker, or *target*."""
+        """Register `nexus_endpoint` on the server with our handler's worker or *target*."""
         worker = EndpointTarget.Worker(namespace=HANDLER, task_queue=self.payment_queue)
         spec = EndpointSpec(name=self.nexus_endpoint, target=target or EndpointTarget(worker=worker))
         await self.caller_client.operator_service.create_nexus_endpoint(CreateNexusEndpointRequest(spec=spec))
 
     def plan(self, transport: Transport, **options: Any) -> CallPlan:
-        """How to call by *transport*."""
+        """The plan of a call by *transport*."""
         endpoint = self.nexus_endpoint if transport == "nexus" else "payments"
         return CallPlan(transport=transport, endpoint=endpoint, **options)
 
     async def start_sweep(self) -> None:
-        """As every replica of the service does when it starts."""
+        """Start the sweep like every replica of the service."""
         await start_sweep(self.handler_client, targets=Targets(self.targets), settings=self.handler_settings)
 
     @property
     def sweep(self) -> WorkflowHandle[Any, Any]:
-        """Of the target that most tests use."""
+        """The sweep of the target that most tests use."""
         return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}-ProbeWorkflow")
 
     @property
     def sweeps(self) -> list[WorkflowHandle[Any, Any]]:
-        """Of all targets that the service serves."""
+        """The sweeps of all targets that the service serves."""
         queue = self.payment_queue
         ids = [dict.fromkeys((queue, each.task_queue or queue, each.workflow_type)) for each in Targets(self.targets)]
         return [self.handler_client.get_workflow_handle("-".join(("bridge-sweep", *each))) for each in ids]
@@ -270,7 +270,7 @@ class World:
     def signed_response(
         self, request: web.Request, status: int, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> web.Response:
-        """An answer in the name of the service that *request* is for: signed, as only its keys can."""
+        """An answer to *request*, signed with the keys of the service that it is for."""
         kind, key_set, base = MessageKind.START, self.keys.start, self.service.url
         if request.path.startswith("/callbacks"):
             kind, key_set, base = MessageKind.COMPLETION, self.keys.completion, self.receiver.url
@@ -283,7 +283,7 @@ class World:
         verified.proof.sign_answer(status, signed, body)
         return web.Response(status=status, headers=signed, body=body or None)
 
-    # What tests ask and wait for.
+    # Calls and waits of the tests.
     def key(self, name: str = "") -> str:
         return f"{self.id}-{name or uuid.uuid4().hex[:6]}"
 
