@@ -1,6 +1,6 @@
-"""What every command shares: logging, the options of `serve`, and how a process ends.
+"""The shared parts of all commands: logging, the options of `serve`, and how a process ends.
 
-The commands themselves stand in `bridge.admin.root` and, for each side, in its own `admin` package.
+The commands are in `bridge.admin.root` and in the `admin` package of each side.
 """
 
 import asyncio
@@ -23,13 +23,14 @@ NAME = "callback-bridge"
 
 
 class CommandError(Exception):
-    """What was asked for cannot be done. The text says why, and what to do; the process ends with code 1."""
+    """A command cannot be carried out. The text names the reason and a remedy. The process ends with code 1."""
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: time, level, event, and the fields given as `extra` under `bridge.…`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """*record* as one line of JSON."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -43,27 +44,27 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines on standard error."""
+    """Log JSON lines of *level* and above to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Its core warns of reports that came after a completion, and prints the task token with it.
+    # The SDK's core warns about a heartbeat after a completion, and prints the task token.
     logging.getLogger("temporalio.worker").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """What both `serve` commands take."""
+    """The options of both `serve` commands."""
 
     host: str | None = None
-    """Address to listen on. By default that of the settings."""
+    """Address to listen on. By default the address in the settings."""
     port: Annotated[int | None, Parameter(validator=validators.Number(gte=0, lte=65535))] = None
-    """Port to listen on, 0 for a free one. By default that of the settings."""
+    """Port to listen on, 0 for a free one. By default the port in the settings."""
     reuse_port: bool = False
     """Let several processes share the port (SO_REUSEPORT)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged."""
+    """Lowest level that is logged."""
 
 
 def announce(service: str, url: str) -> None:
@@ -72,14 +73,16 @@ def announce(service: str, url: str) -> None:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> NoReturn:
-    """Run *main* and end the process: 0; 1 for what cannot be done; 2 for usage or settings; 130 when interrupted.
+    """Run *main* and end the process with an exit code.
 
-    The process ends by `os._exit`, after everything is closed and flushed: on CPython 3.11 a process that used the SDK
-    may abort while the interpreter shuts down (temporalio/sdk-python issue 300), which would look like a crash.
+    The codes: 0 for success, 1 if a command cannot be carried out, 2 for bad usage or settings, 130 if interrupted.
+
+    When everything is closed and flushed, `os._exit` ends the process. On CPython 3.11 a process that used the SDK may
+    otherwise abort while the interpreter shuts down (temporalio/sdk-python issue 300), which would look like a crash.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets its code instead of an exception.
+            # If the terminal cannot show a character, print its code instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
     code, problem = 0, ""
     try:
@@ -103,7 +106,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> N
 
 
 async def _interruptible(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Let SIGTERM end *main* as Ctrl-C does, for as long as *main* does not handle signals itself."""
+    """Let SIGTERM end *main* like Ctrl-C, until *main* installs its own signal handlers."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,7 +1,7 @@
-"""Settings with fresh keys for both sides on one machine: `callback-bridge init`.
+"""Settings with new keys for both sides on one machine: `callback-bridge init`.
 
-The two files are what a developer starts from. Each holds only what its side may know; the two shared key sets are in
-both. Everything in them is on the loopback, over plain http.
+A developer starts with the two files. Each file holds only the secrets of its side; the two shared key sets are in both
+files. All addresses in the files are on the loopback, with plain http.
 """
 
 import json
@@ -18,30 +18,30 @@ from bridge.security.keys import new_key
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the settings of one machine name."""
+    """The names and addresses in the settings of one machine."""
 
     receiver_url: str = "http://127.0.0.1:8080"
-    """The receiver, as the handler reaches it."""
+    """The receiver's URL for the handler."""
     service_url: str = "http://127.0.0.1:8081"
-    """The handler service, as the caller reaches it."""
+    """The handler service's URL for the caller."""
     receiver_port: int = 8080
-    """Where the receiver listens."""
+    """Port on which the receiver listens."""
     service_port: int = 8081
-    """Where the handler service listens."""
+    """Port on which the handler service listens."""
     caller: str = "order-prod"
-    """Name of the caller, by which the handler knows it."""
+    """Name of the caller in the handler's settings."""
     handler: str = "payment-prod"
-    """Name of the handler, by which the caller knows it."""
+    """Name of the handler in the caller's settings."""
     endpoint: str = "payments"
-    """Name that the caller's workflows give to `bridge.create_client`."""
+    """Name that the caller's workflows pass to `bridge.create_client`."""
     task_queue: str = "payment-queue"
-    """Where the handler's workflows run."""
+    """Task queue on which the handler's workflows run."""
     operations: str = "PaymentService/*"
-    """What the caller may start: `Service/operation`, or `Service/*`."""
+    """Operations that the caller may start: `Service/operation`, or `Service/*`."""
 
 
 def new_settings(machine: Machine) -> dict[str, str]:
-    """The text of `caller.toml` and of `handler.toml`, by file name, with fresh keys."""
+    """The text of `caller.toml` and of `handler.toml`, by file name, with new keys."""
     start, completion = _key_set(), _key_set()
     caller = f"""\
 # Settings of the caller's side, for its worker and its receiver. Keep this file secret.
@@ -60,7 +60,7 @@ completion_keys = {completion}
 [endpoints.{machine.endpoint}]
 url = "{machine.service_url}/c/{machine.caller}"
 handler = "{machine.handler}"
-networks = ["127.0.0.0/8"]       # networks that are not public and to which requests may go all the same
+networks = ["127.0.0.0/8"]       # non-public networks to which requests may go
 allow_insecure = true
 """
     handler = f"""\
@@ -85,10 +85,10 @@ callbacks = [{{ url = "{machine.receiver_url}/callbacks", networks = ["127.0.0.0
 
 
 def write_settings(folder: Path, settings: dict[str, str]) -> None:
-    """Write each text of *settings* into *folder*, readable by its owner only.
+    """Write each text of *settings* into *folder*. Only the owner may read the files.
 
     Raises:
-        FileExistsError: One of the files is there already. Then nothing is written.
+        FileExistsError: One of the files exists. Nothing is written.
     """
     for name in settings:
         if (folder / name).exists():
@@ -105,13 +105,13 @@ def init(
     operations: str = Machine.operations,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Write `caller.toml` and `handler.toml` with fresh keys, for both sides on one machine.
+    """Write `caller.toml` and `handler.toml` with new keys, for both sides on one machine.
 
     Args:
-        folder: Where to write them. By default the current folder.
-        task_queue: Where the handler's workflows run.
-        operations: What the caller may start: `Service/operation`, or `Service/*`.
-        as_json: Print what was written as JSON.
+        folder: Where to write the files. By default the current folder.
+        task_queue: Task queue on which the handler's workflows run.
+        operations: Operations that the caller may start: `Service/operation`, or `Service/*`.
+        as_json: Print the names of the files as JSON.
     """
     try:
         write_settings(folder, new_settings(Machine(task_queue=task_queue, operations=operations)))

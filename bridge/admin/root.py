@@ -1,7 +1,7 @@
 """The root of the command `callback-bridge`.
 
-Each side's commands are named here by text and imported when they are used. Therefore this package depends on neither
-side, and the same table serves an installed package and a checkout, which has no entry points.
+The commands of each side are listed as text and imported when they are used. Therefore this package depends on neither
+side. The table also works in a checkout, which has no entry points.
 """
 
 import inspect
@@ -36,10 +36,10 @@ Examples:
 Environment:
 
 - `BRIDGE_CONFIG` names the TOML file with the settings of the side; `BRIDGE_...` variables override single values.
-- `TEMPORAL_ADDRESS` (by default localhost:7233) and `TEMPORAL_NAMESPACE` (by default "default") name the side's own
-  Temporal. TLS, API keys and profiles: `TEMPORAL_...` variables, as for every client.
+- `TEMPORAL_ADDRESS` (by default localhost:7233) and `TEMPORAL_NAMESPACE` (by default "default") name the Temporal of
+  this side. TLS, API keys and profiles: `TEMPORAL_...` variables, as for every client.
 
-Exit codes: 0; 1 if something cannot be done; 2 for usage or settings; 130 when interrupted.
+Exit codes: 0; 1 if a command cannot be carried out; 2 for bad usage or settings; 130 if interrupted.
 """
 
 keys = App(name="keys", help="Make keys for the settings.")
@@ -51,7 +51,7 @@ def new(
     id: str | None = None,  # noqa: A002 - the option's name
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Print a key set with one new random key, as TOML. Never give two key sets the same key.
+    """Print a key set with one new random key, as TOML. Never use one key in two key sets.
 
     Args:
         id: Key id. By default today's date.
@@ -66,7 +66,7 @@ def new(
 
 
 def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
-    """Run the command line as `name`; *serve* names the command of the table whose `serve` is a command here too."""
+    """Run the command line under *name*. *serve* names the side whose `serve` becomes a command of the root too."""
 
     async def chosen() -> None:
         for package in ("caller", "handler"):
@@ -88,7 +88,7 @@ def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
             app.command(COMMANDS[serve].partition(":")[0] + ":serve", name="serve")
         if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
             for each in COMMANDS:
-                app[each]  # imports it, because its help is shown
+                app[each]  # imports the command, because its help is shown
         function, bound, _ = app.parse_args(exit_on_error=False, print_error=False)
         result = function(*bound.args, **bound.kwargs)
         if inspect.isawaitable(result):

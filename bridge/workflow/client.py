@@ -1,8 +1,8 @@
 """The workflow side of a call: the client that an order workflow uses.
 
-The methods, parameter names and errors are those of `temporalio.workflow.create_nexus_client`, so that moving to or
-from native Nexus changes one line. Underneath is one activity, whose id is the request id of the call. Deterministic
-and sandbox-safe: imports only the SDK, nexusrpc and the standard library.
+Methods, parameter names and errors are equal to those of `temporalio.workflow.create_nexus_client`, so that a change to
+or from native Nexus is one line. One activity carries a call, and its id is the request id of the call. This module is
+deterministic and sandbox-safe: it imports only the SDK, nexusrpc and the standard library.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from bridge.workflow.pending_call import PendingCall, operation_error
 from bridge.workflow.run_calls import RunCalls
 
 DEFAULT_SCHEDULE_TO_CLOSE = timedelta(hours=24)
-"""Deadline of a call that names none: no call is unbounded."""
+"""Deadline of a call that sets none, because every call must end."""
 
 DEFAULT_FIRST_LEASE = timedelta(seconds=30)
 
 MAX_CALLS_IN_FLIGHT = 1_900
-"""Calls that one workflow run may wait for: below the server's limit of 2 000 pending activities."""
+"""Most calls that one workflow run may wait for, below the server's limit of 2 000 pending activities."""
 
 RESERVED_HEADERS = frozenset(
     {"host", "authorization", "connection", "transfer-encoding", "request-timeout", "operation-timeout", "prefer"}
@@ -39,27 +39,27 @@ _ServiceT = TypeVar("_ServiceT")
 
 
 class CallOptions(TypedDict, total=False):
-    """How one call is made: the keyword arguments of `start_operation` and `execute_operation`."""
+    """The options of one call: the keyword arguments of `start_operation` and `execute_operation`."""
 
     schedule_to_close_timeout: timedelta | None
-    """How long to wait for the outcome in all, 24 hours by default."""
+    """Longest wait for the outcome, 24 hours by default."""
     schedule_to_start_timeout: timedelta | None
-    """How long the handler may take to take the operation on."""
+    """Longest time until the handler has started the operation. No limit by default."""
     start_to_close_timeout: timedelta | None
-    """How long the operation may run after that."""
+    """Longest time from the start of the operation to its end. No limit by default."""
     cancellation_type: workflow.NexusOperationCancellationType
-    """What has happened by the time that a canceled call is reported as such; WAIT_COMPLETED by default."""
+    """What must happen before a canceled call raises its error; WAIT_COMPLETED by default."""
     headers: Mapping[str, str] | None
-    """Nexus headers for the handler, sent in clear."""
+    """Nexus headers for the handler, sent unencrypted."""
     summary: str | None
-    """One line shown beside the call in UI and CLI; by default endpoint, service and operation."""
+    """One line that UI and CLI show with the call; by default endpoint, service and operation."""
 
 
 class OperationHandle(Generic[_OutputT]):
-    """A call under way. Await it for the operation's result.
+    """A call in flight. Await it for the operation's result.
 
-    Awaiting raises `temporalio.exceptions.NexusOperationError` as native Nexus does, with the reason as its cause: the
-    operation's own failure, a CancelledError, a TimeoutError, or a `nexusrpc.HandlerError`.
+    If the call fails, awaiting raises `temporalio.exceptions.NexusOperationError`, like native Nexus. The cause of the
+    error is the operation's own failure, a CancelledError, a TimeoutError, or a `nexusrpc.HandlerError`.
     """
 
     def __init__(self, carried: asyncio.Task[_OutputT] | workflow.NexusOperationHandle[_OutputT]) -> None:
@@ -67,14 +67,14 @@ class OperationHandle(Generic[_OutputT]):
 
     @property
     def operation_token(self) -> str | None:
-        """Of a call over native Nexus. Else None: it is known to be scheduled, not yet started."""
+        """Operation token of a call over native Nexus. None for other calls: a handle exists before the start."""
         return None if isinstance(self._carried, asyncio.Task) else self._carried.operation_token
 
     def cancel(self) -> bool:
-        """Cancel the operation, by the call's cancellation type. Returns whether the call was still under way."""
+        """Cancel the operation according to the call's cancellation type. Returns whether the call was in flight."""
         if not isinstance(self._carried, asyncio.Task):
             return self._carried.cancel()
-        # Not at once: a task that is canceled before its first step never carries out the cancellation type.
+        # `call_soon`, because a task that is canceled before its first step never runs its cancellation type.
         asyncio.get_running_loop().call_soon(self._carried.cancel)
         return not self._carried.done()
 
@@ -83,31 +83,33 @@ class OperationHandle(Generic[_OutputT]):
 
 
 class ClientOptions(TypedDict, total=False):
-    """How the calls of one client travel, and what limits them: the optional arguments of `create_client`."""
+    """The transport and the limits of one client's calls: the optional arguments of `create_client`."""
 
     transport: Transport | None
-    """How the calls travel; None leaves it to the endpoint's settings, where "callback" is the default.
+    """The transport of the calls; None selects the one in the endpoint's settings, which is "callback" by default.
 
-    "callback": the handler POSTs the outcome. "wait": a short operation's outcome comes in the answer to its start, a
-    longer one's as with "callback". "poll": the handler is asked at a fixed interval, for a caller that cannot be
-    reached from outside. "nexus": Temporal's own Nexus carries the call; which command a workflow issues is decided in
-    its code, so only here and never in settings.
+    "callback": the handler POSTs the outcome. "wait": the answer to the start holds the outcome of a short operation;
+    for a longer one the transport is "callback". "poll": the call asks the handler at a fixed interval; use it if the
+    handler cannot reach the caller. "nexus": Temporal's own Nexus carries the call. The workflow's code must select
+    "nexus", because it decides which command the workflow issues. Settings cannot.
     """
     first_lease: timedelta
-    """How long the first attempt waits for the callback before the call asks the handler again: 30 seconds."""
+    """How long the first attempt waits for the callback before the call asks the handler again; 30 seconds by
+    default."""
     renewals: Renewals
-    """How it goes on asking; by default after 1 minute, doubled up to an hour."""
+    """How often the call asks the handler afterwards; by default after 1 minute, then doubled up to an hour."""
     max_input_bytes: int | None
-    """A larger input, before the payload codec, is refused as a bad request.
+    """Largest input in bytes before the payload codec. A larger input is refused as a bad request.
 
-    The default leaves room for an encrypting codec; a compressing one may allow more. None refuses nothing: what passes
-    2 MiB after the codec then ends as server and SDK will have it, on 1.29 by terminating the calling workflow.
+    The default leaves room for the bytes that an encrypting codec adds. With a compressing codec the limit may be
+    higher. None disables the check. Server and SDK then handle an input of more than 2 MiB after the codec: server 1.29
+    terminates the calling workflow.
     """
     max_calls_in_flight: int
-    """How many calls of one workflow run may wait at a time, whichever client made them: 1 900.
+    """Most calls of one workflow run, by all clients together, that may wait at a time; 1 900 by default.
 
-    A call beyond is refused as RESOURCE_EXHAUSTED. Each takes a place among the run's pending activities, which the
-    server limits to 2 000 by default; cancels take none. Native Nexus has a limit of its own.
+    A further call is refused as RESOURCE_EXHAUSTED. Each call is a pending activity, and the server allows 2 000 of
+    them by default. Cancels do not count. Native Nexus has a limit of its own.
     """
 
 
@@ -116,15 +118,22 @@ class OperationClient(Generic[_ServiceT]):
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
     endpoint: str
+    """Name of the endpoint in the caller's settings, or over native Nexus on Temporal's server."""
     service: str
+    """Name of the service."""
     transport: Transport | None = None
+    """See `ClientOptions`."""
     first_lease: timedelta = DEFAULT_FIRST_LEASE
+    """See `ClientOptions`."""
     renewals: Renewals = field(default_factory=Renewals)
+    """See `ClientOptions`."""
     max_input_bytes: int | None = MAX_INPUT_BYTES
+    """See `ClientOptions`."""
     max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT
+    """See `ClientOptions`."""
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later.
+        """Refuse options with which every call would fail.
 
         Raises:
             ValueError: *transport* is not one of the four, *first_lease* is not positive, or a limit is not a positive
@@ -133,12 +142,12 @@ class OperationClient(Generic[_ServiceT]):
         _milliseconds("first_lease", self.first_lease)
         for name in ("max_input_bytes", "max_calls_in_flight"):
             limit = getattr(self, name)
-            # Written so that it is false of NaN.
+            # This form of the comparison also refuses NaN.
             if limit is not None and not 0 < limit < math.inf:
                 message = f"{name} must be a positive number"
                 raise ValueError(message)
         if self.transport is not None and self.transport not in get_args(Transport):
-            message = f"transport={self.transport!r}: none of {', '.join(get_args(Transport))}"
+            message = f"transport={self.transport!r} is not one of {', '.join(get_args(Transport))}"
             raise ValueError(message)
 
     @overload
@@ -171,13 +180,14 @@ class OperationClient(Generic[_ServiceT]):
     ) -> OperationHandle[Any]:
         """Start an operation and return its handle.
 
-        Returns as soon as the call is scheduled; a start that fails surfaces when the handle is awaited. Over native
-        Nexus it returns, and fails, as that does: when the handler has taken the operation on.
+        This method returns when the call is scheduled. If the start fails, awaiting the handle raises the error. Over
+        native Nexus this method returns when the handler has started the operation, and raises the error of a start
+        that fails.
 
         Args:
             operation: The operation, its name, or the method of a service handler that carries it out.
             input: The operation's input.
-            output_type: What to decode the result to, where *operation* is only a name.
+            output_type: Type of the result, if *operation* is a name.
             **options: See `CallOptions`.
 
         Raises:
@@ -192,13 +202,13 @@ class OperationClient(Generic[_ServiceT]):
                 message = f"operation={operation!r} is not a Nexus operation"
                 raise ValueError(message)
             name, output_type = declared.name, declared.output_type
-        # Minted in workflow code: replays and renewals must name the same start.
+        # The request id is minted in workflow code, because replays and renewals must name the same start.
         request_id = str(workflow.uuid4())
         if self.transport == "nexus":
             if (refusal := _recorded(request_id, self._too_large(input))) is not None:
                 raise operation_error(self.endpoint, self.service, name) from refusal
             native = workflow.create_nexus_client(service=self.service, endpoint=self.endpoint)
-            # No call is unbounded, and each is shown by name, whatever carries it.
+            # A call over native Nexus has a deadline and a summary too.
             options = {
                 **options,
                 "schedule_to_close_timeout": options.get("schedule_to_close_timeout") or DEFAULT_SCHEDULE_TO_CLOSE,
@@ -208,9 +218,10 @@ class OperationClient(Generic[_ServiceT]):
         return self._start(name, input, output_type, request_id, options)
 
     def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:
-        """Why *operation_input* cannot be sent; None if it can.
+        """Why *operation_input* is too large to send; None if it is not.
 
-        Checked here, because the server terminates a workflow that schedules an activity with too large an input.
+        The workflow checks this, because the server terminates a workflow that schedules an activity with too large an
+        input.
         """
         if self.max_input_bytes is None:
             return None
@@ -221,7 +232,7 @@ class OperationClient(Generic[_ServiceT]):
         return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
 
     def _too_many(self) -> nexusrpc.HandlerError | None:
-        """Why no further call may be made now; None if one may."""
+        """Why the run may not make a further call now; None if it may."""
         if len(RunCalls.present().waiting) < self.max_calls_in_flight:
             return None
         message = (
@@ -312,9 +323,10 @@ async def _refused(call: OperationCall, refusal: nexusrpc.HandlerError) -> NoRet
 
 
 def _recorded(request_id: str, refusal: nexusrpc.HandlerError | None) -> nexusrpc.HandlerError | None:
-    """*refusal* as history has it: a limit that has changed since must not change what a replay does.
+    """The refusal that history records for this call, or outside of a replay *refusal*.
 
-    A refusal leaves a marker. A replay refuses what has one, and nothing else.
+    A refusal adds a marker to history. A replay refuses exactly the calls that have a marker, so that a changed limit
+    does not change the replay.
     """
     marker = f"bridge.refused-{request_id}"
     if workflow.unsafe.is_replaying():
@@ -340,7 +352,7 @@ def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[
 
     Args:
         service: The contract, a class decorated with `nexusrpc.service`, or its name.
-        endpoint: Name of an endpoint in the caller's settings; over native Nexus, of one on Temporal's server.
+        endpoint: Name of an endpoint in the caller's settings, or over native Nexus on Temporal's server.
         **options: See `ClientOptions`.
 
     Raises:
@@ -351,13 +363,13 @@ def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[
     elif definition := nexusrpc.get_service_definition(service):
         name = definition.name
     else:
-        message = f"service={service!r}: neither a name nor decorated with @nexusrpc.service"
+        message = f"service={service!r} is neither a name nor decorated with @nexusrpc.service"
         raise ValueError(message)
     return OperationClient(endpoint=endpoint, service=name, **options)
 
 
 def _milliseconds(name: str, duration: timedelta) -> int:
-    """At least 1, at most those of `MAX_DURATION`.
+    """*duration* in milliseconds, at least 1 and at most `MAX_DURATION`.
 
     Raises:
         ValueError: *duration* is not positive.
@@ -373,15 +385,19 @@ def _maybe_milliseconds(name: str, duration: timedelta | None) -> int | None:
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Lower-case the names; refuse what the protocol reserves or HTTP cannot carry."""
-    is_sendable: Callable[[str], bool] = lambda text: text.isascii() and text.isprintable() and text == text.strip()  # noqa: E731
+    """*headers* with lower-case names.
+
+    Raises:
+        ValueError: A header is reserved by the protocol or cannot be sent over HTTP.
+    """
     for name, value in headers.items():
-        lower = name.lower()
+        lower, text = name.lower(), name + value
         if lower in RESERVED_HEADERS or lower.startswith(RESERVED_PREFIXES):
             message = f"header {name!r} is reserved"
             raise ValueError(message)
-        # Proxies drop a name with an underscore (nginx by default), and the signature covers what was dropped.
-        if not name or not all(each.isalnum() or each == "-" for each in name) or not is_sendable(name + value):
+        # Some proxies drop a header with an underscore (nginx by default). The signature, which covers it, would fail.
+        is_sendable = text.isascii() and text.isprintable() and text == text.strip()
+        if not name or not all(each.isalnum() or each == "-" for each in name) or not is_sendable:
             message = f"header {name!r}: names are letters, digits and '-', values printable ASCII"
             raise ValueError(message)
     return {name.lower(): value for name, value in headers.items()}

@@ -1,8 +1,8 @@
-"""Start an activity of ours so that no outbound interceptor of the team changes it.
+"""Start an activity of the bridge without changes by the team's outbound interceptors.
 
-A team's interceptor may set retry policies and timeouts for all activities, or wrap their handles. What is asked for
-here is kept in a context variable while the command is made; the caller's plugin puts it back at the end of the chain
-of interceptors, and keeps the handle from there. Headers stay as the interceptors made them.
+A team's interceptor may set retry policies and timeouts for all activities, or wrap their handles. A context variable
+holds the original options while the activity is started. At the end of the chain of interceptors, the caller's plugin
+restores these options and stores the handle. Headers that the interceptors set are kept.
 """
 
 import asyncio
@@ -16,13 +16,14 @@ from temporalio import workflow
 
 @dataclass
 class OwnActivity:
-    """One activity of ours that is being started."""
+    """One activity of the bridge while it is started."""
 
     activity: str
+    """Activity type."""
     options: Mapping[str, Any]
-    """By the field names of `StartActivityInput` and `StartLocalActivityInput`."""
+    """Options by the field names of `StartActivityInput` and `StartLocalActivityInput`."""
     handle: workflow.ActivityHandle[Any] | None = None
-    """As the end of the chain made it; None on a worker without the plugin."""
+    """The handle before any interceptor wrapped it; None on a worker without the plugin."""
 
 
 STARTING: ContextVar[OwnActivity | None] = ContextVar("starting", default=None)
@@ -31,7 +32,7 @@ STARTING: ContextVar[OwnActivity | None] = ContextVar("starting", default=None)
 def start_own_activity(
     start: Callable[..., workflow.ActivityHandle[Any]], activity: str, *, result_type: Any, **options: Any
 ) -> workflow.ActivityHandle[Any]:
-    """Call *start*, `workflow.start_activity` or `workflow.start_local_activity`, with these options."""
+    """Call *start* with these options. *start* is `workflow.start_activity` or `workflow.start_local_activity`."""
     own = OwnActivity(activity, {**options, "ret_type": result_type})
     token = STARTING.set(own)
     try:
@@ -44,6 +45,6 @@ def start_own_activity(
 
 
 def retrieve(ended: "asyncio.Future[Any]") -> None:
-    """Read the error of what is awaited no more, so that asyncio does not log it."""
+    """Read the error of a future that no task awaits any more, so that asyncio does not log it."""
     if not ended.cancelled():
         ended.exception()

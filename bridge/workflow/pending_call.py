@@ -1,7 +1,7 @@
-"""One call under way, seen from its workflow: the waiting activity, and what a cancel does to the wait.
+"""One call in flight, on the side of its workflow: the waiting activity, and the effect of a cancel on the wait.
 
-Nothing but an outcome, a cancellation or the deadline ends a call. Where the waiting activity has ended with none of
-them (it could not read its heartbeat details, an operator or an interceptor stopped it), it is scheduled again under
+Only an outcome, a cancellation or the deadline ends a call. If the waiting activity ends in another way (for example it
+could not read its heartbeat details, or an operator or an interceptor stopped it), the workflow schedules it again with
 the same id.
 """
 
@@ -27,35 +27,40 @@ from bridge.workflow.call import (
 from bridge.workflow.own_activity import retrieve, start_own_activity
 from bridge.workflow.run_calls import RunCalls
 
-# Coefficient 1: every attempt after the first names its own delay. Each attempt is silent in history until one of
-# them, or the receiver, closes the activity. The number of attempts is named, because 0 means the cluster's default.
+# Coefficient 1, because every attempt sets the delay of the next one. History shows no attempt until one of them or the
+# receiver closes the activity. The number of attempts is explicit, because 0 means the default of the cluster.
 _RETRY_POLICY = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1.0, maximum_attempts=2**31 - 1)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=1)
-"""Between the end of a waiting activity without an outcome and the next one."""
+"""Pause between the end of a waiting activity without an outcome and the next waiting activity."""
 
 
 @dataclass(kw_only=True, eq=False)
 class PendingCall:
-    """A call whose waiting activity has been scheduled: that is what making one does."""
+    """A call and its waiting activity. Creating an instance schedules the activity."""
 
     call: OperationCall
+    """First argument of the activity."""
     operation_input: Any
+    """Second argument of the activity."""
     request_id: str
-    """Also the id of the waiting activity."""
+    """Request id of the call, and id of the waiting activity."""
     output_type: type[Any] | None
+    """Type of the result; None for the default of the data converter."""
     cancellation_type: CancellationType
+    """What must happen before a canceled call raises its error."""
     summary: str
+    """Line that UI and CLI show with the activity."""
 
     def __post_init__(self) -> None:
         self._run = RunCalls.present()
         self._activity = self._schedule(self.call, within=timedelta(milliseconds=self.call.schedule_to_close_ms))
 
     async def outcome(self) -> Any:
-        """Wait for the outcome, and carry out the cancellation type if the wait is canceled.
+        """Wait for the outcome. If the wait is canceled, act according to the cancellation type.
 
         Raises:
-            temporalio.exceptions.NexusOperationError: The call failed, was canceled, or its time is over.
+            temporalio.exceptions.NexusOperationError: The call failed, was canceled, or passed its deadline.
         """
         waiting = asyncio.create_task(self._outcome(), name=f"waiting: {self.summary}")
         waiting.add_done_callback(retrieve)
@@ -70,7 +75,7 @@ class PendingCall:
                 return await asyncio.shield(waiting)
             except asyncio.CancelledError:
                 if waiting.cancelling() or waiting.cancelled():
-                    # The run is being evicted: nothing may wait any more, and nothing new may begin.
+                    # The run is being evicted. No task may wait any more, and no new one may start.
                     raise
                 match self.cancellation_type:
                     case CancellationType.ABANDON | CancellationType.TRY_CANCEL:
@@ -79,13 +84,14 @@ class PendingCall:
                         waiting.cancel()
                         raise self._error() from _canceled()
                     case CancellationType.WAIT_REQUESTED | CancellationType.WAIT_COMPLETED:
-                        # However often the wait is canceled, the handler is asked once; the operation decides.
+                        # Request the cancel once, also if the wait is canceled again. The operation decides how it
+                        # ends.
                         canceling = canceling or self._request_cancel(waiting)
                     case _:
                         assert_never(self.cancellation_type)
 
     async def _outcome(self) -> Any:
-        """Wait for the activity; schedule it again where it ended with neither an outcome nor the deadline."""
+        """Wait for the activity. Schedule it again if it ends without an outcome before the deadline."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -104,7 +110,7 @@ class PendingCall:
                 )
             await workflow.sleep(min(pause, remaining / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
-            # The earlier activity may have seen the operation start: a limit for the start is not counted anew.
+            # The earlier activity may have started the operation. Therefore the limit for the start is not set again.
             again = replace(self.call, schedule_to_start_ms=None)
             self._activity = self._schedule(again, within=self.call.deadline - workflow.now())
 
@@ -117,10 +123,10 @@ class PendingCall:
             activity_id=self.request_id,
             result_type=self.output_type,
             schedule_to_close_timeout=within,
-            # The first lease, but at least as long as a request may take, which is held for half of it at most.
+            # The first lease, but at least the time of a request. The handler may hold it for half of the lease.
             start_to_close_timeout=max(lease, ATTEMPT_TIMEOUT + lease / 2),
             retry_policy=_RETRY_POLICY,
-            # The activity itself is never canceled: its token is what the cancel is sent by.
+            # The workflow never cancels the activity itself: a cancel reads the operation token from the pending activity.
             cancellation_type=workflow.ActivityCancellationType.ABANDON,
             summary=self.summary,
         )
@@ -131,9 +137,9 @@ class PendingCall:
     def _ended(self, _: object) -> None:
         self._run.ended(self.request_id)
         report_end = workflow.extern_functions().get(CALL_ENDED)
-        # An eviction, which counts as a replay, ends the handle and not the call.
+        # An eviction ends the handle and not the call. It counts as a replay.
         if report_end is not None and not workflow.unsafe.is_replaying():
-            # Saves a request to the server; nothing that the workflow does depends on it.
+            # The report saves a request to the server. No decision of the workflow depends on it.
             report_end(self.request_id)
 
     def _request_cancel(self, waiting: "asyncio.Task[Any]") -> "asyncio.Future[None]":
@@ -147,7 +153,7 @@ class PendingCall:
 
 
 def operation_error(endpoint: str, service: str, operation: str) -> exceptions.NexusOperationError:
-    """The error that native Nexus raises for a call that failed; its cause says why."""
+    """The error that native Nexus raises for a failed call. The caller of this function sets its cause."""
     return exceptions.NexusOperationError(
         UNSUCCESSFUL_MESSAGE,
         scheduled_event_id=0,
@@ -163,7 +169,7 @@ def _canceled() -> exceptions.CancelledError:
 
 
 def _timed_out(error: BaseException | None) -> exceptions.TimeoutError:
-    """The deadline's error. Its cause is what went wrong last; None if the operation merely ran on."""
+    """The error of a call that passed its deadline. Its cause is the last error, None if the operation was running."""
     while isinstance(error, exceptions.TimeoutError) or (
         isinstance(error, exceptions.ApplicationError) and error.type == STILL_RUNNING
     ):

@@ -1,8 +1,8 @@
-"""The calls of one workflow run: which wait, and the cancels of those that are to end.
+"""The calls of one workflow run: which of them wait, and which are to be canceled.
 
-Cancels are sent in batches, and again until each was taken or its call has ended. A local activity sends them, because
-it needs no place among the run's pending activities: at their limit the server would refuse any other. A timer comes
-before it, so that the commands of the task in which a call is canceled reach the server first.
+Cancels are sent in batches. A cancel is sent again until the handler has accepted it or its call has ended. A local
+activity sends them, because it is not a pending activity: at the limit of pending activities the server would refuse
+another one. A timer precedes it, so that the commands of the task that cancels a call reach the server first.
 """
 
 import asyncio
@@ -24,18 +24,27 @@ MAX_BATCH = 100
 
 _FIRST_DELAY = timedelta(milliseconds=1)
 _RETRY_DELAY = timedelta(seconds=1)
-"""At least; a tenth of the time since the cancel was asked for, so that a long outage makes few events."""
+"""Least delay before a cancel is sent again. The delay is a tenth of the time since the first request, so that a long
+outage adds few events to history."""
 
 
 @dataclass(kw_only=True)
 class _Cancel:
+    """A cancel that the handler has not accepted yet."""
+
     order: CancelOrder
+    """What to send."""
     is_over: Callable[[], bool]
+    """Whether the call has ended, so that the cancel need not be sent any more."""
     asked: datetime = field(default_factory=workflow.now)
+    """When the cancel was first requested, workflow time."""
     due: datetime = field(default_factory=lambda: workflow.now() + _FIRST_DELAY)
+    """When to send the cancel next, workflow time."""
     answer: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Done when the handler has accepted or refused the cancel."""
 
     def settle(self, answer: CancelAnswer) -> None:
+        """Record the answer to one attempt."""
         if answer.is_requested:
             self.answer.set_result(None)
         elif answer.refusal is not None:
@@ -58,19 +67,19 @@ class RunCalls:
 
     @classmethod
     def present(cls) -> "RunCalls":
-        """Those of the present run: every run has an event loop of its own."""
+        """The calls of the present run. Every run has an event loop of its own, which is the key."""
         return cls._of_runs.setdefault(asyncio.get_running_loop(), cls())
 
     def ended(self, request_id: str) -> None:
-        """Note that the activity of a call is not pending any more."""
+        """Record that the activity of a call is not pending any more."""
         self.waiting.discard(request_id)
         self._is_changed = True
 
     def cancel(self, order: CancelOrder, *, is_over: Callable[[], bool]) -> "asyncio.Future[None]":
-        """Ask the handler to cancel a call, until it has taken the cancel or *is_over* holds.
+        """Ask the handler to cancel a call, repeatedly, until it has accepted the cancel or *is_over* returns true.
 
-        The future is done once the handler has taken the cancel; it holds a `nexusrpc.HandlerError` where the handler
-        refused it for good.
+        The future is done when the handler has accepted the cancel. If the handler refuses it permanently, the future
+        holds a `nexusrpc.HandlerError`.
         """
         cancel = _Cancel(order=order, is_over=is_over)
         cancel.answer.add_done_callback(asyncio.Future.exception)

@@ -1,9 +1,9 @@
-"""The contract side of the handler: which workflow stands behind which operation.
+"""The targets of a handler: which workflow carries out which operation.
 
-`emits_callback` only notes facts on the class, and `external_target` makes them for a workflow that runs elsewhere; the
-handler's service and worker collect both into a `Targets` registry, and nothing outside that registry can be started.
-Everything that can be checked is checked when the module is imported, so that a mismatch stops a deploy and not a
-payment. Safe to import in workflow code.
+`emits_callback` records a target on its class. `external_target` returns a target for a workflow that runs elsewhere.
+The handler's service and worker collect both into a `Targets` registry, and the handler starts no other workflow.
+Targets are checked when the module is imported, so that a mistake stops a deployment and not a payment. Workflow code
+may import this module.
 """
 
 import builtins
@@ -34,33 +34,40 @@ class Target:
     """One operation and the workflow that carries it out."""
 
     service: str
+    """Name of the service."""
     operation: str
+    """Name of the operation."""
     input_type: type[Any]
+    """Type to which the operation's input is decoded."""
     workflow_type: str
     """Temporal's name of the workflow."""
     workflow_class: type[Any] | None
-    """None: it runs elsewhere."""
+    """Class of the workflow; None if the workflow runs elsewhere."""
     workflow_id: Callable[[Any], str]
-    """From the decoded input to the business id; the same input must always give the same id."""
+    """Derives the business id from the decoded input. The same input must always give the same id."""
     check: Callable[[Any], None] | None
-    """Refuses an input by raising ValueError, before anything starts."""
+    """Refuses an input by raising ValueError, before the workflow starts."""
     task_queue: str | None
-    """None: the handler service's own."""
+    """Task queue of the workflow; None for the task queue in the handler's settings."""
     instrumented: bool = True
     """Whether its workers have `HandlerPlugin` and deliver outcomes. If not, the sweep delivers every outcome."""
     retry_policy: RetryPolicy | None = None
-    """As in `TargetOptions`; so are the following."""
+    """See `TargetOptions`."""
     attach_across_callers: bool = False
+    """See `TargetOptions`."""
     bounded: bool = False
+    """See `TargetOptions`."""
     caller_close_policy: CallerClosePolicy = "abandon"
+    """See `TargetOptions`."""
     on_input_mismatch: OnInputMismatch = "attach"
+    """See `TargetOptions`."""
 
     def __post_init__(self) -> None:
-        """Refuse what would let an input pass unchecked.
+        """Refuse functions that would not run, and options with unknown values.
 
         Raises:
             TypeError: `check` or `workflow_id` is not a plain function, or is annotated to return another type.
-            ValueError: An option has a value that does not exist.
+            ValueError: An option has an unknown value.
         """
         _require_plain_function("workflow_id", self.workflow_id, returns=str)
         if self.check is not None:
@@ -75,22 +82,22 @@ class Target:
 
     @property
     def name(self) -> str:
-        """For people: the class, or the workflow type where there is none here."""
+        """Name for people: that of the class, or the workflow type if the workflow runs elsewhere."""
         return self.workflow_type if self.workflow_class is None else self.workflow_class.__name__
 
 
 class TargetOptions(TypedDict, total=False):
-    """What may be said of a target beside its operation."""
+    """The optional properties of a target."""
 
     retry_policy: RetryPolicy | None
-    """Runs the workflow again after a failed run. The callers hear of the last run."""
+    """Runs the workflow again after a failed run. The callers get the outcome of the last run."""
     attach_across_callers: bool
-    """Whether a call may wait for, and learn the outcome of, a run that its own caller did not start. Default: no."""
+    """Whether a call may wait for, and get the outcome of, a run that another caller started. Default: no."""
     bounded: bool
-    """Whether the caller's deadline is also the workflow's: it then times out with its call. Default: no."""
+    """Whether the workflow gets the caller's deadline and times out together with the call. Default: no."""
     caller_close_policy: CallerClosePolicy
-    """What becomes of a run that nobody waits for any more, because its callers ended or their deadlines passed.
-    Default: it goes on."""
+    """What happens to a run when no call waits for it any more, because its callers ended or their deadlines passed.
+    Default: "abandon", the run goes on."""
     on_input_mismatch: OnInputMismatch
     """What happens to a call whose workflow id belongs to a run that was started with another input. "attach": the call
     gets the outcome of that run. "refuse": the call fails with a conflict error. Default: "attach"."""
@@ -106,34 +113,35 @@ def emits_callback(
     instrumented: bool = True,
     **options: Unpack[TargetOptions],
 ) -> Callable[[_WorkflowT], _WorkflowT]:
-    """Declare that a workflow carries out *operation* of *service*, and tells its callers when it has ended.
+    """Declare that a workflow carries out *operation* of *service*, and that its outcome is delivered to its callers.
 
-    Stands above `@workflow.defn`. The workflow itself stays ordinary: it knows nothing of callers or HTTP.
+    Put this decorator above `@workflow.defn`. The workflow's code needs no change and contains nothing about callers or
+    HTTP.
 
     Args:
         service: The contract, a class decorated with `nexusrpc.service`.
         operation: One operation of that contract.
-        workflow_id: Derives the workflow id from the operation's input. It decides what "the same" is: an id that was
-            used before is answered with that run's outcome, never run again. At most 1 000 bytes.
-        check: May refuse an input with ValueError; its text reaches the caller as a bad request and nothing starts.
-            It must return None. Any other exception of `check` or `workflow_id` fails the call for good, because most
-            such exceptions are mistakes in the function and would repeat until the call's deadline. OSError (a
-            connection that broke, a timeout) is tried again; `nexusrpc.HandlerError` and
-            `temporalio.exceptions.ApplicationError` say themselves whether the call is tried again. Both functions run
-            in a thread, and may therefore block for up to 8 seconds.
-        task_queue: Where the workflow runs, if not on the task queue in the handler's settings.
-        instrumented: False if workers without `HandlerPlugin` run it. The sweep then delivers every outcome.
+        workflow_id: Derives the workflow id from the operation's input, at most 1 000 bytes. Two calls with the same id
+            get the outcome of the same run: a workflow id never runs twice.
+        check: May refuse an input by raising ValueError. The caller then gets the error's text as a bad request, and no
+            workflow starts. The function must return None. Any other exception of `check` or `workflow_id` fails the
+            call permanently, because most such exceptions are mistakes in the function and would repeat until the
+            call's deadline. There are two exceptions to this rule. OSError (a lost connection, a timeout) is retried.
+            `nexusrpc.HandlerError` and `temporalio.exceptions.ApplicationError` define whether the call is retried.
+            Both functions run in a thread and may block for up to 8 seconds.
+        task_queue: Task queue of the workflow, if it is not the task queue in the handler's settings.
+        instrumented: False if workers without `HandlerPlugin` run the workflow. The sweep then delivers every outcome.
         **options: See `TargetOptions`.
 
     Raises:
-        TypeError: The class is no workflow, its types differ from the contract's, *operation* is not *service*'s, or
-            `check` or `workflow_id` is not a plain function.
-        ValueError: An option has a value that does not exist.
+        TypeError: The class is not a workflow, its types differ from the types of the contract, *operation* does not
+            belong to *service*, or `check` or `workflow_id` is not a plain function.
+        ValueError: An option has an unknown value.
     """
     service_name, declared = _declared(service, operation)
 
     def decorate(workflow_class: _WorkflowT) -> _WorkflowT:
-        # The SDK's own record of a workflow class: the only place that tells its name and types in one piece.
+        # Only the SDK's own record of a workflow class has its name and its types together.
         found = workflow._Definition.from_class(workflow_class)  # noqa: SLF001
         if found is None or found.name is None:
             message = f"{workflow_class.__name__}: put @emits_callback above @workflow.defn (and give it a fixed name)"
@@ -142,7 +150,7 @@ def emits_callback(
         takes = found.arg_types if found.arg_types is not None else [input_type]
         fits = not takes and input_type is NoneType
         if len(takes) == 1:
-            # The SDK notes None for a parameter without an annotation, and then decodes the input without a type.
+            # The SDK records None for a parameter without an annotation, and then decodes the input without a type.
             fits = takes[0] is None or _without_extras(takes[0]) == _without_extras(input_type)
         if not fits:
             message = f"{workflow_class.__name__}.run takes {takes}, but {operation.name!r} gives {input_type}"
@@ -180,17 +188,18 @@ def external_target(
 ) -> Target:
     """Declare that a workflow which runs elsewhere (Go, Java, a worker without the plugin) carries out *operation*.
 
-    Assign it to a name in the module that the handler serves. The sweep tells its outcome, a little after the ending;
-    it needs a worker with `HandlerPlugin` on the handler's own task queue. The other arguments are those of
-    `emits_callback`; the types are not checked, because nothing here knows those of the workflow.
+    Assign the result to a name in the module that the handler serves. The sweep delivers the outcome shortly after the
+    workflow has ended. The sweep needs a worker with `HandlerPlugin` on the task queue in the handler's settings. The
+    other arguments are those of `emits_callback`. The types of input and result cannot be checked, because the workflow
+    is declared elsewhere.
 
     Args:
         workflow_type: Temporal's name of the workflow.
-        task_queue: Where it runs.
+        task_queue: Task queue of the workflow.
 
     Raises:
-        TypeError: *operation* is not *service*'s, or `check` or `workflow_id` is not a plain function.
-        ValueError: An option has a value that does not exist.
+        TypeError: *operation* does not belong to *service*, or `check` or `workflow_id` is not a plain function.
+        ValueError: An option has an unknown value.
     """
     service_name, declared = _declared(service, operation)
     return Target(
@@ -210,13 +219,17 @@ def external_target(
 def _declared(
     service: type[Any], operation: nexusrpc.Operation[_InputT, _OutputT]
 ) -> tuple[str, nexusrpc.OperationDefinition[Any, Any]]:
-    """The service's name, and *operation* as its definition has it."""
+    """The name of *service*, and *operation* in the definition of the service.
+
+    Raises:
+        TypeError: *service* is not a contract, or *operation* does not belong to it.
+    """
     definition = nexusrpc.get_service_definition(service)
     if definition is None:
         message = f"service={service.__name__}: not decorated with @nexusrpc.service"
         raise TypeError(message)
     declared = definition.operation_definitions.get(operation.name)
-    # By identity: another service may well have an operation of the same name and types.
+    # Compare by identity, because another service may have an operation of the same name and types.
     is_own = any(getattr(service, name, None) is operation for name in (operation.method_name or "", operation.name))
     if declared is None or not is_own:
         known = ", ".join(definition.operation_definitions)
@@ -226,15 +239,15 @@ def _declared(
 
 
 def _without_extras(hint: Any) -> Any:
-    """*hint* without the metadata of `Annotated`, also inside containers: workflow signatures are read without it."""
+    """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it."""
     return get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"]
 
 
 def _require_plain_function(role: str, function: Callable[..., Any], *, returns: type) -> None:
-    """Refuse a function whose call would only make a coroutine or a generator, and run nothing.
+    """Refuse a function whose call would only create a coroutine or a generator, because its body would not run.
 
     Raises:
-        TypeError: *function* is such a function, is not callable, or is annotated to return something else.
+        TypeError: *function* is such a function, is not callable, or is annotated to return another type.
     """
     plain: Any = function
     while isinstance(plain, functools.partial):
@@ -243,7 +256,7 @@ def _require_plain_function(role: str, function: Callable[..., Any], *, returns:
     if not callable(plain):
         message = f"{role}: {name} is not a function"
         raise TypeError(message)
-    # A callable object runs the `__call__` of its class.
+    # A call of an object runs the `__call__` of its class.
     for body in (plain, type(plain).__call__):
         is_lazy = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
         if any(is_that(body) for is_that in is_lazy):
@@ -266,7 +279,7 @@ class Targets:
         """Collect the targets among *declared*: decorated classes, and targets that run elsewhere.
 
         Raises:
-            ValueError: Two workflows claim one operation.
+            ValueError: Two workflows are declared for one operation.
         """
         self._targets: dict[tuple[str, str], Target] = {}
         for target in _targets_of(declared):
@@ -286,14 +299,16 @@ class Targets:
         return iter(self._targets.values())
 
     def has_service(self, service: str) -> bool:
+        """Whether a target belongs to *service*."""
         return any(known == service for known, _ in self._targets)
 
     def get(self, service: str, operation: str) -> Target | None:
+        """The target of *operation*; None if the handler does not serve it."""
         return self._targets.get((service, operation))
 
     @property
     def workflow_classes(self) -> list[type[Any]]:
-        """What a worker of the handler's own can register."""
+        """The workflows that a worker of this process can register."""
         return [target.workflow_class for target in self if target.workflow_class is not None]
 
 
