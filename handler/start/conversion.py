@@ -114,7 +114,7 @@ def _accepts(hint: Any, value: object) -> bool:
 
 
 def _not_unicode(payload: Payload) -> str:
-    """Return the first field with a lone surrogate, which JSON can spell but UTF-8 cannot; empty if there is none."""
+    """Return the first field with a lone surrogate, which JSON can spell but UTF-8 cannot; else an empty text."""
     if not payload.metadata.get("encoding", b"").startswith(b"json/") or not _SURROGATE.search(payload.data):
         return ""
     field = next(_surrogates(json.loads(payload.data), ()), None)

@@ -31,7 +31,7 @@ class Runs:
         self._client = client
 
     async def describe(self, workflow_id: str, run_id: str = "") -> WorkflowExecutionInfo | None:
-        """Return a run, open or closed; None if there is none. Without *run_id*: the newest of *workflow_id*."""
+        """Return a run, open or closed; None if it does not exist. Without *run_id*: the newest of *workflow_id*."""
         try:
             described = await self._client.workflow_service.describe_workflow_execution(
                 DescribeWorkflowExecutionRequest(
@@ -78,7 +78,7 @@ class Runs:
         return memo if isinstance(memo, CallMemo) else None
 
     async def progress(self, target: WorkflowRef) -> Payload | None:
-        """Return the target's last progress, as its worker's converter and codec made it; None if there is none.
+        """Return the target's last progress, as its worker's converter and codec made it; None without progress.
 
         A reference to external storage is left out, because progress is a few words for people.
         """

@@ -1,4 +1,4 @@
-"""The receiver inside the worker's process: shared by its workers, started anew after a kill, refused a taken port."""
+"""The receiver in the worker's process: workers share it, a restart after a kill works, a port in use is refused."""
 
 import asyncio
 import contextlib
@@ -20,12 +20,12 @@ from tests.support.workflows import CALLERS, Ask, CallingWorkflow, CallPlan, Rep
 from tests.support.world import World, running_world
 
 BY_CALLBACK = CallPlan(first_lease=600, deadline=3600)
-"""No renewal comes to help within a test."""
+"""Longer than a test, so that no renewal gets the outcome."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def apart(server: Server) -> AsyncIterator[World]:
-    """A world whose caller's worker and receiver are started by the test."""
+    """A world in which the test starts the caller's worker and receiver."""
 
     def prepare(world: World) -> None:
         place = {"url": world.receiver.url, "port": world.receiver.port, "allow_insecure": True}
@@ -61,7 +61,7 @@ async def is_listening(world: World) -> bool:
 
 
 async def test_two_workers_of_one_process_share_one_receiver(apart: World) -> None:
-    """It serves until the last of them has stopped, and again when another starts."""
+    """The receiver serves until the last worker has stopped, and again when another worker starts."""
     world, shared = apart, plugin(apart)
     first, second = f"first-{world.id}", f"second-{world.id}"
     async with worker(world, shared, second):
@@ -75,8 +75,8 @@ async def test_two_workers_of_one_process_share_one_receiver(apart: World) -> No
     assert not await is_listening(world)
 
 
-async def test_outcomes_are_taken_until_the_activities_have_ended(apart: World) -> None:
-    """A stop of the worker closes the receiver last."""
+async def test_outcomes_are_accepted_until_the_activities_have_ended(apart: World) -> None:
+    """A worker that stops closes the receiver last."""
     seen: list[bool] = []
 
     class Watching(CallerPlugin):
@@ -92,7 +92,7 @@ async def test_outcomes_are_taken_until_the_activities_have_ended(apart: World) 
 
 
 async def test_a_second_plugin_of_the_process_is_refused_the_port_with_the_cure(apart: World) -> None:
-    """When its worker is made, because the SDK cannot report an error of a worker that did not start."""
+    """Creating the worker raises the error, because the SDK cannot report one of a worker that did not start."""
     async with worker(apart, plugin(apart), apart.order_queue):
         with pytest.raises(SettingsError) as raised:
             worker(apart, plugin(apart), f"other-{apart.id}")
@@ -110,7 +110,7 @@ async def test_workers_of_two_namespaces_cannot_share_one_receiver(apart: World)
 
 
 def test_a_receiver_that_the_settings_do_not_have_is_refused(apart: World) -> None:
-    """Before anything runs."""
+    """The plugin raises the error before any worker runs."""
     settings = CallerSettings.model_validate(
         apart.caller_settings.model_dump()
         | {"receiver": None, "callback_keys": None, "endpoints": {"payments": polled(apart)}}
@@ -125,7 +125,7 @@ def polled(world: World) -> dict[str, object]:
 
 @pytest.fixture(name="config")
 def settings_file(apart: World, tmp_path: Path) -> Path:
-    """The caller's settings for a process of its own."""
+    """The caller's settings for a separate process."""
 
     def key_set(name: str) -> str:
         key = getattr(apart.keys, name).keys["k1"].get_secret_value()
@@ -166,7 +166,7 @@ def worker_process(
 async def test_no_call_is_lost_when_worker_and_receiver_are_killed_and_started_again(
     apart: World, config: Path
 ) -> None:
-    """SIGKILL while calls wait; their targets end in between; the outcomes come by callback after the restart."""
+    """SIGKILL hits while calls wait, and the targets end before the restart. The outcomes then come by callback."""
     asks = [Ask(key=apart.key(str(number)), behaviour="wait") for number in range(5)]
     async with worker_process(apart, config) as (killed, _):
         handles = [await apart.call(ask, BY_CALLBACK) for ask in asks]
@@ -177,14 +177,14 @@ async def test_no_call_is_lost_when_worker_and_receiver_are_killed_and_started_a
     assert not await is_listening(apart)
     for ask in asks:
         await apart.target(ask).signal("say", ask.key)
-    # The longer nothing listens, the longer the deliveries wait between two attempts.
+    # Keep the outage short: the longer it is, the longer the deliveries wait between two attempts.
     async with worker_process(apart, config):
         for ask, handle in zip(asks, handles, strict=True):
             assert await handle.result() == Reply(ask.key)
 
 
 async def test_a_second_process_on_the_host_is_refused_the_port_with_the_cure(apart: World, config: Path) -> None:
-    """Its error names the port; with a port of its own it runs."""
+    """The error names the port. With another port the process runs."""
     async with worker_process(apart, config):
         with pytest.raises(AssertionError) as raised:
             async with worker_process(apart, config):

@@ -62,14 +62,14 @@ async def waiting_call(world: World, plan: CallPlan = LONG) -> Waiting:
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module", params=["", "/bridge"], ids=["alone", "mounted"])
 async def stalled(server: Server, request: Any) -> AsyncIterator[World]:
-    """Both sides, but no worker for the targets: calls wait."""
+    """Both sides without a worker for the targets, so that calls wait."""
     async with running_world(server, without=("handler",), mount=request.param) as made:
         yield made
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def shared(stalled: World) -> AsyncIterator[Waiting]:
-    """One call that no bad message may end."""
+    """One waiting call. No bad message may end it."""
     waiting = await waiting_call(stalled)
     yield waiting
     await waiting.handle.terminate()
@@ -99,7 +99,7 @@ def state(text: str) -> Spoil:
 async def test_a_bad_completion_is_answered_as_documented(
     shared: Waiting, spoil: Spoil, status: int, kind: str, says: str
 ) -> None:
-    """Proven to be the handler's, and still not usable: final, and nothing completed."""
+    """The handler signed the completion, but it is not usable: the answer is final and completes nothing."""
     message = shared.message()
     message.before_signing.append(spoil)
     if says == "not a temporal failure":
@@ -123,7 +123,7 @@ async def test_a_bad_completion_is_answered_as_documented(
     ],
 )
 async def test_an_unreadable_failure_is_a_bad_request(shared: Waiting, text: bytes) -> None:
-    """A failed outcome needs a Failure; nothing else is taken for one."""
+    """A failed outcome needs a Failure. The receiver accepts no other content."""
     answer = await send(shared.message(state="failed", body=text), shared.signer())
     assert (answer.status, answer.type) == (400, "BAD_REQUEST")
     await shared.assert_pending()
@@ -156,7 +156,7 @@ def path(message: Message) -> None:
     ],
 )
 async def test_every_bad_token_is_the_same_401(shared: Waiting, spoil: Spoil) -> None:
-    """Signed by the handler all the same: the token is checked first."""
+    """The handler signed each message, but the receiver checks the token first."""
     message = shared.message()
     message.before_signing.append(spoil)
     answer = await send(message, shared.signer())
@@ -194,7 +194,7 @@ async def test_an_unsigned_message_with_a_good_url_is_a_401(shared: Waiting) -> 
 
 
 async def test_other_keys_kinds_and_receivers_are_a_401(shared: Waiting) -> None:
-    """The start's key, a stranger's key, a start's signature, another receiver's or an expired token."""
+    """The start's key, a stranger's key, a start's signature, another receiver's or an expired token are refused."""
     world = shared.world
     for other in (world.keys.start, key_set(new_key())):
         assert (await send(shared.message(), MessageSigner(other))).body == UNAUTHENTICATED
@@ -210,8 +210,8 @@ async def test_other_keys_kinds_and_receivers_are_a_401(shared: Waiting) -> None
     await shared.assert_pending()
 
 
-async def test_a_completion_after_the_deadline_is_told_from_its_repeat(stalled: World) -> None:
-    """410 where the wait is over, 200 where the same outcome is recorded, and nothing is completed."""
+async def test_a_late_completion_is_distinguished_from_a_repeat(stalled: World) -> None:
+    """The answer is 410 if the wait is over, and 200 if the same outcome is recorded. It completes nothing."""
     late = {"now": datetime.now(UTC) - timedelta(hours=2)}
     call = await waiting_call(stalled)
     answer = await send(call.message(**late), call.signer())
@@ -228,7 +228,7 @@ async def test_a_completion_after_the_deadline_is_told_from_its_repeat(stalled: 
 
 
 async def test_another_result_of_a_peer_without_links_is_a_conflict(stalled: World) -> None:
-    """Such a peer names no run: the content itself is what makes a repeat."""
+    """Such a peer names no run. Therefore only equal content counts as a repeat."""
     call = await waiting_call(stalled)
     for text, status in ((b'{"text": "posted", "blob": ""}', 200), (b'{"text": "other", "blob": ""}', 409)):
         for _ in range(2):
@@ -238,7 +238,7 @@ async def test_another_result_of_a_peer_without_links_is_a_conflict(stalled: Wor
 
 
 async def test_the_answers_to_completions_and_questions_are_signed(stalled: World) -> None:
-    """200, 409, 410, 400 and 503: the handler stops for the receiver's own word only."""
+    """The receiver signs 200, 409, 410, 400 and 503, because the handler stops only for a signed answer."""
     call = await waiting_call(stalled)
     question = {"state": "running", "body": b""}
     messages = [
@@ -269,7 +269,7 @@ async def test_the_answers_to_completions_and_questions_are_signed(stalled: Worl
     ],
 )
 async def test_a_spoilt_copy_of_a_good_completion_gets_no_signed_answer(shared: Waiting, spoil: Spoil) -> None:
-    """It would end the delivery of the true one."""
+    """A signed refusal of the copy would end the delivery of the true completion."""
     message = shared.message()
     message.after_signing.append(spoil)
     answer = await send(message, shared.signer())
@@ -279,7 +279,7 @@ async def test_a_spoilt_copy_of_a_good_completion_gets_no_signed_answer(shared: 
 
 
 async def test_an_unknown_route_is_a_404_before_any_token_is_looked_at(shared: Waiting) -> None:
-    """And in the documented form."""
+    """The answer has the documented form."""
     message = shared.message()
     message.url = message.url.replace("/callbacks/", "/elsewhere/")
     answer = await send(message, shared.signer())
@@ -287,7 +287,7 @@ async def test_an_unknown_route_is_a_404_before_any_token_is_looked_at(shared: W
 
 
 async def test_a_repeat_is_200_and_another_outcome_409(stalled: World) -> None:
-    """Known from the receipt in the caller's history, by a receiver that remembers nothing."""
+    """The receiver keeps no state. It reads the receipt in the caller's history."""
     call = await waiting_call(stalled, CallPlan(first_lease=600, after=600))
     assert (await send(call.message(), call.signer())).status == 200
     assert (await send(call.message(), call.signer())).status == 200
@@ -301,7 +301,7 @@ async def test_a_repeat_is_200_and_another_outcome_409(stalled: World) -> None:
 
 
 async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> None:
-    """The result came, the order closed, and the sender never saw our answer."""
+    """The result arrived and the workflow closed, but the sender never saw the answer."""
     call = await waiting_call(stalled)
     assert (await send(call.message(), call.signer())).status == 200
     assert await call.handle.result() == Reply("posted")
@@ -310,7 +310,7 @@ async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> N
 
 @pytest.mark.parametrize("way", ["terminated", "timed out", "canceled"])
 async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
-    """Status for old servers, body type for new ones: both stop."""
+    """Old servers stop because of the status, new servers because of the body's type."""
     abandoning = CallPlan(first_lease=600, deadline=3600, cancellation=int(NexusOperationCancellationType.ABANDON))
     call = await waiting_call(stalled, CallPlan(first_lease=600, deadline=2) if way == "timed out" else abandoning)
     match way:
@@ -327,7 +327,7 @@ async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
 
 
 async def test_a_question_is_answered_and_completes_nothing(stalled: World) -> None:
-    """State "running" asks whether anybody waits: 200 while somebody does, 410 afterwards, and proofs as for all."""
+    """State "running" asks whether the call waits: 200 while it does, 410 afterwards. Both proofs are checked."""
     call = await waiting_call(stalled)
     question = {"state": "running", "body": b""}
     assert (await send(call.message(**question), call.signer())).status == 200
@@ -339,14 +339,14 @@ async def test_a_question_is_answered_and_completes_nothing(stalled: World) -> N
 
 
 async def test_a_wait_that_never_was_is_404(stalled: World) -> None:
-    """Our own token, for a workflow that does not exist."""
+    """The token is valid, but names a workflow that does not exist."""
     message = completion(stalled, workflow_id=f"none-{stalled.id}", run_id="", request_id="none")
     answer = await send(message, MessageSigner(stalled.keys.completion))
     assert (answer.status, answer.type) == (404, "NOT_FOUND")
 
 
 async def test_a_failure_and_a_cancellation_complete_the_wait(stalled: World) -> None:
-    """With their type, as the cause of the operation's error."""
+    """The error of the operation has them, with their type, as its cause."""
     for name, kind in (("failed", ApplicationError), ("canceled", CancelledError)):
         call = await waiting_call(stalled)
         assert (await send(call.message(state=name, body=failure_body()), call.signer())).status == 200
@@ -380,7 +380,7 @@ async def test_a_completion_that_comes_before_the_start_is_answered_is_accepted(
 
 
 async def test_a_receiver_without_temporal_answers_503_and_loses_nothing() -> None:
-    """Retry-After tells the sender when; readiness says no."""
+    """The answer has Retry-After, and the readiness route answers 503."""
     async with (
         running_server(namespaces=["order-prod", "payment-prod"]) as own,
         running_world(own, without=("handler",)) as world,

@@ -1,4 +1,4 @@
-"""When a waiting call asks again: few requests, and none too late, with any jitter."""
+"""When a waiting call asks again: with any jitter it sends few requests, and none of them too late."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from caller.renewals import LAST_ATTEMPT, next_delay, renewal_step, unreached_st
 SCHEDULED = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
 RETRY_INTERVAL = timedelta(seconds=1)
-"""Between the end of the first lease and the attempt after it, by the activity's retry policy."""
+"""Delay between the end of the first lease and the next attempt, by the activity's retry policy."""
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
@@ -39,7 +39,7 @@ def call(
 
 
 def requests(one: OperationCall, jitters: Iterator[float], *, latency: timedelta = timedelta(0)) -> Iterator[timedelta]:
-    """When each request is sent, counted from the schedule; the handler always answers that it still runs."""
+    """Yield the time of each request since the scheduling, if the handler always answers 201 (still running)."""
     yield timedelta(0)
     elapsed = timedelta(milliseconds=one.first_lease_ms) + RETRY_INTERVAL
     while elapsed < one.deadline - SCHEDULED:
@@ -58,7 +58,7 @@ def steady(jitter: float) -> Iterator[float]:
 
 
 def test_the_schedule_without_jitter() -> None:
-    """After the first lease of 30 s: about 1, 2, 4, 8, 16, 32 minutes apart, then every hour."""
+    """After the first lease of 30 s, renewals are about 1, 2, 4, 8, 16, 32 minutes apart, then an hour."""
     sent = [each for each in requests(call(deadline=DAY), steady(0)) if each < 5 * HOUR]
     gaps = [later - earlier for earlier, later in pairwise(sent)]
     assert gaps[0] == timedelta(seconds=31)
@@ -72,7 +72,7 @@ def test_the_schedule_without_jitter() -> None:
 @example([1.0] * 200, 0)
 @example([-1.0, 1.0] * 100, 10_000)
 def test_a_day_of_waiting_costs_few_requests(jitters: list[float], latency_ms: int) -> None:
-    """At most 12 in the first hour and 40 in a day, whatever the jitter and however slow the answers."""
+    """At most 12 in the first hour and 40 in a day, with any jitter and any latency."""
     sent = list(requests(call(deadline=30 * DAY), iter(jitters * 10), latency=timedelta(milliseconds=latency_ms)))
     assert len([each for each in sent if each < HOUR]) <= 12
     for start in sent[:20]:
@@ -82,7 +82,7 @@ def test_a_day_of_waiting_costs_few_requests(jitters: list[float], latency_ms: i
 @settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=20, max_size=20))
 def test_no_jitter_repeats_or_skips_a_step(jitters: list[float]) -> None:
-    """Each delay is its own step, moved by a tenth at most."""
+    """Each delay is the next step, changed by at most a tenth."""
     sent = list(requests(call(), iter(jitters * 20)))
     steps = [MINUTE * 2**power for power in range(6)]
     for step, (earlier, later) in zip(steps, pairwise(sent[1:]), strict=False):
@@ -90,13 +90,13 @@ def test_no_jitter_repeats_or_skips_a_step(jitters: list[float]) -> None:
 
 
 def test_a_long_outage_does_not_bring_the_first_steps_back() -> None:
-    """The step follows the time that has passed, not the attempts: a reset of the activity changes only those."""
+    """The step follows from the elapsed time. A reset of the activity changes only the number of attempts."""
     assert renewal_step(call(), now=SCHEDULED + DAY, jitter=0) == HOUR
     assert renewal_step(call(), now=SCHEDULED + 4 * MINUTE, jitter=0) == 4 * MINUTE
 
 
 def test_a_coefficient_of_one_keeps_the_first_step() -> None:
-    """A fixed interval: polling."""
+    """The interval is then fixed, as for polling."""
     polling = call(initial=MINUTE, coefficient=1.0)
     assert {renewal_step(polling, now=SCHEDULED + n * HOUR, jitter=0) for n in range(1, 50)} == {MINUTE}
 
@@ -112,7 +112,7 @@ def test_a_coefficient_of_one_keeps_the_first_step() -> None:
 def test_no_delay_comes_near_the_deadline_but_a_short_one(
     wanted: timedelta, remaining: timedelta, until: timedelta | None
 ) -> None:
-    """At most half of what remains, so that clocks and reports may be late by as much; None within the last second."""
+    """A delay is at most half of the remaining time, which allows for clock errors. In the last second it is None."""
     delay = next_delay(
         wanted,
         now=SCHEDULED,
@@ -140,13 +140,13 @@ def test_no_delay_comes_near_the_deadline_but_a_short_one(
 def test_a_delay_is_what_is_wanted_or_what_fits(
     remaining: timedelta, until: timedelta | None, delay: timedelta | None
 ) -> None:
-    """For renewals, polls, and handlers that were not reached."""
+    """The rule is the same for renewals, polls and handlers that were not reached."""
     limit = None if until is None else SCHEDULED + until
     assert next_delay(MINUTE, now=SCHEDULED, deadline=SCHEDULED + remaining, until=limit) == delay
 
 
 def test_the_longest_steps_can_be_computed() -> None:
-    """A century of waiting, with the largest coefficient."""
+    """A call that waits a century with the largest coefficient causes no overflow."""
     century = 36_525 * DAY
     one = call(deadline=century, initial=century, coefficient=1000)
     assert renewal_step(one, now=SCHEDULED + century, jitter=1) == century * 1.1
@@ -156,7 +156,7 @@ def test_the_longest_steps_can_be_computed() -> None:
     ("attempt", "seconds"), [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30), (5000, 30)]
 )
 def test_an_unreached_handler_is_tried_again_soon(attempt: int, seconds: int) -> None:
-    """1 s, doubled up to 30 s."""
+    """The delay is 1 s, doubled up to 30 s."""
     assert unreached_step(attempt, retry_after=timedelta(0)) == timedelta(seconds=seconds)
 
 
@@ -168,6 +168,6 @@ def test_an_unreached_handler_is_tried_again_soon(attempt: int, seconds: int) ->
         pytest.param(5 * HOUR, HOUR, id="more than an hour"),
     ],
 )
-def test_an_unreached_handler_names_its_own_wait(retry_after: timedelta, delay: timedelta) -> None:
-    """It is obeyed, within reason."""
+def test_a_handler_may_name_the_delay(retry_after: timedelta, delay: timedelta) -> None:
+    """The caller follows `Retry-After`, up to an hour."""
     assert unreached_step(3, retry_after=retry_after) == delay

@@ -28,7 +28,7 @@ UNAUTHENTICATED = (
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module", params=["", "/bridge"], ids=["alone", "mounted"])
 async def quiet(server: Server, request: Any) -> AsyncIterator[World]:
-    """A handler without workers: nothing that is started goes on."""
+    """A handler without workers, so that started runs make no progress."""
     async with running_world(server, without=("caller", "handler", "receiver"), mount=request.param) as made:
         yield made
 
@@ -131,7 +131,7 @@ def method(name: str) -> Spoil:
 async def test_a_bad_start_is_answered_as_documented(
     quiet: World, spoil: Spoil, status: int, kind: str, says: str
 ) -> None:
-    """An authenticated caller is told what was wrong; nothing starts; never a 500."""
+    """An authenticated caller gets the reason. No run starts, and no answer is a 500."""
     key = quiet.key()
     message = start(quiet, {"key": key})
     message.before_signing.append(spoil)
@@ -140,7 +140,7 @@ async def test_a_bad_start_is_answered_as_documented(
     assert (answer.status, answer.type) == (status, kind)
     assert says in answer.message
     assert key not in answer.message
-    # What is said before the proof, or while a body is read, anybody on the way can provoke.
+    # Before the proof holds, and while a body is read, anyone on the network path can provoke the answer.
     assert answer.is_signed == (says not in {"no such route", "over"})
     await assert_nothing_started(quiet, key)
 
@@ -155,7 +155,7 @@ async def test_a_bad_start_is_answered_as_documented(
 async def test_an_input_that_the_operation_refuses_is_a_bad_request(
     quiet: World, ask: dict[str, Any], says: str
 ) -> None:
-    """The check's own text reaches the caller."""
+    """The caller gets the text of the check's error."""
     key = quiet.key()
     answer = await send(start(quiet, {"key": key, **ask}), signer(quiet))
     assert (answer.status, answer.type) == (400, "BAD_REQUEST")
@@ -163,10 +163,10 @@ async def test_an_input_that_the_operation_refuses_is_a_bad_request(
     await assert_nothing_started(quiet, key)
 
 
-async def test_a_bug_in_the_teams_own_code_tells_the_caller_nothing(
+async def test_a_bug_in_the_teams_own_code_reveals_nothing_to_the_caller(
     quiet: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A check that breaks is an internal error, final because it would break again, and its text stays inside."""
+    """A broken check gives an internal error without text. It is final, because the check would break again."""
     key = quiet.key()
     answer = await send(start(quiet, {"key": key, "behaviour": "buggy check"}), signer(quiet))
     assert (answer.status, answer.type) == (500, "INTERNAL")
@@ -196,7 +196,7 @@ async def test_a_bug_in_the_teams_own_code_tells_the_caller_nothing(
     ],
 )
 async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) -> None:
-    """Same status, same bytes, whatever failed; and nothing starts."""
+    """Status and bytes are the same for every failed check. No run starts."""
     key = quiet.key()
     message = start(quiet, {"key": key})
     message.after_signing.append(spoil)
@@ -207,7 +207,7 @@ async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) ->
 
 
 async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None:
-    """The key of the other direction, a stranger's key, and a cancel's signature."""
+    """The key of the other direction, a stranger's key and a cancel's signature are refused."""
     for key_ring in (quiet.keys.completion, key_set(new_key())):
         answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(key_ring))
         assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
@@ -217,7 +217,7 @@ async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None
 
 
 async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None:
-    """Not an internal error: whatever bytes a stranger sends."""
+    """No bytes from a stranger cause an internal error."""
 
     def prepare(world: World) -> None:
         world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": key_set()}
@@ -232,7 +232,7 @@ async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None
 
 
 async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Server) -> None:
-    """Authorised by caller and operation."""
+    """A caller is authorised for single operations."""
     async with running_world(server, without=("caller", "handler", "receiver")) as world:
         settings = world.handler_settings
         peer = settings.callers[CALLER].model_copy(update={"operations": ("ProbeService/nothing",)})
@@ -247,7 +247,7 @@ async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Serve
 
 
 async def test_the_same_start_twice_is_one_run_with_one_token(quiet: World) -> None:
-    """An equal repeat is answered alike, and needs no other rule than the request id."""
+    """An equal repeat gets the same answer, by the request id alone."""
     key, request_id = quiet.key(), quiet.key("request")
     first = await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
     second = await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
@@ -258,7 +258,7 @@ async def test_the_same_start_twice_is_one_run_with_one_token(quiet: World) -> N
 
 
 async def test_the_same_request_id_with_another_input_is_refused(quiet: World) -> None:
-    """400, not 409: Temporal's server 1.29 would retry that."""
+    """The status is 400, because Temporal's server 1.29 would retry a 409."""
     key, request_id = quiet.key(), quiet.key("request")
     await send(start(quiet, {"key": key}, request_id=request_id), signer(quiet))
     answer = await send(start(quiet, {"key": key, "text": "other"}, request_id=request_id), signer(quiet))
@@ -266,8 +266,8 @@ async def test_the_same_request_id_with_another_input_is_refused(quiet: World) -
     assert "another input" in answer.message
 
 
-async def test_a_run_of_somebody_else_is_neither_used_nor_told_of(quiet: World) -> None:
-    """A run that was started by hand holds the workflow id."""
+async def test_a_run_of_another_caller_is_neither_used_nor_revealed(quiet: World) -> None:
+    """A run that no call started holds the workflow id."""
     key = quiet.key()
     await quiet.handler_client.start_workflow(
         "ProbeWorkflow", Ask(key=key), id=f"probe-{key}", task_queue=quiet.payment_queue
@@ -278,7 +278,7 @@ async def test_a_run_of_somebody_else_is_neither_used_nor_told_of(quiet: World) 
 
 
 async def test_a_start_older_than_retention_never_starts_a_run(quiet: World) -> None:
-    """The run it asks about may be gone: outcome unknown, marked as ours."""
+    """The earlier run may be past retention. The error says that the outcome is unknown, and has the bridge's mark."""
     key = quiet.key()
     message = start(quiet, {"key": key})
     message.headers["Bridge-Scheduled-Time"] = "2020-01-01T00:00:00Z"
@@ -293,8 +293,8 @@ async def test_a_start_older_than_retention_never_starts_a_run(quiet: World) -> 
     assert (await send(message, signer(quiet))).body == started.body
 
 
-async def test_a_start_without_a_callback_runs_and_is_learned_by_asking(world: World) -> None:
-    """The callback is optional; a repeat of the start tells the outcome."""
+async def test_a_start_without_a_callback_runs_and_a_repeat_gets_its_outcome(world: World) -> None:
+    """The callback is optional. A repeated start is answered with the outcome."""
     message = start(world, {"key": world.key(), "text": "asked for"}, request_id=world.id)
     message.url = message.url.partition("?")[0]
     assert (await send(message, signer(world))).status == 201
@@ -311,8 +311,8 @@ async def test_a_start_without_a_callback_runs_and_is_learned_by_asking(world: W
     assert world.receiver.requests == []
 
 
-async def test_health_routes_tell_alive_and_ready(quiet: World) -> None:
-    """Ready means that Temporal answers for our namespace."""
+async def test_health_routes_show_alive_and_ready(quiet: World) -> None:
+    """The service is ready if Temporal answers for its namespace."""
     for route in ("/livez", "/readyz"):
         message = Message(f"{quiet.service.url}{route}", start(quiet, {}).headers, b"", method="GET")
         answer = await send(message, None)
@@ -320,8 +320,8 @@ async def test_health_routes_tell_alive_and_ready(quiet: World) -> None:
         assert "aiohttp" not in answer.headers["Server"]
 
 
-async def test_another_operations_run_under_the_same_id_is_not_answered_for(quiet: World) -> None:
-    """Two operations may lead to one workflow id; a refund is not paid by the payment's result."""
+async def test_another_operations_run_under_the_same_id_is_not_the_answer(quiet: World) -> None:
+    """Two operations may lead to one workflow id, but a refund must not get the result of a payment."""
     key = quiet.key()
     await quiet.handler_client.start_workflow(
         "AnotherWorkflow", Ask(key=key), id=f"shared-{key}", task_queue=quiet.payment_queue
@@ -331,7 +331,7 @@ async def test_another_operations_run_under_the_same_id_is_not_answered_for(quie
 
 
 async def test_a_start_with_a_request_target_in_absolute_form_is_a_start(quiet: World) -> None:
-    """As some clients and proxies send it (RFC 9112 section 3.2.2)."""
+    """Some clients and proxies send this form (RFC 9112 section 3.2.2)."""
     message = start(quiet, {"key": quiet.key()})
     MessageSigner(quiet.keys.start).sign(MessageKind.START, message.url, message.headers, message.body)
     lines = [f"POST https://elsewhere.example{URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: handler"]
@@ -345,7 +345,7 @@ async def test_a_start_with_a_request_target_in_absolute_form_is_a_start(quiet: 
 
 
 async def test_an_input_over_the_limit_of_the_handlers_namespace_is_a_bad_request() -> None:
-    """The server's own limit counts, also where it is smaller than the usual 2 MiB."""
+    """The server's limit applies, even if it is smaller than the usual 2 MiB."""
     limit = 512 * 1024
     async with (
         running_server(namespaces=[CALLER, HANDLER], dynamic_config=[f"limit.blobSize.error={limit}"]) as small,
@@ -359,30 +359,30 @@ async def test_an_input_over_the_limit_of_the_handlers_namespace_is_a_bad_reques
         assert (await send(start(world, {"key": key, "text": "x" * (limit // 2)}), signer(world))).status == 201
 
 
-class _AwayCodec(Scrambler):
-    """Keys that cannot be had at the moment."""
+class _UnavailableCodec(Scrambler):
+    """Cannot get its keys at the moment."""
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        message = "the key store is away"
+        message = "the key store is unavailable"
         raise OSError(message)
 
 
-async def test_a_codec_that_is_away_is_no_fault_of_the_caller(server: Server) -> None:
-    """503, so that the call is tried again; a final 400 would have failed it."""
+async def test_an_unavailable_codec_is_not_the_callers_fault(server: Server) -> None:
+    """The status is 503, so that the call is retried. A final 400 would fail the call."""
     async with running_world(
         server,
         without=("caller", "handler", "receiver"),
-        converters=(with_codec(Scrambler()), with_codec(_AwayCodec())),
+        converters=(with_codec(Scrambler()), with_codec(_UnavailableCodec())),
     ) as world:
         answer = await send(start(world, {"key": world.key()}), signer(world))
         assert (answer.status, answer.type) == (503, "UNAVAILABLE")
         assert "key store" not in answer.message
 
 
-async def test_a_caller_that_hangs_up_in_its_body_is_no_fault_of_ours(
+async def test_a_caller_that_hangs_up_in_its_body_is_not_our_fault(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Proxies do that when their own client is gone: nothing starts, and nobody is called out of bed."""
+    """A proxy hangs up when its own client has disconnected. No run starts, and the log has no error."""
     message = start(world, {"key": world.key()})
     MessageSigner(world.keys.start).sign(MessageKind.START, message.url, message.headers, message.body)
     lines = [f"POST {URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: handler"]
@@ -413,8 +413,8 @@ async def test_a_caller_that_hangs_up_in_its_body_is_no_fault_of_ours(
         pytest.param(b"POST /c/x/y/z HTTP/1.1\r\nHost: h\r\nContent-Length: s3cret", id="no length"),
     ],
 )
-async def test_what_cannot_be_parsed_is_answered_in_the_one_form(quiet: World, head: bytes) -> None:
-    """JSON, and neither version nor input is quoted."""
+async def test_a_request_that_cannot_be_parsed_is_answered_in_the_documented_form(quiet: World, head: bytes) -> None:
+    """The answer is JSON. It quotes neither a version nor the input."""
     reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
     writer.write(head + b"\r\n\r\n")
     answer = await reader.read()
@@ -428,8 +428,8 @@ async def test_what_cannot_be_parsed_is_answered_in_the_one_form(quiet: World, h
     assert b"aiohttp" not in answer
 
 
-async def test_a_foreign_run_is_not_told_from_none_by_an_old_start(quiet: World) -> None:
-    """A start that is too old to make a run must not say whether the id is held."""
+async def test_an_old_start_does_not_reveal_whether_a_run_holds_the_id(quiet: World) -> None:
+    """The answer to a start that is too old to start a run must not reveal whether the id is held."""
     key = quiet.key()
     await quiet.handler_client.start_workflow(
         "ProbeWorkflow", Ask(key=key), id=f"probe-{key}", task_queue=quiet.payment_queue

@@ -1,4 +1,4 @@
-"""What the handler service signs: every answer that the verified request alone has decided, and no other."""
+"""What the handler service signs: every answer that depends only on the verified request, and no other answer."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ SPOILT = [
 
 @pytest.mark.parametrize("spoil", SPOILT)
 async def test_a_spoilt_copy_of_a_good_start_gets_no_signed_answer(quiet: World, spoil: Spoil) -> None:
-    """Its signature would hold for the true start too, and end the call."""
+    """A signature for the copy would also be valid for the true start, and would end the call."""
     message = start(quiet, {"key": quiet.key()})
     message.after_signing.append(spoil)
     answer = await send(message, signer(quiet))
@@ -78,7 +78,7 @@ async def test_a_spoilt_copy_of_a_good_start_gets_no_signed_answer(quiet: World,
     ],
 )
 async def test_a_header_outside_of_the_signature_changes_nothing(quiet: World, spoil: Spoil) -> None:
-    """No answer depends on it, so the true answer is what a copy gets."""
+    """No answer depends on such a header. A copy therefore gets the true answer."""
     message = start(quiet, {"key": quiet.key()})
     message.headers["X-Name"] = "first"
     message.after_signing.append(spoil)
@@ -88,7 +88,7 @@ async def test_a_header_outside_of_the_signature_changes_nothing(quiet: World, s
 
 
 async def test_the_answers_to_starts_and_cancels_are_bound_to_their_request(quiet: World) -> None:
-    """201, a repeat's 201, 202 and 404: each holds for its own request, and for no other one."""
+    """201, a repeat's 201, 202 and 404 are each valid for one request only."""
     key, request_id = quiet.key(), quiet.key("request")
     asked = [start(quiet, {"key": key}, request_id=request_id) for _ in range(2)]
     asked[1].headers["Bridge-Attempt"] = "2"
@@ -105,12 +105,12 @@ async def test_the_answers_to_starts_and_cancels_are_bound_to_their_request(quie
             assert other is answer or not holds(other, answer)
 
 
-def holds(asked: Answered, told: Answered) -> bool:
-    return Answered(told.status, told.headers, told.body, asked.proof).is_signed
+def holds(request: Answered, answer: Answered) -> bool:
+    return Answered(answer.status, answer.headers, answer.body, request.proof).is_signed
 
 
 async def test_the_headers_of_an_answer_fit_a_proxys_buffer(quiet: World) -> None:
-    """One link to a run with a long id is over 6 KiB; it is left out, and the answer is as good without."""
+    """A link to a run with a long id is over 6 KiB. It is left out, because the answer is complete without it."""
     message = start(quiet, {"key": "\u00fc" * 470 + quiet.key()})
     reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
     signer(quiet).sign(message.kind, message.url, message.headers, message.body)

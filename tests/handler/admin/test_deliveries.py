@@ -1,4 +1,4 @@
-"""The deliveries as an operator sees them: what is listed, what can be run again, and what is never shown."""
+"""The deliveries as an operator sees them: which are listed, which can be run again, and what is never shown."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ async def console(*arguments: str, server: Server, **environment: str) -> "subpr
 
 
 async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(world: World) -> None:
-    """What an operator asks first: is it still being tried, what went wrong, and when is the next time."""
+    """An operator sees whether a delivery still runs, what its last error was, and when the next attempt begins."""
     handle, delivery_id = await handed_over(world, 503)
     deliveries = Deliveries(client=world.handler_client)
 
@@ -109,7 +109,7 @@ async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(world
 
 
 async def test_a_refused_delivery_stays_listed_until_it_is_run_again(world: World) -> None:
-    """After the receiver is mended the waiting call gets its own outcome, by the same delivery."""
+    """After the receiver is repaired, the same delivery completes the waiting call."""
     handle, delivery_id = await handed_over(world, 400, text="late but whole")
     deliveries = Deliveries(client=world.handler_client)
     refused = await until_listed(deliveries, delivery_id, DeliveryState.FAILED, last_error=REFUSED)
@@ -119,14 +119,14 @@ async def test_a_refused_delivery_stays_listed_until_it_is_run_again(world: Worl
     assert await handle.result() == Reply("late but whole")
     delivered = await until_listed(deliveries, delivery_id, DeliveryState.DELIVERED, run_id=run_id, last_error=None)
     assert delivered.request_id == refused.request_id
-    # Its first run is a failed workflow for ever; the delivery is not.
+    # The first run of the delivery workflow stays failed; the delivery itself is delivered.
     assert delivery_id not in [each.id for each in await deliveries.read_all([DeliveryState.FAILED])]
     with pytest.raises(CommandError, match="already delivered"):
         await deliveries.redeliver(delivery_id)
 
 
 async def test_a_delivery_refused_again_can_be_run_again(world: World) -> None:
-    """As often as it takes; it is listed once."""
+    """An operator may repeat this. The delivery is listed once."""
     handle, delivery_id = await handed_over(world, 400)
     deliveries = Deliveries(client=world.handler_client)
     await until_listed(deliveries, delivery_id, DeliveryState.FAILED)
@@ -137,7 +137,7 @@ async def test_a_delivery_refused_again_can_be_run_again(world: World) -> None:
 
 
 async def test_a_terminated_delivery_counts_as_failed(world: World) -> None:
-    """Whoever ended it: the completion is not home, so it stays listed, with the reason."""
+    """The completion is not delivered. The delivery therefore stays listed, with the reason."""
     handle, delivery_id = await handed_over(world, 503)
     deliveries = Deliveries(client=world.handler_client)
 
@@ -156,7 +156,7 @@ async def test_a_terminated_delivery_counts_as_failed(world: World) -> None:
 
 
 async def test_payloads_are_passed_on_unread(server: Server) -> None:
-    """Whoever lacks the codec cannot read a delivery, and can run it again all the same."""
+    """A client without the codec cannot read a delivery, but can run it again."""
     converters = (with_codec(Scrambler()), with_codec(Scrambler()))
     async with running_world(server, converters=converters) as world:
         handle, delivery_id = await handed_over(world, 400, text="scrambled")
@@ -172,7 +172,7 @@ async def test_payloads_are_passed_on_unread(server: Server) -> None:
 
 
 async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repeated(world: World) -> None:
-    """Its task queue has no worker; once it is stopped there is nothing to go on from."""
+    """Its task queue has no worker. After it is stopped, it has no workflow task to reset to."""
     call = CallMemo(
         caller=CALLER,
         request_id=world.key(),
@@ -202,11 +202,11 @@ async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repea
 
 
 async def test_only_deliveries_are_known(world: World) -> None:
-    """Neither a free id nor the id of another workflow names one."""
+    """Neither an unused id nor the id of another workflow names a delivery."""
     ask = Ask(key=world.key())
     await (await world.call(ask)).result()
     deliveries = Deliveries(client=world.handler_client)
-    for each in ("nobody", f"probe-{ask.key}"):
+    for each in ("unknown-id", f"probe-{ask.key}"):
         with pytest.raises(CommandError, match=f"no delivery {each} in namespace {HANDLER}"):
             await deliveries.read(each)
         with pytest.raises(CommandError, match="list --state all"):
@@ -214,7 +214,7 @@ async def test_only_deliveries_are_known(world: World) -> None:
 
 
 async def test_the_command_lists_shows_and_redelivers(world: World, server: Server) -> None:
-    """With a connection and nothing else; no URL, token or key is in any of its output."""
+    """The command needs only a connection. Its output has no URL, token or key."""
     handle, delivery_id = await handed_over(world, 400, text="by command")
     await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.FAILED)
     printed = []
@@ -237,13 +237,13 @@ async def test_the_command_lists_shows_and_redelivers(world: World, server: Serv
     assert shown.pop("last_error") == REFUSED
     assert shown == listed[0] | {"attempts": None, "next_try": None}
     assert f"{CALLER}\n" in (await run("show", delivery_id)).stdout
-    assert "no delivery nobody" in (await run("show", "nobody", code=1)).stderr
+    assert "no delivery unknown-id" in (await run("show", "unknown-id", code=1)).stderr
 
     world.receiver.before = None
-    again = await run("redeliver", delivery_id, "nobody", "--json", code=1)
-    told = json.loads(again.stdout)
-    assert [(each["id"], each["error"] is None) for each in told] == [(delivery_id, True), ("nobody", False)]
-    assert "no delivery nobody" in again.stderr
+    again = await run("redeliver", delivery_id, "unknown-id", "--json", code=1)
+    results = json.loads(again.stdout)
+    assert [(each["id"], each["error"] is None) for each in results] == [(delivery_id, True), ("unknown-id", False)]
+    assert "no delivery unknown-id" in again.stderr
     assert await handle.result() == Reply("by command")
     await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.DELIVERED)
     assert "already delivered" in (await run("redeliver", delivery_id, code=1)).stderr
@@ -256,7 +256,7 @@ async def test_the_command_lists_shows_and_redelivers(world: World, server: Serv
 
 
 async def test_all_that_failed_run_again_at_once(world: World, server: Server) -> None:
-    """`--failed`: also those of others in the namespace, so here only its effect on our own counts."""
+    """`--failed` also repeats other deliveries of the namespace. The test checks only its own."""
     handle, delivery_id = await handed_over(world, 400, text="one of many")
     await until_listed(Deliveries(client=world.handler_client), delivery_id, DeliveryState.FAILED)
     world.receiver.before = None
@@ -277,10 +277,10 @@ async def test_all_that_failed_run_again_at_once(world: World, server: Server) -
         pytest.param(["list"], {"BRIDGE_CONFIG": "/no/such.toml"}, 2, "no such file", id="settings"),
     ],
 )
-async def test_what_cannot_be_done_is_said(
+async def test_a_command_that_cannot_be_carried_out_says_why(
     server: Server, arguments: list[str], environment: dict[str, str], code: int, says: str
 ) -> None:
-    """One sentence, not a traceback."""
+    """The output is one sentence, not a traceback."""
     done = await console(*arguments, server=server, **environment)
     assert done.returncode == code
     assert says in done.stderr
@@ -329,24 +329,24 @@ def test_a_delivery_is_one_line(changes: dict[str, Any], expected: list[str]) ->
 
 @pytest.mark.parametrize(("status", "state"), [(1, "running"), (2, "delivered"), (5, "failed"), (8, "paused")])
 def test_every_status_of_a_workflow_is_a_state(status: int, state: str) -> None:
-    """8 is the paused workflow of server 1.32, which the SDK does not know; a later number must break no command."""
+    """8 is the paused workflow of server 1.32, which the SDK does not know. A later number must break no command."""
     assert DeliveryState.of(status) is DeliveryState(state)
     assert DeliveryState.of(99) is DeliveryState.PAUSED
 
 
-def test_details_and_json_tell_every_field() -> None:
-    """Absent is "-" to people and null to machines."""
+def test_details_and_json_show_every_field() -> None:
+    """A missing value is "-" in text and null in JSON."""
     lines = {line[:20].strip(): line[20:] for line in details(report(), now=NOW).splitlines()}
     assert len(lines) == len(DeliveryDetails.__dataclass_fields__)
     assert lines["id"] == "bridge-delivery-a-b"
     assert lines["caller"] == "-"
     assert lines["next try"] == "2026-01-02 03:05:35+00:00 (in 1m)"
-    told = json.loads(to_json([report()]))
-    assert told[0]["next_try"] == "2026-01-02T03:05:35+00:00"
-    assert told[0]["closed"] is None
+    [shown] = json.loads(to_json([report()]))
+    assert shown["next_try"] == "2026-01-02T03:05:35+00:00"
+    assert shown["closed"] is None
 
 
 def test_foreign_text_is_made_plain() -> None:
-    """One line, bounded, no control characters, no URL."""
+    """The text is one bounded line without control characters and URLs."""
     assert plain("a\n b\x1b[2J https://h/x?sig=1 c") == "a b\ufffd[2J … c"
     assert len(plain("x" * 5000)) == 1000

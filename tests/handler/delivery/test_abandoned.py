@@ -1,4 +1,4 @@
-"""Targets that nobody waits for any more, and targets that tell where they stand."""
+"""Targets for which no caller waits any more, and targets that report progress."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ MINDED = CallPlan(first_lease=600, operation="minded")
 
 @pytest_asyncio.fixture(loop_scope="session", name="attentive")
 async def attentive_world(server: Server) -> AsyncIterator[World]:
-    """Looks every half second."""
+    """A world that checks the callers every half second."""
 
     def prepare(world: World) -> None:
         world.override_handler_settings(world.handler_settings.model_copy(update={"abandoned_check_s": 0.5}))
@@ -47,14 +47,14 @@ async def until_watched(world: World, target: WorkflowHandle[Any, Any]) -> None:
         found = [each async for each in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
         assert found
         activities = (await target.describe()).raw_description.pending_activities
-        assert any(each.attempt > 2 for each in activities), "nobody has looked yet"
+        assert any(each.attempt > 2 for each in activities), "the watch has not asked yet"
 
     await assert_eventually(watched)
 
 
 @pytest.mark.parametrize("way", ["terminated", "deadline"])
-async def test_an_orphan_is_canceled(attentive: World, way: str) -> None:
-    """Its caller was terminated, or the deadline has passed: found out at the next look."""
+async def test_an_abandoned_target_is_canceled(attentive: World, way: str) -> None:
+    """The caller was terminated or its deadline has passed. The next check notices it."""
     world = attentive
     ask = Ask(key=world.key())
     plan = CallPlan(first_lease=600, operation="minded", deadline=3 if way == "deadline" else 600)
@@ -70,8 +70,8 @@ async def test_an_orphan_is_canceled(attentive: World, way: str) -> None:
     assert names.count("ACTIVITY_TASK_SCHEDULED") <= 3
 
 
-async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> None:
-    """However often it is looked at; also when the owner has gone and another call is attached."""
+async def test_a_target_with_a_waiting_caller_goes_on(attentive: World) -> None:
+    """Repeated checks do not cancel the target, even if its first caller has ended and another call is attached."""
     world = attentive
     ask = Ask(key=world.key())
     first = await world.call(ask, MINDED)
@@ -95,7 +95,7 @@ async def test_a_target_that_somebody_waits_for_goes_on(attentive: World) -> Non
 
 
 async def test_a_call_that_the_server_delivers_to_counts_as_one_that_waits(server: Server) -> None:
-    """The first call's deadline passes; the target goes on for the one that attached."""
+    """The first call's deadline passes. The target goes on for the attached call."""
 
     def prepare(world: World) -> None:
         world.handler_options = {"abandoned_check_s": 0.5, "nexus": True}
@@ -121,7 +121,7 @@ async def test_a_call_that_the_server_delivers_to_counts_as_one_that_waits(serve
 
 
 async def activities_of(target: WorkflowHandle[Any, Any]) -> list[str]:
-    """What its worker scheduled, in order."""
+    """Return the types of the scheduled activities, in order."""
     return [
         each.activity_task_scheduled_event_attributes.activity_type.name
         for each in (await target.fetch_history()).events
@@ -130,8 +130,8 @@ async def activities_of(target: WorkflowHandle[Any, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 500, 503])
-async def test_in_doubt_somebody_waits(attentive: World, status: int) -> None:
-    """A receiver that cannot say, or a peer that does not know the question, cancels nothing."""
+async def test_in_doubt_the_caller_counts_as_waiting(attentive: World, status: int) -> None:
+    """A receiver that cannot answer, or a peer that does not know the question, cancels no target."""
     world = attentive
     ask = Ask(key=world.key())
     handle = await world.call(ask, MINDED)
@@ -148,8 +148,8 @@ async def test_in_doubt_somebody_waits(attentive: World, status: int) -> None:
     assert await handle.result() == Reply("done")
 
 
-async def test_a_target_is_kept_where_the_operation_says_nothing(world: World) -> None:
-    """The default: no watch, no event, no request."""
+async def test_a_target_is_kept_by_default(world: World) -> None:
+    """Without the policy there is no watch, no event and no request."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask)
     target = await world.until_started(ask)
@@ -159,8 +159,8 @@ async def test_a_target_is_kept_where_the_operation_says_nothing(world: World) -
     assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
 
 
-async def test_progress_is_shown_beside_the_pending_activity(world: World) -> None:
-    """The answer to the next renewal carries the latest; nothing is sent in between, and no history grows."""
+async def test_progress_is_shown_with_the_pending_activity(world: World) -> None:
+    """The answer to the next renewal has the latest progress. No message and no event is added in between."""
     ask = Ask(key=world.key())
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, operation="minded"))
     target = minded(world, ask)
@@ -182,7 +182,7 @@ async def test_progress_is_shown_beside_the_pending_activity(world: World) -> No
 
 
 async def test_progress_that_the_caller_cannot_read_ends_no_call(world: World) -> None:
-    """The worker fails an activity for good whose details it cannot decode: such progress is left out."""
+    """A worker fails an activity with details that it cannot decode. Such progress is therefore left out."""
     ask = Ask(key=world.key())
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1, operation="minded"))
     target = minded(world, ask)
@@ -195,5 +195,5 @@ async def test_progress_that_the_caller_cannot_read_ends_no_call(world: World) -
 
 
 def test_a_paused_run_is_open() -> None:
-    """Newer servers know that status; such a run is not taken for closed."""
+    """Newer servers have this status. Such a run does not count as closed."""
     assert [number for number in range(9) if is_open(WorkflowExecutionInfo(status=number))] == [1, 8]  # type: ignore[arg-type] # the enum's numbers

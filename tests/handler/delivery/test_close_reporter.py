@@ -1,4 +1,4 @@
-"""What the close reporter notices: every way in which a worker closes a run, under any runner and beside any plugin."""
+"""The close reporter notices every way in which a worker closes a run, under any runner and with any plugin."""
 
 import asyncio
 import dataclasses
@@ -35,14 +35,14 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
     return raised.value.cause.cause
 
 
-# The SDK leaves a coroutine unawaited where a workflow fails in its init.
+# If a workflow fails in its init, the SDK leaves a coroutine unawaited.
 @pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("cached", [1000, 0])
 @pytest.mark.parametrize("behaviour", ["signal", "init", "unwritable"])
 async def test_a_failure_outside_the_run_function_is_delivered_at_once(
     server: Server, behaviour: str, cached: int
 ) -> None:
-    """In a signal handler, in `@workflow.init`, in the conversion of the result."""
+    """The failure is in a signal handler, in `@workflow.init`, or in the conversion of the result."""
 
     def prepare(world: World) -> None:
         world.worker_options = {"max_cached_workflows": cached, "workflow_failure_exception_types": [TypeError]}
@@ -62,7 +62,7 @@ async def test_a_failure_outside_the_run_function_is_delivered_at_once(
 
 
 async def test_a_signal_handler_that_fails_after_the_function_returned_changes_nothing(world: World) -> None:
-    """The run has closed with its result: no delivery keeps it open."""
+    """The run has closed with its result, because no delivery keeps it open."""
     ask = Ask(key=world.key(), text="paid")
     handle = await world.call(ask, LONG)
     assert await handle.result() == Reply("paid")
@@ -83,7 +83,7 @@ def _restricting() -> SimplePlugin:
 
 
 class OtherRunner(UnsandboxedWorkflowRunner):
-    """A team's own."""
+    """A team's own runner."""
 
 
 Plugins = Callable[[HandlerPlugin], list[Any]]
@@ -97,8 +97,8 @@ Plugins = Callable[[HandlerPlugin], list[Any]]
         pytest.param(lambda ours: [_replacing(OtherRunner()), ours], id="own runner before ours"),
     ],
 )
-async def test_targets_are_delivered_beside_other_plugins(server: Server, plugins: Plugins) -> None:
-    """Whatever runner ours finds, and whoever replaces restrictions."""
+async def test_targets_are_delivered_with_other_plugins(server: Server, plugins: Plugins) -> None:
+    """The other plugins set a runner or replace the sandbox's restrictions."""
     async with running_world(server, without=("handler",)) as world:
         worker = Worker(
             world.handler_client,
@@ -107,11 +107,11 @@ async def test_targets_are_delivered_beside_other_plugins(server: Server, plugin
             plugins=plugins(HandlerPlugin(world.handler_settings)),
         )
         async with worker:
-            assert await (await world.call(Ask(key=world.key(), text="beside"), LONG)).result() == Reply("beside")
+            assert await (await world.call(Ask(key=world.key(), text="other"), LONG)).result() == Reply("other")
 
 
 async def test_a_worker_whose_runner_was_replaced_refuses_to_start(world: World) -> None:
-    """By name, and with the cure: nothing would be noticed there."""
+    """The error names the workflow and the cure, because no closing would be noticed on that worker."""
     worker = Worker(
         world.handler_client,
         task_queue=f"replaced-{world.id}",
@@ -124,7 +124,7 @@ async def test_a_worker_whose_runner_was_replaced_refuses_to_start(world: World)
 
 @pytest.mark.filterwarnings("ignore:The same plugin type")
 async def test_a_plugin_on_client_and_worker_delivers_once(server: Server) -> None:
-    """The second finds the worker configured."""
+    """The second instance finds the worker configured."""
     async with running_world(server, without=("handler",)) as world:
         client = await Client.connect(
             server.address, namespace=HANDLER, plugins=[HandlerPlugin(world.handler_settings)]
@@ -143,7 +143,7 @@ async def test_a_plugin_on_client_and_worker_delivers_once(server: Server) -> No
 async def test_an_error_in_the_reporter_harms_no_run_and_no_shutdown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception would fail the team's workflow task, or keep the worker from stopping."""
+    """The reporter catches it. An exception would fail the team's workflow task or keep the worker from stopping."""
 
     def broken(*_: Any) -> None:
         message = "a bug of ours"
@@ -165,7 +165,7 @@ def activation(*, is_replay: bool = False, evicted: int | None = None) -> Workfl
 
 
 CLOSE, WAIT, CONTINUE, REPLAY = "close", "wait", "continue", "replay"
-"""What an activation is answered with; a number is the reason of an eviction."""
+"""Steps of a run: the commands of a completion, or the number of an eviction's reason."""
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ CLOSE, WAIT, CONTINUE, REPLAY = "close", "wait", "continue", "replay"
     ],
 )
 @pytest.mark.parametrize("fails_on_nondeterminism", [False, True])
-def test_a_run_is_reported_where_the_server_may_have_taken_its_closing(
+def test_a_run_is_reported_if_the_server_may_have_accepted_its_closing(
     steps: list[str | int], reports: int, fails_on_nondeterminism: bool
 ) -> None:
-    """By the completions and evictions of one run; the close event decides the rest."""
+    """The rule reads only completions and evictions of the run. The close event decides what happened."""
     reported: list[ClosingRun] = []
     reporter = CloseReporter(reported.append)
     completion = WorkflowActivationCompletion()

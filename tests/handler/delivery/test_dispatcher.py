@@ -1,4 +1,4 @@
-"""Delivery by the worker: what arrives is what closed the target, and the target knows nothing of it."""
+"""Delivery by the worker: the outcome that closed the target arrives, and the target does not notice the delivery."""
 
 import asyncio
 from typing import Any
@@ -23,9 +23,9 @@ from tests.support.workflows import TARGETS, Ask, CallPlan, Reply
 from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
-"""No renewal comes before the test is over."""
+"""Longer than a test, so that no renewal gets the outcome."""
 BIG = 2 * 1024 * 1024 - 20_000
-"""Fits Temporal's limit as a result."""
+"""Bytes of a result just below Temporal's limit."""
 PLAIN_HISTORY = [
     "WORKFLOW_EXECUTION_STARTED",
     "WORKFLOW_TASK_SCHEDULED",
@@ -36,7 +36,7 @@ PLAIN_HISTORY = [
 
 
 class Gate:
-    """HeldStarts the receiver's requests until it is opened."""
+    """Holds the receiver's requests until it is opened."""
 
     def __init__(self, world: World) -> None:
         self.reached, self.opened = asyncio.Event(), asyncio.Event()
@@ -49,7 +49,7 @@ class Gate:
 
 
 async def deliveries(world: World, target: WorkflowHandle[Any, Any]) -> list[WorkflowExecutionStatus | None]:
-    """States of the delivery workflows of *target*."""
+    """Return the statuses of the delivery workflows of *target*."""
     described = await target.describe()
     query = f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(target)}'"
     found = [each async for each in world.handler_client.list_workflows(query)]
@@ -84,7 +84,7 @@ async def answers(world: World, status_code: int) -> None:
 
 
 async def test_the_target_has_closed_before_its_outcome_is_delivered(world: World) -> None:
-    """When the callback arrives, the run is closed, and its history is the one that it has without the plugin."""
+    """When the callback arrives, the run is closed. Its history is the same as without the plugin."""
     gate = Gate(world)
     ask = Ask(key=world.key(), text="committed")
     handle = await world.call(ask, LONG)
@@ -96,7 +96,7 @@ async def test_the_target_has_closed_before_its_outcome_is_delivered(world: Worl
 
 
 async def test_a_failed_target_is_delivered_with_its_whole_chain(world: World) -> None:
-    """What the close event says, cause by cause."""
+    """All causes in the close event arrive."""
     failure = await failure_of(await world.call(Ask(key=world.key(), behaviour="fail"), LONG))
     assert isinstance(failure, ApplicationError)
     assert (failure.type, failure.details) == ("Outer", ({"key": failure.details[0]["key"]}, "two"))
@@ -106,7 +106,7 @@ async def test_a_failed_target_is_delivered_with_its_whole_chain(world: World) -
 
 @pytest.mark.parametrize("behaviour", ["cleanup", "swallow cancel"])
 async def test_a_cancel_of_the_target_is_delivered_as_it_ends(world: World, behaviour: str) -> None:
-    """Canceled after its cleanup, or completed because it went on all the same."""
+    """The target closes as canceled after its cleanup, or completes because it ignores the request."""
     ask = Ask(key=world.key(), behaviour=behaviour)
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -124,32 +124,32 @@ async def test_a_cancel_of_the_target_is_delivered_as_it_ends(world: World, beha
 
 
 async def test_a_cancellation_that_was_not_asked_for_is_delivered_as_the_failure_that_it_is(world: World) -> None:
-    """The target closes as failed."""
+    """The target closes as failed, and so does the operation."""
     ask = Ask(key=world.key(), behaviour="self-canceled failure")
     assert isinstance(await failure_of(await world.call(ask, LONG)), CancelledError)
     assert await status(world.target(ask)) == WorkflowExecutionStatus.FAILED
 
 
 async def test_a_result_of_almost_two_mebibytes_arrives(world: World) -> None:
-    """It is copied into no command: what fits as a result can be delivered."""
+    """No command copies the result. Therefore every result that the target may have can be delivered."""
     reply = await (await world.call(Ask(key=world.key(), size=BIG), LONG)).result()
     assert len(reply.blob) == BIG
 
 
 async def test_a_delivery_that_fails_goes_on_as_a_workflow(world: World) -> None:
-    """The target has closed long before the receiver is back."""
+    """The target closes while the receiver is unavailable."""
     await answers(world, 503)
-    ask = Ask(key=world.key(), text="handed over")
+    ask = Ask(key=world.key(), text="repeated")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
-    assert await target.result() == {"text": "handed over", "blob": ""}
+    assert await target.result() == {"text": "repeated", "blob": ""}
 
-    async def handed_over() -> None:
+    async def is_repeating() -> None:
         assert await deliveries(world, target) == [WorkflowExecutionStatus.RUNNING]
 
-    await assert_eventually(handed_over)
+    await assert_eventually(is_repeating)
     world.receiver.before = None
-    assert await handle.result() == Reply("handed over")
+    assert await handle.result() == Reply("repeated")
 
     async def ended() -> None:
         assert await deliveries(world, target) == [WorkflowExecutionStatus.COMPLETED]
@@ -159,7 +159,7 @@ async def test_a_delivery_that_fails_goes_on_as_a_workflow(world: World) -> None
 
 
 async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -> None:
-    """The delivery workflow says what the receiver said."""
+    """The delivery workflow fails with the receiver's refusal."""
     await answers(world, 400)
     ask = Ask(key=world.key(), text="refused")
     handle = await world.call(ask, LONG)
@@ -173,7 +173,7 @@ async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -
 
 
 async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) -> None:
-    """Nothing could be delivered any more, and the delivery workflow says so."""
+    """The outcome is no longer in history. The delivery workflow fails with this reason."""
     await answers(world, 503)
     ask = Ask(key=world.key())
     handle = await world.call(ask, LONG)
@@ -184,10 +184,10 @@ async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) ->
         f"bridge-delivery-{await request_id(target)}-{described.run_id}"
     )
 
-    async def handed_over() -> None:
+    async def is_repeating() -> None:
         assert await deliveries(world, target) == [WorkflowExecutionStatus.RUNNING]
 
-    await assert_eventually(handed_over)
+    await assert_eventually(is_repeating)
     await world.handler_client.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace=world.handler_client.namespace,
@@ -203,7 +203,7 @@ async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) ->
 
 
 async def test_two_refused_signatures_end_no_delivery(world: World) -> None:
-    """A key may be rolling out: tried again until the deadline, each time signed anew."""
+    """A key may be in rotation. The delivery is repeated until the deadline, with a fresh signature each time."""
     await answers(world, 401)
     ask = Ask(key=world.key(), text="after the rollout")
     handle = await world.call(ask, LONG)
@@ -218,7 +218,7 @@ async def test_two_refused_signatures_end_no_delivery(world: World) -> None:
 
 
 async def test_everything_is_delivered_without_a_workflow_cache(server: Server) -> None:
-    """Every task replays the run from its beginning, and every eviction says that the cache is full."""
+    """Every task replays the run from its beginning, and every eviction has the reason CACHE_FULL."""
 
     def prepare(world: World) -> None:
         world.worker_options = {"max_cached_workflows": 0, "max_concurrent_workflow_task_polls": 1}
@@ -234,7 +234,7 @@ async def test_everything_is_delivered_without_a_workflow_cache(server: Server) 
 
 
 async def test_a_worker_without_safe_eviction_delivers(server: Server) -> None:
-    """No eviction is seen there; the closing is reported when it is overdue."""
+    """Such a worker reports no eviction. The closing is reported when its eviction is overdue."""
 
     def prepare(world: World) -> None:
         world.worker_options = {"disable_safe_workflow_eviction": True}
@@ -244,12 +244,12 @@ async def test_a_worker_without_safe_eviction_delivers(server: Server) -> None:
 
 
 async def test_a_worker_that_stops_delivers_what_it_has_closed(world: World) -> None:
-    """The plugin goes on until the deliveries under way have ended."""
+    """The plugin waits until the deliveries in progress have ended."""
     gate = Gate(world)
     handle = await world.call(Ask(key=world.key(), text="last"), LONG)
     await asyncio.wait_for(gate.reached.wait(), 20)
     stopping = asyncio.create_task(world.stop_worker("handler"))
-    # It cannot end before the gate is open; a worker that does not wait ends within this time.
+    # The worker cannot end before the gate is open. A worker that does not wait would end within this time.
     ended, _ = await asyncio.wait({stopping}, timeout=2)
     assert not ended
     gate.opened.set()
@@ -258,16 +258,16 @@ async def test_a_worker_that_stops_delivers_what_it_has_closed(world: World) -> 
     assert await handle.result() == Reply("last")
 
 
-async def test_a_bug_in_the_target_is_no_ending(world: World) -> None:
-    """A failed workflow task is retried by the server. Only what comes after the fix is delivered."""
+async def test_a_bug_in_the_target_is_not_an_ending(world: World) -> None:
+    """The server retries a failed workflow task. Only the outcome after the fix is delivered."""
     handle = await world.call(Ask(key=world.key(), behaviour="bug once"), LONG)
     assert await handle.result() == Reply("mended")
     assert world.receiver.statuses == [200]
 
 
 @pytest.mark.parametrize("memo", ["", "own memo"])
-async def test_continuing_as_new_is_no_ending(world: World, memo: str) -> None:
-    """The call is carried over, also where the author passes a memo of his own; the last run's outcome comes once."""
+async def test_continuing_as_new_is_not_an_ending(world: World, memo: str) -> None:
+    """The next run keeps the call, even if the author passes another memo. The last run's outcome arrives once."""
     handle = await world.call(Ask(key=world.key(), behaviour="continue once", text=memo), LONG)
     assert await handle.result() == Reply("second run")
     assert world.receiver.statuses == [200]
@@ -275,7 +275,7 @@ async def test_continuing_as_new_is_no_ending(world: World, memo: str) -> None:
 
 @pytest.mark.parametrize("behaviour", ["return", "fail"])
 async def test_of_a_retried_target_the_last_run_is_delivered(world: World, behaviour: str) -> None:
-    """At once, and once: the failures before it name the run that follows."""
+    """The last run is delivered at once, and once. The failed runs before it name the next run."""
     handle = await world.call(Ask(key=world.key(), behaviour=behaviour), CallPlan(first_lease=600, operation="flaky"))
     if behaviour == "return":
         assert await handle.result() == Reply("attempt 3")
@@ -287,7 +287,7 @@ async def test_of_a_retried_target_the_last_run_is_delivered(world: World, behav
 
 
 async def test_a_query_of_a_closed_target_delivers_nothing_again(world: World) -> None:
-    """It replays the run, with the reason of an ending at its eviction."""
+    """The query replays the run, and its eviction has the reason of an ending."""
     ask = Ask(key=world.key(), text="asked")
     assert await (await world.call(ask, LONG)).result() == Reply("asked")
     await world.stop_worker("handler")
@@ -299,7 +299,7 @@ async def test_a_query_of_a_closed_target_delivers_nothing_again(world: World) -
 
 
 async def test_a_run_without_a_call_goes_on_untouched(world: World) -> None:
-    """Started by hand: nothing is read and nothing delivered."""
+    """If no call started a run, nothing is read and nothing is delivered."""
     ask = Ask(key=world.key(), text="alone")
     handle: WorkflowHandle[Any, Any] = await world.handler_client.start_workflow(
         "ProbeWorkflow", ask, id=f"probe-{ask.key}", task_queue=world.payment_queue
@@ -309,7 +309,7 @@ async def test_a_run_without_a_call_goes_on_untouched(world: World) -> None:
 
 
 async def test_a_target_on_a_worker_without_the_plugin_is_found_by_a_renewal(server: Server) -> None:
-    """No message is sent; the caller asks."""
+    """No message is sent. The caller's renewal gets the outcome."""
     async with running_world(server, without=("handler",)) as world:
         async with Worker(world.handler_client, task_queue=world.payment_queue, workflows=TARGETS):
             handle = await world.call(Ask(key=world.key(), text="asked"), CallPlan(first_lease=1, renewal=1))
@@ -321,7 +321,7 @@ async def test_a_target_on_a_worker_without_the_plugin_is_found_by_a_renewal(ser
 async def test_a_foreign_memo_under_our_name_disturbs_no_workflow(
     world: World, memo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line in the log names the run."""
+    """One log line names the run."""
     ask = Ask(key=world.key(), text="own memo")
     handle: WorkflowHandle[Any, Any] = await world.handler_client.start_workflow(
         "ProbeWorkflow", ask, id=f"probe-{ask.key}", task_queue=world.payment_queue, memo={"bridge": memo}
@@ -337,7 +337,7 @@ async def test_a_foreign_memo_under_our_name_disturbs_no_workflow(
 
 
 async def test_a_foreign_signal_under_our_name_disturbs_neither_the_run_nor_its_calls(world: World) -> None:
-    """Anybody with access to the namespace may send it."""
+    """Every client of the namespace may send such a signal."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -350,7 +350,7 @@ async def test_a_foreign_signal_under_our_name_disturbs_neither_the_run_nor_its_
 
 
 class Mapping(Interceptor):
-    """A team's own interceptor: it changes results and failures."""
+    """A team's own interceptor, which changes results and failures."""
 
     def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:  # noqa: A002 - theirs
         return _Mapped
@@ -368,7 +368,7 @@ class _Mapped(WorkflowInboundInterceptor):
 
 
 async def test_another_interceptor_decides_what_arrives_as_it_decides_what_closes(server: Server) -> None:
-    """It is outermost, because a plugin appends its own: what closes the target is what arrives, at once."""
+    """The other interceptor is outermost. Its result closes the target, and the same result arrives at once."""
 
     def prepare(world: World) -> None:
         world.worker_options = {"interceptors": [Mapping()]}

@@ -1,4 +1,4 @@
-"""What the close reporter relies on in the SDK: its activation messages come from a module that is not stable."""
+"""SDK behaviour on which the close reporter relies: the activation messages come from a module that is not stable."""
 
 import uuid
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ from tests.support.world import World
 
 @dataclass
 class Seen:
-    """What one run's instance was given and answered, in order."""
+    """The activations and completions of one run's instance, in order."""
 
     steps: list[tuple[str, bool]] = field(default_factory=list)
-    """Commands of a completion, or the reason of an eviction; and whether the activation was a replay."""
+    """The commands of a completion or the reason of an eviction, and whether the activation was a replay."""
 
 
 class RecordingRunner(UnsandboxedWorkflowRunner):
@@ -83,8 +83,8 @@ def worker(world: World, queue: str, kind: type) -> tuple[Worker, Seen]:
     return made, runner.seen
 
 
-async def test_a_closing_is_seen_and_its_eviction_says_that_it_was_accepted(world: World) -> None:
-    """And a query of the closed run is a replay that ends with the same reason."""
+async def test_a_closing_is_seen_and_its_eviction_shows_that_it_was_accepted(world: World) -> None:
+    """A query of the closed run is a replay, and its eviction has the same reason."""
     queue = f"canary-{uuid.uuid4().hex[:8]}"
     made, seen = worker(world, queue, Canary)
     async with made:

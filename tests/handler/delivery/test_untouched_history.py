@@ -1,4 +1,4 @@
-"""The target's history belongs to the target: the same with and without the plugin, and replayed without either."""
+"""The plugin does not change a target's history: it is the same without the plugin, and replays without it."""
 
 import contextlib
 import gc
@@ -41,7 +41,7 @@ CASES = [
 
 
 async def run_case(client: Client, behaviour: str, worker: Worker, memo: CallMemo) -> list[WorkflowHistory]:
-    """The histories of all runs of one case."""
+    """Return the histories of all runs of one case."""
     async with worker:
         handle: WorkflowHandle[Any, Any] = await client.start_workflow(
             CaseWorkflow.run,
@@ -74,7 +74,7 @@ async def run_case(client: Client, behaviour: str, worker: Worker, memo: CallMem
         with contextlib.suppress(WorkflowFailureError, WorkflowContinuedAsNewError):
             await handle.result(follow_runs=behaviour != "runs by cron")
         if behaviour == "runs by cron":
-            # The run that has ended, and not the next one, which is stopped at some moment.
+            # Only the run that has ended: the next run is stopped at some moment.
             return [await client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id).fetch_history()]
         return [await handle.fetch_history()] + (
             [await client.get_workflow_handle(handle.id, run_id=handle.first_execution_run_id).fetch_history()]
@@ -91,10 +91,10 @@ _VARIES = re.compile(
 
 
 def attributes(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every attribute of an event with its path, but ids and times."""
+    """Return every attribute of an event, except ids and times, by its path."""
     if isinstance(value, dict):
         for name, each in value.items():
-            # A local activity's marker holds times in JSON.
+            # A local activity's marker has times in JSON.
             if not _VARIES.search(name) and name != "markerRecordedEventAttributes":
                 yield from attributes(each, f"{path}.{name}")
     elif isinstance(value, list):
@@ -121,11 +121,11 @@ def a_call() -> CallMemo:
     )
 
 
-# The SDK leaves a coroutine unawaited where a workflow fails in its init, with and without the plugin.
+# If a workflow fails in its init, the SDK leaves a coroutine unawaited, with and without the plugin.
 @pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("behaviour", CASES)
 async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world: World, behaviour: str) -> None:
-    """The same events with the same attributes; and each replays without plugin, settings or keys."""
+    """The events and their attributes are the same. Each history replays without plugin, settings or keys."""
     client, call, found = world.handler_client, a_call(), []
     for plugins in ([], [HandlerPlugin(world.handler_settings)]):
         worker = Worker(
@@ -163,7 +163,7 @@ async def make_current(client: Client, version: WorkerDeploymentVersion) -> None
 
 
 async def test_versioned_workers_deliver_and_a_new_version_takes_over_deliveries_and_sweep(world: World) -> None:
-    """Pinned by default: our own workflows are AUTO_UPGRADE, so that version 1 does not keep them."""
+    """The worker pins workflows by default. The bridge's own are AUTO_UPGRADE, so that version 1 does not keep them."""
     await world.stop_worker("handler")
 
     def versioned(build_id: str) -> Worker:

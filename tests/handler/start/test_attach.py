@@ -1,4 +1,4 @@
-"""Attach: many calls wait for one run; each is told, none disturbs another."""
+"""Attach: many calls wait for one run. Each gets the outcome, and no call disturbs another."""
 
 import asyncio
 import uuid
@@ -30,8 +30,8 @@ async def until_attached(world: World, ask: Ask, count: int) -> None:
     await assert_eventually(attached, within=60)
 
 
-async def test_two_calls_wait_for_one_run_and_both_are_told(world: World) -> None:
-    """By callback, not by a renewal: the lease is far longer than the test."""
+async def test_two_calls_wait_for_one_run_and_both_get_its_outcome(world: World) -> None:
+    """Both get it by callback, not by a renewal, because the lease is far longer than the test."""
     ask = Ask(key=world.key(), behaviour="wait")
     first = await world.call(ask, LONG)
     await world.until_started(ask)
@@ -44,7 +44,7 @@ async def test_two_calls_wait_for_one_run_and_both_are_told(world: World) -> Non
 
 
 async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(world: World) -> None:
-    """They ask for the run that holds the id, and change nothing about it."""
+    """Renewals only read the run that holds the id."""
     ask = Ask(key=world.key(), behaviour="wait")
     await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -58,8 +58,8 @@ async def test_renewals_of_an_attached_call_leave_the_targets_history_as_it_is(w
 
 @pytest.mark.part("load", short=True)
 @pytest.mark.timeout(300)
-async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_other(world: World) -> None:
-    """Each has its own deadline. The delivery to the one that ran out delays no other."""
+async def test_two_hundred_calls_get_the_outcome_and_one_that_leaves_disturbs_no_other(world: World) -> None:
+    """Each call has its own deadline. The delivery to the expired call delays no other delivery."""
     ask = Ask(key=world.key(), behaviour="wait")
     first = await world.call(ask, LONG)
     await world.until_started(ask)
@@ -76,7 +76,7 @@ async def test_two_hundred_calls_are_all_told_and_one_that_leaves_disturbs_no_ot
 
 
 async def test_an_attached_call_is_carried_over_continue_as_new(world: World) -> None:
-    """The last run's outcome, once, to each."""
+    """Each call gets the last run's outcome once."""
     ask = Ask(key=world.key(), behaviour="continue on signal")
     first = await world.call(ask, LONG)
     await world.until_started(ask)
@@ -88,7 +88,7 @@ async def test_an_attached_call_is_carried_over_continue_as_new(world: World) ->
 
 
 async def test_a_call_that_comes_while_another_is_delivered_gets_the_outcome_as_its_answer(world: World) -> None:
-    """The target has closed by then: nothing is left to attach to."""
+    """The target has closed by then, so that the call cannot attach."""
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(_: web.Request) -> web.StreamResponse | None:
@@ -108,7 +108,7 @@ async def test_a_call_that_comes_while_another_is_delivered_gets_the_outcome_as_
 
 
 async def test_calls_around_the_close_are_never_lost(world: World) -> None:
-    """Refused means closed, and the closed run's outcome is the answer: no call waits for its lease."""
+    """A refused signal means that the run has closed, and its outcome is the answer. No call waits for its lease."""
     ask = Ask(key=world.key(), behaviour="wait")
     calls = [await world.call(ask, LONG)]
     await world.until_started(ask)
@@ -119,7 +119,7 @@ async def test_calls_around_the_close_are_never_lost(world: World) -> None:
 
 
 async def test_a_call_attaches_before_the_first_workflow_task(server: Server) -> None:
-    """The signal is accepted while no worker is there yet."""
+    """The server accepts the signal before a worker runs."""
     async with running_world(server, without=("handler",)) as world:
         ask = Ask(key=world.key(), text="before the first task")
         calls = [await world.call(ask, LONG)]
@@ -131,7 +131,7 @@ async def test_a_call_attaches_before_the_first_workflow_task(server: Server) ->
 
 
 async def test_a_shared_operation_attaches_to_a_run_started_by_hand(world: World) -> None:
-    """And tells it; where the operation is not shared the same is refused."""
+    """The call gets the run's outcome. If the operation does not attach across callers, the call is refused."""
     ask = Ask(key=world.key(), behaviour="wait")
     target: Any = await world.handler_client.start_workflow(
         "SharedWorkflow", ask, id=f"shared-{ask.key}", task_queue=world.payment_queue
@@ -146,8 +146,8 @@ async def test_a_shared_operation_attaches_to_a_run_started_by_hand(world: World
     assert await handle.result() == Reply("by hand")
 
 
-async def test_another_callers_run_is_shared_only_where_the_operation_says_so(world: World) -> None:
-    """The first caller's run is told to the second, and is not the second's to cancel."""
+async def test_another_callers_run_is_shared_only_if_the_operation_allows_it(world: World) -> None:
+    """The second caller gets the outcome of the first caller's run, but cannot cancel the run."""
     settings = world.handler_settings
     other = settings.callers[CALLER].model_copy(update={"start_keys": key_set(), "completion_keys": key_set()})
     world.override_handler_settings(settings.model_copy(update={"callers": {**settings.callers, "other": other}}))
@@ -172,7 +172,7 @@ async def test_another_callers_run_is_shared_only_where_the_operation_says_so(wo
 
 
 async def test_an_operation_may_bound_its_target_by_the_callers_deadline(world: World) -> None:
-    """Nobody waits longer than that anyway."""
+    """No caller waits longer than its deadline."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=600, operation="shared", deadline=1800))
     target = world.handler_client.get_workflow_handle(f"shared-{ask.key}")
@@ -190,7 +190,7 @@ async def test_an_operation_may_bound_its_target_by_the_callers_deadline(world: 
 
 
 async def test_a_large_outcome_is_delivered_to_many(world: World) -> None:
-    """It crosses once for each call, and is copied into no history but the callers'."""
+    """The outcome is sent once for each call. Only the callers' histories get a copy."""
     ask = Ask(key=world.key(), behaviour="wait", size=1_500_000)
     calls = [await world.call(ask, LONG)]
     await world.until_started(ask)
@@ -201,7 +201,7 @@ async def test_a_large_outcome_is_delivered_to_many(world: World) -> None:
 
 
 async def receiver_of_a_plain_peer(world: World, ask: Ask, *, operation: str = "probe") -> tuple[int, list[bytes]]:
-    """Start *ask* as a caller that does not renew; the status, and what its callback will have received."""
+    """Start *ask* as a caller that does not renew. Returns the status and the list of completions to come."""
     got: list[bytes] = []
 
     async def take(request: web.Request) -> web.StreamResponse | None:
@@ -217,7 +217,7 @@ async def receiver_of_a_plain_peer(world: World, ask: Ask, *, operation: str = "
 
 
 async def test_a_caller_that_does_not_renew_attaches_and_is_delivered_to(world: World) -> None:
-    """Its callback is all that it has."""
+    """Only the callback delivers the outcome to such a caller."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, LONG)
     target = await world.until_started(ask)
@@ -232,8 +232,8 @@ async def test_a_caller_that_does_not_renew_attaches_and_is_delivered_to(world: 
     await assert_eventually(delivered)
 
 
-async def test_a_caller_that_does_not_renew_is_asked_to_come_again_where_no_one_could_deliver(server: Server) -> None:
-    """Of a run on workers without the plugin, of a retried one, and of one that was started by hand."""
+async def test_a_caller_that_does_not_renew_gets_503_if_no_worker_could_deliver(server: Server) -> None:
+    """The runs are on workers without the plugin, retried, or not started by a call."""
     foreign = f"foreign-{uuid.uuid4().hex[:8]}"
     async with running_world(server, prepare=lambda world: world.targets.append(foreign_target(foreign))) as world:
         worker = Worker(world.handler_client, task_queue=foreign, workflows=[ForeignWorkflow])
@@ -254,14 +254,14 @@ async def test_a_caller_that_does_not_renew_is_asked_to_come_again_where_no_one_
 
 
 async def test_callback_headers_are_bounded(world: World) -> None:
-    """They stand in memos and signals, and are carried over continue-as-new."""
+    """Memos and signals hold the headers, and continue-as-new copies them."""
     message = start(world, {"key": world.key()})
     message.headers["Nexus-Callback-Source"] = "x" * 2100
     assert (await send(message, MessageSigner(world.keys.start))).status == 400
 
 
 async def test_a_receiver_that_hangs_keeps_no_run_open_and_delays_no_other(server: Server) -> None:
-    """Forty calls of one run wait for it; a call with another receiver hears at once."""
+    """Forty calls of one run wait for the receiver. A call with another receiver gets its outcome at once."""
     other = Listener(free_ports(1)[0], web.Application)
 
     def prepare(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Inputs: only an instance of the contract's type gets through, and what is wrong is named by its field."""
+"""Inputs: only an instance of the contract's type is accepted, and an error names the wrong field."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def refusal(conversion: Conversion, payload: Payload, kind: Any) -> str:
 def test_another_encoding_does_not_get_past_the_contracts_type(
     conversion: Conversion, kind: Any, payload: Payload
 ) -> None:
-    """Bytes, a message or null where the contract wants a value."""
+    """Bytes, a message or null is refused if the contract's type is another."""
     assert "the input is not a" in refusal(conversion, payload, kind)
 
 
@@ -117,19 +117,19 @@ def test_another_encoding_does_not_get_past_the_contracts_type(
     ids=str,
 )
 def test_an_instance_of_the_contracts_type_gets_through(kind: Any, payload: Payload, value: Any) -> None:
-    """Also where null, bytes or a message is what the contract wants."""
+    """Null, bytes and a message are accepted if the contract's type allows them."""
     assert SDK.value(payload, kind) == value
 
 
-def test_what_pydantic_makes_of_an_input_gets_through() -> None:
-    """A discriminated union, and a validator that makes another type."""
+def test_a_value_that_pydantic_converted_gets_through() -> None:
+    """The cases are a discriminated union and a validator that returns another type."""
     assert PYDANTIC.value(plain({"kind": "dog", "name": "Rex"}), Pet) == Dog(kind="dog", name="Rex")
     assert PYDANTIC.value(plain([{"kind": "cat", "lives": 9}]), list[Pet]) == [Cat(kind="cat", lives=9)]
     assert PYDANTIC.value(plain("7"), Annotated[str, AfterValidator(int)]) == 7
 
 
 def test_a_type_that_cannot_be_checked_lets_the_value_through() -> None:
-    """A protocol is known to the type checker alone; no type is a contract that names none."""
+    """A protocol exists only for the type checker. A contract without a type accepts every value."""
     assert SDK.value(MESSAGE, Shape) == SDK.value(MESSAGE, None) == WorkflowExecution(workflow_id="w")
 
 
@@ -159,21 +159,21 @@ def test_a_type_that_cannot_be_checked_lets_the_value_through() -> None:
         (SDK, str, "\ud83d", "not a str: the whole (not valid Unicode)"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_field(conversion: Conversion, kind: Any, value: Any, says: str) -> None:
-    """And none of the input's values is quoted."""
+def test_an_error_names_the_wrong_field(conversion: Conversion, kind: Any, value: Any, says: str) -> None:
+    """The error quotes none of the input's values."""
     message = refusal(conversion, plain(value), kind)
     assert says in message
     assert "4111" not in message
 
 
 def test_surrogates_that_stand_in_the_bytes_are_found_too() -> None:
-    """JSON of a peer that writes them raw."""
+    """Some peers write lone surrogates as raw bytes in JSON."""
     payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"\xed\xa0\x80"')
     assert "the input is not a str" in refusal(SDK, payload, str)
 
 
 async def test_a_reference_to_a_storage_that_is_not_here_is_a_bad_request() -> None:
-    """It would be the same at every repeat; a codec that fails is another matter."""
+    """The answer is final, because every repeat would fail. A failing codec gives a retryable error."""
     reference = Payload(metadata={"encoding": b"json/plain"}, data=b"{}")
     reference.external_payloads.add(size_bytes=7)
     with pytest.raises(HandlerError, match="external storage"):
@@ -183,7 +183,7 @@ async def test_a_reference_to_a_storage_that_is_not_here_is_a_bad_request() -> N
 
 
 async def test_a_value_crosses_the_codec_both_ways() -> None:
-    """Whatever the payload converter is."""
+    """This holds for every payload converter."""
     conversion = Conversion(with_codec(Scrambler()))
     closed = await conversion.close(conversion.payload(Currency.EUR))
     assert closed.metadata["encoding"] == b"binary/scrambled"

@@ -34,11 +34,11 @@ from tests.support.workflows import TARGETS, Ask, CallingWorkflow, ProbeWorkflow
 from tests.support.world import World, clock, events, running_world, with_codec
 
 OPERATIONS = ["QuoteService/quote", "QuoteService/lookup"]
-"""An `async def` and a plain `def`."""
+"""Operations with an `async def` and with a plain `def`."""
 
 
 class Quoting:
-    """A world with two service handlers, and neither a worker for targets nor a receiver."""
+    """A world with two service handlers, without a worker for targets and without a receiver."""
 
     def __init__(self, world: World, quotes: Quotes) -> None:
         self.world = world
@@ -53,7 +53,7 @@ class Quoting:
         )
 
     async def failure(self, operation: str, ask: Ask) -> BaseException | None:
-        """What the calling workflow catches inside the error of native Nexus."""
+        """Return the cause inside the error that the calling workflow catches."""
         handle = await self.call(operation, ask)
         with pytest.raises(WorkflowFailureError) as raised:
             await handle.result()
@@ -92,7 +92,7 @@ async def _quoting(server: Server, converter: DataConverter, *without: str) -> A
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_an_operation_is_answered_with_its_result(quoting: Quoting, operation: str) -> None:
-    """One HTTP request, eleven events; no target, no callback."""
+    """A call is one HTTP request and eleven events. It has no target and no callback."""
     handle = await quoting.call(operation, Ask("k", text="12.50"), tenant="north")
 
     assert await handle.result() == Reply("12.50")
@@ -124,7 +124,7 @@ async def test_an_operation_is_answered_with_its_result(quoting: Quoting, operat
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_failed_operation_arrives_with_its_cause_chain(quoting: Quoting, operation: str) -> None:
-    """An outcome, told once: the activity is not tried again."""
+    """A failure is an outcome. It arrives once, and the activity is not retried."""
     outer = await quoting.failure(operation, Ask("k", "fail"))
 
     assert isinstance(outer, ApplicationError)
@@ -139,7 +139,7 @@ async def test_a_failed_operation_arrives_with_its_cause_chain(quoting: Quoting,
 
 
 async def test_a_canceled_operation_is_a_cancellation(quoting: Quoting) -> None:
-    """As the operation said."""
+    """The caller gets the cancellation that the operation raised."""
     cause = await quoting.failure("QuoteService/quote", Ask("k", "cancel"))
     assert isinstance(cause, CancelledError)
     assert cause.message == "withdrawn"
@@ -147,7 +147,7 @@ async def test_a_canceled_operation_is_a_cancellation(quoting: Quoting) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_refused_request_arrives_as_the_handler_error_it_was(quoting: Quoting, operation: str) -> None:
-    """Final at once."""
+    """The call fails at once."""
     cause = await quoting.failure(operation, Ask("k", "refuse"))
 
     assert isinstance(cause, HandlerError)
@@ -156,7 +156,7 @@ async def test_a_refused_request_arrives_as_the_handler_error_it_was(quoting: Qu
 
 
 async def test_a_service_may_have_workflows_and_plain_operations(server: Server) -> None:
-    """One contract: `probe` is a workflow, `hidden` is not."""
+    """In one contract `probe` is a workflow and `hidden` is a plain operation."""
 
     def prepare(world: World) -> None:
         world.services = [Probes()]
@@ -170,7 +170,7 @@ async def test_a_service_may_have_workflows_and_plain_operations(server: Server)
 
 @workflow.defn(sandboxed=False)
 class MethodCaller:
-    """Names the operation by the method that carries it out, as a native Nexus client may."""
+    """Names the operation by its handler method, as a native Nexus client may."""
 
     @workflow.run
     async def run(self, transport: Transport, endpoint: str, ask: Ask) -> Reply:
@@ -183,7 +183,7 @@ class MethodCaller:
 
 @pytest.mark.parametrize("transport", ["callback", "nexus"])
 async def test_a_handlers_method_may_be_called_as_the_operation(server: Server, transport: Transport) -> None:
-    """As native clients take it, over either transport; the result has the method's type."""
+    """Native clients accept a method too. Over both transports the result has the method's type."""
 
     def prepare(world: World) -> None:
         world.services = [Quotes()]
@@ -254,7 +254,7 @@ async def test_every_error_is_answered_by_its_kind(
     is_retryable: bool,
     says: str,
 ) -> None:
-    """As Temporal's own worker answers, but for a result that cannot be written: a repeat would act again."""
+    """The answers equal those of Temporal's worker, but a result that cannot be converted is final."""
     answer = await quiet.send(operation, {"key": "secret", **ask})
 
     assert (answer.status, answer.type) == (status, kind)
@@ -289,7 +289,7 @@ async def test_every_error_is_answered_by_its_kind(
     ],
 )
 async def test_bad_requests_are_refused(quiet: Quoting, operation: str, spoil: Spoil, status: int, says: str) -> None:
-    """With a Failure that says why."""
+    """The answer is a Failure with the reason."""
     calls = len(quiet.quotes.calls)
     answer = await quiet.send(operation, None, spoil)
     assert answer.status == status
@@ -298,7 +298,7 @@ async def test_bad_requests_are_refused(quiet: Quoting, operation: str, spoil: S
 
 
 async def test_strangers_and_altered_bodies_reach_no_operation(quiet: Quoting) -> None:
-    """The checks are those of every start."""
+    """The checks are the same as for every start."""
     calls = len(quiet.quotes.calls)
     unsigned = await quiet.send("QuoteService/quote", {"key": "k"}, signed=False)
     assert (unsigned.status, unsigned.type) == (401, "UNAUTHENTICATED")
@@ -310,7 +310,7 @@ async def test_strangers_and_altered_bodies_reach_no_operation(quiet: Quoting) -
 
 
 async def test_a_caller_that_may_not_use_the_service_gets_403(server: Server) -> None:
-    """Authorised by caller and operation, like a target."""
+    """A caller is authorised for single operations, as for targets."""
 
     def prepare(world: World) -> None:
         world.services = [Quotes()]
@@ -329,20 +329,20 @@ async def test_a_caller_that_may_not_use_the_service_gets_403(server: Server) ->
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_an_operation_ends_with_its_request(quiet: Quoting, operation: str) -> None:
-    """The peer no longer waits: 408, and the function is told, in whichever thread."""
+    """The answer is 408 when the time is out, and the function sees the cancellation, also in a thread."""
     quiet.quotes.was_cancelled.clear()
     late = _header("Request-Timeout", "50ms")
     answer = await quiet.send(operation, {"key": "k", "behaviour": "hang"}, late)
     assert (answer.status, answer.type) == (408, "REQUEST_TIMEOUT")
 
-    async def told() -> None:
+    async def canceled() -> None:
         assert quiet.quotes.was_cancelled.is_set()
 
-    await assert_eventually(told)
+    await assert_eventually(canceled)
 
 
 async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
-    """However long its sender would wait: a year is no time for one request."""
+    """The limit applies even if the sender would wait a year."""
     quiet.quotes.calls.clear()
     answer = await quiet.send("QuoteService/quote", {"key": "k"}, _header("Request-Timeout", "8760h"))
     assert answer.status == 200
@@ -352,7 +352,7 @@ async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
 
 
 async def test_links_of_the_operation_reach_the_caller(quiet: Quoting) -> None:
-    """Those that can be read."""
+    """Links that cannot be read are left out."""
     answer = await quiet.send("QuoteService/quote", {"key": "k", "behaviour": "link"})
     assert answer.status == 200
     assert answer.headers["Nexus-Link"] == '<https://rates.example/7>; type="rates.Rate"'
@@ -361,7 +361,7 @@ async def test_links_of_the_operation_reach_the_caller(quiet: Quoting) -> None:
 
 
 async def test_none_crosses_as_no_content(quiet: Quoting) -> None:
-    """In both directions."""
+    """This holds for the input and the result."""
 
     def bare(message: Message) -> None:
         message.body = b""
@@ -373,7 +373,7 @@ async def test_none_crosses_as_no_content(quiet: Quoting) -> None:
 
 
 async def test_a_result_over_the_limit_is_a_failure_that_says_so(quiet: Quoting) -> None:
-    """As for a target."""
+    """The same limit holds for a target's result."""
     answer = await quiet.send("QuoteService/lookup", {"key": "k", "size": MAX_PAYLOAD_BYTES})
     assert answer.status == 424
     assert "over the limit" in json.loads(answer.body)["message"]
@@ -406,14 +406,14 @@ class _ProbesAgain:
         pytest.param([object.__new__(QuoteService)], "mere contract", id="a contract"),
     ],
 )
-def test_claims_that_cannot_stand_are_refused_at_once(handlers: list[Any], says: str) -> None:
-    """Before anything is served."""
+def test_claims_that_contradict_each_other_are_refused_at_once(handlers: list[Any], says: str) -> None:
+    """The error comes before an operation is served."""
     with pytest.raises(ValueError, match=says):
         _operations(*handlers, targets=TARGETS)
 
 
 def test_service_handlers_of_a_module_are_found_once() -> None:
-    """Whatever they are called there; classes and contracts are none."""
+    """Their names in the module do not matter. Classes and contracts do not count."""
     assert service_handlers_in(services) == [services.quotes]
     assert ("QuoteService", "lookup") in _operations(services.quotes, targets=[ProbeWorkflow]).names
     assert nexusrpc.get_service_definition(CallingWorkflow) is None

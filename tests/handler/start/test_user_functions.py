@@ -1,4 +1,4 @@
-"""The team's `check` and `workflow_id` on a real handler service: whatever they do, nothing starts by mistake."""
+"""The team's `check` and `workflow_id` on a real handler service: if one of them fails, no run starts."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ class Amount(BaseModel):
 
 
 async def later(_: Ask) -> None:
-    """An `async` check behind a plain one."""
+    """A plain check that returns a coroutine."""
 
 
 class Gate:
-    """A check that blocks until the test lets it go on."""
+    """A check that blocks until the test releases it."""
 
     def __init__(self) -> None:
         self.entered, self.opened = threading.Semaphore(0), threading.Event()
@@ -52,7 +52,7 @@ class Gate:
 
 
 def check(ask: Ask) -> Any:
-    """Answers or raises what the test names."""
+    """Returns or raises what the test chooses."""
     match ask.behaviour.removeprefix("check "):
         case "True" | "False" | "''" | "0" | "[]" as literal:
             return eval(literal)
@@ -90,7 +90,7 @@ def check(ask: Ask) -> Any:
 
 
 def workflow_id(ask: Ask) -> Any:
-    """Gives what the test names."""
+    """Returns what the test chooses."""
     match ask.behaviour.removeprefix("id "):
         case "None":
             return None
@@ -132,7 +132,7 @@ def judged(check: Callable[[Any], Any], **options: Any) -> Target:
 
 @contextlib.asynccontextmanager
 async def judging(server: Server, target: Target, executor: BoundedThreads | None = None) -> AsyncIterator[World]:
-    """A handler service that serves *target* alone; no worker, so that nothing that is started goes on."""
+    """A handler service that serves only *target*, without a worker, so that started runs make no progress."""
 
     def prepare(world: World) -> None:
         world.targets = [target]
@@ -198,10 +198,10 @@ AGAIN = (503, "UNAVAILABLE", True)
         ("id raises ConnectionError", AGAIN, "workflow_id is unavailable"),
     ],
 )
-async def test_nothing_starts_unless_both_functions_say_so(
+async def test_nothing_starts_unless_both_functions_accept(
     quiet: World, caplog: pytest.LogCaptureFixture, behaviour: str, expected: tuple[int, str, bool], says: str
 ) -> None:
-    """The answer says which function it was and whether asking again helps; the input's text stays inside."""
+    """The answer names the function and says whether the call may be retried. It does not quote the input."""
     answer = await ask(quiet, behaviour=behaviour, text="4111-1111")
     assert (answer.status, answer.type, answer.failure["details"]["retryableOverride"]) == expected
     assert says in answer.message
@@ -213,8 +213,8 @@ async def test_nothing_starts_unless_both_functions_say_so(
     await assert_no_run(quiet)
 
 
-async def test_what_both_functions_accept_is_started(quiet: World) -> None:
-    """The run has the id that the function gave."""
+async def test_an_input_that_both_functions_accept_is_started(quiet: World) -> None:
+    """The run has the id that `workflow_id` returned."""
     key = quiet.key("accepted")
     message = start(quiet, {"key": key}, operation="foreign")
     assert (await send(message, MessageSigner(quiet.keys.start))).status == 201
@@ -223,7 +223,7 @@ async def test_what_both_functions_accept_is_started(quiet: World) -> None:
 
 @pytest.mark.parametrize("transport", ["callback", "poll", "nexus"])
 async def test_a_call_that_met_a_broken_check_ends_at_once(server: Server, transport: Transport) -> None:
-    """With the reason, over every transport: a repeat would meet the same mistake until the deadline."""
+    """The call fails with the reason, over every transport, because every repeat would fail equally."""
 
     def prepare(world: World) -> None:
         world.handler_options = {"nexus": True}
@@ -250,7 +250,7 @@ async def _livez(world: World) -> int:
 
 
 async def test_a_check_that_blocks_keeps_neither_health_nor_other_starts_waiting(server: Server) -> None:
-    """It has a thread of its own."""
+    """The check runs in a separate thread."""
     gate = Gate()
     async with judging(server, judged(gate)) as world:
         blocked = asyncio.create_task(ask(world, behaviour="block"))
@@ -262,8 +262,8 @@ async def test_a_check_that_blocks_keeps_neither_health_nor_other_starts_waiting
         assert (await blocked).status == 201
 
 
-async def test_calls_beyond_the_bound_are_asked_to_come_again(server: Server) -> None:
-    """503 with a delay; those that hold a place are answered, and the places are free again afterwards."""
+async def test_calls_beyond_the_limit_are_answered_with_a_delay(server: Server) -> None:
+    """The answer is 503 with a delay. The other calls are answered, and their places are free afterwards."""
     gate = Gate()
     async with judging(server, judged(gate), BoundedThreads(threads=1, waiting=0)) as world:
         running = asyncio.create_task(ask(world, behaviour="block"))
@@ -277,7 +277,7 @@ async def test_calls_beyond_the_bound_are_asked_to_come_again(server: Server) ->
 
 
 async def test_a_check_that_does_not_end_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is asked to come again before its own request times out."""
+    """The caller gets 503 before its own request times out."""
     monkeypatch.setattr(user_functions, "TIMEOUT", timedelta(milliseconds=50))
     gate = Gate()
     async with judging(server, judged(gate)) as world:
@@ -288,7 +288,7 @@ async def test_a_check_that_does_not_end_is_given_up(server: Server, monkeypatch
 
 
 def test_a_place_is_free_again_however_its_call_ended() -> None:
-    """By a result, an exception, or because it was canceled before a thread took it."""
+    """The call ended with a result, with an exception, or was canceled before a thread ran it."""
     hold = threading.Event()
     with BoundedThreads(threads=1, waiting=1) as threads:
         for _ in range(3):
@@ -310,10 +310,10 @@ async def _started(world: World, key: str, **what: Any) -> Answered:
 
 
 @pytest.mark.parametrize("is_closed", [False, True], ids=["open", "closed"])
-async def test_another_input_under_the_same_id_is_a_conflict_where_the_operation_says_so(
+async def test_another_input_under_the_same_id_is_a_conflict_if_the_operation_refuses_it(
     server: Server, *, is_closed: bool
 ) -> None:
-    """The same input still finds its run; a second caller is refused as before."""
+    """An equal input still finds its run. A second caller is still refused."""
     async with judging(server, judged(check, on_input_mismatch="refuse")) as world:
         key = world.key()
         assert (await _started(world, key, text="12.50")).status == 201
@@ -328,7 +328,7 @@ async def test_another_input_under_the_same_id_is_a_conflict_where_the_operation
 
 @pytest.mark.parametrize("transport", ["callback", "nexus"])
 async def test_a_call_that_conflicts_fails_and_leaves_the_first_alone(server: Server, transport: Transport) -> None:
-    """At once, with the reason, over either transport; a call with the same input waits for the same run."""
+    """The call fails at once with the reason, over both transports. A call with the same input waits for the run."""
 
     def prepare(world: World) -> None:
         world.handler_options = {"nexus": True}
@@ -352,7 +352,7 @@ async def test_a_call_that_conflicts_fails_and_leaves_the_first_alone(server: Se
 
 
 async def test_another_input_under_the_same_id_attaches_by_default(quiet: World) -> None:
-    """The workflow id decides what is the same."""
+    """By default only the workflow id identifies a run."""
     key = quiet.key("attaching")
     assert (await _started(quiet, key, text="12.50")).status == 201
     answer = await _started(quiet, key, text="99")
@@ -361,7 +361,7 @@ async def test_another_input_under_the_same_id_attaches_by_default(quiet: World)
 
 
 async def test_a_run_whose_input_is_not_known_counts_as_one_with_another_input(server: Server) -> None:
-    """A shared operation may join a run that was started by hand; there is no hash to compare with."""
+    """A call may attach to a run that no call started. Such a run has no hash to compare."""
     async with judging(server, judged(check, on_input_mismatch="refuse", attach_across_callers=True)) as world:
         key = world.key()
         await world.handler_client.start_workflow("foreign-type", Ask(key), id=f"judged-{key}", task_queue="none")
@@ -370,12 +370,12 @@ async def test_a_run_whose_input_is_not_known_counts_as_one_with_another_input(s
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:
-    """A misspelled "refuse" must not attach."""
+    """A misspelled "refuse" must not count as "attach"."""
     with pytest.raises(ValueError, match="on_input_mismatch='Refuse' is not one of"):
         judged(check, on_input_mismatch="Refuse")
 
 
 def test_operations_of_a_contract_are_not_functions() -> None:
-    """What is passed in the place of a function is named."""
+    """The error names the object that was passed instead of a function."""
     with pytest.raises(TypeError, match="check: Operation is not a function"):
-        judged(nexusrpc.Operation[Ask, Ask](name="x"))  # type: ignore[arg-type] # the mistake that is meant
+        judged(nexusrpc.Operation[Ask, Ask](name="x"))  # type: ignore[arg-type] # the mistake under test

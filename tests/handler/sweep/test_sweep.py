@@ -1,4 +1,4 @@
-"""The sweep: every ending that the interceptor cannot tell is told, once, and nothing else costs anything."""
+"""The sweep delivers, once, every outcome that no worker delivers. Other runs cost no read."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from temporalio.exceptions import (
     CancelledError,
     NexusOperationError,
     TerminatedError,
-    TimeoutError,  # noqa: A004 - Temporal's own
+    TimeoutError,  # noqa: A004 - Temporal's class
     TimeoutType,
 )
 from temporalio.service import RPCError, RPCStatusCode
@@ -61,7 +61,7 @@ def set_interval(world: World, seconds: float) -> None:
 
 
 async def end_sweep(world: World) -> None:
-    """A sweep runs for ever."""
+    """Stop the sweeps after the test, because a sweep runs for ever."""
     for each in world.sweeps:
         await each.terminate()
 
@@ -77,7 +77,7 @@ async def swept_world(server: Server) -> AsyncIterator[World]:
 
 @pytest.fixture(name="looks")
 def counted_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the runs that the sweep has read."""
+    """Return a list that collects the ids of the runs that the sweep reads."""
     read: list[str] = []
 
     async def counting(client: Any, workflow_id: str, run_id: str) -> Any:
@@ -101,7 +101,7 @@ async def attempts(world: World) -> list[int]:
 
 
 async def swept_on(world: World, times: int = 3) -> None:
-    """Wait until every sweep has run a few times more."""
+    """Wait until every sweep has run a few more times."""
     before = await attempts(world)
 
     async def check() -> None:
@@ -124,15 +124,15 @@ async def request_id(world: World, ask: Ask) -> str:
 
 
 async def deliveries(world: World, ask: Ask) -> list[str]:
-    """Delivery workflows for any run of the call."""
+    """Return the delivery workflows for all runs of the call."""
     query = (
         f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(world, ask)}'"
     )
     return [each.id async for each in world.handler_client.list_workflows(query)]
 
 
-async def assert_told_once(world: World, ask: Ask) -> None:
-    """By one request, without a delivery workflow, and not again when the sweep comes round."""
+async def assert_delivered_once(world: World, ask: Ask) -> None:
+    """One request delivers the outcome, without a delivery workflow. The next sweeps do not repeat it."""
     await swept_on(world)
     assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
     assert await deliveries(world, ask) == []
@@ -145,18 +145,18 @@ async def terminated(world: World, ask: Ask, plan: CallPlan = LONG) -> WorkflowH
     return handle
 
 
-async def test_a_terminated_target_is_told_with_reason_and_who(swept: World) -> None:
-    """None of its code runs any more; the sweep says what the closing event says."""
+async def test_a_terminated_target_is_delivered_with_reason_and_who(swept: World) -> None:
+    """None of its code runs any more. The sweep delivers the close event."""
     ask = Ask(key=swept.key(), behaviour="wait")
     failure = await failure_of(await terminated(swept, ask))
     assert isinstance(failure, TerminatedError)
     assert failure.message == f"operation terminated by {swept.handler_client.identity}: suspected fraud"
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
 @pytest.mark.parametrize("field", ["workflow_run_timeout", "workflow_execution_timeout"])
-async def test_a_target_out_of_time_is_told(swept: World, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own timeout, of the run or of the execution, and not the caller's."""
+async def test_a_target_out_of_time_is_delivered(swept: World, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout is the workflow's own, of the run or of the execution, and not the caller's."""
     service = swept.handler_client.workflow_service
     start = service.start_workflow_execution
 
@@ -171,18 +171,18 @@ async def test_a_target_out_of_time_is_told(swept: World, field: str, monkeypatc
     assert isinstance(failure, TimeoutError)
     assert failure.type is TimeoutType.START_TO_CLOSE
     assert failure.message == "operation exceeded internal timeout"
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
-async def test_a_retried_target_that_is_terminated_is_told(swept: World) -> None:
-    """A retry policy does not bring it back."""
+async def test_a_retried_target_that_is_terminated_is_delivered(swept: World) -> None:
+    """A retry policy does not restart a terminated workflow."""
     ask = Ask(key=swept.key(), behaviour="wait")
     assert isinstance(await failure_of(await terminated(swept, ask, FLAKY)), TerminatedError)
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
 async def end_foreign(world: World, ask: Ask) -> WorkflowHandle[Any, Any]:
-    """Call the operation that runs elsewhere, and let it end."""
+    """Call the operation whose worker has no plugin, and let it end."""
     async with Worker(world.handler_client, task_queue=f"foreign-{world.id}", workflows=[ForeignWorkflow]):
         handle = await world.call(ask, FOREIGN)
         target = await world.until_started(ask)
@@ -202,36 +202,36 @@ def assert_declined(failure: BaseException | None) -> None:
     assert (failure.type, failure.message, failure.details) == ("Declined", "card declined", ({"code": 51},))
 
 
-async def test_the_success_of_a_worker_without_the_interceptor_is_told(swept: World) -> None:
-    """Nothing on that worker could."""
+async def test_the_success_of_a_worker_without_the_interceptor_is_delivered(swept: World) -> None:
+    """No code on that worker could deliver it."""
     ask = Ask(key=swept.key(), text="from afar")
     assert await (await end_foreign(swept, ask)).result() == Reply("from afar")
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
-async def test_the_failure_of_a_worker_without_the_interceptor_is_told_whole(swept: World) -> None:
-    """Type, message and details."""
+async def test_the_failure_of_a_worker_without_the_interceptor_is_delivered_whole(swept: World) -> None:
+    """Type, message and details arrive."""
     ask = Ask(key=swept.key(), behaviour="fail")
     assert_declined(await failure_of(await end_foreign(swept, ask)))
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
-async def test_the_cancellation_of_a_worker_without_the_interceptor_is_told(swept: World) -> None:
-    """As a cancellation."""
+async def test_the_cancellation_of_a_worker_without_the_interceptor_is_delivered(swept: World) -> None:
+    """The caller gets a cancellation."""
     ask = Ask(key=swept.key(), behaviour="wait")
     assert isinstance(await failure_of(await end_foreign(swept, ask)), CancelledError)
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
 
 
 async def test_an_outcome_too_large_to_complete_an_activity_is_delivered_as_a_failure(swept: World) -> None:
-    """A result may have 2 MiB, but the caller's server would answer OK to so large a completion, and drop it."""
+    """A result may have 2 MiB. The caller's server would accept so large a completion and then drop it."""
     failure = await failure_of(await end_foreign(swept, Ask(key=swept.key(), size=2 * 1024 * 1024 - 600)))
     assert isinstance(failure, ApplicationError)
     assert failure.type == "OutcomeTooLarge"
 
 
-async def test_outcomes_are_told_through_a_codec(server: Server) -> None:
-    """Encoded once on the wire, although history has them encoded and a delivery encodes them again."""
+async def test_outcomes_are_delivered_through_a_codec(server: Server) -> None:
+    """The payload on the wire is encoded once, although history has it encoded already."""
     converters = (with_codec(Scrambler()), with_codec(Scrambler()))
     async with running_world(server, prepare=hasten, converters=converters) as world:
         await world.start_sweep()
@@ -240,7 +240,7 @@ async def test_outcomes_are_told_through_a_codec(server: Server) -> None:
         assert_declined(await failure_of(await end_foreign(world, Ask(key=world.key(), behaviour="fail"))))
         terminating = await terminated(world, Ask(key=world.key(), behaviour="wait"))
         assert isinstance(await failure_of(terminating), TerminatedError)
-        # Another plan, read back through the codec, and the same one again.
+        # First another plan, which is read through the codec, then the same plan again.
         set_interval(world, 0.3)
         await world.start_sweep()
         await world.start_sweep()
@@ -256,19 +256,19 @@ async def runs_of_sweep(world: World) -> list[str]:
 
 
 async def test_replicas_share_one_sweep(swept: World, looks: list[str]) -> None:
-    """However many start it, at once or later; and for all its intervals its history stays at five events."""
+    """Any number of replicas may start it, at once or later. Its history stays at five events."""
     await asyncio.gather(*(swept.start_sweep() for _ in range(4)))
     ask = Ask(key=swept.key(), behaviour="wait")
     await failure_of(await terminated(swept, ask))
     await swept.start_sweep()
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
     assert len(await runs_of_sweep(swept)) == 1
     assert len(await events(swept.sweep)) == 5
     assert len(looks) == 1
 
 
 async def test_replicas_that_start_together_make_one_sweep(server: Server) -> None:
-    """None of them finds one, and still they agree."""
+    """Each replica finds no sweep, and all start the same one."""
     async with running_world(server, prepare=hasten) as world:
         await asyncio.gather(*(world.start_sweep() for _ in range(4)))
         await swept_on(world)
@@ -277,7 +277,7 @@ async def test_replicas_that_start_together_make_one_sweep(server: Server) -> No
 
 
 async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: World, looks: list[str]) -> None:
-    """Nothing is missed, and what was delivered is not delivered again."""
+    """The new sweep misses no outcome and repeats no delivery."""
     first = Ask(key=swept.key(), behaviour="wait")
     await failure_of(await terminated(swept, first))
 
@@ -295,12 +295,12 @@ async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: Wo
     await swept.start_worker("handler")
     await swept_on(swept)
     assert len(await runs_of_sweep(swept)) == 2
-    # A new sweep does not know what the old one had handled: the receiver answers the repeat as one.
+    # A new sweep does not know which runs the old one handled. The receiver recognises the repeat.
     assert swept.receiver.statuses == [200, 200]
 
 
 async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(server: Server) -> None:
-    """Also when an old replica, which knows fewer targets, starts again during a deploy."""
+    """This holds even if an old replica with fewer targets restarts during a deploy."""
     async with running_world(server, prepare=hasten) as world:
         new, old = world.targets, [FlakyWorkflow]
         for targets in (new, old):
@@ -314,7 +314,7 @@ async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(s
 
 
 async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> None:
-    """What closed meanwhile is told, what was handled before is not looked at again."""
+    """Runs that closed meanwhile are delivered. Runs that were handled before are not read again."""
     first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
     await failure_of(await terminated(swept, first))
 
@@ -327,7 +327,7 @@ async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> 
     handle = await swept.call(second, LONG)
     target = await swept.until_started(second)
     await swept.stop_worker("handler")
-    await target.terminate(reason="nobody was there")
+    await target.terminate(reason="no worker was running")
     await swept.start_worker("handler")
     failure = await failure_of(handle)
     assert isinstance(failure, TerminatedError)
@@ -339,8 +339,8 @@ async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> 
     assert swept.receiver.statuses == [200, 200]
 
 
-async def test_what_was_told_costs_nothing(swept: World, looks: list[str]) -> None:
-    """Success, failure and cancellation of ordinary targets: no look, no delivery workflow, no second request."""
+async def test_a_delivered_outcome_costs_the_sweep_nothing(swept: World, looks: list[str]) -> None:
+    """Success, failure and cancellation of ordinary targets cause no read, delivery workflow or second request."""
     asks = [Ask(key=swept.key(), behaviour=behaviour) for behaviour in ("return", "fail", "cleanup")]
     for ask in asks:
         handle = await swept.call(ask, LONG)
@@ -360,7 +360,7 @@ async def test_what_was_told_costs_nothing(swept: World, looks: list[str]) -> No
 
 
 async def test_a_reset_target_has_not_ended(swept: World, looks: list[str]) -> None:
-    """A reset terminates the run that it replaces; the call lives on in the new one, and that tells its ending."""
+    """A reset terminates the run that it replaces. The new run continues the call, and its outcome is delivered."""
     ask = Ask(key=swept.key(), behaviour="wait")
     handle = await swept.call(ask, LONG)
     target = await swept.until_started(ask)
@@ -391,8 +391,8 @@ async def test_a_reset_target_has_not_ended(swept: World, looks: list[str]) -> N
     assert await deliveries(swept, ask) == []
 
 
-async def test_runs_of_others_and_bad_memos_stop_nobody(swept: World, looks: list[str]) -> None:
-    """A run without a call, and one with something else under our name in its memo."""
+async def test_runs_of_others_and_bad_memos_stop_no_delivery(swept: World, looks: list[str]) -> None:
+    """The runs are one without a call, and one with another program's memo under the bridge's key."""
     for memo in ({}, {"bridge": 7}, {"bridge": {"caller": "half a call"}}):
         other = await swept.handler_client.start_workflow(
             ProbeWorkflow.run,
@@ -404,18 +404,18 @@ async def test_runs_of_others_and_bad_memos_stop_nobody(swept: World, looks: lis
         await other.terminate()
     ask = Ask(key=swept.key(), behaviour="wait")
     assert isinstance(await failure_of(await terminated(swept, ask)), TerminatedError)
-    await assert_told_once(swept, ask)
+    await assert_delivered_once(swept, ask)
     assert len(looks) == 1
 
 
 async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run cannot be read: the others are told, the place waits for it, and it is told later."""
+    """If one run cannot be read, the others are delivered. The place does not move until that run is delivered too."""
     lost: list[str] = []
-    away = True
+    is_unavailable = True
 
     async def unavailable_for_the_lost(client: Any, workflow_id: str, run_id: str) -> Any:
-        if away and workflow_id in lost:
-            raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+        if is_unavailable and workflow_id in lost:
+            raise RPCError("unavailable", RPCStatusCode.UNAVAILABLE, b"")
         return await read_run(client, workflow_id, run_id)
 
     monkeypatch.setattr(handler.sweep.activity, "read_run", unavailable_for_the_lost)
@@ -435,7 +435,7 @@ async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monk
     assert during["until_ms"] == before["until_ms"]
     assert len(during["handled"]) == 1
     assert swept.receiver.statuses == [200]
-    away = False
+    is_unavailable = False
     assert isinstance(await failure_of(lost_handle), TerminatedError)
 
     async def moved() -> None:
@@ -446,7 +446,7 @@ async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monk
 
 
 async def test_all_pages_are_read(swept: World, looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many end between two sweeps."""
+    """A sweep handles any number of runs that closed since the last one."""
     monkeypatch.setattr(handler.sweep.activity, "_PAGE", 1)
     asks = [Ask(key=swept.key(), behaviour="wait") for _ in range(4)]
     handles = [await swept.call(ask, LONG) for ask in asks]
@@ -472,7 +472,7 @@ def named(name: str, queue: str) -> Target:
 
 
 async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server: Server) -> None:
-    """Its worker was killed between the closing and the request, or has no plugin: the first call's and a second's."""
+    """The worker was killed between closing and request. The first call and an attached call get the outcome."""
 
     def prepare(world: World) -> None:
         world.handler_options = {"sweep_interval_s": 0.2}
@@ -510,7 +510,7 @@ async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server:
 
 
 async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) -> None:
-    """Every closed run is looked at there, and what the dispatcher has delivered costs no read."""
+    """The sweep considers every closed run, but a run that the dispatcher has delivered costs no read."""
 
     def prepare(world: World) -> None:
         world.handler_options = {"sweep_interval_s": 0.2}
@@ -534,7 +534,7 @@ def plans_of(targets: Iterable[Target], *, is_renewed: bool = True) -> dict[str,
 
 
 async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
-    """The query is ours, the names are not."""
+    """The sweep builds the query, but teams choose the names."""
     target = named("it's -- größer; 100%", f"odd'{world.id}")
     handle = await world.handler_client.start_workflow(
         target.workflow_type, id=world.key(), task_queue=target.task_queue or ""
@@ -550,14 +550,14 @@ async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
 
 @pytest.mark.parametrize("name", ['say "x"', "back\\slash", "new\nline"])
 def test_a_name_that_no_query_finds_is_refused(name: str) -> None:
-    """Otherwise its endings would never be delivered, without a sign of it."""
+    """Otherwise its outcomes would never be delivered, without an error."""
     for target in (named(name, "queue"), named("fine", name)):
         with pytest.raises(ValueError, match="cannot be swept for"):
             plans_of([target])
 
 
 def test_each_target_is_swept_for_what_no_worker_delivers() -> None:
-    """Of the operations of one workflow, the one counts for which there is most to do."""
+    """If several operations have the same workflow, the widest query applies."""
     forced = "AND ExecutionStatus IN ('Terminated', 'TimedOut')"
     every = "AND ExecutionStatus IN ('Canceled', 'Completed', 'Failed', 'Terminated', 'TimedOut')"
     [probe] = Targets([ProbeWorkflow])
@@ -572,7 +572,7 @@ def test_each_target_is_swept_for_what_no_worker_delivers() -> None:
 
 
 def test_a_place_forgets_what_is_outside_its_window() -> None:
-    """And never grows too large to be recorded."""
+    """A place never grows too large to be recorded."""
     now = milliseconds(clock())
     minute = 60_000
     place = SweepPlace(until_ms=now, handled={"old": now - 3 * minute, "young": now - minute})
@@ -583,7 +583,7 @@ def test_a_place_forgets_what_is_outside_its_window() -> None:
 
 
 def test_a_place_never_moves_back() -> None:
-    """An attempt may have been scheduled before the last one recorded its place."""
+    """An attempt may have been scheduled before the previous attempt recorded its place."""
     now = clock()
     place = SweepPlace(until_ms=milliseconds(now) + 5)
     assert place.moved_to(now) == place
