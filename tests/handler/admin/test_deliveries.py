@@ -197,7 +197,7 @@ async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repea
     assert (report.request_id, report.operation, report.target_workflow_id) == (call.request_id, "S/o", "target")
     assert report.caller_workflow_id is None
     await handle.terminate()
-    with pytest.raises(CommandError, match="nothing to go on from"):
+    with pytest.raises(CommandError, match="cannot be reset"):
         await deliveries.redeliver(handle.id)
 
 
