@@ -1,11 +1,11 @@
-"""A handler without Temporal: payments of up to 100 are made at once, of up to 10 000 after a while, more is declined.
+"""A handler without Temporal. It pays up to 100 at once, up to 10 000 after some seconds, and declines larger payments.
 
 `python -m examples.plain.handler PORT`. START_KEY and COMPLETION_KEY are the keys that it shares with its caller,
 RECEIVER is the URL that the caller's callbacks begin with, `https://orders.example/callbacks/`.
 
-What it leaves out, and a real one needs: it remembers payments in memory, so one that is restarted pays again when it
-is asked again (a database row for each request id, written before the answer, mends that); it serves one caller and one
-operation; it tells an outcome once, because a caller that was not reached asks again anyway.
+A production handler needs more. This handler keeps payments in memory. After a restart a repeated start therefore pays
+twice; a database row for each request id, written before the answer, prevents that. It serves one caller and one
+operation. It delivers an outcome once, because a caller that did not receive it asks again.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def pay(payment: dict[str, Any]) -> Outcome:
 
 
 def authentication(key: bytes) -> Middleware:
-    """Lets in the holder of *key* only, and signs what it is answered."""
+    """A middleware that accepts only requests signed with *key*, and signs the answers."""
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -51,15 +51,15 @@ def authentication(key: bytes) -> Middleware:
             return web.Response(status=401)
         response = await handler(request)
         assert isinstance(response, web.Response)
-        told = response.body if isinstance(response.body, bytes) else b""
-        sign_answer(request.raw_path, request.headers, response.status, response.headers, told, key=key)
+        content = response.body if isinstance(response.body, bytes) else b""
+        sign_answer(request.raw_path, request.headers, response.status, response.headers, content, key=key)
         return response
 
     return authenticate
 
 
 def create_app(*, start_key: bytes, completion_key: bytes, receiver: str) -> web.Application:
-    """The handler's routes; the keys are those of its one caller, whose callbacks begin with *receiver*."""
+    """The handler's routes. It shares the keys with its one caller, whose callback URLs begin with *receiver*."""
     payments: dict[str, asyncio.Task[Outcome]] = {}
     deliveries: set[asyncio.Task[None]] = set()
 
@@ -106,7 +106,7 @@ def create_app(*, start_key: bytes, completion_key: bytes, receiver: str) -> web
 
 
 def respond(status: int, content: dict[str, Any], headers: dict[str, str]) -> web.Response:
-    """JSON without a charset: with one, Temporal would not take it for JSON."""
+    """An answer of JSON without a charset, because Temporal does not recognize JSON with a charset."""
     return web.Response(
         status=status, headers={"Content-Type": "application/json", **headers}, body=json.dumps(content).encode()
     )

@@ -1,7 +1,7 @@
-"""A receiver without Temporal: prints every outcome that it is told as one line of JSON.
+"""A receiver without Temporal. It prints every outcome that it receives as one line of JSON.
 
-`python -m examples.plain.receiver PORT`. With COMPLETION_KEY set it takes only what the holder of that key signed; a
-real one always does, and makes its callback URLs hard to guess.
+`python -m examples.plain.receiver PORT`. If COMPLETION_KEY is set, it accepts only completions signed with that key. A
+production receiver always requires the signature, and its callback URLs are hard to guess.
 """
 
 import json
@@ -22,9 +22,9 @@ def create_app(completion_key: bytes | None) -> web.Application:
             "bridge-completion", request.raw_path, request.headers, body, key=completion_key
         ):
             return web.Response(status=401)
-        if state != "running":  # that would be the question whether anybody still waits: yes
-            told = {"call": request.match_info["call"], "state": state, "content": json.loads(body or "null")}
-            print(json.dumps(told), flush=True)
+        if state != "running":  # `running` asks whether the caller still waits; the answer is yes
+            outcome = {"call": request.match_info["call"], "state": state, "content": json.loads(body or "null")}
+            print(json.dumps(outcome), flush=True)
         response = web.Response()
         if completion_key is not None:
             sign_answer(request.raw_path, request.headers, 200, response.headers, b"", key=completion_key)

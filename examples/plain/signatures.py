@@ -43,7 +43,7 @@ class _Verifier(HTTPMessageVerifier):
 
 
 def covered(headers: Headers) -> tuple[str, ...]:
-    """What a signature over *headers* has to cover, whatever it says itself."""
+    """The components that a signature over *headers* must cover, independent of what it claims to cover."""
     names = [name.lower() for name, _ in headers.items()]
     if len(names) != len(set(names)):
         message = "repeated header"

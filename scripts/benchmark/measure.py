@@ -136,6 +136,7 @@ class LongPlan:
 
     @property
     def renewals(self) -> Renewals:
+        """The default renewals, shortened by `factor`."""
         return Renewals(initial=Renewals().initial / self.factor, maximum=Renewals().maximum / self.factor)
 
     @property

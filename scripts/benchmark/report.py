@@ -46,8 +46,8 @@ callback. A count is from a real call of the same form, with duration and renewa
 shortened to 2 s."""
 
 _MEMORY = """\
-Resident memory in MB of `bridge-interceptor` with separate processes: after a warm-up, and the growth with that many calls
-in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
+Resident memory in MB of `bridge-interceptor` with separate processes: after a warm-up, and the growth with that many
+calls in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
 
 
 def markdown(

@@ -46,26 +46,27 @@ class Batch:
     target_seconds: float
     in_flight: int
     full_calls: int
-    """Calls that had ended when the last one was begun: until then as many were in flight as there should be."""
+    """Calls that had ended when the last call was started. Until then the planned number of calls was in flight."""
     full_seconds: float
-    """How long that took. What comes after it, the last stragglers, says nothing about throughput."""
+    """Time until the last call was started. The time after it does not measure throughput."""
     seconds: float
     order_ms: Sequence[float]
-    """Whole orders: from the start of the order workflow to its result, by the clock of whoever started it."""
+    """Durations of whole orders: from the start of the order workflow to its result, by the clock of its starter."""
     samples: Sequence[Sample] = field(repr=False)
     server_cpu_s: float | None
-    """Without what the server uses when idle. None where other modes ran at the same time."""
+    """Without the CPU time that the idle server uses. None if other modes ran at the same time."""
     client_cpu_s: float
     http_requests: int
     grpc_requests: float | None
 
     @property
     def calls(self) -> int:
+        """Number of calls."""
         return len(self.order_ms)
 
     @property
     def calls_per_s(self) -> float:
-        """By the time in which all places were taken; by all of it where no call ended before the last was begun."""
+        """Throughput while the planned number of calls was in flight, or over all time if no call ended before then."""
         return self.full_calls / self.full_seconds if self.full_calls else self.calls / self.seconds
 
 
@@ -96,6 +97,7 @@ class Memory:
 
     @property
     def growth_mb(self) -> float:
+        """Growth in megabytes."""
         return (self.after_bytes - self.before_bytes) / 1_000_000
 
 

@@ -2,10 +2,10 @@
 
 `python -m scripts.benchmark.workers ROLE QUEUE`.
 
-Both patterns of activity wrapper are here as a careful team would write
-them: one session kept alive, a bearer token, access logs, and the API in the same process as the workflow's worker, so
-that it starts eagerly as the bridge's handler does. All workers have the SDK's default options, and a sandbox that
-shares the same modules.
+Both patterns of activity wrapper are written as a careful team writes them: one HTTP session kept alive, a bearer
+token, access logs, and the API in the same process as the workflow's worker. Therefore the API starts workflows
+eagerly, like the bridge's handler. All workers have the SDK's default options, and a sandbox that shares the same
+modules.
 """
 
 import argparse

@@ -74,14 +74,17 @@ class Mode:
 
     @property
     def order_queue(self) -> str:
+        """Task queue of the calling workflows."""
         return f"orders-{self.name}"
 
     @property
     def payment_queue(self) -> str:
+        """Task queue of the targets."""
         return f"payments-{self.name}"
 
     @property
     def is_bridge(self) -> bool:
+        """Whether the bridge carries the calls of this mode."""
         return self.workflow == "OrderWorkflow"
 
 

@@ -55,24 +55,25 @@ class FaultProxy:
         self._is_calm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
-        """Where it listens, on the loopback only."""
+        """Port on which the proxy listens, on the loopback only."""
         self.upstream = 0
-        """The port it stands before; may be set after it was started."""
+        """Port of the server behind the proxy. It may be set after the proxy has started."""
         self._ambush: tuple[asyncio.Event, float] | None = None
         self.counts: Counter[FaultKind] = Counter()
         """Requests by what happened to them."""
 
     @property
     def url(self) -> str:
+        """URL of the proxy."""
         return f"http://{_HOST}:{self.port}"
 
     async def ambush(self, held_s: float) -> None:
-        """Wait for the next request. It is held for so long, and then its connection is broken: it reaches no one."""
+        """Wait for the next request. The proxy holds it for *held_s* and then breaks its connection."""
         self._ambush = (asyncio.Event(), held_s)
         await self._ambush[0].wait()
 
     def calm(self) -> None:
-        """From now on pass everything on as it comes."""
+        """Forward all later requests without a fault."""
         self._is_calm = True
 
     @contextlib.asynccontextmanager

@@ -1,6 +1,6 @@
-"""What a chaos run does, decided before it begins: which calls are made, what harm is done, and when.
+"""The plan of a chaos run, made before the run begins: which calls are made, what harm is done, and when.
 
-Pure: the same seed and sizes give the same plan. Each call's answer is known by construction.
+Pure functions: the same seed and sizes give the same plan. The plan contains the right answer of each call.
 """
 
 import random
@@ -20,12 +20,12 @@ class CallKind(str, Enum):
     REJECTED = "rejected"
     DECLINED = "declined"
     REFUSED = "refused"
-    """Before anything starts: the target never runs."""
+    """The handler refuses the input. The target never runs."""
     TWICE = "twice"
-    """One order, asked for by two calling workflows: both get the one payment's answer."""
+    """Two calling workflows call with the same order. Both get the outcome of the one payment."""
 
 
-# Of every twenty calls. An order that is asked for twice is two calls.
+# Orders of each kind among eighteen orders, which are twenty calls: an order of kind TWICE is two calls.
 _MIX = (
     *(CallKind.AT_ONCE,) * 7,
     *(CallKind.SETTLES,) * 4,
@@ -47,7 +47,7 @@ _AMOUNTS = {
 }
 
 REVIEW_S = 1.0
-"""How long after an order was sent its reviewer decides."""
+"""Time in seconds between the start of an order and the decision of its reviewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,11 @@ class Call:
     at: float
     """Seconds after the load began."""
     own_s: float
-    """How long it takes where nothing disturbs it: what the payment waits for, in seconds."""
+    """Duration of the call without harm, in seconds: the time for which the payment waits."""
 
     @property
     def amount(self) -> float:
+        """Amount of the order, which decides how the payment behaves."""
         return _AMOUNTS[self.kind]
 
     @property
@@ -73,7 +74,7 @@ class Call:
 
     @property
     def answer(self) -> str:
-        """The one right answer, in the words of `chaos_verdict.answer_of`."""
+        """The right answer, in the words of `verdict.answer_of`."""
         match self.kind:
             case CallKind.AT_ONCE | CallKind.SETTLES | CallKind.TWICE:
                 return f"order {self.order_id}: paid, payment p-{self.order_id}"
@@ -88,7 +89,7 @@ class Call:
 
 
 def plan_calls(seed: int, *, calls: int, seconds: float, settlement: float) -> tuple[Call, ...]:
-    """*calls* calls over *seconds*, evenly but for chance."""
+    """*calls* calls over *seconds*, one at a random time in each of *calls* equal intervals."""
     chance = random.Random(f"{seed} calls")
     orders = enumerate(_kinds(chance))
     planned: list[Call] = []
@@ -105,7 +106,7 @@ def plan_calls(seed: int, *, calls: int, seconds: float, settlement: float) -> t
         first = Call(workflow_id=f"order-{number}-a", order_id=str(number), kind=kind, at=at, own_s=own_s)
         planned.append(first)
         if kind is CallKind.TWICE:
-            # While the payment runs, or after it has ended.
+            # The second call comes while the payment runs, or after it has ended.
             later = min(at + chance.uniform(0, 2 * settlement), seconds)
             left = max(0.0, at + settlement - later)
             planned.append(replace(first, workflow_id=f"order-{number}-b", at=later, own_s=left))
@@ -118,7 +119,7 @@ def _kinds(chance: random.Random) -> Iterator[CallKind]:
 
 
 class HarmKind(str, Enum):
-    """A harm of the schedule; those of the network are `FaultKind`."""
+    """A harm of the schedule. Faults of the network are of `FaultKind`."""
 
     KILL_CALLER_WORKER = "kill_caller_worker"
     KILL_RECEIVER = "kill_receiver"
@@ -127,7 +128,7 @@ class HarmKind(str, Enum):
     RESTART_SERVER = "restart_server"
     RECEIVERS_DOWN = "receivers_down"
     KILL_AT_CALLBACK = "kill_at_callback"
-    """Every process that runs targets, when a target has closed and its outcome is being sent."""
+    """Kills every process that runs targets, after a target has closed and while its outcome is being sent."""
 
 
 VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
@@ -149,25 +150,25 @@ class Harm:
     """Seconds after the load began."""
     kind: HarmKind
     victims: tuple[str, ...] = ()
-    """Processes to kill; none for the server."""
+    """Processes to kill; empty for the server."""
     down_s: float
-    """How long they stay away before they are started again."""
+    """Time in seconds until they are started again."""
 
 
-def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: float) -> tuple[Harm, ...]:
-    """*kills* kills over *seconds*, *restarts* of the server, and once both receivers away for *away_s*.
+def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, down_s: float) -> tuple[Harm, ...]:
+    """*kills* kills over *seconds*, *restarts* restarts of the server, and one outage of both receivers for *down_s*.
 
-    As often as the server is restarted, all that run targets are killed between a closing and its callback.
+    All processes that run targets are killed between a closing and its callback, *restarts* times too.
     """
     chance = random.Random(f"{seed} harm")
-    # Early enough that what it has delayed is under way again when the last harm is done.
-    away_at = chance.uniform(0.15, 0.4) * seconds
+    # The outage comes early, so that the calls that it delays go on before the last harm is done.
+    down_at = chance.uniform(0.15, 0.4) * seconds
     harms = [
         Harm(
-            at=away_at,
+            at=down_at,
             kind=HarmKind.RECEIVERS_DOWN,
             victims=VICTIMS[HarmKind.KILL_RECEIVER],
-            down_s=away_s,
+            down_s=down_s,
         )
     ]
     harms += [
@@ -191,20 +192,20 @@ def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, away_s: f
     for number in range(kills):
         at = (number + chance.random()) * seconds / kills
         kind, victim = next(order)
-        while kind is HarmKind.KILL_RECEIVER and away_at - 1 < at < away_at + away_s + 1:
+        while kind is HarmKind.KILL_RECEIVER and down_at - 1 < at < down_at + down_s + 1:
             kind, victim = next(order)
         harms.append(Harm(at=at, kind=kind, victims=(victim,), down_s=chance.uniform(0.2, 2)))
     return tuple(sorted(harms, key=lambda harm: harm.at))
 
 
 def _victims(chance: random.Random) -> Iterator[tuple[HarmKind, str]]:
-    """Every process equally often, in an order that never repeats."""
+    """Every process equally often, in a new random order each time."""
     everyone = [(kind, name) for kind, names in VICTIMS.items() for name in names]
     while True:
         yield from chance.sample(everyone, k=len(everyone))
 
 
-# Of every hundred requests; the rest passes.
+# Faults in every hundred requests. The other requests pass.
 START_FAULTS: Mapping[FaultKind, int] = {
     FaultKind.LATENCY: 10,
     FaultKind.RESET: 3,
@@ -223,20 +224,20 @@ CALLBACK_FAULTS: Mapping[FaultKind, int] = {
 
 _SECONDS: Mapping[FaultKind, tuple[float, float]] = {
     FaultKind.LATENCY: (0.05, 0.5),
-    # Beyond the first lease at times: the renewal is then ahead of the callback.
+    # Some delays are longer than the first lease, so that the renewal arrives before the callback.
     FaultKind.DELAY: (2, 7),
     FaultKind.DUPLICATE: (0, 2),
 }
 
 
 def plan_faults(seed: int, name: str, shares: Mapping[FaultKind, int]) -> Iterator[Fault]:
-    """What happens to each request in turn, without end: of every hundred, each kind its share."""
+    """An endless sequence with the fault of each request. In every hundred requests each kind has its share."""
     chance = random.Random(f"{seed} {name}")
     kinds: Sequence[FaultKind] = [kind for kind, share in shares.items() for _ in range(share)]
     passing = [FaultKind.NONE] * (100 - len(kinds))
     while True:
         for kind in chance.sample([*kinds, *passing], k=100):
             first, last = _SECONDS.get(kind, (0, 0))
-            # Half of the duplicates come at the same moment as the first, to race it.
+            # Half of the duplicates are sent at the same moment as the first request, to compete with it.
             at_once = kind is FaultKind.DUPLICATE and chance.random() < 0.5
             yield Fault(kind=kind, seconds=0.0 if at_once else chance.uniform(first, last))

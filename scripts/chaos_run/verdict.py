@@ -1,4 +1,4 @@
-"""What became of the calls of a chaos run, told from the histories of both namespaces and from nothing else. Pure."""
+"""The verdict on the calls of a chaos run, from the histories of both namespaces alone. Pure functions."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ _CLOSINGS = frozenset(
     }
 )
 _LONG_S = 2.0
-"""A silence worth telling."""
+"""Shortest silence in a history that the report names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,12 @@ class Run:
 
     @property
     def workflow_type(self) -> str:
+        """Temporal's name of the workflow."""
         return self.events[0].workflow_execution_started_event_attributes.workflow_type.name
 
     @property
     def closing(self) -> HistoryEvent | None:
-        """None while it is open."""
+        """The close event; None while the run is open."""
         return self.events[-1] if self.events[-1].event_type in _CLOSINGS else None
 
     @property
@@ -59,46 +60,49 @@ class Run:
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What is wrong, a sentence each. All empty: the run was good."""
+    """The mistakes that were found, one sentence each. If all lists are empty, the run was good."""
 
     lost: list[str] = field(default_factory=list)
-    """Never ran, or closed without an answer."""
+    """Calling workflows that never ran, or closed without an answer."""
     wrong: list[str] = field(default_factory=list)
-    """Another answer than its own."""
+    """Calls with another answer than the right one, and runs that no call started."""
     double: list[str] = field(default_factory=list)
-    """Ran or ended more than once: a calling workflow, a call in it, or the target of an order."""
+    """Calling workflows, calls or targets that ran or ended more than once."""
     pending: list[str] = field(default_factory=list)
+    """Calling workflows that are open."""
     undelivered: list[str] = field(default_factory=list)
-    """An outcome that nobody was told: a target or a delivery that is open or failed, or a call left out."""
+    """Outcomes that did not reach a call: a target or a delivery is open or failed, or a call got no outcome."""
 
     def counts(self) -> dict[str, int]:
+        """Number of mistakes of each kind."""
         return {name: len(found) for name, found in vars(self).items()}
 
     def sentences(self) -> Iterator[str]:
+        """All mistakes, each with its kind."""
         for name, found in vars(self).items():
             yield from (f"{name}: {each}" for each in found)
 
 
 def judge(calls: Sequence[Call], *, callers: Iterable[Run], handlers: Iterable[Run]) -> Verdict:
-    """Compare every run of both namespaces with what *calls* must have led to."""
+    """Compare every run of both namespaces with the runs and answers that *calls* must have."""
     verdict, callers = Verdict(), list(callers)
     calling, handling = _by_workflow_id(callers), _by_workflow_id(handlers)
     for call in calls:
         _judge_call(call, calling.pop(call.workflow_id, []), verdict)
     for workflow_id in calling:
-        verdict.wrong.append(f"{workflow_id}: nobody asked for it")
-    told = {
+        verdict.wrong.append(f"{workflow_id}: not started by a call")
+    answered = {
         each.activity_task_scheduled_event_attributes.activity_id
         for run in callers
         for each in _waits(run)
         if _endings(run)
     }
     for order_id, runs_wanted in {call.order_id: call.target_runs for call in calls}.items():
-        _judge_targets(order_id, handling.pop(f"payment-{order_id}", []), runs_wanted, told, verdict)
+        _judge_targets(order_id, handling.pop(f"payment-{order_id}", []), runs_wanted, answered, verdict)
     for workflow_id, runs in handling.items():
         for run in runs:
             if run.workflow_type != DELIVERY_WORKFLOW:
-                verdict.wrong.append(f"{workflow_id}: nobody asked for it")
+                verdict.wrong.append(f"{workflow_id}: not started by a call")
             elif run.closing is None or run.closing.event_type != EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
                 how = "open" if run.closing is None else name_of(run.closing)
                 verdict.undelivered.append(f"{workflow_id}: {how}")
@@ -106,9 +110,9 @@ def judge(calls: Sequence[Call], *, callers: Iterable[Run], handlers: Iterable[R
 
 
 def answer_of(closing: HistoryEvent) -> str | None:
-    """What a calling workflow was answered, in the words of `Call.answer`; None if it closed without an answer.
+    """The answer that a calling workflow got, in the words of `Call.answer`; None if it closed without an answer.
 
-    Of a failure the innermost application error counts, by its details: they were made by the target.
+    The answer of a failure comes from the details of its innermost application error, which the target set.
     """
     match closing.event_type:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED:
@@ -135,34 +139,37 @@ def answer_of(closing: HistoryEvent) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class HarmDone:
-    """A harm as it was done."""
+    """A harm that was done."""
 
     name: str
+    """Its kind."""
     began: float
     """Unix time in seconds."""
     ended: float
-    """When what was killed was ready again."""
+    """When the killed processes were ready again, Unix time in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """How one call came through."""
+    """How long one call took to recover from harm."""
 
     workflow_id: str
+    """Id of the calling workflow."""
     recovery_s: float
-    """From the last harm of its life that was mended by then, and not before it was due, to its end."""
+    """Seconds to the end of the call, from the later of two times: the end of the last harm during the call, and the
+    end of the call without harm."""
     late_s: float
-    """How much longer it took in all than it would have undisturbed."""
+    """Difference to the duration without harm, in seconds."""
     ended_at: float
     """Unix time in seconds."""
     why: str
-    """The longest silences in the histories of call, target and delivery, and the harm done meanwhile."""
+    """The longest silences in the histories of call, target and delivery, and the harm during the call."""
 
 
 def recoveries(
     calls: Sequence[Call], *, callers: Iterable[Run], handlers: Iterable[Run], harms: Sequence[HarmDone]
 ) -> list[Recovery]:
-    """Of every call that has ended, the slowest first."""
+    """The recovery of every call that has ended, the slowest first."""
     calling, handling = _by_workflow_id(callers), _by_workflow_id(handlers)
     deliveries = [run for runs in handling.values() for run in runs if run.workflow_type == DELIVERY_WORKFLOW]
     found = []
@@ -173,14 +180,14 @@ def recoveries(
             due_at, ended_at = run.started_at + call.own_s, seconds_of(run.closing)
             mended = [harm.ended for harm in harms if run.started_at <= harm.ended <= ended_at]
             request_ids = {event.activity_task_scheduled_event_attributes.activity_id for event in _waits(run)}
-            told = [each for each in deliveries if any(request_id in each.workflow_id for request_id in request_ids)]
+            sent = [each for each in deliveries if any(request_id in each.workflow_id for request_id in request_ids)]
             found.append(
                 Recovery(
                     workflow_id=call.workflow_id,
                     recovery_s=max(0.0, ended_at - max([due_at, *mended])),
                     late_s=max(0.0, ended_at - due_at),
                     ended_at=ended_at,
-                    why=_why(run, [*handling.get(f"payment-{call.order_id}", []), *told], harms),
+                    why=_why(run, [*handling.get(f"payment-{call.order_id}", []), *sent], harms),
                 )
             )
     return sorted(found, key=lambda recovery: -recovery.recovery_s)
@@ -214,7 +221,7 @@ def _judge_call(call: Call, runs: Sequence[Run], verdict: Verdict) -> None:
             verdict.wrong.append(f"{call.workflow_id}: {answer!r} in place of {call.answer!r}")
 
 
-def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, told: set[str], verdict: Verdict) -> None:
+def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, answered: set[str], verdict: Verdict) -> None:
     if len(runs) > runs_wanted:
         verdict.double.append(f"order {order_id}: its target ran {len(runs)} times")
     if len(runs) < runs_wanted:
@@ -222,7 +229,7 @@ def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, told: s
     for run in runs:
         if run.closing is None:
             verdict.undelivered.append(f"{run.workflow_id}: open")
-        verdict.undelivered += [f"{run.workflow_id}: never delivered to {each}" for each in _calls_of(run) - told]
+        verdict.undelivered += [f"{run.workflow_id}: never delivered to {each}" for each in _calls_of(run) - answered]
 
 
 def _calls_of(target: Run) -> set[str]:
@@ -234,7 +241,7 @@ def _calls_of(target: Run) -> set[str]:
 
 
 def _why(run: Run, others: Iterable[Run], harms: Sequence[HarmDone]) -> str:
-    """Tell where the time of a call went."""
+    """Describe where the time of a call went."""
     until = seconds_of(run.events[-1])
     lines = sorted(
         ((seconds_of(event), each.namespace, event) for each in (run, *others) for event in each.events),
@@ -245,14 +252,14 @@ def _why(run: Run, others: Iterable[Run], harms: Sequence[HarmDone]) -> str:
         ((later[0] - earlier[0], earlier, later) for earlier, later in itertools.pairwise(lines)),
         key=lambda silence: -silence[0],
     )[:3]
-    told = [
+    described = [
         f"{length:.1f} s from {_label(earlier)} to {_label(later)}"
         for length, earlier, later in sorted(silences, key=lambda silence: silence[1][0])
         if length >= _LONG_S
     ]
     done = Counter(harm.name for harm in harms if harm.began <= until and harm.ended >= run.started_at)
     meanwhile = ", ".join(f"{count} {name}" for name, count in sorted(done.items())) or "none"
-    return f"{'; '.join(told) or 'no long silence'} (harm meanwhile: {meanwhile})"
+    return f"{'; '.join(described) or 'no long silence'} (harm meanwhile: {meanwhile})"
 
 
 def _label(line: tuple[float, str, HistoryEvent]) -> str:
@@ -293,5 +300,5 @@ def _causes(failure: Failure) -> Iterator[Failure]:
 
 
 def _values(payloads: Payloads) -> list[Any]:
-    """The example uses JSON throughout, and no codec."""
+    """The decoded *payloads*. The example uses JSON everywhere, and no codec."""
     return [json.loads(payload.data) for payload in payloads.payloads]

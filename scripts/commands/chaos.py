@@ -1,8 +1,9 @@
-"""Make calls with known answers while a seeded schedule does harm, then judge by the histories what became of them.
+"""Make calls with known answers while a seeded schedule does harm, then judge the calls by the histories.
 
-Starts the example with two of each process, a Temporal server with a database file, and a bad network between the two
-sides; kills and restarts all of these. Exits 1 if any call was lost, answered wrongly, made twice, is still pending, or
-has an outcome that nobody was told. The same seed and sizes give the same schedule. Everything is on the loopback.
+The command starts the example with two of each process, a Temporal server with a database file, and a bad network
+between the two sides. It kills and restarts all of these. It exits with 1 if any call was lost, answered wrongly, made
+twice, is still pending, or did not get its outcome. The same seed and sizes give the same schedule. Everything is on
+the loopback.
 """
 
 import argparse
@@ -55,9 +56,9 @@ _TICK_S = 10.0
 _AMBUSH_S = 1.0
 """How long a callback is held while its sender is killed."""
 _AGAIN_S = 0.5
-"""Between two tries while the server is away."""
+"""Pause between two tries while the server is unavailable."""
 _LOAD_PATIENCE_S = 180.0
-"""How much longer than planned it may take until all calls are made and all harm is mended."""
+"""Longest time after the planned end until all calls are made and all processes run again."""
 _READS_AT_ONCE = 16
 
 _REVIEWS = {CallKind.APPROVED: "approve", CallKind.REJECTED: "reject"}
@@ -73,20 +74,22 @@ class Plan:
     seconds: float
     """How long calls are made and harm is done."""
     restarts: int
-    """Of the Temporal server."""
-    away_s: float
-    """How long both receivers are away."""
+    """Restarts of the Temporal server."""
+    down_s: float
+    """How long both receivers are down, in seconds."""
     first_lease: float
+    """In seconds."""
     renewal: float
-    """Every renewal comes after so many seconds: they do not grow longer."""
+    """Interval between renewals in seconds. It does not grow."""
     settlement: float
+    """Duration of a payment that settles, in seconds."""
     patience: float
-    """How long after the last harm the rest may take before it counts as pending, in seconds."""
+    """Longest time after the last harm until a call counts as pending, in seconds."""
     keep: bool
 
 
 async def run_chaos(plan: Plan, *, as_json: bool) -> int:
-    """One run; returns the exit code."""
+    """Make one run and return the exit code."""
     starts = FaultProxy(plan_faults(plan.seed, "starts", START_FAULTS))
     callbacks = FaultProxy(plan_faults(plan.seed, "callbacks", CALLBACK_FAULTS))
     async with starts.running(), callbacks.running():
@@ -109,7 +112,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
         )
         async with running_stack(options) as stack:
             starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
-            # The SDK's core tells of every try that finds the server away.
+            # The SDK's core logs every try while the server is unavailable.
             quiet = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
             clients = [
                 await Client.connect(stack.servers["caller"].address, namespace=namespace, runtime=quiet)
@@ -117,11 +120,11 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
             ]
             calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
             harms = plan_harm(
-                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, away_s=plan.away_s
+                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, down_s=plan.down_s
             )
             disturbance = Disturbance(stack, options, callbacks)
             say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
-            progress = asyncio.create_task(_tell_progress(clients, calls, disturbance))
+            progress = asyncio.create_task(_report_progress(clients, calls, disturbance))
             try:
                 await _load(clients, calls, disturbance.carry_out(harms), patience=plan.seconds + _LOAD_PATIENCE_S)
                 starts.calm()
@@ -138,7 +141,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
     counts.update({kind.value: count for kind, count in faults.items()})
     verdict = judge(calls, callers=runs[0], handlers=runs[1])
     slowest = recoveries(calls, callers=runs[0], handlers=runs[1], harms=disturbance.done)
-    _tell(plan, verdict, counts, slowest, disturbance)
+    _report(plan, verdict, counts, slowest, disturbance)
     if as_json:
         recovery_s = round(slowest[0].recovery_s, 1) if slowest else None
         facts = {"seed": plan.seed, "calls": len(calls), "harm": counts, **verdict.counts()}
@@ -147,7 +150,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
 
 
 class Disturbance:
-    """Does the harm of a schedule to a running stack, and mends it."""
+    """Does the harm of a schedule to a running stack, and starts the killed processes again."""
 
     def __init__(self, stack: Stack, options: StackOptions, callbacks: FaultProxy) -> None:
         self._stack = stack
@@ -156,10 +159,10 @@ class Disturbance:
         self._busy = {name: asyncio.Lock() for name in stack.processes}
         self.done: list[HarmDone] = []
         self.died: list[str] = []
-        """Processes that ended though nobody killed them, or that did not come back."""
+        """Processes that ended by themselves, or could not be started again."""
 
     async def carry_out(self, harms: Sequence[Harm]) -> None:
-        """Do every harm at its time; returns when the last has been mended."""
+        """Do every harm at its time. Return when all processes run again."""
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for harm in harms:
@@ -180,7 +183,7 @@ class Disturbance:
         self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
 
     async def _kill(self, name: str, down_s: float) -> None:
-        # One that is just being started again is killed as soon as it is up.
+        # A process that is being started is killed when it runs.
         async with self._busy[name]:
             process = self._stack.processes[name]
             if process.returncode is not None:
@@ -199,7 +202,7 @@ class Disturbance:
                 await self._start(name)
 
     async def _start(self, name: str) -> None:
-        """Start it until it stays: without the server it refuses to."""
+        """Start process *name*, again until it runs. Without the server it ends at once."""
         for _ in range(60):
             try:
                 await start_process(self._stack, self._options, name)
@@ -213,22 +216,22 @@ class Disturbance:
 async def _load(
     clients: Sequence[Client], calls: Sequence[Call], harm: Coroutine[Any, Any, None], *, patience: float
 ) -> None:
-    """Make all calls while *harm* is done; returns when all are made and all of it is mended, or *patience* is over."""
+    """Make all calls during *harm*. Return when both are done, or *patience* seconds are over."""
     try:
         async with asyncio.timeout(patience), asyncio.TaskGroup() as load:
             load.create_task(harm)
             for call in calls:
                 load.create_task(_make(clients, call))
     except TimeoutError:
-        # The verdict tells what became of it.
-        say("not all calls could be made, or not all harm mended, in time")
+        # The verdict lists the calls that are missing.
+        say("not all calls were made in time, or not all processes were started again in time")
     except ExceptionGroup as errors:
         message = f"the run cannot go on: {errors.exceptions[0]}"
         raise RuntimeError(message) from errors
 
 
 async def _make(clients: Sequence[Client], call: Call) -> None:
-    """Start one calling workflow at its time, and review its payment where it needs that."""
+    """Start one calling workflow at its time. If its payment needs a review, review it."""
     await asyncio.sleep(call.at)
     while True:
         try:
@@ -237,7 +240,7 @@ async def _make(clients: Sequence[Client], call: Call) -> None:
                 Order(order_id=call.order_id, amount=call.amount),
                 id=call.workflow_id,
                 task_queue=ORDER_QUEUE,
-                # Whatever became of an earlier try, it is started once.
+                # An earlier try may have started the workflow. It must run once.
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             )
@@ -272,17 +275,17 @@ _OPEN = f"ExecutionStatus = 'Running' AND WorkflowType != '{SWEEP_WORKFLOW}'"
 
 
 async def _until_quiet(clients: Sequence[Client], patience: float) -> None:
-    """Wait until nothing is open in either namespace; return all the same when *patience* is over."""
+    """Wait until no workflow is open in either namespace, at most *patience* seconds."""
     quiet = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(patience):
-            # Visibility may show a run late: looked at more than once.
+            # Visibility may show a run late, therefore count several times.
             while quiet < 5:
                 await asyncio.sleep(_AGAIN_S)
                 quiet = 0 if any([await _count(client, _OPEN) for client in clients]) else quiet + 1
 
 
-async def _tell_progress(clients: Sequence[Client], calls: Sequence[Call], disturbance: Disturbance) -> None:
+async def _report_progress(clients: Sequence[Client], calls: Sequence[Call], disturbance: Disturbance) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(_TICK_S)
@@ -290,14 +293,14 @@ async def _tell_progress(clients: Sequence[Client], calls: Sequence[Call], distu
             [closed] = [await _count(clients[0], "ExecutionStatus != 'Running' AND WorkflowType = 'OrderWorkflow'")]
             waiting = [await _count(client, _OPEN) for client in clients]
         except RPCError:
-            state = "the server is away"
+            state = "the server is unavailable"
         else:
             state = f"{closed} of {len(calls)} calls ended, open {waiting[0]} + {waiting[1]}"
         say(f"{time.monotonic() - began:.0f} s: {state}, {len(disturbance.done)} harms done")
 
 
 async def _read_runs(client: Client) -> list[Run]:
-    """Every run of a namespace with its history, but the sweep's."""
+    """Every run of a namespace with its history, without the runs of the sweep."""
     found = [run async for run in client.list_workflows(f"WorkflowType != '{SWEEP_WORKFLOW}'")]
     gate = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -309,14 +312,14 @@ async def _read_runs(client: Client) -> list[Run]:
     return list(await asyncio.gather(*(read(run.id, run.run_id) for run in found)))
 
 
-def _tell(
+def _report(
     plan: Plan,
     verdict: Verdict,
     counts: Counter[str],
     slowest: Sequence[Recovery],
     disturbance: Disturbance,
 ) -> None:
-    """The result, for a person."""
+    """Print the result for people."""
     say("\nharm       " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     for name in disturbance.died:
         say(f"by itself  {name}")
@@ -334,7 +337,7 @@ def _tell(
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, help="of schedule, calls and faults (default: a new one, which is told)")
+    parser.add_argument("--seed", type=int, help="of schedule, calls and faults (default: a new one, which is printed)")
     parser.add_argument("--calls", type=int, metavar="N", help="calls to make (2000; quick: 200)")
     parser.add_argument("--kills", type=int, metavar="N", help="processes to kill (110; quick: 20)")
     parser.add_argument("--seconds", type=float, metavar="S", help="how long to do harm (360; quick: 30)")
@@ -354,7 +357,7 @@ def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     calls, kills, seconds = (200, 20, 30.0) if given.quick else (2000, 110, 360.0)
     calls = calls if given.calls is None else given.calls
     if given.kills is not None or given.seconds is not None:
-        # One of them tells the other: as dense as it would have been.
+        # Derive the missing one, so that the density of the kills is that of the default.
         density = kills / seconds
         seconds = given.seconds if given.seconds is not None else max(10.0, given.kills / density)
         kills = given.kills if given.kills is not None else max(1, round(seconds * density))
@@ -367,8 +370,8 @@ def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         kills=kills,
         seconds=seconds,
         restarts=1 if is_short else 3,
-        # Longer than a target waits for its receiver: deliveries are handed over.
-        away_s=11.0 if is_short else 30.0,
+        # Longer than a target waits for its receiver, so that delivery workflows are started.
+        down_s=11.0 if is_short else 30.0,
         first_lease=given.first_lease,
         renewal=given.renewal,
         settlement=3.0,

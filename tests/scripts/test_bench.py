@@ -118,7 +118,7 @@ def test_more_calls_per_second_are_better() -> None:
 
 
 def test_only_the_default_server_with_eager_dispatch_has_goals() -> None:
-    """Elsewhere a ratio is told, not judged."""
+    """With another server or setting a ratio is shown, not judged."""
     batches = [batch(mode, 0, 60, setting="raised, eager") for mode in ("bridge", "nexus")]
     found = compared(results(*batches))
     assert found
@@ -126,7 +126,7 @@ def test_only_the_default_server_with_eager_dispatch_has_goals() -> None:
 
 
 def test_what_the_server_did_for_several_modes_at_once_is_compared_with_nothing() -> None:
-    """Its costs cannot be told apart."""
+    """The costs of the modes cannot be separated."""
     batches = [batch(mode, 0, 60, server_cpu_s=None) for mode in ("bridge", "nexus")]
     figures = {each.figure for each in compared(results(*batches))}
     assert "whole order, p50" in figures
@@ -145,7 +145,7 @@ def test_longer_targets_are_not_mixed_with_those_that_end_at_once() -> None:
     assert [row.target_seconds for row in rows(batches)] == [0, 1.0, 0, 1.0]
 
 
-def test_a_row_holds_all_rounds_and_tells_costs_per_call() -> None:
+def test_a_row_holds_all_rounds_and_costs_per_call() -> None:
     """Latencies over all calls, costs over all calls, throughput as the median of the rounds."""
     [row] = rows([batch("nexus", 0, 100), batch("nexus", 1, 200), batch("nexus", 2, 300, seconds=4.0)])
     assert row.calls == 12
@@ -157,7 +157,7 @@ def test_a_row_holds_all_rounds_and_tells_costs_per_call() -> None:
     assert (row.http_requests, row.grpc_requests) == (2, 10)
 
 
-def test_throughput_is_told_by_the_time_in_which_all_places_were_taken() -> None:
+def test_throughput_is_measured_while_the_planned_number_of_calls_is_in_flight() -> None:
     """A last straggler does not count."""
     assert batch("nexus", 0, 100, full_calls=3, full_seconds=0.5, seconds=9.0).calls_per_s == 6.0
     assert batch("nexus", 0, 100, full_calls=0, full_seconds=0.0, seconds=2.0).calls_per_s == 2.0
@@ -253,7 +253,7 @@ def whole() -> Results:
 
 
 def test_the_limits_are_judged_too() -> None:
-    """Requests and memory of what keeps no state; a worker's memory is told, not judged."""
+    """Requests, and memory of processes without state, are judged. A worker's memory is shown only."""
     made = whole()
     judged = {each.figure: each.met for each in compared(made) if each.against == "limit"}
     assert judged == {

@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     def all_of(seed: int) -> tuple[object, ...]:
         return (
             plan_calls(seed, calls=300, seconds=60, settlement=3),
-            plan_harm(seed, kills=40, seconds=60, restarts=2, away_s=11),
+            plan_harm(seed, kills=40, seconds=60, restarts=2, down_s=11),
             list(itertools.islice(plan_faults(seed, "starts", START_FAULTS), 500)),
         )
 
@@ -47,8 +47,8 @@ def test_of_every_hundred_callbacks_each_fault_has_its_share() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_process_is_killed_about_equally_often(seed: int) -> None:
-    """And no receiver is chosen while both are away."""
-    harms = plan_harm(seed, kills=110, seconds=330, restarts=3, away_s=30)
+    """No receiver is chosen while both are down."""
+    harms = plan_harm(seed, kills=110, seconds=330, restarts=3, down_s=30)
     kills = [harm for harm in harms if harm.kind in VICTIMS]
     counts = Counter(name for harm in kills for name in harm.victims)
     assert len(kills) == sum(counts.values()) == 110

@@ -101,7 +101,7 @@ OTHER = event("workflow_execution_completed", result=payloads({"order_id": "7", 
     [
         pytest.param(([], [target()]), {"lost", "undelivered"}, id="never ran"),
         pytest.param(([calling(event("workflow_execution_timed_out"))], [target()]), {"lost"}, id="no answer"),
-        pytest.param(([calling(OTHER)], [target()]), {"wrong"}, id="somebody else's answer"),
+        pytest.param(([calling(OTHER)], [target()]), {"wrong"}, id="the answer of another call"),
         pytest.param(([calling()], []), {"wrong"}, id="an answer without a target"),
         pytest.param(([calling(), calling()], [target()]), {"double"}, id="the caller ran twice"),
         pytest.param(([calling()], [target(), target()]), {"double"}, id="the target ran twice"),
@@ -191,11 +191,11 @@ def operation_error() -> Failure:
     ],
 )
 def test_a_failure_is_an_answer_of_its_own(kind: CallKind, closing: HistoryEvent) -> None:
-    """Told by the details that the target gave, which name the order."""
+    """The answer comes from the details that the target set. They name the order."""
     assert answer_of(closing) == Call(workflow_id="", order_id="7", kind=kind, at=0, own_s=0).answer
 
 
-def test_the_slowest_recovery_tells_where_its_time_went() -> None:
+def test_the_slowest_recovery_shows_where_its_time_went() -> None:
     """The longest silences between events of both sides, and the harm meanwhile."""
     noon = 1_700_000_000
     harms = [HarmDone(name="kill_receiver", began=noon + 1, ended=noon + 2)] * 2

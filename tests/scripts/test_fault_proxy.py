@@ -16,7 +16,7 @@ from tests.support.helpers import assert_eventually
 
 @dataclass
 class Peer:
-    """Whoever stands behind the proxy."""
+    """The server behind the proxy."""
 
     seen: list[tuple[str, str | None, bytes]] = field(default_factory=list)
     port: int = 0
@@ -113,14 +113,14 @@ async def test_a_late_request_arrives(kind: FaultKind) -> None:
 
 
 async def test_a_calm_proxy_does_no_harm() -> None:
-    """Whatever its plan says."""
+    """The planned faults are skipped."""
     async with behind(Fault(kind=FaultKind.RESET)) as (proxy, _):
         proxy.calm()
         assert await post(proxy) == (201, "answer 1")
 
 
-async def test_a_peer_that_is_away_is_a_bad_gateway() -> None:
-    """As a load balancer says it."""
+async def test_an_unavailable_peer_is_a_bad_gateway() -> None:
+    """A load balancer answers the same."""
     async with behind() as (proxy, _):
         proxy.upstream = 1
         assert (await post(proxy))[0] == 502
