@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from http_message_signatures import ContentDigest, HTTPMessageSigner, MappingKeyResolver, algorithms
 from multidict import CIMultiDict
 
@@ -67,6 +68,13 @@ class Exchange:
         return f"{self.request.text()}\n\n{self.answer.text()}\n"
 
 
+@web.middleware
+async def _keep_body(request: web.Request, handler: Handler) -> web.StreamResponse:
+    # The service reads a clone of the request. The request keeps its body only if it is read first.
+    await request.read()
+    return await handler(request)
+
+
 class Recorder:
     """Records the exchanges of one or more services."""
 
@@ -79,6 +87,7 @@ class Recorder:
 
         def make_and_record() -> web.Application:
             app = make()
+            app.middlewares.insert(0, _keep_body)
             app.on_response_prepare.append(self._record)
             return app
 

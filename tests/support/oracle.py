@@ -154,7 +154,7 @@ def signed_by_library(headers: CIMultiDict[str], body: bytes, covered: Sequence[
 
 
 def spelling(sample: Sample) -> str | None:
-    """The reason why the two may differ: a form that the library reads but never writes, or a half of a pair."""
+    """The reason for a difference: a form that the library reads but never writes, or a label in one header only."""
     labels = [{part.strip().partition("=")[0] for part in sample.read[n].split(",")} for n in _BOTH]
     if labels[0] != labels[1]:
         return "a label stands in one of the two headers only"
