@@ -285,7 +285,7 @@ async def test_every_error_is_answered_by_its_kind(
         pytest.param("QuoteService/quote", _header("Request-Timeout", "soon"), 400, "Request-Timeout", id="timeout"),
         pytest.param("QuoteService/other", _body(b"{}"), 404, "no such operation", id="unknown operation"),
         pytest.param("OtherService/quote", _body(b"{}"), 404, "no such service", id="unknown service"),
-        pytest.param("QuoteService/later", _body(b'{"key": "k"}'), 501, "has to be a workflow", id="asynchronous"),
+        pytest.param("QuoteService/later", _body(b'{"key": "k"}'), 501, "must be a workflow", id="asynchronous"),
     ],
 )
 async def test_bad_requests_are_refused(quiet: Quoting, operation: str, spoil: Spoil, status: int, says: str) -> None:
