@@ -1,4 +1,4 @@
-"""The command `callback-bridge` for its users: help, errors, exit codes, and modules of users with the names of our packages."""
+"""The command `callback-bridge` for its users: help, errors, exit codes, and users' modules with our packages' names."""
 
 import asyncio
 import json
@@ -80,7 +80,11 @@ def test_help_shows_options_examples_and_environment(command: tuple[str, ...], e
 def test_the_root_lists_every_command_with_its_purpose() -> None:
     """Also those that are imported only when they are used."""
     text = run("--help", COLUMNS="200").stdout
-    for name, purpose in (("receiver", "accepts outcomes"), ("handler", "starts workflows"), ("deliveries", "delivered")):
+    for name, purpose in (
+        ("receiver", "accepts outcomes"),
+        ("handler", "starts workflows"),
+        ("deliveries", "delivered"),
+    ):
         [line] = [each for each in text.splitlines() if each.startswith(f"│ {name} ")]
         assert purpose in line
     assert run("--version").stdout == "0.1.0\n"

@@ -51,9 +51,9 @@ def error_body(kind: str, *, mark: str | None = None, **details: Any) -> bytes:
 
 
 def signed(sent: Sent, status: int, headers: Mapping[str, str] = JSON, body: bytes = b"") -> Answer:
-    asked, told = proof(), CIMultiDict(headers)
-    asked.sign_answer(status, told, body)
-    return read_answer(sent, asked, status, told, body, now=NOON)
+    asked, answer_headers = proof(), CIMultiDict(headers)
+    asked.sign_answer(status, answer_headers, body)
+    return read_answer(sent, asked, status, answer_headers, body, now=NOON)
 
 
 def unsigned_peer(
@@ -80,8 +80,8 @@ def test_no_status_ends_anything_without_a_signature(sent: Sent) -> None:
     bodies = [b"", b"<html>", b'{"key":"maintenance"}', error_body("NOT_FOUND", mark="outcome-unknown")]
     for status in EVERY_STATUS:
         for body in bodies:
-            told = CIMultiDict(SUCCEEDED | {"Retry-After": "3600", "Nexus-Request-Retryable": "false"})
-            answer = read_answer(sent, proof(), status, told, body, now=NOON)
+            answer_headers = CIMultiDict(SUCCEEDED | {"Retry-After": "3600", "Nexus-Request-Retryable": "false"})
+            answer = read_answer(sent, proof(), status, answer_headers, body, now=NOON)
             assert (answer.meaning, answer.retry_after) == (Meaning.NOT_REACHED, None)
             assert isinstance(answer.error, UnsignedAnswerError)
             assert not answer.headers
@@ -134,10 +134,10 @@ def test_a_wait_is_obeyed_if_it_is_signed() -> None:
     headers = JSON | {"Retry-After": "7200"}
     assert signed(Sent.START, 503, headers).retry_after == timedelta(hours=1)
     assert unsigned_peer(Sent.START, 503, headers, error_body("UNAVAILABLE")).retry_after is None
-    asked, told = proof(), CIMultiDict(JSON)
-    asked.sign_answer(503, told, b"")
-    told["Retry-After"] = "3600"
-    assert read_answer(Sent.START, asked, 503, told, b"", now=NOON).retry_after is None
+    asked, answer_headers = proof(), CIMultiDict(JSON)
+    asked.sign_answer(503, answer_headers, b"")
+    answer_headers["Retry-After"] = "3600"
+    assert read_answer(Sent.START, asked, 503, answer_headers, b"", now=NOON).retry_after is None
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_a_peer_that_cannot_sign_refuses_nothing_later_on() -> None:
 
 def test_who_answered_is_named_with_what_may_help() -> None:
     """Status, size, Server, Via, content type, the failed check: on the pending activity and in the log."""
-    told = CIMultiDict({"Server": "nginx/1.22\x1b[31m", "Via": "1.1 edge", "Content-Type": "text/html"})
-    text = str(read_answer(Sent.START, proof(), 413, told, b"<html>", now=NOON).error)
+    answer_headers = CIMultiDict({"Server": "nginx/1.22\x1b[31m", "Via": "1.1 edge", "Content-Type": "text/html"})
+    text = str(read_answer(Sent.START, proof(), 413, answer_headers, b"<html>", now=NOON).error)
     for part in ("413", "6 bytes", "nginx/1.22", "1.1 edge", "text/html", "Signature-Input missing", "4 MiB"):
         assert part in text
     assert "\x1b" not in text
-    told["Server"] = "https://orders.example/callbacks/7?sig=secret"
-    assert "secret" not in str(read_answer(Sent.START, proof(), 401, told, b"", now=NOON).error)
+    answer_headers["Server"] = "https://orders.example/callbacks/7?sig=secret"
+    assert "secret" not in str(read_answer(Sent.START, proof(), 401, answer_headers, b"", now=NOON).error)
 
 
 @settings(deadline=None, max_examples=200)

@@ -151,7 +151,7 @@ def test_no_header_of_the_callers_choice_says_what_the_protocol_says(name: str, 
 
 @given(st.dictionaries(st.from_regex(r"[A-Za-z][A-Za-z-]{0,20}", fullmatch=True), st.text(max_size=5)))
 def test_any_callback_headers_leave_the_outcome_as_it_is(chosen: dict[str, str]) -> None:
-    """What is read is what was told."""
+    """Reading gives the completion that was written."""
     headers, body = encode_completion(completion(), callback_headers=chosen)
     assert decode_completion(multi(headers), [headers["Nexus-Link"]], body) == completion(start_time=None)
 

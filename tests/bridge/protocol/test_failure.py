@@ -27,8 +27,8 @@ def read(body: Any, *, canceled: bool = False) -> Failure:
 
 
 def written(one: Failure) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(encode_failure(one).to_json())
-    return told
+    members: dict[str, Any] = json.loads(encode_failure(one).to_json())
+    return members
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -115,13 +115,13 @@ def test_a_chain_too_long_to_be_read_is_cut_with_a_note(length: int) -> None:
 @given(FAILURES)
 def test_every_failure_has_the_form_that_suits_every_server(one: Failure) -> None:
     """Message on top, stack in both places, causes only inside `details`, which is never absent."""
-    told = written(one)
-    details = told["details"]
-    assert told["message"] == one.message
-    assert told["metadata"] == TEMPORAL
-    assert "cause" not in told
+    members = written(one)
+    details = members["details"]
+    assert members["message"] == one.message
+    assert members["metadata"] == TEMPORAL
+    assert "cause" not in members
     assert "message" not in details
-    assert told.get("stackTrace", "") == details.get("stackTrace", "") == one.stack_trace
+    assert members.get("stackTrace", "") == details.get("stackTrace", "") == one.stack_trace
     assert details.get("cause", {}).get("message", "") == one.cause.message
 
 
@@ -345,11 +345,11 @@ def test_a_foreign_cancellation_keeps_its_details() -> None:
     ],
 )
 def test_a_canceled_operation_is_a_cancellation(body: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Whatever the peer wrapped it in, and nothing of that is lost."""
+    """A failure of another kind becomes the cause of a cancellation, and no part of it is lost."""
     assert read(body, canceled=True) == failure(**expected)
 
 
-def test_the_retry_behavior_of_a_handler_error_is_told_both_ways() -> None:
+def test_the_retry_behavior_of_a_handler_error_is_kept_in_both_directions() -> None:
     """True and false are two answers; absent is a third."""
     body = {"metadata": HANDLER_ERROR, "details": {"type": "NOT_FOUND", "retryableOverride": True}}
     info = read(body).nexus_handler_failure_info
@@ -434,7 +434,7 @@ BODIES = st.recursive(
 
 @given(JSON | BODIES, st.booleans())
 def test_any_json_is_read_or_refused(body: Any, canceled: bool) -> None:
-    """Whatever a peer sends raises a protocol error, or gives a failure that can be sent on."""
+    """Any text of a peer raises a protocol error, or gives a failure that can be forwarded."""
     try:
         decoded = read(body, canceled=canceled)
     except RemoteProtocolError:

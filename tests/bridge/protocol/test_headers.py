@@ -132,7 +132,7 @@ def test_any_duration_can_be_added_to_the_time_of_day(text: str) -> None:
 
 
 def test_a_start_time_is_an_imf_fixdate() -> None:
-    """Go's reader wants the literal GMT and whole seconds, in whatever zone the time was told."""
+    """Go's reader requires the literal GMT and whole seconds, for a time in any zone."""
     berlin = datetime(2026, 11, 23, 15, 39, 21, 415_000, tzinfo=timezone(timedelta(hours=1)))
     assert encode_http_date(berlin) == "Mon, 23 Nov 2026 14:39:21 GMT"
 
@@ -180,7 +180,7 @@ def test_any_instant_is_read_or_none(text: str) -> None:
 @given(st.datetimes(min_value=datetime(1000, 1, 2), timezones=st.timezones(), allow_imaginary=False))  # noqa: DTZ001
 @example(NOON)
 def test_a_written_instant_is_read_back(instant: datetime) -> None:
-    """To the millisecond, whatever its zone."""
+    """To the millisecond, in any zone."""
     decoded = decode_instant(encode_instant(instant))
     assert decoded is not None
     assert timedelta(0) <= instant - decoded < timedelta(milliseconds=1)
@@ -253,10 +253,10 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("kind", "status", "retryable"), TYPES)
-def test_an_error_is_told_by_status_and_body(kind: HandlerErrorType, status: int, retryable: bool) -> None:
+def test_status_and_body_name_the_error(kind: HandlerErrorType, status: int, retryable: bool) -> None:
     """Old servers go by the status, new ones by the body: both say the same."""
-    told, headers, body = encode_handler_error(HandlerError("why", type=kind))
-    assert (told, headers) == (status, JSON)
+    sent, headers, body = encode_handler_error(HandlerError("why", type=kind))
+    assert (sent, headers) == (status, JSON)
     assert json.loads(body) == {
         "message": "why",
         "metadata": {"type": "nexus.HandlerError"},
@@ -265,7 +265,7 @@ def test_an_error_is_told_by_status_and_body(kind: HandlerErrorType, status: int
 
 
 @pytest.mark.parametrize(("kind", "status", "retryable"), TYPES)
-def test_a_status_alone_tells_the_error(kind: HandlerErrorType, status: int, retryable: bool) -> None:
+def test_a_status_alone_names_the_error(kind: HandlerErrorType, status: int, retryable: bool) -> None:
     """A peer may answer without a body, or with one that is no Failure."""
     for headers, body in [({}, b""), (JSON, b"{"), ({"Content-Type": "text/plain"}, b'{"message":"no"}')]:
         error = decode_handler_error(status, headers, body)
@@ -278,11 +278,11 @@ def test_a_status_alone_tells_the_error(kind: HandlerErrorType, status: int, ret
 def test_an_error_comes_back_with_its_retryability(
     kind: HandlerErrorType, status: int, retryable: bool, override: bool | None
 ) -> None:
-    """An override crosses; one that only repeats the default is none."""
-    told, headers, body = encode_handler_error(HandlerError("why", type=kind, retryable_override=override))
+    """An override is kept. A value that equals the default is not an override."""
+    sent, headers, body = encode_handler_error(HandlerError("why", type=kind, retryable_override=override))
     assert headers.get("Nexus-Request-Retryable") == {None: None, True: "true", False: "false"}[override]
-    error = decode_handler_error(told, multi(headers), body)
-    assert (told, error.type, error.message) == (status, kind, "why")
+    error = decode_handler_error(sent, multi(headers), body)
+    assert (sent, error.type, error.message) == (status, kind, "why")
     assert error.retryable == (retryable if override is None else override)
     assert error.retryable_override == (None if override == retryable else override)
 
@@ -296,7 +296,7 @@ def test_an_unknown_error_is_sent_as_internal() -> None:
 
 @pytest.mark.parametrize("status", [202, 204, 302, 307, 402, 405, 410, 413, 418, 422, 502, 504, 599, 999])
 def test_a_status_outside_the_table_is_unexpected_and_retryable(status: int) -> None:
-    """Such an answer tells nothing of the operation."""
+    """Such an answer reports nothing about the operation."""
     error = decode_handler_error(status, {}, b"")
     assert (error.type, error.retryable) == (HandlerErrorType.UNKNOWN, True)
     assert error.message == f"unexpected answer with status {status}"
@@ -369,7 +369,7 @@ def handler_error(**details: Any) -> bytes:
         ),
     ],
 )
-def test_the_answer_is_told_by_body_header_and_status_in_this_order(
+def test_body_header_and_status_decide_in_this_order(
     status: int, headers: dict[str, str], body: bytes, kind: HandlerErrorType, retryable: bool
 ) -> None:
     """Old and new servers put the type in different places."""
@@ -453,13 +453,13 @@ def test_what_a_terminal_could_obey_is_taken_out_of_an_error() -> None:
     st.binary() | st.dictionaries(st.text(), st.text()).map(lambda each: json.dumps(each).encode()),
 )
 def test_any_answer_is_an_error_of_the_protocol(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Whatever a peer, a proxy or a stranger answers."""
+    """Any answer of a peer, a proxy or a stranger becomes an error."""
     assert isinstance(decode_handler_error(status, headers, body), HandlerError)
 
 
 @pytest.mark.parametrize("state", [OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELED])
 def test_a_final_state_is_read(state: OperationState) -> None:
-    """The three that a completion may tell."""
+    """The three states of a completion."""
     assert require_state(state.value) is state
 
 
@@ -526,14 +526,14 @@ def test_a_cause_crosses_undecoded() -> None:
 
 @pytest.mark.parametrize("part", ["encoded", "decoded"])
 def test_a_cause_too_large_for_an_activity_is_left_out(part: str) -> None:
-    """By whoever wrote it, and by whoever reads it."""
+    """The writer and the reader leave it out."""
     large = WireFailure(message="x" * (256 * 1024 + 1))
-    told = WireFailure(
+    body = WireFailure(
         message="no", metadata={"type": HANDLER_ERROR_TYPE}, details={"type": "BAD_REQUEST"}, cause=large
     ).to_json()
     if part == "encoded":
-        _, _, told = encode_handler_error(caused(Failure(message=large.message)))
-    error = decode_handler_error(400, multi(JSON), told)
+        _, _, body = encode_handler_error(caused(Failure(message=large.message)))
+    error = decode_handler_error(400, multi(JSON), body)
     assert isinstance(error, PeerHandlerError)
     assert error.remote_cause is None
     assert error.message == "no"

@@ -112,7 +112,7 @@ def test_more_than_ten_links_are_cut() -> None:
     ],
 )
 def test_a_link_that_names_no_run_is_passed_over(url: str, kind: str) -> None:
-    """The first readable link counts; a message without any has no run to tell."""
+    """The first readable link counts. A message without a readable link names no run."""
     assert WorkflowRef.from_links([link(url, kind)]) is None
     assert WorkflowRef.from_links([link(url, kind), ORDER.to_link()]) == ORDER
 

@@ -58,7 +58,7 @@ def test_a_failure_is_sent_as_bare_json() -> None:
 
 
 def test_a_cancellation_is_made_where_there_is_none() -> None:
-    """The state says canceled, so the failure does too, and keeps its message."""
+    """The failure becomes a cancellation, because the state is canceled, and keeps its message."""
     outcome = Outcome.canceled(Failure(message="stopped"))
     assert outcome.failure is not None
     assert outcome.failure.HasField("canceled_failure_info")
@@ -114,7 +114,7 @@ def test_any_content_is_an_outcome_or_refused(state: OperationState, headers: di
 
 @pytest.mark.parametrize("outcome", [*OUTCOMES, pytest.param(Outcome.succeeded(None), id="nothing")])
 def test_an_ordinary_outcome_fits(outcome: Outcome) -> None:
-    """It is told as it is."""
+    """It is delivered unchanged."""
     assert outcome.within_size_limit() is outcome
 
 

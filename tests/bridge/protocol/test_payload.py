@@ -71,7 +71,7 @@ def test_a_payload_becomes_the_content_of_its_row(one: Payload, content_type: st
 
 @pytest.mark.parametrize(("one", "content_type", "body"), ROWS)
 def test_the_content_of_a_row_becomes_its_payload(one: Payload, content_type: str | None, body: bytes) -> None:
-    """Temporal's own serializer reads the same payload, whatever else the message says beside `Content-…`."""
+    """Temporal's own serializer reads the same payload. Other headers than `Content-…` have no effect."""
     headers = multi({"content-length": str(len(body)), "Nexus-Request-Id": "r", "Repr-Digest": "x"})
     if content_type is not None:
         headers[CONTENT_TYPE] = content_type
@@ -180,7 +180,7 @@ METADATA = st.dictionaries(KEYS, VALUES, max_size=3) | st.fixed_dictionaries(
 
 @given(st.builds(Payload, metadata=METADATA, data=st.binary()))
 def test_any_payload_comes_back_as_it_went(one: Payload) -> None:
-    """Payloads are opaque: whatever a converter or codec made survives the crossing."""
+    """Payloads are opaque: the output of any converter or codec arrives unchanged."""
     headers, body = encode_payload(one)
     assert decode_payload(multi(headers), body) == one
 

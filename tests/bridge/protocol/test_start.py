@@ -203,7 +203,7 @@ def test_an_unreadable_attempt_is_the_first(text: str, attempt: int) -> None:
     [("15s", 5), ("4s", 3), ("1s", None), ("500ms", None), (None, 5)],
 )
 def test_a_start_is_held_no_longer_than_its_sender_waits(request_timeout: str | None, wait: int | None) -> None:
-    """Whatever it prefers: an answer that comes too late is none, and asked for again."""
+    """The request timeout limits the preference, because the sender discards a late answer and repeats the start."""
     headers = {"Nexus-Request-Id": "r", "Prefer": "wait=5"}
     if request_timeout is not None:
         headers["Request-Timeout"] = request_timeout
@@ -238,15 +238,15 @@ ANSWERS = [
 @pytest.mark.parametrize(("answer", "status", "state"), ANSWERS)
 def test_an_answer_comes_back_from_the_wire(answer: StartAnswer, status: int, state: str | None) -> None:
     """201, 200 and 424; server 1.29 wants the state in a header."""
-    told, headers, body = encode_answer(answer)
+    sent, headers, body = encode_answer(answer)
     links = [headers["Nexus-Link"]] if "Nexus-Link" in headers else []
-    assert (told, headers.get("Nexus-Operation-State")) == (status, state)
+    assert (sent, headers.get("Nexus-Operation-State")) == (status, state)
     assert headers["Content-Type"] == "application/json"
     assert ("Nexus-Link" in headers) == (answer.target is not None)
-    assert decode_answer(told, multi(headers), links, body) == answer
+    assert decode_answer(sent, multi(headers), links, body) == answer
 
 
-def test_a_running_operation_is_told_with_its_token() -> None:
+def test_a_running_operation_is_answered_with_its_token() -> None:
     """The OperationInfo of the spec."""
     _, _, body = encode_answer(Running(operation_token="t", target=None))
     assert json.loads(body) == {"token": "t", "state": "running"}
@@ -335,8 +335,8 @@ def test_a_refused_start_raises_the_error_of_its_answer() -> None:
     assert (refused.value.type, refused.value.retryable) == (HandlerErrorType.NOT_FOUND, False)
 
 
-def test_an_outcome_that_nobody_knows_is_an_error_of_its_own() -> None:
-    """It alone, beside 200 and 424, ends a call that is known to run."""
+def test_an_unknown_outcome_is_an_error_of_its_own() -> None:
+    """Apart from 200 and 424, only this answer ends a call that was answered 201 before."""
     status, headers, body = encode_handler_error(OutcomeUnknownError("too old"))
     with pytest.raises(OutcomeUnknownError):
         decode_answer(status, multi(headers), [], body)
@@ -344,7 +344,7 @@ def test_an_outcome_that_nobody_knows_is_an_error_of_its_own() -> None:
 
 @pytest.mark.parametrize("status", [202, 204, 302, 307, 405, 410, 429, 500, 502, 503])
 def test_any_other_status_means_that_another_try_may_help(status: int) -> None:
-    """It tells nothing of the operation."""
+    """It reports nothing about the operation."""
     with pytest.raises(nexusrpc.HandlerError) as refused:
         decode_answer(status, multi({}), [], b"<html>")
     assert refused.value.retryable
@@ -356,7 +356,7 @@ def test_any_other_status_means_that_another_try_may_help(status: int) -> None:
     st.binary() | st.sampled_from([b"{}", b'{"token":"t","state":"running"}', b'{"message":"m"}']),
 )
 def test_any_answer_is_read_or_raises_a_documented_error(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Whatever a peer, a proxy or a stranger answers."""
+    """Any answer of a peer, a proxy or a stranger is read or refused."""
     try:
         assert isinstance(decode_answer(status, multi(headers), [], body), Running | Finished)
     except (RemoteProtocolError, nexusrpc.HandlerError):

@@ -155,7 +155,7 @@ async def post(client: HttpClient, url: str, body: bytes = b"body", **options: A
 
 
 async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer) -> None:
-    """Headers and body as signed, and nothing beside them that would say something about the payload."""
+    """Headers and body are sent as signed, without a further header that would describe the payload."""
     answer = await post(client, peer.url("/op"), b"\x00\xff")
     assert (answer.status, answer.body, answer.headers["x-answer"]) == (200, b"answer", "yes")
     assert peer.bodies == [b"\x00\xff"]
@@ -283,7 +283,7 @@ async def test_a_name_of_refused_addresses_only_is_refused(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_an_answer(client: HttpClient, peer: Peer, status: int) -> None:
-    """Followed, it would carry signature and token to a host that nobody allowed."""
+    """Following it would send signature and token to a host that is not on the allow list."""
     answer = await post(client, peer.url(f"/redirect?status={status}"))
     assert (answer.status, answer.body) == (status, b"go there")
     assert len(peer.lines) == 1
@@ -417,7 +417,7 @@ async def test_a_peer_that_speaks_no_http_is_a_transport_error_that_quotes_nothi
 
 
 async def test_a_body_that_is_cut_is_a_transport_error(client: HttpClient, peer: Peer) -> None:
-    """Half an answer is none."""
+    """Half an answer is not an answer."""
     with pytest.raises(TransportError):
         await post(client, peer.url("/cut"))
 
@@ -466,7 +466,7 @@ async def test_no_more_connections_are_opened_than_allowed(peer: Peer) -> None:
 
 
 async def test_a_kept_connection_that_the_peer_closed_is_replaced_at_once(client: HttpClient) -> None:
-    """A peer that restarted between two messages costs nobody a retry that people can see."""
+    """If a peer restarts between two messages, no retry is visible to people."""
     served: list[int] = []
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

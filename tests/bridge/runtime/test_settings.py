@@ -282,18 +282,19 @@ def test_whitespace_around_a_key_is_dropped(configured: Configured, monkeypatch:
     assert "hash_key: a key must be base64url text" in message_of(HandlerSettings)
 
 
-def test_a_variable_meets_the_entry_of_the_file_in_whatever_case(
+def test_a_variable_overrides_the_entry_of_the_file_in_any_case(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names of variables know no case, and a shell allows no `-` in them."""
+    """Names of variables do not distinguish cases, and a shell does not allow a `-` in them."""
     tree = caller_tree()
     tree["endpoints"] = {"Payments-EU": tree["endpoints"]["payments"]}
     configured(tree)
     monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS_EU__URL", "https://elsewhere.example/c/order-prod")
-    monkeypatch.setenv(f"BRIDGE_HANDLERS__{HANDLER.upper().replace('-', '_')}__COMPLETIONS", "signature")
+    monkeypatch.setenv(f"BRIDGE_HANDLERS__{HANDLER.upper().replace('-', '_')}__ANSWERS", "unsigned")
     settings = load(CallerSettings)
     assert list(settings.endpoints) == ["Payments-EU"]
     assert list(settings.handlers) == [HANDLER]
+    assert settings.handlers[HANDLER].answers == "unsigned"
     assert settings.endpoints["Payments-EU"].url == "https://elsewhere.example/c/order-prod"
 
 
@@ -355,7 +356,7 @@ def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_missing_field_is_named_at_once() -> None:
-    """Nobody mends settings one error at a time."""
+    """One message names all errors, so that a user can repair the settings in one step."""
     message = message_of(CallerSettings)
     for field in ("name", "handlers", "endpoints"):
         assert f"  {field}: Field required" in message
@@ -621,7 +622,7 @@ def test_without_callbacks_a_caller_gets_none(configured: Configured) -> None:
 
 
 def test_a_caller_that_polls_needs_no_receiver(configured: Configured) -> None:
-    """Nobody reaches it from outside, so it has neither callback tokens nor completions to verify."""
+    """No peer can reach it from outside. Therefore it needs no keys for callback tokens or completions."""
     tree = caller_tree()
     for field in ("receiver", "callback_keys", COMPLETION):
         drop(field)(tree)
@@ -633,7 +634,7 @@ def test_a_caller_that_polls_needs_no_receiver(configured: Configured) -> None:
 
 
 @pytest.mark.parametrize("side", ["receiver", "endpoint", "service", "callback"])
-def test_plain_http_is_taken_with_the_flag_beside_it(configured: Configured, side: str) -> None:
+def test_plain_http_is_accepted_with_the_flag_in_its_entry(configured: Configured, side: str) -> None:
     """For development it is said once, at the entry that it is meant for."""
     insecure = {"url": "http://127.0.0.1:8080", "allow_insecure": True}
     caller, handler = caller_tree(), handler_tree()
@@ -683,7 +684,7 @@ def test_settings_made_in_code_hold_to_the_same_rules() -> None:
 
 
 def test_settings_show_no_key(configured: Configured) -> None:
-    """Whoever prints or dumps the settings prints no key."""
+    """Printing or dumping the settings shows no key."""
     for tree, model in ((caller_tree(), CallerSettings), (handler_tree(), HandlerSettings)):
         configured(tree)
         settings = load(model)
@@ -715,7 +716,7 @@ def spoiled(data: st.DataObject, tree: Tree) -> Tree:
 @settings(deadline=None)
 @given(st.data())
 def test_arbitrary_settings_are_taken_or_refused_in_one_way_only(data: st.DataObject) -> None:
-    """Whatever stands in the place of a field: it is valid, or a SettingsError that shows no key."""
+    """Any value of a field is valid, or raises a SettingsError that shows no key."""
     for tree, model in ((CALLER_TREE, CallerSettings), (HANDLER_TREE, HandlerSettings)):
         try:
             load(model, **spoiled(data, tree))

@@ -1,4 +1,4 @@
-"""The connection to Temporal: whatever is wrong with it is named, and no part of a secret is quoted."""
+"""The connection to Temporal: an error names the mistake, and quotes no part of a secret."""
 
 from collections.abc import Callable
 from pathlib import Path

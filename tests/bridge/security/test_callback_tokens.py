@@ -87,7 +87,7 @@ def refuse(text: str, *, callback_id: str = CALLBACK_ID, now: datetime = NOON) -
     lasts=st.integers(0, 10**8),
 )
 def test_what_is_minted_verifies(callback_id: bytes, names: list[str], attempt: int, lasts: int) -> None:
-    """Whatever the names of workflows and operations, the receiver reads the claims that were minted."""
+    """With any names of workflows and operations, the receiver reads the claims that were minted."""
     peer, operation, workflow_id, run_id, request_id = names
     text_id = base64.urlsafe_b64encode(callback_id).decode().rstrip("=")
     text = mint(
@@ -119,7 +119,7 @@ def test_what_is_minted_verifies(callback_id: bytes, names: list[str], attempt: 
 
 
 def test_an_ordinary_token_is_short_and_fits_a_url_as_it_is() -> None:
-    """A callback URL has 1000 characters for everything, and nobody may need to quote the token in it."""
+    """A callback URL has 1000 characters in all, and the token must need no quoting in it."""
     text = mint()
     assert len(text) < 600 < MAX_TOKEN_CHARACTERS
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", text)
@@ -308,7 +308,7 @@ def test_a_token_of_the_future_is_refused(now: datetime) -> None:
 
 @given(ANY_TEXT)
 def test_arbitrary_text_is_refused_in_one_way_only(text: str) -> None:
-    """Whatever text arrives, surrogates included, the only exception is UntrustedError."""
+    """For any text, also with surrogates, the only exception is UntrustedError."""
     refuse(text)
     with pytest.raises(UntrustedError):
         OPERATIONS.verify(text)

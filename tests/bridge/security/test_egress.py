@@ -214,7 +214,7 @@ def test_an_empty_allow_list_allows_nothing(text: str) -> None:
 
 @given(ANY_TEXT | ANY_TEXT.map(lambda text: "https://orders.example/callbacks/" + text))
 def test_arbitrary_text_is_refused_in_one_way_only(text: str) -> None:
-    """Whatever text is registered as a callback, the only exception is DestinationRefusedError."""
+    """For any text as a callback URL, the only exception is DestinationRefusedError."""
     try:
         LIST.check(text)
     except DestinationRefusedError:
@@ -345,7 +345,7 @@ def test_a_destination_that_is_no_base_url_is_refused_when_the_settings_are_read
     ANY_TEXT | ANY_TEXT.map(lambda text: "https://" + text) | st.from_regex(r"https://[a.:/%@0-9\[\]]*", fullmatch=True)
 )
 def test_an_arbitrary_base_url_is_refused_as_a_value_error_that_does_not_quote_it(text: str) -> None:
-    """Whatever stands in the settings, it is a base URL or one constant text."""
+    """Any text in the settings is a base URL, or raises an error with one constant text."""
     said = _refusal(text)
     if said is None:
         AllowList(destinations=(Destination(url=text),)).check(text)
@@ -404,16 +404,16 @@ def test_a_connection_to_a_public_address_is_opened(text: str) -> None:
     ("text", "network", "allowed"),
     [
         pytest.param("10.1.2.3", "10.1.0.0/16", True, id="inside"),
-        pytest.param("10.2.2.3", "10.1.0.0/16", False, id="beside"),
+        pytest.param("10.2.2.3", "10.1.0.0/16", False, id="outside"),
         pytest.param("::ffff:10.1.2.3", "10.1.0.0/16", True, id="mapped inside"),
-        pytest.param("::ffff:10.2.2.3", "10.1.0.0/16", False, id="mapped beside"),
+        pytest.param("::ffff:10.2.2.3", "10.1.0.0/16", False, id="mapped outside"),
         pytest.param("127.0.0.1", "127.0.0.0/8", True, id="loopback"),
         pytest.param("::1", "127.0.0.0/8", False, id="the other loopback"),
         pytest.param("::1", "::1/128", True, id="loopback of version 6"),
         pytest.param("fd00::7", "fd00::/8", True, id="unique local"),
         pytest.param("10.1.2.3", "::/0", False, id="all of version 6"),
         pytest.param("::1", "0.0.0.0/0", False, id="all of version 4"),
-        pytest.param("1.1.1.1", "10.1.0.0/16", True, id="public beside the opt-in"),
+        pytest.param("1.1.1.1", "10.1.0.0/16", True, id="public with an opt-in"),
     ],
 )
 def test_a_network_is_opened_by_an_entry_that_names_it(text: str, network: str, *, allowed: bool) -> None:

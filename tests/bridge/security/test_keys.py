@@ -36,7 +36,7 @@ def test_a_short_key_is_refused(key: bytes) -> None:
 
 @given(ANY_TEXT)
 def test_arbitrary_text_is_a_key_or_a_value_error(text: str) -> None:
-    """Whatever stands in the settings, it is a key of 32 bytes or one kind of error, which does not quote it."""
+    """Any text in the settings is a key of 32 bytes, or raises one kind of error, which does not quote the text."""
     refused = None
     try:
         assert len(decode_key(SecretStr(text))) >= MIN_KEY_BYTES

@@ -1,4 +1,4 @@
-"""Our signatures beside those of an RFC 9421 library: both accept the same messages, and each accepts the other's."""
+"""Our signatures compared with an RFC 9421 library: both accept the same messages, and each accepts the other's."""
 
 import base64
 from types import SimpleNamespace
@@ -36,10 +36,10 @@ def test_each_accepts_what_the_other_has_signed() -> None:
     )
     answered = SimpleNamespace(method="POST", url=BASE + PATH, headers=headers)
     for component in ('"signature";req;key="bridge"', '"signature";key="bridge";req'):
-        told = CIMultiDict({"Content-Type": "application/json", "Nexus-Operation-State": "succeeded"})
+        answer_headers = CIMultiDict({"Content-Type": "application/json", "Nexus-Operation-State": "succeeded"})
         covered = ["@status", "repr-digest", component, "content-type", "nexus-operation-state"]
-        signed_by_library(told, b"{}", covered, answered)
-        assert verified.proof.verify_answer(200, told, b"{}")["Nexus-Operation-State"] == "succeeded"
+        signed_by_library(answer_headers, b"{}", covered, answered)
+        assert verified.proof.verify_answer(200, answer_headers, b"{}")["Nexus-Operation-State"] == "succeeded"
 
 
 def test_our_signature_base_is_the_one_that_the_rfc_prints() -> None:

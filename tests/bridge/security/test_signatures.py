@@ -263,7 +263,7 @@ ACTED_UPON = [name for name in SAMPLE if name != "User-Agent"]
     ],
 )
 def test_an_altered_message_is_refused(spoil: Callable[[Message], None]) -> None:
-    """Whatever part of a signed message is altered, added, dropped or repeated: nothing of it is believed."""
+    """If any part of a signed message is altered, added, dropped or repeated, the message is refused."""
     message = Message().signed()
     message.verify()
     spoil(message)
@@ -272,7 +272,7 @@ def test_an_altered_message_is_refused(spoil: Callable[[Message], None]) -> None
 
 @pytest.mark.parametrize("header", ["Nexus-Operation-Close-Time", "Content-Type", "Bridge-Token", "Operation-Timeout"])
 def test_a_header_cut_in_two_lines_at_its_comma_is_refused(header: str) -> None:
-    """Both lines joined are what was signed, but whoever reads the header would read the first line only."""
+    """The signature covers both lines joined, but a reader of the header would read the first line only."""
     message = Message()
     message.headers[header] = "Mon, 23 Nov 2026 12:00:00 GMT"
     message.signed().verify()
@@ -367,7 +367,7 @@ def test_a_good_signature_over_too_little_is_refused(covered: list[str]) -> None
 
 
 def test_a_good_signature_over_more_is_accepted() -> None:
-    """The list is a minimum: a peer may cover the authority as well, and whatever it likes."""
+    """The list is a minimum: a peer may also cover the authority and any other component."""
     verified = signed_by_hand(Message(), [*EVERY_PART, "@authority", "user-agent"]).verify()
     assert verified.headers["User-Agent"] == "bridge"
     assert set(verified.headers) == {name.lower() for name in SAMPLE} | {"repr-digest"}
@@ -377,7 +377,7 @@ def test_a_good_signature_over_more_is_accepted() -> None:
     "options",
     [
         pytest.param({"tag": None}, id="no tag"),
-        pytest.param({"tag": "bridge"}, id="tag of nobody"),
+        pytest.param({"tag": "bridge"}, id="unknown tag"),
         pytest.param({"tag": "Bridge-Start"}, id="tag in another case"),
         pytest.param({"key_id": "k2"}, id="key under another id"),
         pytest.param({"key_id": ""}, id="key under no id"),
@@ -401,7 +401,7 @@ def test_an_algorithm_is_never_chosen_by_the_message() -> None:
 
 
 def test_the_signature_of_a_gateway_is_ignored() -> None:
-    """Exactly one signature has our tag; another one beside it neither helps nor harms."""
+    """Exactly one signature has our tag. A signature with another tag has no effect."""
     message = Message().signed()
     before = dict(message.headers)
     message.headers["Signature-Input"] += ', gateway=("@method");created=1;keyid="g";tag="gateway"'
@@ -446,7 +446,7 @@ def test_two_signatures_with_our_tag_are_refused() -> None:
 
 
 def test_a_signature_verifies_under_any_label() -> None:
-    """The label is unsigned, so nothing may depend on it."""
+    """The label is unsigned. Therefore no decision may depend on it."""
     message = Message().signed()
     for name in ("Signature", "Signature-Input"):
         message.headers[name] = message.headers[name].replace("bridge=", "sig1=", 1)
@@ -460,7 +460,7 @@ def test_a_signature_verifies_under_any_label() -> None:
         pytest.param("sha-256=1", id="no bytes"),
         pytest.param("md5=:AAAA:", id="unknown algorithm"),
         pytest.param("((", id="malformed"),
-        pytest.param(ContentDigest.create(BODY) + ", md5=:AAAA:", id="unknown beside a good one"),
+        pytest.param(ContentDigest.create(BODY) + ", md5=:AAAA:", id="unknown next to a good one"),
     ],
 )
 def test_a_signed_digest_of_another_form_is_refused(digest: str) -> None:
@@ -477,7 +477,7 @@ SEGMENT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).map(lam
     body=st.binary(max_size=50),
 )
 def test_path_and_query_count_as_they_are_spelled(segments: list[str], query: str | None, body: bytes) -> None:
-    """Whatever is escaped in an operation's name or a callback verifies, if nobody on the way spells it otherwise."""
+    """A signature over any escaped name or callback URL is valid, if no proxy changes the spelling."""
     path = "/" + "/".join(segments) + ("" if query is None else f"?{query}")
     Message(raw_path=path, body=body).signed().verify()
 
@@ -538,7 +538,7 @@ def test_the_host_is_not_part_of_the_signature() -> None:
 def test_what_cannot_be_signed_is_a_value_error_that_quotes_nothing(
     url: str, headers: dict[str, str], more: list[str]
 ) -> None:
-    """A peer could not verify it, so it is not sent; and the text may go into a history."""
+    """It is not sent, because a peer could not verify it. The error quotes no value, because a history may hold it."""
     with pytest.raises(ValueError, match="cannot be signed") as caught:
         SIGNER.sign(MessageKind.START, url, CIMultiDict(headers), b"", more=more)
     assert type(caught.value) is ValueError
@@ -568,7 +568,7 @@ def test_links_in_two_lines_are_one_signed_value() -> None:
 
 @given(fields=st.dictionaries(st.sampled_from(["Signature", "Signature-Input", "Repr-Digest"]), ANY_TEXT))
 def test_arbitrary_signature_headers_are_refused_in_one_way_only(fields: dict[str, str]) -> None:
-    """Whatever stands in the three headers of a signature, the only exception is UntrustedError."""
+    """For any text in the three headers of a signature, the only exception is UntrustedError."""
     message = Message().signed()
     message.headers.update(fields)
     if fields:
@@ -608,7 +608,7 @@ def test_well_formed_nonsense_is_refused_in_one_way_only(
 def test_an_arbitrary_message_is_refused_in_one_way_only(
     method: str, raw_path: str, headers: list[tuple[str, str]]
 ) -> None:
-    """Whatever arrives under a copied signature, the only exception is UntrustedError."""
+    """For any message with a copied signature, the only exception is UntrustedError."""
     copied = Message().signed().headers
     message = Message(method=method, raw_path=raw_path, headers=CIMultiDict(headers))
     message.headers.update({name: copied[name] for name in ("Signature", "Signature-Input", "Repr-Digest")})

@@ -143,13 +143,13 @@ def test_the_key_of_the_request_signs_its_answer() -> None:
     verified = MessageVerifier(after, public_base=BASE).verify(
         MessageKind.START, method="POST", raw_path=path, headers=headers
     )
-    told = CIMultiDict[str]()
-    verified.proof.sign_answer(202, told, b"")
-    assert 'keyid="old"' in told["Signature-Input"]
-    proof.verify_answer(202, told, b"")
+    answer_headers = CIMultiDict[str]()
+    verified.proof.sign_answer(202, answer_headers, b"")
+    assert 'keyid="old"' in answer_headers["Signature-Input"]
+    proof.verify_answer(202, answer_headers, b"")
     other = MessageSigner(after).sign(MessageKind.START, URL, CIMultiDict({"Nexus-Request-Id": "7"}), b"")
     with pytest.raises(UntrustedError):
-        other.verify_answer(202, told, b"")
+        other.verify_answer(202, answer_headers, b"")
 
 
 @pytest.mark.parametrize("seconds", [-(10**8), 0, 10**8])
@@ -202,7 +202,7 @@ def spoil(name: str, change: Callable[[str], str]) -> Callable[[Exchange], None]
     ],
 )
 def test_a_changed_answer_is_refused(change: Callable[[Exchange], None]) -> None:
-    """Whatever was changed on the way; the reason is for the log of the side that asked."""
+    """An answer with any change is refused. The log of the side that sent the request names the reason."""
     exchange = Exchange()
     exchange.read()
     change(exchange)
@@ -227,14 +227,14 @@ def test_a_good_signature_over_too_little_is_refused(components: list[str]) -> N
     asked = CIMultiDict({"Nexus-Request-Id": "7"})
     proof = oracle.SIGNER.sign(MessageKind.START, oracle.BASE + oracle.PATH, asked, b"")
     request = SimpleNamespace(method="POST", url=oracle.BASE + oracle.PATH, headers=asked)
-    told = CIMultiDict({"Content-Type": "application/json"})
-    oracle.signed_by_library(told, b"{}", components, request)
+    answer_headers = CIMultiDict({"Content-Type": "application/json"})
+    oracle.signed_by_library(answer_headers, b"{}", components, request)
     with pytest.raises(UntrustedError):
-        proof.verify_answer(200, told, b"{}")
+        proof.verify_answer(200, answer_headers, b"{}")
     oracle.signed_by_library(
-        told, b"{}", ["@status", "repr-digest", '"signature";req;key="bridge"', "content-type"], request
+        answer_headers, b"{}", ["@status", "repr-digest", '"signature";req;key="bridge"', "content-type"], request
     )
-    proof.verify_answer(200, told, b"{}")
+    proof.verify_answer(200, answer_headers, b"{}")
 
 
 def test_a_request_under_another_label_is_answered_under_its_own() -> None:
@@ -246,10 +246,10 @@ def test_a_request_under_another_label_is_answered_under_its_own() -> None:
     verified = MessageVerifier(RING, public_base=BASE).verify(
         MessageKind.START, method="POST", raw_path=URL.removeprefix(BASE), headers=headers
     )
-    told = CIMultiDict[str]()
-    verified.proof.sign_answer(202, told, b"")
-    assert '"signature";req;key="sig1"' in told["Signature-Input"]
-    verified.proof.verify_answer(202, told, b"")
+    answer_headers = CIMultiDict[str]()
+    verified.proof.sign_answer(202, answer_headers, b"")
+    assert '"signature";req;key="sig1"' in answer_headers["Signature-Input"]
+    verified.proof.verify_answer(202, answer_headers, b"")
 
 
 @pytest.mark.parametrize(

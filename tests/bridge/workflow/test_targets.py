@@ -476,7 +476,7 @@ def elsewhere(operation: nexusrpc.Operation[Any, Any] = PaymentService.process) 
 
 
 def test_a_workflow_that_runs_elsewhere_becomes_a_target() -> None:
-    """It has no class here, and nobody there tells its outcome."""
+    """The workflow has no class here, and its worker does not deliver its outcome."""
     [target] = Targets([elsewhere()])
     assert (target.service, target.operation, target.workflow_type) == ("PaymentService", "process", "GoPayment")
     assert (target.input_type, target.workflow_class, target.task_queue) == (Request, None, "go-queue")
