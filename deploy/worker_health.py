@@ -15,7 +15,7 @@ from bridge.runtime.temporal import connect
 
 
 async def polls(queue: str) -> bool:
-    """Whether Temporal knows of a poller of *queue* on this host, seen within the last minutes."""
+    """Whether Temporal has seen a poller of *queue* on this host within the last minutes."""
     client = await connect(data_converter=None)
     described = await client.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
@@ -24,7 +24,7 @@ async def polls(queue: str) -> bool:
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
     )
-    # The SDK's default identity is process@host, and a container's host name is its own.
+    # The SDK's default identity is process@host, and every container has its own host name.
     return any(poller.identity.endswith(f"@{socket.gethostname()}") for poller in described.pollers)
 
 
@@ -33,5 +33,5 @@ if __name__ == "__main__":
         is_healthy = asyncio.run(polls(sys.argv[1]))
     except (RPCError, SettingsError):
         is_healthy = False
-    # Not by the interpreter's own end, which may abort after the SDK was used (temporalio/sdk-python issue 300).
+    # `os._exit`, because the interpreter may abort at its end after the SDK was used (temporalio/sdk-python issue 300).
     os._exit(0 if is_healthy else 1)

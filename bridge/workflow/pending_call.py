@@ -126,8 +126,8 @@ class PendingCall:
             # The first lease, but at least the time of a request. The handler may hold it for half of the lease.
             start_to_close_timeout=max(lease, ATTEMPT_TIMEOUT + lease / 2),
             retry_policy=_RETRY_POLICY,
-            # The workflow never cancels the activity itself, because a cancel reads the operation token from the pending
-            # activity.
+            # The workflow never cancels the activity itself, because a cancel reads the operation token from the
+            # pending activity.
             cancellation_type=workflow.ActivityCancellationType.ABANDON,
             summary=self.summary,
         )

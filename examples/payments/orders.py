@@ -40,7 +40,7 @@ class OrderWorkflow:
         """Have the order paid.
 
         Raises:
-            ApplicationError: `OrderNotPaid`, with what the payment team said of it.
+            ApplicationError: `OrderNotPaid`, with the payment team's failure as its detail.
         """
         payments = bridge.create_client(
             service=PaymentService, endpoint="payments", first_lease=FIRST_LEASE, renewals=RENEWALS
@@ -55,7 +55,7 @@ class OrderWorkflow:
             reason = error.cause
             if not isinstance(reason, ApplicationError):
                 raise
-            # The payment's own failure, from the other namespace: type, message and cause as they were raised there.
+            # The payment's own failure, with the type, message and cause that the other namespace raised.
             said = {
                 "type": reason.type,
                 "message": reason.message,

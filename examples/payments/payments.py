@@ -1,7 +1,7 @@
-"""The payment team's workflow: ordinary, but for one decorator. It knows nothing of callers or HTTP.
+"""The payment team's workflow: an ordinary workflow with one decorator. Its code does not mention callers or HTTP.
 
-It behaves by amount, so that everything can be tried with nothing but the Temporal CLI: up to 100 is paid at once, up
-to 1 000 settles after a while, up to 10 000 waits for a reviewer, and above that the card is declined.
+The amount decides its behaviour, so that the Temporal CLI is enough to try everything. Up to 100 is paid at once, up to
+1 000 settles after some seconds, up to 10 000 waits for a reviewer. Above that the card is declined.
 """
 
 import asyncio
@@ -23,7 +23,11 @@ NEEDS_REVIEW = 10_000
 
 
 def check_payment(request: PaymentRequest) -> None:
-    """Refuse what can never be paid, before anything starts."""
+    """Refuse an amount that can never be paid, before the workflow starts.
+
+    Raises:
+        ValueError: The amount is not positive.
+    """
     if not request.amount > 0:
         message = "the amount must be positive"
         raise ValueError(message)
@@ -44,17 +48,17 @@ class PaymentWorkflow:
 
     @workflow.signal
     def approve(self) -> None:
-        """A reviewer lets the payment pass."""
+        """A reviewer approves the payment."""
         self._verdict = self._verdict or "approved"
 
     @workflow.signal
     def reject(self) -> None:
-        """A reviewer stops the payment."""
+        """A reviewer rejects the payment."""
         self._verdict = self._verdict or "rejected"
 
     @workflow.query
     def status(self) -> str:
-        """Where the payment stands."""
+        """State of the payment."""
         return self._verdict or "pending"
 
     @workflow.run
@@ -71,7 +75,7 @@ class PaymentWorkflow:
             try:
                 await workflow.wait_condition(lambda: self._verdict is not None)
             except asyncio.CancelledError:
-                # The money was held while the review ran: give it back before the payment ends as canceled.
+                # The money was reserved during the review. Refund it before the payment ends as canceled.
                 await self._refund()
                 raise
             if self._verdict == "rejected":

@@ -1,7 +1,7 @@
-"""What one deployment of the example sets, from its environment, read once.
+"""Durations of the example, read once from environment variables.
 
-Workflow modules import it past the sandbox. A changed value is safe for runs under way: Temporal compares which
-commands a replay gives, not how long their timers and timeouts are.
+Workflow modules import this module past the sandbox. A changed value is safe for open runs, because Temporal compares
+the commands of a replay and not the lengths of their timers and timeouts.
 """
 
 import os
@@ -15,10 +15,10 @@ def _seconds(name: str, default: float) -> timedelta:
 
 
 SETTLEMENT = _seconds("PAYMENT_SETTLEMENT_SECONDS", 5)
-"""How long a payment of the middle kind takes."""
+"""How long a payment takes that settles after some seconds."""
 
 ORDER_DEADLINE = _seconds("ORDER_DEADLINE_SECONDS", 30 * 24 * 3600)
-"""How long an order waits for its payment; a review may take weeks."""
+"""How long an order waits for its payment. A review may take weeks."""
 
 FIRST_LEASE = _seconds("ORDER_FIRST_LEASE_SECONDS", 30)
 

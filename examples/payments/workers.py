@@ -1,7 +1,7 @@
 """The two teams' workers: `python -m examples.payments.workers orders` and `… payments`.
 
-In production each team has its own; here they share a file because they differ in three names. The connection comes
-from TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, the bridge's settings from the file that BRIDGE_CONFIG names.
+In production each team has its own file. Here they share one, because the workers differ in three names. The connection
+comes from TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, the bridge's settings come from the file that BRIDGE_CONFIG names.
 """
 
 import argparse

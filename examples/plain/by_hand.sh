@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Start one payment with curl and openssl alone, and check the answer's signature: by_hand.sh ORDER_ID AMOUNT
 #   SERVICE    base URL of the handler service for this caller: https://payments.example/c/shop
-#   START_KEY  the key that both sides know as k1, base64url
-# Prints the answer if its signature holds. Without a callback: the same command again asks how the payment stands.
+#   START_KEY  the key that both sides have as k1, base64url
+# Prints the answer if its signature is valid. There is no callback: repeat the command to get the payment's state.
 set -euo pipefail
-set -f # a component of a signature is no file name
+set -f # a component of a signature is not a file name
 answer=$(mktemp -d)
 trap 'rm -r "$answer"' EXIT
 
@@ -31,7 +31,7 @@ curl --silent --show-error --dump-header "$answer/head" --output "$answer/body" 
     --header "Content-Type: application/json" --header "Nexus-Request-Id: order-$1" --header "Repr-Digest: $asked" \
     --header "Signature-Input: bridge=$parameters" --header "Signature: bridge=$signature" "$url"
 
-# The answer: the components that it names, each with its value.
+# The answer: the components that its signature names, each with its value.
 header() { sed -n "s/^$1: *//Ip" "$answer/head" | tr -d '\r'; }
 parameters=$(header Signature-Input)
 parameters=${parameters#bridge=}

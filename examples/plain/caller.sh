@@ -3,7 +3,7 @@
 #   SERVICE    base URL of the handler service for this caller: https://payments.example/c/shop
 #   CALLBACK   where to POST the outcome: https://shop.example/completions/7
 #   SECRET     for auth = "bearer"; START_KEY for auth = "signature"; neither for auth = "none"
-# The request id is the order's: run it twice, and it is still one payment.
+# The request id comes from the order id. Therefore a second run makes no second payment.
 set -euo pipefail
 url="$SERVICE/PaymentService/process?callback=$CALLBACK"
 body="{\"order_id\": \"$1\", \"amount\": $2}"

@@ -1,8 +1,8 @@
 """Compare this checkout with another commit of the repository: the same measurement of both, in paired rounds.
 
 Each commit runs its own `scripts/bench` in its own worktree and virtual environment, on a server of its own. In every
-round both run one after the other, and the order changes from round to round, so that what disturbs one disturbs both.
-What is compared are the ratios of a round.
+round both run one after the other, and the order changes from round to round, so that a disturbance affects both. The
+ratios of each round are compared.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ async def compare(reference: str, *, rounds: int) -> list[Comparison]:
         RuntimeError: There is no such commit, or one of the runs failed.
     """
     with _worktree(reference) as folder:
-        # What a first run installs must not be measured.
+        # The first run installs packages, which must not be measured.
         await asyncio.gather(_bench(ROOT, "--help"), _bench(folder, "--help"))
         pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         for number in range(rounds):

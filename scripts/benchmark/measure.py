@@ -1,4 +1,4 @@
-"""Making calls, and reading what they took: from histories, processes, the server's metrics and access logs."""
+"""Make calls and measure them, from histories, processes, the server's metrics and access logs."""
 
 import asyncio
 import time
@@ -132,7 +132,7 @@ class LongPlan:
     """What renewals and duration are divided by."""
     limit: int
     first_lease_s: float = 2.0
-    """Of the shortened call: an attempt has to get through in it, and therefore it does not shrink with the rest."""
+    """First lease of the shortened call. It is not divided by `factor`, because an attempt must fit into it."""
 
     @property
     def renewals(self) -> Renewals:
@@ -141,7 +141,7 @@ class LongPlan:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes the example's order worker so."""
+        """Environment variables that give the example's order worker this lease and these renewals."""
         return {
             "ORDER_FIRST_LEASE_SECONDS": str(self.first_lease_s),
             "ORDER_RENEWAL_SECONDS": str(self.renewals.initial.total_seconds()),

@@ -16,7 +16,7 @@ _SLOW = "poll-1b"
 
 def draw(results: Results, folder: Path) -> list[str]:
     """Draw what the results have data for; returns the names (of `PLOTS`) of what was drawn."""
-    # The same results give the same file; text stays text.
+    # The same results must give the same file, and text must stay text.
     mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none"})
     made = [row for row in rows(results.batches) if row.setting == GOAL_SETTING and row.target_seconds == 0]
     drawn = []

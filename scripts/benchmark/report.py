@@ -104,7 +104,7 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits are all that repeats."""
+    """*value* with three digits. Further digits differ from run to run."""
     if value is None:
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

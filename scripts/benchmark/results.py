@@ -1,7 +1,7 @@
-"""What is measured, and what is computed from it: rows, ratios with their spread, counts. Pure.
+"""The measured values, and the rows, ratios and counts that are computed from them. Pure functions.
 
-Ratios are computed round by round, because in one round the modes take turns under the same conditions; reported is the
-median over the rounds, with the lowest and the highest.
+Ratios are computed round by round, because in one round the modes take turns under the same conditions. The report has
+the median, the lowest and the highest ratio of the rounds.
 """
 
 import math

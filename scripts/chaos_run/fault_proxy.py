@@ -1,7 +1,7 @@
-"""A bad network on the loopback: an HTTP proxy that delays, resets, cuts, doubles and loses by plan.
+"""A bad network on the loopback: an HTTP proxy that delays, resets, cuts, duplicates and loses messages by plan.
 
-It knows just enough of HTTP/1.1 to see where a message ends, and passes every byte on unchanged: what is signed stays
-signed. Each request is sent over a connection of its own, as a load balancer might.
+It parses only as much HTTP/1.1 as is needed to find the end of a message, and forwards every byte unchanged, so that
+signatures stay valid. It sends each request over a connection of its own, as some load balancers do.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Stands before one port. The n-th request suffers the n-th fault of its plan."""
+    """A proxy in front of one port. The n-th request gets the n-th fault of the plan."""
 
     def __init__(self, faults: Iterator[Fault]) -> None:
         self._faults = faults
@@ -109,11 +109,11 @@ class FaultProxy:
         except (OSError, ValueError, EOFError, TimeoutError):
             pass
         finally:
-            # Breaks it, where a close would end it in order.
+            # Abort the connection. A close would end it in order.
             writer.transport.abort()
 
     async def _treat(self, request: bytes, reader: asyncio.StreamReader) -> bytes | None:
-        """Do to *request* what is planned; the reply to pass back, None to break the connection."""
+        """Apply the planned fault to *request*. Return the reply, or None to break the connection."""
         if self._ambush is not None:
             (reached, held_s), self._ambush = self._ambush, None
             reached.set()

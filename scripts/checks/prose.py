@@ -1,4 +1,4 @@
-"""Hold the project's English: words that make a reader read twice, and fields of records without a sentence.
+"""Check the project's English: find words that make a sentence hard to read, and fields of records without a sentence.
 
 `python -m scripts.checks.prose` prints every place as `file:line: what to write instead` and ends with code 1 if there
 is one. It reads the files that version control knows.
@@ -25,7 +25,7 @@ AVOIDED = (
 
 SUFFIXES = {".md", ".py", ".toml", ".yaml", ".sh"}
 RECORDS = ("bridge/", "caller/", "handler/")
-"""Where every field of a record has a sentence."""
+"""Folders in which every field of a record needs a sentence."""
 _OWN = "scripts/checks/prose.py"
 _WORD = re.compile(
     "|".join(rf"(?P<w{number}>(?<![a-zA-Z])(?:{word})(?![a-zA-Z]))" for number, (word, _) in enumerate(AVOIDED)),
@@ -34,7 +34,7 @@ _WORD = re.compile(
 
 
 def findings() -> Iterator[str]:
-    """Every place that breaks the rule."""
+    """Every place that breaks the rule, as file, line number and remedy."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
         path = ROOT / name
@@ -73,7 +73,7 @@ def _is_record(node: ast.ClassDef) -> bool:
 
 
 def main() -> None:
-    """Print what is found."""
+    """Print all findings. Exit with 1 if there is one."""
     found = sorted(findings())
     for each in found:
         print(each)

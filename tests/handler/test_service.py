@@ -208,8 +208,8 @@ async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) ->
 
 async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None:
     """The key of the other direction, a stranger's key and a cancel's signature are refused."""
-    for key_ring in (quiet.keys.completion, key_set(new_key())):
-        answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(key_ring))
+    for completion_keys in (quiet.keys.completion, key_set(new_key())):
+        answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(completion_keys))
         assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
     message = start(quiet, {"key": quiet.key()})
     message.kind = MessageKind.CANCEL

@@ -28,8 +28,8 @@ from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier, RequestProof
 
 BASE = "https://payments.example/bridge"
-RING = KeySet.model_validate({"signing": "k1", "keys": {"k1": new_key(), "k2": new_key()}})
-SIGNER, VERIFIER = MessageSigner(RING), MessageVerifier(RING, public_base=BASE)
+KEY_SET = KeySet.model_validate({"signing": "k1", "keys": {"k1": new_key(), "k2": new_key()}})
+SIGNER, VERIFIER = MessageSigner(KEY_SET), MessageVerifier(KEY_SET, public_base=BASE)
 ACTED_UPON = {"operation-timeout", "request-timeout", "prefer"}
 PATH = "/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2Fcallbacks%2Fid%3Fsig%3Dx.y"
 
@@ -114,7 +114,7 @@ def theirs(sample: Sample) -> bool:
         return False
     if sample.proof is None and (not sample.raw_path.startswith("/") or "#" in sample.raw_path):
         return False
-    keys = MappingKeyResolver(private_keys={}, public_keys=RING.raw())
+    keys = MappingKeyResolver(private_keys={}, public_keys=KEY_SET.raw())
     message: Any = SimpleNamespace(method=sample.method, url=BASE + sample.raw_path, headers=sample.read)
     kind: str = "bridge-start"
     verifier: type[HTTPMessageVerifier] = _Verifier
@@ -142,7 +142,7 @@ def signed_by_library(headers: CIMultiDict[str], body: bytes, covered: Sequence[
         message = SimpleNamespace(status_code=200, headers=headers, request=answered)
     HTTPMessageSigner(
         signature_algorithm=algorithms.HMAC_SHA256,
-        key_resolver=MappingKeyResolver(private_keys=RING.raw(), public_keys={}),
+        key_resolver=MappingKeyResolver(private_keys=KEY_SET.raw(), public_keys={}),
     ).sign(
         message,
         key_id="k1",

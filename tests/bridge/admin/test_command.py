@@ -1,4 +1,4 @@
-"""The command `callback-bridge` for its users: help, errors, exit codes, and users' modules with our packages' names."""
+"""The command `callback-bridge` for its users: help, errors, exit codes, and modules that have our packages' names."""
 
 import asyncio
 import json
@@ -101,7 +101,7 @@ def test_each_side_runs_as_a_module_too(side: str) -> None:
     assert ("Run the receiver" if side == "caller" else "Run the handler service") in done.stdout
 
 
-def test_keys_new_prints_a_ring_for_the_settings() -> None:
+def test_keys_new_prints_a_key_set_for_the_settings() -> None:
     """TOML for people, JSON for machines; never the same key twice."""
     key_set = tomllib.loads(run("keys", "new", "--id", "k7").stdout)
     assert key_set["signing"] == "k7"

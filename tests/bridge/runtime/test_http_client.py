@@ -1,4 +1,4 @@
-"""The HTTP client against a real server on loopback: what it sends, what it bears, and what it refuses."""
+"""The HTTP client against a real server on loopback: what it sends, tolerates and refuses."""
 
 import asyncio
 import ipaddress
@@ -23,7 +23,7 @@ SOON = timedelta(milliseconds=300)
 
 
 class Peer:
-    """A server that remembers what it was asked, and from where."""
+    """A server that records its requests and their senders."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -172,7 +172,7 @@ async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer)
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x" * 100_000], ids=["empty", "short", "long"])
 async def test_no_content_type_is_invented(client: HttpClient, peer: Peer, body: bytes) -> None:
-    """To Nexus a media type describes the payload, and the signature knows of none."""
+    """In Nexus a media type describes the payload, and the signature would not cover it."""
     await post(client, peer.url(), body)
     assert peer.bodies == [body]
     assert not [name for name, _ in peer.headers[0] if name.lower().startswith("content-") and name != "Content-Length"]
@@ -290,19 +290,19 @@ async def test_a_redirect_is_an_answer(client: HttpClient, peer: Peer, status: i
 
 
 async def test_an_error_status_is_an_answer(client: HttpClient, peer: Peer) -> None:
-    """What it means is decided elsewhere, by its status, headers and body."""
+    """`bridge.protocol.answers` decides what an answer means, by status, headers and body."""
     answer = await post(client, peer.url("/error"))
     assert (answer.status, answer.headers["Retry-After"]) == (503, "7")
     assert json.loads(answer.body) == {"message": "no"}
 
 
 async def test_an_answer_is_not_decompressed(client: HttpClient, peer: Peer) -> None:
-    """A small compressed answer could be a large one; the bytes are handed on as they came."""
+    """The bytes are returned as received, because a small compressed answer could be a large one."""
     assert (await post(client, peer.url("/gzip"))).body == b"\x1f\x8b not gzip"
 
 
 async def test_an_answer_may_be_as_long_as_allowed_and_no_longer(client: HttpClient, peer: Peer) -> None:
-    """A longer one breaks the protocol; the text quotes none of it."""
+    """A longer answer breaks the protocol. The error does not quote it."""
     assert len((await post(client, peer.url("/long?bytes=1000"), max_answer_bytes=1000)).body) == 1000
     with pytest.raises(RemoteProtocolError, match=r"^answer too long$"):
         await post(client, peer.url("/long?bytes=1001"), max_answer_bytes=1000)
@@ -319,13 +319,13 @@ async def test_an_endless_answer_is_hung_up_on(client: HttpClient, peer: Peer) -
 
 @pytest.mark.parametrize("path", ["/silent", "/drip"])
 async def test_a_slow_answer_is_a_transport_error_in_time(client: HttpClient, peer: Peer, path: str) -> None:
-    """Whether nothing comes or a byte now and then: the time is for all of it."""
+    """The timeout limits the whole answer, also if single bytes arrive all the time."""
     with pytest.raises(TransportError, match=r"^no answer in time$"):
         await post(client, peer.url(f"{path}?{SECRET}"), timeout=SOON)
 
 
 async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start that is held takes longer than other requests may: nothing but its own time cuts it."""
+    """A held start may take longer than other requests: only its own timeout ends it."""
     monkeypatch.setattr("bridge.runtime.http_client.REQUEST_TIMEOUT", SOON)
     async with HttpClient(user_agent="bridge/1") as client:
         answer = asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=30)))
@@ -336,7 +336,7 @@ async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeyp
 
 
 async def test_a_connection_that_is_never_accepted_is_a_transport_error_in_time(client: HttpClient) -> None:
-    """Nor does a full backlog hold anybody up."""
+    """A full backlog of the server delays no other request."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))  # bound, never listening, then full
         listening.listen(0)

@@ -25,7 +25,7 @@ Spoil = Callable[[Tree], None]
 ANY_TEXT = st.text(st.characters())
 
 
-def plain_ring(*ids: str) -> Tree:
+def plain_key_set(*ids: str) -> Tree:
     return {"signing": ids[0], "keys": {key_id: new_key() for key_id in ids}}
 
 
@@ -33,8 +33,8 @@ def caller_tree() -> Tree:
     return {
         "name": CALLER,
         "receiver": {"url": "https://orders.example/bridge/"},
-        "callback_keys": plain_ring("2027-01", "2027-02"),
-        "handlers": {HANDLER: {"start_keys": plain_ring("k1"), "completion_keys": plain_ring("k1")}},
+        "callback_keys": plain_key_set("2027-01", "2027-02"),
+        "handlers": {HANDLER: {"start_keys": plain_key_set("k1"), "completion_keys": plain_key_set("k1")}},
         "endpoints": {"payments": {"url": f"https://payments.example/c/{CALLER}", "handler": HANDLER}},
     }
 
@@ -44,12 +44,12 @@ def handler_tree() -> Tree:
         "name": HANDLER,
         "task_queue": "payments",
         "service": {"url": "https://payments.example"},
-        "operation_keys": plain_ring("k1"),
+        "operation_keys": plain_key_set("k1"),
         "hash_key": new_key(),
         "callers": {
             CALLER: {
-                "start_keys": plain_ring("k1"),
-                "completion_keys": plain_ring("k1"),
+                "start_keys": plain_key_set("k1"),
+                "completion_keys": plain_key_set("k1"),
                 "operations": ["PaymentService/*", "AuditService/read"],
                 "callbacks": [{"url": "https://orders.example/bridge/callbacks"}],
             }
@@ -392,25 +392,25 @@ def drop(path: str) -> Spoil:
 START, COMPLETION = f"handlers/{HANDLER}/start_keys", f"handlers/{HANDLER}/completion_keys"
 SHORT = new_key()[:20]
 
-BAD_RINGS = [
+BAD_KEY_SETS = [
     ("short key", {"signing": "k1", "keys": {"k1": SHORT}}, ".keys"),
     ("no base64", {"signing": "k1", "keys": {"k1": "correct horse battery staple correct horse"}}, ".keys"),
     ("empty key", {"signing": "k1", "keys": {"k1": ""}}, ".keys"),
     ("key a number", {"signing": "k1", "keys": {"k1": 12345678901234567890}}, ".keys.k1"),
     ("empty key set", {"signing": "k1", "keys": {}}, ".keys"),
-    ("signing id not in the key set", plain_ring("k1") | {"signing": "k2"}, ": signing"),
+    ("signing id not in the key set", plain_key_set("k1") | {"signing": "k2"}, ": signing"),
     ("no signing id", {"keys": {"k1": new_key()}}, ".signing"),
     ("no keys", {"signing": "k1"}, ".keys"),
     ("bad id", {"signing": "k_1", "keys": {"k_1": new_key()}}, ".signing"),
-    ("eleven keys", plain_ring(*(f"k{number}" for number in range(11))), ".keys"),
-    ("one field too many", plain_ring("k1") | {"algorithm": "none"}, ".algorithm"),
+    ("eleven keys", plain_key_set(*(f"k{number}" for number in range(11))), ".keys"),
+    ("one field too many", plain_key_set("k1") | {"algorithm": "none"}, ".algorithm"),
     ("a list", [new_key()], ""),
 ]
 
 
 @pytest.mark.parametrize("where", ["callback_keys", START, COMPLETION])
-@pytest.mark.parametrize(("value", "named"), [pytest.param(*each[1:], id=each[0]) for each in BAD_RINGS])
-def test_a_bad_ring_of_the_caller_is_named_by_its_place(
+@pytest.mark.parametrize(("value", "named"), [pytest.param(*each[1:], id=each[0]) for each in BAD_KEY_SETS])
+def test_a_bad_key_set_of_the_caller_is_named_by_its_place(
     configured: Configured, where: str, value: Any, named: str
 ) -> None:
     """Which key set, which field and, where there is one, which key id; never the key."""
@@ -421,8 +421,8 @@ def test_a_bad_ring_of_the_caller_is_named_by_its_place(
 
 
 @pytest.mark.parametrize("where", ["operation_keys", f"callers/{CALLER}/start_keys"])
-@pytest.mark.parametrize(("value", "named"), [pytest.param(*each[1:], id=each[0]) for each in BAD_RINGS])
-def test_a_bad_ring_of_the_handler_is_named_by_its_place(
+@pytest.mark.parametrize(("value", "named"), [pytest.param(*each[1:], id=each[0]) for each in BAD_KEY_SETS])
+def test_a_bad_key_set_of_the_handler_is_named_by_its_place(
     configured: Configured, where: str, value: Any, named: str
 ) -> None:
     """The same on the other side."""
@@ -662,7 +662,7 @@ def test_only_https_is_safe_without_the_flag(text: str) -> None:
     require_https("https://h", allow_insecure=False)
 
 
-def test_keys_are_distinct_between_rings_and_not_within_one() -> None:
+def test_keys_are_distinct_between_key_sets_and_not_within_one() -> None:
     """Under two ids of one key set a key is for one purpose still."""
     key, other = new_key(), key_set()
     same = KeySet.model_validate({"signing": "a", "keys": {"a": key, "b": key}})

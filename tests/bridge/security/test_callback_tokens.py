@@ -29,10 +29,10 @@ from tests.support.helpers import CALLER, HANDLER, key_set
 
 NOON = datetime(2027, 1, 15, 12, tzinfo=UTC)
 DEADLINE = NOON + timedelta(hours=1)
-RING = key_set()
+KEY_SET = key_set()
 CALLBACK_ID = secrets.token_urlsafe(16)
-TOKENS = CallbackTokens(RING, issuer=CALLER, audience="receiver", namespace="orders")
-OPERATIONS = OperationTokens(RING)  # the same key set on purpose: the salts alone must keep the purposes apart
+TOKENS = CallbackTokens(KEY_SET, issuer=CALLER, audience="receiver", namespace="orders")
+OPERATIONS = OperationTokens(KEY_SET)  # the same key set on purpose: the salts alone must keep the purposes apart
 
 ANY_TEXT = st.text(st.characters())
 OPERATION_TOKEN = OPERATIONS.mint(caller=CALLER, workflow_id="payment-7", request_id="request-7")
@@ -53,7 +53,7 @@ def mint(tokens: CallbackTokens = TOKENS, **changes: Any) -> str:
     return str(tokens.mint(**(claims | changes)))
 
 
-def serializer(salt: str, keys: KeySet = RING) -> URLSafeSerializer:
+def serializer(salt: str, keys: KeySet = KEY_SET) -> URLSafeSerializer:
     return URLSafeSerializer(
         keys.signing_last(), salt=salt, signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256}
     )
@@ -189,9 +189,13 @@ def test_a_spoiled_operation_token_is_refused(spoil: Callable[[str], str]) -> No
     "text",
     [
         pytest.param(mint(CallbackTokens(key_set(), issuer=CALLER, audience="receiver", namespace="orders")), id="key"),
-        pytest.param(mint(CallbackTokens(RING, issuer="other", audience="receiver", namespace="orders")), id="issuer"),
-        pytest.param(mint(CallbackTokens(RING, issuer=CALLER, audience="other", namespace="orders")), id="audience"),
-        pytest.param(mint(CallbackTokens(RING, issuer=CALLER, audience="receiver", namespace="other")), id="namespace"),
+        pytest.param(
+            mint(CallbackTokens(KEY_SET, issuer="other", audience="receiver", namespace="orders")), id="issuer"
+        ),
+        pytest.param(mint(CallbackTokens(KEY_SET, issuer=CALLER, audience="other", namespace="orders")), id="audience"),
+        pytest.param(
+            mint(CallbackTokens(KEY_SET, issuer=CALLER, audience="receiver", namespace="other")), id="namespace"
+        ),
         pytest.param(OPERATION_TOKEN, id="purpose"),
         pytest.param(forged("bridge/operation/v1"), id="salt of the other purpose"),
         pytest.param(forged("bridge/callback/v2"), id="version in the salt"),
@@ -374,7 +378,7 @@ def test_the_signing_key_signs_wherever_it_stands_in_the_settings(order: tuple[s
 def test_an_operation_token_is_the_same_for_the_same_call(caller: str, workflow_id: str, request_id: str) -> None:
     """A repeated start answers with the same token, which fits a path, a query and a header as it is."""
     text = OPERATIONS.mint(caller=caller, workflow_id=workflow_id, request_id=request_id)
-    assert text == OperationTokens(RING).mint(caller=caller, workflow_id=workflow_id, request_id=request_id)
+    assert text == OperationTokens(KEY_SET).mint(caller=caller, workflow_id=workflow_id, request_id=request_id)
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,4096}", text)
     claims = OPERATIONS.verify(text)
     assert (claims.caller, claims.wid, claims.rid) == (caller, workflow_id, request_id)

@@ -1,4 +1,4 @@
-"""Key key sets: what is accepted as a key, which one signs, and that none is ever shown."""
+"""Key sets: which texts are keys, which key signs, and that no key is ever shown."""
 
 import base64
 
@@ -72,7 +72,7 @@ KEYS = {f"k{number}": new_key() for number in range(MAX_KEYS + 1)}
 
 
 @pytest.mark.parametrize(
-    ("key set", "named"),
+    ("key_set", "named"),
     [
         pytest.param({"signing": "k1", "keys": {}}, "keys", id="empty key set"),
         pytest.param({"signing": "k1", "keys": KEYS}, "keys", id="more keys than are tried"),
@@ -87,7 +87,7 @@ KEYS = {f"k{number}": new_key() for number in range(MAX_KEYS + 1)}
     ],
 )
 def test_a_weak_or_inconsistent_ring_is_refused(key_set: dict[str, object], named: str) -> None:
-    """A key set that cannot sign, or that a library underneath would take too kindly, refuses to be made."""
+    """A key set that cannot sign is refused, and so is one that the libraries would accept although it is weak."""
     with pytest.raises(ValidationError) as caught:
         KeySet.model_validate(key_set)
     assert named in str(caught.value)

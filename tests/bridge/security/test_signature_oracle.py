@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 
 from bridge.security import signatures
 from bridge.security.signatures import MessageKind
-from tests.support.oracle import BASE, PATH, RING, answer, ours, request, signed_by_library, theirs, verdicts
+from tests.support.oracle import BASE, KEY_SET, PATH, answer, ours, request, signed_by_library, theirs, verdicts
 from tests.support.oracle import spelling as spelling_of
 
 
@@ -31,7 +31,7 @@ def test_each_accepts_what_the_other_has_signed() -> None:
         assert theirs(sample)
     headers = CIMultiDict({"Nexus-Request-Id": "7", "Content-Type": "application/json"})
     signed_by_library(headers, b"{}", ["@method", "@path", "@query", "repr-digest", "content-type", "nexus-request-id"])
-    verified = signatures.MessageVerifier(RING, public_base=BASE).verify(
+    verified = signatures.MessageVerifier(KEY_SET, public_base=BASE).verify(
         MessageKind.START, method="POST", raw_path=PATH, headers=headers
     )
     answered = SimpleNamespace(method="POST", url=BASE + PATH, headers=headers)

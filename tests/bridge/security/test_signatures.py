@@ -24,9 +24,9 @@ from tests.support.helpers import key_set
 BASE = "https://payments.example/bridge"
 PATH = "/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2Fcallbacks%2Fid%3Fsig%3Dx.y"
 BODY = b'{"amount":12}'
-RING = key_set()
-SIGNER = MessageSigner(RING)
-VERIFIER = MessageVerifier(RING, public_base=BASE)
+KEY_SET = key_set()
+SIGNER = MessageSigner(KEY_SET)
+VERIFIER = MessageVerifier(KEY_SET, public_base=BASE)
 ANY_TEXT = st.text(st.characters())
 SAMPLE = {
     "Nexus-Request-Id": "request-7",
@@ -76,7 +76,7 @@ def signed_by_hand(
     covered: Sequence[str] | None = None,
     *,
     created: datetime | None = None,
-    keys: KeySet = RING,
+    keys: KeySet = KEY_SET,
     key_id: str = "k1",
     tag: str | None = "bridge-start",
     digest: str | None = None,
@@ -514,13 +514,13 @@ def test_another_request_target_is_refused(target: str) -> None:
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "//"])
 def test_the_prefix_that_a_proxy_stripped_comes_back_from_the_settings(base: str) -> None:
     """The peer signs the path that it sees; what arrives is shorter."""
-    Message().signed().verify(MessageVerifier(RING, public_base=base))
-    Message().signed().refuse(MessageVerifier(RING, public_base="https://payments.example"))
+    Message().signed().verify(MessageVerifier(KEY_SET, public_base=base))
+    Message().signed().refuse(MessageVerifier(KEY_SET, public_base="https://payments.example"))
 
 
 def test_the_host_is_not_part_of_the_signature() -> None:
     """A proxy that ends TLS changes Host and scheme: key sets, not names, bind a message to its receiver."""
-    Message().signed().verify(MessageVerifier(RING, public_base="http://10.0.0.7:8080/bridge"))
+    Message().signed().verify(MessageVerifier(KEY_SET, public_base="http://10.0.0.7:8080/bridge"))
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from tests.support.helpers import key_set
 BASE = "https://payments.example"
 URL = f"{BASE}/c/order-prod/PaymentService/process?callback=https%3A%2F%2Forders.example%2F7"
 BODY = b'{"token":"t","state":"running"}'
-RING = key_set()
+KEY_SET = key_set()
 
 
 class Exchange:
     """One request that both sides know, and its answer on the way."""
 
-    def __init__(self, keys: KeySet = RING, number: str = "7", kind: MessageKind = MessageKind.START) -> None:
+    def __init__(self, keys: KeySet = KEY_SET, number: str = "7", kind: MessageKind = MessageKind.START) -> None:
         self.asked = CIMultiDict({"Nexus-Request-Id": number, "Content-Type": "application/json"})
         self.proof = MessageSigner(keys).sign(kind, URL, self.asked, b"{}")
         self.status, self.body = 201, BODY
@@ -80,8 +80,8 @@ def test_no_byte_of_an_answer_can_be_changed() -> None:
 def test_no_byte_of_a_request_can_be_changed() -> None:
     """Path, query, every header that is acted upon, the signature's own, the body."""
     headers = CIMultiDict({"Nexus-Request-Id": "7", "Content-Type": "application/json", "Operation-Timeout": "60s"})
-    MessageSigner(RING).sign(MessageKind.START, URL, headers, b"{}")
-    verifier, path = MessageVerifier(RING, public_base=BASE), URL.removeprefix(BASE)
+    MessageSigner(KEY_SET).sign(MessageKind.START, URL, headers, b"{}")
+    verifier, path = MessageVerifier(KEY_SET, public_base=BASE), URL.removeprefix(BASE)
 
     def flips(text: str) -> Iterator[str]:
         for at, bit in itertools.product(range(len(text)), range(7)):
@@ -127,7 +127,7 @@ def test_an_answer_is_no_request() -> None:
     """Its tag is its own."""
     exchange = Exchange()
     with pytest.raises(UntrustedError):
-        MessageVerifier(RING, public_base=BASE).verify(
+        MessageVerifier(KEY_SET, public_base=BASE).verify(
             MessageKind.START, method="POST", raw_path=URL.removeprefix(BASE), headers=exchange.headers
         )
 
@@ -240,10 +240,10 @@ def test_a_good_signature_over_too_little_is_refused(components: list[str]) -> N
 def test_a_request_under_another_label_is_answered_under_its_own() -> None:
     """The label of a peer's choice is the one that its answer names."""
     headers = CIMultiDict({"Nexus-Request-Id": "7"})
-    MessageSigner(RING).sign(MessageKind.START, URL, headers, b"")
+    MessageSigner(KEY_SET).sign(MessageKind.START, URL, headers, b"")
     for name in ("Signature", "Signature-Input"):
         headers[name] = headers[name].replace("bridge=", "sig1=", 1)
-    verified = MessageVerifier(RING, public_base=BASE).verify(
+    verified = MessageVerifier(KEY_SET, public_base=BASE).verify(
         MessageKind.START, method="POST", raw_path=URL.removeprefix(BASE), headers=headers
     )
     answer_headers = CIMultiDict[str]()
@@ -268,10 +268,10 @@ def test_the_reason_for_the_operator_names_what_is_known(
 ) -> None:
     """Key ids, the component that is missing: never to the peer, always to the log."""
     headers = CIMultiDict({"Nexus-Request-Id": "7"})
-    MessageSigner(RING).sign(MessageKind.START, URL, headers, b"")
+    MessageSigner(KEY_SET).sign(MessageKind.START, URL, headers, b"")
     change(headers)
     with pytest.raises(UntrustedError) as caught:
-        MessageVerifier(RING, public_base=BASE).verify(
+        MessageVerifier(KEY_SET, public_base=BASE).verify(
             MessageKind.START, method="POST", raw_path=URL.removeprefix(BASE), headers=headers
         )
     assert reason in caught.value.reason
@@ -280,13 +280,13 @@ def test_the_reason_for_the_operator_names_what_is_known(
 def test_the_reason_names_the_skew_in_seconds_and_a_prefix() -> None:
     """A clock, and a public URL with a prefix that the sender does not know."""
     headers = CIMultiDict({"Nexus-Request-Id": "7"})
-    MessageSigner(RING, clock=lambda: 1_800_000_000).sign(MessageKind.START, URL, headers, b"")
+    MessageSigner(KEY_SET, clock=lambda: 1_800_000_000).sign(MessageKind.START, URL, headers, b"")
     path = URL.removeprefix(BASE)
     for public_base, now, reason in (
         (BASE, 1_800_000_412, "+412 s"),
         (f"{BASE}/bridge", 1_800_000_000, "without the prefix /bridge"),
     ):
-        verifier = MessageVerifier(RING, public_base=public_base, clock=float(now).__float__)
+        verifier = MessageVerifier(KEY_SET, public_base=public_base, clock=float(now).__float__)
         with pytest.raises(UntrustedError) as caught:
             verifier.verify(MessageKind.START, method="POST", raw_path=path, headers=headers)
         assert reason in caught.value.reason

@@ -1,4 +1,4 @@
-"""The facts of a call that workflow and activity share."""
+"""The records of a call that workflow and activity share."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Headers of the caller's own: what cannot reach the handler is refused when the call is made."""
+"""Headers that the caller's workflow sets: a header that cannot reach the handler is refused when the call is made."""
 
 import pytest
 
@@ -26,5 +26,5 @@ def test_a_header_that_would_not_arrive_is_refused(name: str, value: str) -> Non
 
 
 def test_other_headers_are_kept_in_lower_case() -> None:
-    """As HTTP compares them."""
+    """HTTP does not distinguish cases in names."""
     assert _checked_headers({"X-Tenant-Id": "7", "Priority": "u=1"}) == {"x-tenant-id": "7", "priority": "u=1"}

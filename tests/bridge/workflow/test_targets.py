@@ -224,14 +224,14 @@ def test_names_are_those_of_the_wire(
 
 @pytest.mark.parametrize("workflow_class", [Ping, PingWithNothing])
 def test_an_operation_without_input_needs_no_parameter(workflow_class: type[Any]) -> None:
-    """None may be taken or left out."""
+    """A parameter may not be added or left out."""
     [target] = Targets([declare(PaymentService.ping)(workflow_class)])
     assert target.input_type is type(None)
 
 
 @pytest.mark.parametrize("workflow_class", [UntypedInput, UntypedOutput])
 def test_a_workflow_without_annotations_is_taken_as_the_sdk_takes_it(workflow_class: type[Any]) -> None:
-    """Nothing is known that could differ."""
+    """A type that is not declared cannot differ."""
     [target] = Targets([declare()(workflow_class)])
     assert (target.workflow_class, target.input_type) == (workflow_class, Request)
 
@@ -425,7 +425,7 @@ def test_a_workflow_that_does_not_fit_stops_the_import(workflow_class: type[Any]
 def test_an_operation_that_is_not_the_services_stops_the_import(
     service: type[Any], operation: nexusrpc.Operation[Any, Any], complaint: str
 ) -> None:
-    """Even before a workflow is named."""
+    """The check runs before a workflow is named."""
     with pytest.raises(TypeError, match=complaint):
         declare(operation, service)
 
@@ -497,7 +497,7 @@ def test_a_workflow_that_runs_elsewhere_claims_its_operation() -> None:
 
 
 def test_a_modules_targets_that_run_elsewhere_are_collected() -> None:
-    """By the names that they have there, each once; a worker of ours has none of their classes."""
+    """Each is in the registry once, under its Temporal name. A worker of this process registers no class for them."""
     module = ModuleType("payments")
     target = elsewhere(PaymentService.renamed)
     for name, each in {"Pay": declare()(Pay), "GO": target, "SAME": target}.items():
