@@ -65,7 +65,7 @@ def test_every_process_is_killed_about_equally_often(seed: int) -> None:
 
 def test_the_victims_are_processes_of_the_stack() -> None:
     """Named as the stack names them where there are two of each."""
-    options = StackOptions(receivers=2, handlers=2, order_workers=2, payment_workers=2)
+    options = StackOptions(separate=True, receivers=2, handlers=2, order_workers=2, payment_workers=2)
     assert {name for names in VICTIMS.values() for name in names} == set(plan(options))
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from http_message_signatures import ContentDigest, HTTPMessageSigner, MappingKeyResolver, algorithms
 from multidict import CIMultiDict
 
@@ -79,10 +80,18 @@ class Recorder:
 
         def make_and_record() -> web.Application:
             app = make()
+            app.middlewares.insert(0, self._read)
             app.on_response_prepare.append(self._record)
             return app
 
         listener._make = make_and_record
+
+    @staticmethod
+    @web.middleware
+    async def _read(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # Before the route, whose own reading leaves nothing behind.
+        await request.read()
+        return await handler(request)
 
     async def _record(self, request: web.Request, response: web.StreamResponse) -> None:
         assert isinstance(response, web.Response)

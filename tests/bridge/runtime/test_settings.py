@@ -290,7 +290,7 @@ def test_a_variable_meets_the_entry_of_the_file_in_whatever_case(
     tree["endpoints"] = {"Payments-EU": tree["endpoints"]["payments"]}
     configured(tree)
     monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS_EU__URL", "https://elsewhere.example/c/order-prod")
-    monkeypatch.setenv(f"BRIDGE_HANDLERS__{HANDLER.upper().replace('-', '_')}__COMPLETIONS", "signature")
+    monkeypatch.setenv(f"BRIDGE_HANDLERS__{HANDLER.upper().replace('-', '_')}__ANSWERS", "unsigned")
     settings = load(CallerSettings)
     assert list(settings.endpoints) == ["Payments-EU"]
     assert list(settings.handlers) == [HANDLER]
