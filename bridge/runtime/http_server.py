@@ -31,7 +31,7 @@ from bridge.errors import (
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK, encode_handler_error
 from bridge.protocol.payload import CONTENT_TYPE, JSON
-from bridge.security.signatures import RequestProof, Verified
+from bridge.security.signatures import ABSOLUTE_FORM, RequestProof, Verified
 
 BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
@@ -101,7 +101,7 @@ def path_below_mount(request: web.Request) -> str:
     The path that a peer signs ends with the result.
     """
     mount = str(request.app.router["livez"].url_for()).removesuffix(_LIVE)
-    return request.raw_path.removeprefix(mount)
+    return ABSOLUTE_FORM.sub("", request.raw_path).removeprefix(mount)
 
 
 def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:

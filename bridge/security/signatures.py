@@ -43,7 +43,7 @@ _ESCAPE = "%[0-9A-Fa-f]{2}"
 _AUTHORITY = r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9\-._~]+)(?::[0-9]+)?"
 _PATH = rf"(?:/(?:[{_CHARACTERS}]++|{_ESCAPE})*+)?"
 _URL = re.compile(rf"(https?)://({_AUTHORITY})({_PATH})(?:\?((?:[{_CHARACTERS}?]++|{_ESCAPE})*+))?")
-_ABSOLUTE = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
+ABSOLUTE_FORM = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 """Scheme and authority of a request target in absolute form (RFC 9112 section 3.2.2)."""
 
 # One member of `Signature-Input` in canonical form (RFC 8941). No string may hold a semicolon, because the parameters
@@ -207,7 +207,7 @@ class MessageVerifier:
         Raises:
             UntrustedError: The signature is missing or invalid. `reason` names the check that failed.
         """
-        raw_path = _ABSOLUTE.sub("", raw_path)
+        raw_path = ABSOLUTE_FORM.sub("", raw_path)
         if not raw_path.startswith("/"):
             reason = "request target is not a path"
             raise UntrustedError(reason)

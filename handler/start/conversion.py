@@ -62,7 +62,8 @@ class Conversion:
         if kind is None:
             return self._payload_converter.from_payloads([opened], None)[0]
         try:
-            wrong = _not_unicode(opened)
+            # A raw value is passed on as it is.
+            wrong = "" if kind is RawValue else _not_unicode(opened)
             [value] = self._payload_converter.from_payloads([opened], [kind])
             if not wrong and not _accepts(kind, value):
                 wrong = f"it is {'null' if value is None else type(value).__name__}"

@@ -14,6 +14,7 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+from temporalio.service import RPCError
 
 from bridge.security.keys import KeySet
 from scripts.environment.server import Server
@@ -114,13 +115,20 @@ async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended
         handle = await world.call(ask, CallPlan(first_lease=600))
         target = await world.until_started(ask)
         assert await target.result() == {"text": "late", "blob": ""}
-        await world.receiver.start()
-
-        assert await handle.result() == Reply("late")
-        assert world.service.statuses == [201]
         described = await target.describe()
         request_id = (await described.memo())["bridge"]["request_id"]
         delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+
+        async def started() -> None:
+            try:
+                await delivery.describe()
+            except RPCError as error:
+                raise AssertionError from error
+
+        await assert_eventually(started)
+        await world.receiver.start()
+        assert await handle.result() == Reply("late")
+        assert world.service.statuses == [201]
         assert await delivery.result() == "accepted"
 
 

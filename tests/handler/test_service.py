@@ -421,6 +421,10 @@ async def test_a_request_that_cannot_be_parsed_is_answered_in_the_documented_for
     writer.close()
     await writer.wait_closed()
     head, _, text = answer.partition(b"\r\n\r\n")
+    if quiet.service.mount:
+        # The listener is the parent's, and so is what it answers.
+        assert head.split()[1] == b"400"
+        return
     assert head.split()[1] in {b"400", b"401"}
     assert json.loads(text)["metadata"]["type"] == "nexus.HandlerError"
     assert b"application/json" in head

@@ -41,7 +41,7 @@ from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
 from tests.support.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply
 
-_ECHO = re.compile(r"/c/[^/]+|/callbacks")
+_ECHO = re.compile(r"(/bridge)?(/c/[^/]+|/callbacks)")
 
 Before = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
@@ -58,7 +58,7 @@ class Listener:
 
     def __init__(self, port: int, make: Callable[[], web.Application], *, mount: str = "") -> None:
         self.port = port
-        self._mount = mount
+        self.mount = mount
         self.url = f"http://127.0.0.1:{port}{mount}"
         self.requests: list[tuple[str, int]] = []
         """Path with query, and status, of every request that was answered."""
@@ -74,9 +74,9 @@ class Listener:
     async def start(self) -> None:
         app = self._make()
         app.middlewares.insert(0, self._count)
-        if self._mount:
+        if self.mount:
             parent = web.Application()
-            parent.add_subapp(self._mount, app)
+            parent.add_subapp(self.mount, app)
             self._runner = web.AppRunner(parent, shutdown_timeout=1)
         else:
             self._runner = ServiceRunner(

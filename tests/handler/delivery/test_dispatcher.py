@@ -77,8 +77,8 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def answers(world: World, status_code: int) -> None:
-    async def before(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=status_code)
+    async def before(request: web.Request) -> web.StreamResponse:
+        return world.signed_response(request, status_code)
 
     world.receiver.before = before
 

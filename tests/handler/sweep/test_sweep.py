@@ -484,7 +484,7 @@ async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server:
 
         async def take(request: web.Request) -> web.StreamResponse:
             got.append((request.headers["Nexus-Operation-State"], await request.read()))
-            return web.Response(status=200)
+            return world.signed_response(request, 200)
 
         world.receiver.before = take
         await world.start_sweep()
