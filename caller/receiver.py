@@ -18,7 +18,6 @@ from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_r
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
-from bridge.protocol.openapi import describe_receiver
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
@@ -62,7 +61,7 @@ def create_app(
     async def echo(request: web.Request) -> web.Response:
         return await request.app[_RECEIVER].echo(request)
 
-    app = http_server.create_app(is_ready, description=describe_receiver(), has_method_errors=True)
+    app = http_server.create_app(is_ready, has_method_errors=True)
     app.on_startup.append(prepare)
     app.router.add_post("/callbacks", echo)
     app.router.add_post("/callbacks/{callback_id}", complete)

@@ -21,7 +21,6 @@ from bridge.errors import DestinationRefusedError, UntrustedError, bad_request, 
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import LINK, REQUEST_ID
-from bridge.protocol.openapi import describe_handler_service
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
@@ -139,7 +138,7 @@ def create_app(
     async def release_held_starts(app: web.Application) -> None:
         app[_SERVICE].holds.close()
 
-    app = http_server.create_app(is_ready, description=describe_handler_service(), has_method_errors=False)
+    app = http_server.create_app(is_ready, has_method_errors=False)
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.

@@ -5,14 +5,12 @@ error into a Nexus Failure with its status, and signs an answer that depends on 
 """
 
 import asyncio
-import json
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.abc import AbstractAccessLogger
@@ -30,7 +28,6 @@ from bridge.errors import (
 )
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK, encode_handler_error
-from bridge.protocol.payload import CONTENT_TYPE, JSON
 from bridge.security.signatures import ABSOLUTE_FORM, RequestProof, Verified
 
 BODY_TIMEOUT = timedelta(seconds=5)
@@ -60,8 +57,8 @@ _STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set when the process stops: it is not ready any more."""
 
 
-def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_errors: bool) -> web.Application:
-    """An application with health routes, its OpenAPI *description*, and the error middleware.
+def create_app(check: ReadyCheck, *, has_method_errors: bool) -> web.Application:
+    """An application with health routes and the error middleware.
 
     It may be mounted into another application. The service is ready while *check* returns true and the process is not
     stopping. *has_method_errors* decides whether a wrong method is answered with 405. The handler service answers 404,
@@ -77,17 +74,12 @@ def create_app(check: ReadyCheck, *, description: Mapping[str, Any], has_method_
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
-    async def describe(_: web.Request) -> web.Response:
-        return answer(200, {CONTENT_TYPE: JSON}, document)
-
-    document = json.dumps(description).encode()
     app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_FAILURE_BYTES)
     app[_STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
     app.on_shutdown.append(_stop)
     app.router.add_get(_LIVE, alive, name="livez")
     app.router.add_get("/readyz", ready)
-    app.router.add_get("/openapi.json", describe)
     return app
 
 

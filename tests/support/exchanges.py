@@ -21,9 +21,15 @@ from http_message_signatures import ContentDigest, HTTPMessageSigner, MappingKey
 from multidict import CIMultiDict
 
 from examples.plain.signatures import decode_key
+from scripts.environment.stack import ROOT
 from tests.support.world import Listener, World
 
 SIGNED_AT = datetime(2026, 11, 23, 14, 39, 21, tzinfo=UTC)
+OPENAPI = {
+    name: ROOT / "docs" / "openapi" / f"{file}.json" for name, file in (("service", "handler"), ("receiver",) * 2)
+}
+"""The documents that describe the services, by the name of the service's listener."""
+
 KEYS = {
     "bridge-start": "ZXhhbXBsZS1vZi1hLWtleS10aGF0LXNpZ25zLXN0YXJ0cyE",
     "bridge-cancel": "ZXhhbXBsZS1vZi1hLWtleS10aGF0LXNpZ25zLXN0YXJ0cyE",
