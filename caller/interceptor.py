@@ -55,12 +55,11 @@ class _ActivityGuard(worker.ActivityInboundInterceptor):
                 begun.append(asyncio.create_task(input.fn(*input.args)))
             return await asyncio.shield(begun[0])
 
-        current = asyncio.current_task()
         # Ignore what the interceptors raise or return. The result of the attempt is read below.
         with contextlib.suppress(BaseException):
             await self.next.execute_activity(dataclasses.replace(input, fn=run))
-        if current is not None and current.cancelling():
-            # The worker is shutting down.
+        # An interceptor of the client that times out cancels this task too, and must not end the attempt.
+        if activity.is_cancelled() or activity.is_worker_shutdown():
             for attempt in begun:
                 attempt.cancel()
             raise asyncio.CancelledError

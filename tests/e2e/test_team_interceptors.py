@@ -75,6 +75,7 @@ async def test_interceptors_of_the_worker_change_nothing(server: Server, kinds: 
         await assert_calls_end_as_they_should(world)
 
 
+@pytest.mark.part("interceptors")
 @pytest.mark.parametrize("kinds", [pytest.param(PATIENT, id="in order"), pytest.param(PATIENT[::-1], id="reversed")])
 async def test_interceptors_of_the_client_change_nothing(server: Server, kinds: Kinds) -> None:
     """The SDK runs them outside those of the worker: our reports are sent before they see an error."""
