@@ -58,8 +58,10 @@ class _ActivityGuard(worker.ActivityInboundInterceptor):
         # Ignore what the interceptors raise or return. The result of the attempt is read below.
         with contextlib.suppress(BaseException):
             await self.next.execute_activity(dataclasses.replace(input, fn=run))
+        current = asyncio.current_task()
+        is_asked_to_end = activity.is_cancelled() or activity.is_worker_shutdown()
         # An interceptor of the client that times out cancels this task too, and must not end the attempt.
-        if activity.is_cancelled() or activity.is_worker_shutdown():
+        if is_asked_to_end and current is not None and current.cancelling():
             for attempt in begun:
                 attempt.cancel()
             raise asyncio.CancelledError
