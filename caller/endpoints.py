@@ -21,6 +21,10 @@ from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
+MAY_HAVE_STARTED = " (an earlier attempt may have started the operation)"
+"""Added to a refusal of a later attempt: an earlier one may have started the operation without a signed answer."""
+
+
 _SENT = {MessageKind.START: Sent.START, MessageKind.CANCEL: Sent.CANCEL, MessageKind.ECHO: Sent.ECHO}
 
 
@@ -161,5 +165,5 @@ class Endpoints:
 
 def _add_that_it_may_run(reason: BridgeError | HandlerError) -> None:
     if isinstance(reason, HandlerError) and not isinstance(reason, OutcomeUnknownError):
-        reason.message = f"{reason.message} (an earlier attempt may have started the operation)"
+        reason.message = f"{reason.message}{MAY_HAVE_STARTED}"
         reason.args = (reason.message,)

@@ -31,8 +31,8 @@ def main() -> NoReturn:
         except temporal_cli.NoServerError as error:
             say(str(error))
             raise SystemExit(1) from None
-    # The tests wait more than they compute: two processes for each core keep it busy.
-    processes = str(2 * (os.cpu_count() or 1))
+    # The tests wait more than they compute: two processes for each core keep it busy. The parts compute.
+    processes = "1" if chosen.tier == "short" else str(2 * (os.cpu_count() or 1))
     os.chdir(ROOT)
     sys.stderr.flush()
     pytest = ["-m", "pytest", "--tier", chosen.tier or "suite", "-n", processes, "--dist", "worksteal", *arguments]

@@ -27,7 +27,7 @@ async def until_attached(world: World, ask: Ask, count: int) -> None:
     async def attached() -> None:
         assert (await events(world.target(ask))).count("WORKFLOW_EXECUTION_SIGNALED") == count
 
-    await assert_eventually(attached, within=60)
+    await assert_eventually(attached, within=150)
 
 
 async def test_two_calls_wait_for_one_run_and_both_get_its_outcome(world: World) -> None:
@@ -141,7 +141,7 @@ async def test_a_shared_operation_attaches_to_a_run_started_by_hand(world: World
     async def attached() -> None:
         assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
 
-    await assert_eventually(attached, within=60)
+    await assert_eventually(attached, within=150)
     await target.signal("say", "by hand")
     assert await handle.result() == Reply("by hand")
 
