@@ -6,15 +6,12 @@ The path of an outcome:
 2. The target runs as it would without the plugin, and makes the same history.
 3. Its worker closes it. The close reporter (`close_reporter.py`) notices every way of closing.
 4. The dispatcher (`dispatcher.py`) reads the run's last event. It drops a run that is open or continues as another run.
-5. It POSTs the outcome in the event to the callback URL, signed for the caller. The receiver completes the waiting
-   activity.
+5. It POSTs the outcome to the callback URL, signed for the caller. The receiver completes the waiting activity.
 6. If the delivery fails, a delivery workflow (`workflow.py`) repeats it. People can list these workflows.
-7. If the process is killed before the delivery, the caller's next renewal or the sweep (`handler/sweep/`) finds the
-   outcome.
+7. If the process is killed first, the caller's next renewal or the sweep (`handler/sweep/`) finds the outcome.
 
-Inside a run the interceptor does two things. It receives the signal that attaches a further call, because otherwise a
-target's own dynamic handler would receive it. If an operation's `caller_close_policy` is "request_cancel", it watches
-the operation's callers.
+Inside a run it receives the signal that attaches a further call, because otherwise a target's own dynamic handler would
+receive it. If the `caller_close_policy` of an operation is "request_cancel", it watches the callers.
 """
 
 import asyncio
@@ -138,9 +135,8 @@ class _Inbound(WorkflowInboundInterceptor):
                 cancellation_type=workflow.ActivityCancellationType.ABANDON,
                 summary="does any caller wait?",
             )
-        await workflow.execute_activity(
-            CANCEL_ABANDONED_ACTIVITY, start_to_close_timeout=ATTEMPT_TIMEOUT, summary="no caller waits"
-        )
+        timeout = ATTEMPT_TIMEOUT
+        await workflow.execute_activity(CANCEL_ABANDONED_ACTIVITY, start_to_close_timeout=timeout, summary="no caller")
 
 
 def _own_call() -> CallMemo | None:
