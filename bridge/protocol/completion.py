@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 
 from bridge.protocol import headers as wire
 from bridge.protocol.link import WorkflowRef, decode_links, encode_links
@@ -27,19 +26,6 @@ class Completion:
     """When the target was started, UTC. Sent, but not read back."""
     close_time: datetime | None = None
     """When the target closed, UTC."""
-
-
-class DeliveryAnswer(Enum):
-    """Result of one attempt to deliver a completion."""
-
-    ACCEPTED = "accepted"
-    """Final: the caller has the outcome."""
-    AGAIN_LATER = "again later"
-    """Not final: try again."""
-    GONE = "gone"
-    """Final: the caller does not wait any more, or has another outcome."""
-    REFUSED = "refused"
-    """Final: the receiver does not accept this message. An operator may repair the cause and send it again."""
 
 
 def encode_completion(completion: Completion, *, callback_headers: Mapping[str, str]) -> tuple[dict[str, str], bytes]:

@@ -7,13 +7,12 @@ people can see. A delivery that was finally refused is a failed workflow: it can
 import logging
 import random
 from datetime import timedelta
-from typing import assert_never
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.protocol.completion import DeliveryAnswer
+from bridge.protocol.answers import Meaning
 from handler.delivery.callback_client import CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
@@ -53,7 +52,7 @@ class DeliveryActivities:
             answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
         except DestinationBusyError:
             # End at once, so that a receiver that hangs holds no slot of the worker.
-            answer, retry_after, delay = DeliveryAnswer.AGAIN_LATER, None, _BUSY_STEP * (0.5 + spread)
+            answer, retry_after, delay = Meaning.AGAIN, None, _BUSY_STEP * (0.5 + spread)
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.attempt": attempt,
@@ -61,10 +60,14 @@ class DeliveryActivities:
             "bridge.answer": answer.value,
         }
         match answer:
-            case DeliveryAnswer.ACCEPTED | DeliveryAnswer.GONE:
+            case Meaning.ACCEPTED | Meaning.CONFLICT | Meaning.GONE:
                 _log.info("bridge.completion_delivered", extra=extra)
                 return str(answer.value)
-            case DeliveryAnswer.AGAIN_LATER:
+            case Meaning.REFUSED:
+                _log.error("bridge.completion_refused", extra=extra)
+                message = "the receiver refused the completion"
+                raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
+            case _:
                 _log.info("bridge.completion_not_delivered", extra=extra)
                 message = "the receiver is not ready"
                 raise ApplicationError(
@@ -72,12 +75,6 @@ class DeliveryActivities:
                     type=RECEIVER_NOT_READY,
                     next_retry_delay=max(delay, retry_after or timedelta(milliseconds=50)),
                 )
-            case DeliveryAnswer.REFUSED:
-                _log.error("bridge.completion_refused", extra=extra)
-                message = "the receiver refused the completion"
-                raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
-            case _:
-                assert_never(answer)
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:
         try:

@@ -11,7 +11,7 @@ from yarl import URL
 
 from bridge.errors import BridgeError, DestinationRefusedError
 from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
-from bridge.protocol.completion import Completion, DeliveryAnswer, encode_completion
+from bridge.protocol.completion import Completion, encode_completion
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
@@ -24,12 +24,6 @@ REQUESTS = 100
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
-_DELIVERY_ANSWERS = {
-    Meaning.ACCEPTED: DeliveryAnswer.ACCEPTED,
-    Meaning.CONFLICT: DeliveryAnswer.GONE,
-    Meaning.GONE: DeliveryAnswer.GONE,
-    Meaning.REFUSED: DeliveryAnswer.REFUSED,
-}
 
 
 class DestinationBusyError(BridgeError):
@@ -59,8 +53,8 @@ class CallbackClient:
         converter: DataConverter,
         *,
         patience: timedelta = _NO_PATIENCE,
-    ) -> tuple[DeliveryAnswer, timedelta | None]:
-        """Make one attempt to deliver *closed*. Returns what the receiver answered, and the delay that it asked for.
+    ) -> tuple[Meaning, timedelta | None]:
+        """Make one attempt to deliver *closed*. Returns the answer's meaning and the delay that it asks for.
 
         Raises:
             DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
@@ -85,10 +79,10 @@ class CallbackClient:
             raise
         except DestinationRefusedError:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
-            return DeliveryAnswer.REFUSED, None
+            return Meaning.REFUSED, None
         except BridgeError:
-            return DeliveryAnswer.AGAIN_LATER, None
-        return _DELIVERY_ANSWERS.get(answer.meaning, DeliveryAnswer.AGAIN_LATER), answer.retry_after
+            return Meaning.NOT_REACHED, None
+        return answer.meaning, answer.retry_after
 
     async def post(
         self,

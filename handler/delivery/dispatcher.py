@@ -19,7 +19,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from bridge.protocol.completion import DeliveryAnswer
+from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import keeping_inline
 from handler.delivery.callback_client import CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
@@ -167,13 +167,13 @@ class Dispatcher:
         try:
             answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
         except DestinationBusyError:
-            answer = DeliveryAnswer.AGAIN_LATER
+            answer = Meaning.AGAIN
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.target": delivery.workflow_id,
             "bridge.answer": answer.value,
         }
-        if answer in {DeliveryAnswer.ACCEPTED, DeliveryAnswer.GONE}:
+        if answer in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}:
             _log.info("bridge.completion_delivered", extra=extra)
             return
         _log.info("bridge.completion_not_delivered", extra=extra)

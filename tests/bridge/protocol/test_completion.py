@@ -1,4 +1,4 @@
-"""The completion and what its receiver's answer asks of the sender."""
+"""The completion, written and read."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,14 +10,11 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import RemoteProtocolError
-from bridge.protocol.completion import Completion, DeliveryAnswer, decode_completion, encode_completion
+from bridge.protocol.completion import Completion, decode_completion, encode_completion
 from bridge.protocol.headers import OperationState
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from tests.support.helpers import multi
-
-ACCEPTED, AGAIN_LATER = DeliveryAnswer.ACCEPTED, DeliveryAnswer.AGAIN_LATER
-GONE, REFUSED = DeliveryAnswer.GONE, DeliveryAnswer.REFUSED
 
 JSON = {"Content-Type": "application/json"}
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
