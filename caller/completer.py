@@ -3,7 +3,7 @@
 The completion is by id in the current run: namespace, workflow id, empty run id, activity id. This form stays valid
 over attempts and resets. A task token belongs to one attempt and becomes invalid after the first lease. An attempt that
 receives the outcome itself therefore completes by its own task token first. If the activity is not pending, the
-completer reads the workflow's history. The completer keeps no state: the `identity` of the closing event holds a
+completer reads the workflow's history. The completer keeps no state: the `identity` of the close event holds a
 receipt, which distinguishes a repeat from a conflict and from a wait that ended without an outcome.
 """
 
@@ -83,7 +83,7 @@ class CompletionAnswer(Enum):
 
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
-    """Return the receipt of an outcome: the text for the closing event's `identity`.
+    """Return the receipt of an outcome: the text for the close event's `identity`.
 
     Equal outcomes have equal text up to the first space. After the space follows the target's name for people.
     """

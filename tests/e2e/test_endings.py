@@ -41,7 +41,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) -> None:
-    """No code of the worker ran; the closing event holds the identity and the reason."""
+    """No code of the worker ran; the close event holds the identity and the reason."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
     await (await world.until_started(ask)).terminate(reason="out of paper")

@@ -148,7 +148,7 @@ def in_our_words(text: str) -> Callable[[list[Error]], list[Error]]:
 
 
 def by_whom_and_why(native: list[Error]) -> list[Error]:
-    """The bridge reads the closing event, which holds more than the server's completion."""
+    """The bridge reads the close event, which holds more than the server's completion."""
     operation, terminated = native
     assert terminated["text"] == "operation terminated"
     text = "operation terminated by WORKER: out of paper"
@@ -183,7 +183,7 @@ CASES = [
     Case("child's activity fails"),
     Case("child is out of time"),
     Case("child is canceled"),
-    # The closing event of a canceled target keeps no message of the target. Therefore no transport delivers one.
+    # The close event of a canceled target keeps no message of the target. Therefore no transport delivers one.
     Case("waits", act="cancel the call"),
     Case("waits", act="cancel the target"),
     Case("waits for an activity", act="cancel the call"),
