@@ -17,7 +17,8 @@ from temporalio.client import Client
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
-from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState, encode_handler_error
+from bridge.protocol.handler_error import encode_handler_error
+from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers

@@ -23,6 +23,7 @@ from bridge.errors import (
     WaitOverError,
 )
 from bridge.protocol import headers as wire
+from bridge.protocol.handler_error import decode_handler_error
 from bridge.protocol.headers import OperationState
 from bridge.protocol.outcome import decode_outcome
 from bridge.protocol.payload import CONTENT_TYPE, is_json, is_known
@@ -130,7 +131,7 @@ def read_answer(
         if proof is None and sent is Sent.START and not _is_plausible(status, signed, body):
             return _not_reached(status, signed, body, "not the answer of an unsigned peer")
         return Answer(meaning=meaning, status=status, headers=signed, body=body)
-    error = wire.decode_handler_error(status, signed, body)
+    error = decode_handler_error(status, signed, body)
     if meaning is Meaning.REFUSED and error.retryable:
         meaning = Meaning.AGAIN
     if sent is Sent.START and status in _RETRYABLE and error.retryable_override is False:

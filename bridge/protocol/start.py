@@ -13,6 +13,7 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import RemoteProtocolError
 from bridge.protocol import headers as wire
 from bridge.protocol.failure import OPERATION_ERROR_TYPE, parse_failure
+from bridge.protocol.handler_error import decode_handler_error
 from bridge.protocol.headers import OperationState
 from bridge.protocol.link import WorkflowRef, decode_links, encode_links
 from bridge.protocol.outcome import Outcome, decode_outcome, encode_outcome
@@ -214,7 +215,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
                 raise RemoteProtocolError(message)
             return Running(operation_token=info.token, target=target, progress=_progress(info.progress))
         case _:
-            raise wire.decode_handler_error(status, headers, body)
+            raise decode_handler_error(status, headers, body)
 
 
 def _state_in(body: bytes) -> str:

@@ -27,7 +27,8 @@ from bridge.errors import (
     without_text,
 )
 from bridge.protocol.failure import MAX_FAILURE_BYTES
-from bridge.protocol.headers import LINK, encode_handler_error
+from bridge.protocol.handler_error import encode_handler_error
+from bridge.protocol.headers import LINK
 from bridge.security.signatures import ABSOLUTE_FORM, RequestProof, Verified
 
 BODY_TIMEOUT = timedelta(seconds=5)

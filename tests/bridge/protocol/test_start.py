@@ -14,7 +14,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 
 from bridge.errors import OutcomeUnknownError, RemoteProtocolError
-from bridge.protocol.headers import encode_handler_error
+from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.payload import decode_payload
