@@ -14,9 +14,10 @@ from temporalio.worker import Worker
 from bridge.runtime.settings import SettingsError
 from caller import CallerPlugin, CallerSettings
 from scripts.environment.server import Server, free_ports
+from tests.support.callers import CALLERS, CallingWorkflow, CallPlan
 from tests.support.commands import process
 from tests.support.helpers import CALLER, HANDLER
-from tests.support.workflows import CALLERS, Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
 
 BY_CALLBACK = CallPlan(first_lease=600, deadline=3600)

@@ -19,9 +19,10 @@ from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
 from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
+from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import Message, Spoil, completion, failure_body, send
-from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600, deadline=3600)

@@ -13,9 +13,10 @@ from temporalio.workflow import NexusOperationCancellationType as CancellationTy
 
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import Message, send, start
-from tests.support.workflows import Ask, CallPlan
+from tests.support.targets import Ask
 from tests.support.world import World, events, running_world
 
 

@@ -23,7 +23,7 @@ from scripts.environment.temporal_cli import NoServerError
 from tests.support.commands import BRIDGE, process, run
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.peer import send, start
-from tests.support.workflows import Ask, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World
 
 
@@ -201,7 +201,7 @@ async def test_a_handler_that_hosts_the_worker_starts_eagerly(world: World, sett
     await world.service.stop()
     fit(settings, world, "ProbeService")
     async with process(
-        *(*BRIDGE, "handler", "serve", "--module", "tests.support.workflows", "--with-worker"),
+        *(*BRIDGE, "handler", "serve", "--module", "tests.support.targets", "--with-worker"),
         *("--port", str(world.service.port)),
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=world.server.address,

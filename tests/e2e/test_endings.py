@@ -11,8 +11,9 @@ from temporalio.exceptions import NexusOperationError, TerminatedError, TimeoutT
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
+from tests.support.callers import CallPlan, LeavingCaller
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import Ask, CallPlan, LeavingCaller, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events
 
 LONG = CallPlan(first_lease=600)

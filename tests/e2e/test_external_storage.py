@@ -20,10 +20,11 @@ from temporalio.exceptions import ApplicationError, NexusOperationError
 
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import HANDLER, assert_eventually
 from tests.support.peer import send, start
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
 
 LONG = CallPlan(first_lease=600)

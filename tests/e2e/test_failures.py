@@ -32,10 +32,11 @@ from caller.waiting_activity import HANDLER_NOT_REACHED
 from handler import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support import failing
+from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.failing import Answers, BoundedWorkflow, CatchingWorkflow, Trial, Trials, Way
 from tests.support.helpers import HANDLER, assert_eventually
-from tests.support.workflows import Ask, CallPlan
+from tests.support.targets import Ask
 from tests.support.world import World, events, running_world
 
 By = Literal["sdk", "nexus", "callback", "wait", "poll"]

@@ -21,8 +21,9 @@ from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from bridge.workflow.client import OperationClient
 from caller.plugin import CallerPlugin
 from scripts.environment.server import Server, running_server
+from tests.support.callers import CALLERS, CallPlan, ManyCalls, ParentOfCaller
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
-from tests.support.workflows import CALLERS, Ask, CallPlan, ManyCalls, ParentOfCaller, ProbeService, Reply
+from tests.support.targets import Ask, ProbeService, Reply
 from tests.support.world import World, events, running_world
 
 HOUR = timedelta(hours=1)

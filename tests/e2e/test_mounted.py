@@ -13,9 +13,10 @@ import handler
 from bridge.runtime.http_server import AccessLogger
 from bridge.runtime.settings import SettingsError
 from scripts.environment.server import Server
-from tests.support import services, workflows
+from tests.support import services, targets
+from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import running_world
 
 MOUNT = "/bridge"
@@ -126,4 +127,4 @@ def test_the_receiver_needs_its_settings() -> None:
 def test_a_module_of_workflows_is_served_whole() -> None:
     """The decorated workflows and the service handlers of the module are served."""
     settings = handler_settings(Keys(), receiver_url="http://127.0.0.1:1", service_url="http://127.0.0.1:1")
-    assert handler.create_app(settings, workflows) is not None
+    assert handler.create_app(settings, targets) is not None

@@ -9,7 +9,7 @@ from temporalio.worker import Worker
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.native import NativeCaller, NativePlan
-from tests.support.workflows import Ask, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 FORGED = {

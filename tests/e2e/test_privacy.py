@@ -12,10 +12,11 @@ from temporalio.client import WorkflowFailureError
 from bridge.admin.command import JsonFormatter
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
 from tests.support.peer import send, start
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world, with_codec
 
 PLANTED = "planted-4711"

@@ -19,9 +19,10 @@ from temporalio.service import RPCError
 from bridge.security.keys import KeySet
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT, write_local_settings
+from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import CALLER, assert_eventually, key_set
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import Before, World, events, running_world, with_codec
 
 SHORT = CallPlan(first_lease=1, renewal=1)

@@ -22,8 +22,9 @@ from examples.payments.payments import PaymentWorkflow
 from handler.delivery.workflow import DeliveryWorkflow
 from handler.sweep.workflow import SweepWorkflow
 from scripts.environment.server import Server
+from tests.support.callers import CALLERS, CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import CALLERS, TARGETS, Ask, CallPlan
+from tests.support.targets import TARGETS, Ask
 from tests.support.world import events, running_world
 
 HISTORIES = Path(__file__).parent / "histories"

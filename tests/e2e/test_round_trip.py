@@ -9,8 +9,9 @@ from temporalio.exceptions import ApplicationError, NexusOperationError
 
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from tests.support.callers import CallPlan, NothingCaller
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import Ask, CallPlan, NothingCaller, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events
 
 

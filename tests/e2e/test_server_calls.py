@@ -32,7 +32,7 @@ from scripts.environment.stack import ROOT
 from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.native import NativeCaller, NativePlan
 from tests.support.services import Quotes
-from tests.support.workflows import Ask, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 SERVER = "order-server"

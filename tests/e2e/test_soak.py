@@ -10,9 +10,10 @@ from temporalio.worker import Worker
 
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.cut_proxy import cutting_proxy
 from tests.support.helpers import HANDLER
-from tests.support.workflows import TARGETS, Ask, CallPlan
+from tests.support.targets import TARGETS, Ask
 from tests.support.world import World, running_world
 
 CALLS = 250

@@ -12,8 +12,9 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import NexusOperationError
 
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually, key_set
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
 
 JSON = {"Content-Type": "application/json"}

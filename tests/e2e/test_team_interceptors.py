@@ -10,9 +10,10 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 from temporalio.worker import Interceptor
 
 from scripts.environment.server import Server
+from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import assert_eventually
+from tests.support.targets import Ask, Reply
 from tests.support.team_interceptors import CATCHES_ALL, INBOUND, OUTBOUND, MapsEverything, Reports
-from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
 from tests.support.world import World, running_world
 
 Kinds = list[type[Interceptor]]

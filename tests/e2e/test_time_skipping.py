@@ -8,7 +8,8 @@ import pytest
 from temporalio.testing import WorkflowEnvironment
 
 from scripts.environment.server import Server
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.callers import CallPlan
+from tests.support.targets import Ask, Reply
 from tests.support.world import running_world
 
 BINARY = Path(sys.executable).with_name("temporal-test-server")

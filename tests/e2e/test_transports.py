@@ -18,8 +18,9 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from bridge.workflow.call import Transport
 from scripts.environment.server import Server
+from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world, with_codec
 
 

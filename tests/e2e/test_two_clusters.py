@@ -10,8 +10,9 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 
 from scripts.environment.server import Server, running_server
 from scripts.environment.temporal_cli import NEWEST, OLDEST
+from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 

@@ -14,8 +14,9 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from handler.start.held_starts import HeldStarts
 from scripts.environment.server import Server
+from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 HELD_S = 20

@@ -17,7 +17,7 @@ from scripts.environment.server import Server, running_server
 from tests.support.codec import Scrambler
 from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.peer import Answered, Message, Spoil, send, start
-from tests.support.workflows import Ask
+from tests.support.targets import Ask
 from tests.support.world import World, running_world, with_codec
 
 UNAUTHENTICATED = (

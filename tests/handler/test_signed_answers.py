@@ -15,7 +15,7 @@ from scripts.environment.server import Server
 from tests.handler.test_service import body, header, method, twice, url, without
 from tests.support.helpers import CALLER
 from tests.support.peer import Answered, Message, Spoil, send, start
-from tests.support.workflows import Ask
+from tests.support.targets import Ask
 from tests.support.world import World, running_world
 
 

@@ -7,7 +7,7 @@ from temporalio.worker import Worker
 
 from bridge.runtime.temporal import connect
 from caller import CallerPlugin
-from tests.support.workflows import CALLERS
+from tests.support.callers import CALLERS
 
 
 async def main() -> None:

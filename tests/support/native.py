@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from tests.support.workflows import Ask, Reply
+from tests.support.targets import Ask, Reply
 
 
 @dataclass(frozen=True)

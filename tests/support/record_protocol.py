@@ -26,9 +26,10 @@ from scripts.environment.server import Server, running_server
 from scripts.environment.stack import ROOT
 from tests.conftest import ALLOW_CALLBACKS_TO_LOOPBACK
 from tests.support import peer
+from tests.support.callers import CallPlan
 from tests.support.exchanges import Exchange, Page, Recorder, Stable
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.workflows import Ask, CallPlan
+from tests.support.targets import Ask
 from tests.support.world import World, running_world
 
 SHOP, SECRET = "shop", new_key()

@@ -17,7 +17,7 @@ from nexusrpc.handler import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from tests.support.workflows import Ask, Reply
+from tests.support.targets import Ask, Reply
 
 
 @nexusrpc.service

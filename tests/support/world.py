@@ -38,8 +38,9 @@ from handler.settings import HandlerSettings
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
+from tests.support.callers import CALLERS, CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
-from tests.support.workflows import CALLERS, TARGETS, Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import TARGETS, Ask, Reply
 
 _ECHO = re.compile(r"(/bridge)?(/c/[^/]+|/callbacks)")
 

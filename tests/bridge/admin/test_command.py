@@ -53,7 +53,7 @@ def users_project(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("bridge", "caller", "handler"):
         (folder / f"{name}.py").write_text(f"print('the user\\'s {name} ran')\n")
-    (folder / "payments.py").write_text("import caller\nfrom tests.support.workflows import ProbeWorkflow\n")
+    (folder / "payments.py").write_text("import caller\nfrom tests.support.targets import ProbeWorkflow\n")
     return folder
 
 

@@ -19,10 +19,11 @@ from handler.delivery.records import MEMO_KEY, CallMemo, Delivery
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
+from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.codec import Scrambler
 from tests.support.commands import BRIDGE
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.workflows import Ask, CallingWorkflow, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world, with_codec
 
 LONG = CallPlan(first_lease=600)

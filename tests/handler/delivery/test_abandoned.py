@@ -13,8 +13,9 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, Wor
 from bridge.runtime.temporal import is_open
 from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import Ask, CallPlan, Reply
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 MINDED = CallPlan(first_lease=600, operation="minded")

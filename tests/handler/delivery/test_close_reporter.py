@@ -21,8 +21,9 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from handler.delivery.close_reporter import CloseReporter, ClosingRun
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.helpers import HANDLER
-from tests.support.workflows import Ask, CallPlan, ProbeWorkflow, Reply
+from tests.support.targets import Ask, ProbeWorkflow, Reply
 from tests.support.world import World, running_world
 
 LONG = CallPlan(first_lease=600)

@@ -18,8 +18,9 @@ from temporalio.worker import (
 )
 
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.workflows import TARGETS, Ask, CallPlan, Reply
+from tests.support.targets import TARGETS, Ask, Reply
 from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)

@@ -19,9 +19,10 @@ from temporalio.worker import Replayer, Worker, WorkerDeploymentConfig
 
 from handler.delivery.records import MEMO_KEY, CallMemo
 from handler.plugin import HandlerPlugin
+from tests.support.callers import CallPlan
 from tests.support.cases import Case, CaseChild, CaseWorkflow, double
 from tests.support.helpers import CALLER, assert_eventually
-from tests.support.workflows import Ask, CallPlan, PinnedWorkflow, Reply
+from tests.support.targets import Ask, PinnedWorkflow, Reply
 from tests.support.world import World
 
 CASES = [

@@ -15,9 +15,10 @@ from temporalio.worker import Worker
 
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server, free_ports
+from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import send, start
-from tests.support.workflows import Ask, CallPlan, ForeignWorkflow, Reply, foreign_target
+from tests.support.targets import Ask, ForeignWorkflow, Reply, foreign_target
 from tests.support.world import Listener, World, events, running_world
 
 LONG = CallPlan(first_lease=600)

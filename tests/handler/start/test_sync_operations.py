@@ -26,11 +26,12 @@ from caller import CallerPlugin
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from scripts.environment.server import Server
 from tests.support import services
+from tests.support.callers import CallingWorkflow, ServiceCaller
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.services import Probes, Quotes, QuoteService
-from tests.support.workflows import TARGETS, Ask, CallingWorkflow, ProbeWorkflow, Reply, ServiceCaller
+from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
 from tests.support.world import World, clock, events, running_world, with_codec
 
 OPERATIONS = ["QuoteService/quote", "QuoteService/lookup"]

@@ -27,7 +27,7 @@ from handler.start import user_functions
 from handler.start.threads import BoundedThreads
 from scripts.environment.server import Server
 from tests.support.peer import Answered, send, start
-from tests.support.workflows import Ask, ProbeService, Reply
+from tests.support.targets import Ask, ProbeService, Reply
 from tests.support.world import World, running_world
 
 

@@ -31,12 +31,12 @@ from handler.delivery.records import milliseconds
 from handler.sweep.activity import read_run
 from handler.sweep.workflow import SweepPlace, SweepPlan, sweep_plans
 from scripts.environment.server import Server
+from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
 from tests.support.peer import send, start
-from tests.support.workflows import (
+from tests.support.targets import (
     Ask,
-    CallPlan,
     FlakyWorkflow,
     ForeignWorkflow,
     ProbeService,
