@@ -41,7 +41,6 @@ async def ending(world: World, number: int) -> tuple[str, str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.part("soak", short=True)
 async def test_no_ending_is_missed_while_the_connection_is_cut(server: Server) -> None:
     """Callbacks deliver, not renewals: every start is answered 201, and no lease runs out."""

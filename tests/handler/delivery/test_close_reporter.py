@@ -36,8 +36,6 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
     return raised.value.cause.cause
 
 
-# If a workflow fails in its init, the SDK leaves a coroutine unawaited.
-@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("cached", [1000, 0])
 @pytest.mark.parametrize("behaviour", ["signal", "init", "unwritable"])
 async def test_a_failure_outside_the_run_function_is_delivered_at_once(

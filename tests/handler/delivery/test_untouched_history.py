@@ -122,8 +122,6 @@ def a_call() -> CallMemo:
     )
 
 
-# If a workflow fails in its init, the SDK leaves a coroutine unawaited, with and without the plugin.
-@pytest.mark.filterwarnings("ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("behaviour", CASES)
 async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world: World, behaviour: str) -> None:
     """The events and their attributes are the same. Each history replays without plugin, settings or keys."""
