@@ -22,6 +22,7 @@ from temporalio.converter import DataConverter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 import caller
 import handler
@@ -41,6 +42,12 @@ from scripts.environment.server import Server, free_ports
 from tests.support.callers import CALLERS, CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings
 from tests.support.targets import TARGETS, Ask, Reply
+
+# The sandbox would import the modules of the tests' workflows again for each of them, at every start of a worker and in
+# every run: that took most of the suite's CPU. The sandbox with its default has tests of its own (test_sandbox.py).
+_RUNNER = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules("tests.support", "examples.payments")
+)
 
 _ECHO = re.compile(r"(/bridge)?(/c/[^/]+|/callbacks)")
 
@@ -216,7 +223,7 @@ class World:
                 task_queue=self.order_queue,
                 workflows=[OrderWorkflow, *CALLERS],
                 plugins=[CallerPlugin(self.caller_settings, clock=self.caller_clock)],
-                **self.caller_worker_options,
+                **{"workflow_runner": _RUNNER, **self.caller_worker_options},
             )
         else:
             worker = Worker(
@@ -224,7 +231,7 @@ class World:
                 task_queue=self.payment_queue,
                 workflows=[PaymentWorkflow, *TARGETS],
                 plugins=[HandlerPlugin(self.handler_settings)],
-                **self.worker_options,
+                **{"workflow_runner": _RUNNER, **self.worker_options},
             )
         await stack.enter_async_context(worker)
         self.workers[side] = worker

@@ -272,10 +272,10 @@ async def test_a_command_that_connects_to_a_silent_temporal_says_so_and_can_be_e
     try:
         line = b""
         while silent.encode() not in line:
-            line = await asyncio.wait_for(process.stderr.readline(), 20)
+            line = await process.stderr.readline()
             assert line, "ended without a word"
         process.send_signal(end)
-        assert await asyncio.wait_for(process.wait(), 5) == 130
+        assert await asyncio.wait_for(process.wait(), 25) == 130
         assert b"Traceback" not in await process.stderr.read()
     finally:
         if process.returncode is None:
