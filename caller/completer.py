@@ -18,13 +18,10 @@ from typing import Any
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import (
-    DescribeWorkflowExecutionRequest,
-    GetWorkflowExecutionHistoryReverseRequest,
     ResetActivityRequest,
     RespondActivityTaskCompletedByIdRequest,
     RespondActivityTaskCompletedRequest,
@@ -36,7 +33,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
-from bridge.runtime.temporal import is_open
+from bridge.runtime.temporal import describe, is_missing, is_open, newest_events
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
 
 BUDGET = timedelta(seconds=6)
@@ -194,18 +191,9 @@ class Completer:
 
     async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:
         """Return the run's id, and the activity if it is pending in that run; None if there is no such run."""
-        try:
-            described = await self._service.describe_workflow_execution(
-                DescribeWorkflowExecutionRequest(
-                    namespace=self._namespace,
-                    execution=WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id),
-                ),
-                timeout=_RPC_TIMEOUT,
-            )
-        except RPCError as error:
-            if _is_not_found(error):
-                return None
-            raise
+        described = await describe(self._client, wait.workflow_id, run_id, within=_RPC_TIMEOUT)
+        if described is None:
+            return None
         info = described.workflow_execution_info
         # A closed run still lists the activities that were open when it closed. No workflow waits for them.
         activities = described.pending_activities if is_open(info) else ()
@@ -243,7 +231,7 @@ class Completer:
             try:
                 closing = await _find_closing(self._events_newest_first(wait.workflow_id, run_id), wait.request_id)
             except RPCError as error:
-                if _is_not_found(error):
+                if is_missing(error):
                     continue
                 raise
             if closing is None:
@@ -256,16 +244,10 @@ class Completer:
         return answer
 
     async def _events_newest_first(self, workflow_id: str, run_id: str) -> AsyncIterator[HistoryEvent]:
-        page_token = b""
+        execution, page_token = WorkflowExecution(workflow_id=workflow_id, run_id=run_id), b""
         while True:
-            page = await self._service.get_workflow_execution_history_reverse(
-                GetWorkflowExecutionHistoryReverseRequest(
-                    namespace=self._namespace,
-                    execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-                    maximum_page_size=_HISTORY_PAGE,
-                    next_page_token=page_token,
-                ),
-                timeout=_RPC_TIMEOUT,
+            page = await newest_events(
+                self._client, execution, size=_HISTORY_PAGE, token=page_token, within=_RPC_TIMEOUT
             )
             for event in page.history.events:
                 yield event
@@ -345,13 +327,7 @@ async def _found(call: Awaitable[None]) -> bool:
     try:
         await call
     except RPCError as error:
-        if _is_not_found(error):
+        if is_missing(error):
             return False
         raise
     return True
-
-
-def _is_not_found(error: RPCError) -> bool:
-    """Whether an activity, run or workflow was not found; False if the namespace is missing (wrong settings)."""
-    namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
-    return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing

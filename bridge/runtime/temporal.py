@@ -1,23 +1,33 @@
-"""The connection to Temporal, and what a service reads about its own namespace.
+"""The connection to Temporal, the raw calls that several packages make, and what the status of a failed call means.
 
-A service reads whether the namespace can be reached, how long it keeps closed runs, and whether a run is open.
+The SDK's client has no form of these calls that also works with a status of a newer server, with an empty run id, or
+with a page size. No other module compares gRPC statuses, and none decodes with the codec alone.
 """
 
 import asyncio
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from nexusrpc import HandlerErrorType
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+    GetWorkflowExecutionHistoryReverseRequest,
+    GetWorkflowExecutionHistoryReverseResponse,
+)
 from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.user_modules import import_attribute
@@ -27,6 +37,24 @@ _RETENTION_CACHE = timedelta(minutes=10)
 _NO_LIMIT = timedelta(days=36_500)
 """Retention of a namespace that reports no retention, as the time-skipping test server does."""
 _REMIND_AFTER_S = 3
+
+_ERROR_TYPES: Mapping[RPCStatusCode, HandlerErrorType] = {
+    RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
+    RPCStatusCode.NOT_FOUND: HandlerErrorType.NOT_FOUND,
+    RPCStatusCode.UNIMPLEMENTED: HandlerErrorType.NOT_IMPLEMENTED,
+    RPCStatusCode.RESOURCE_EXHAUSTED: HandlerErrorType.RESOURCE_EXHAUSTED,
+    RPCStatusCode.ABORTED: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.UNAVAILABLE: HandlerErrorType.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
+}
+"""What a failed call means for the request that needed it, as in Temporal's own worker. Other statuses: INTERNAL."""
+_TEMPORARY = frozenset(
+    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.ABORTED, RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNKNOWN}
+    | {RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}
+    # Refused credentials are a fault of this side, which an operator repairs.
+    | {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}
+)
+_FINAL = frozenset({RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE})
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +139,59 @@ def connect_config() -> dict[str, Any]:
             text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
         message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
         raise SettingsError(message) from None
+
+
+def error_type(error: RPCError) -> HandlerErrorType:
+    """What *error* means for the request that needed the call."""
+    return _ERROR_TYPES.get(error.status, HandlerErrorType.INTERNAL)
+
+
+def is_temporary(error: RPCError) -> bool:
+    """Whether the same call may succeed later: Temporal did not answer, is busy, or refused our credentials."""
+    return error.status in _TEMPORARY
+
+
+def is_final(error: RPCError) -> bool:
+    """Whether the same call always fails, although its arguments are valid."""
+    return error.status in _FINAL
+
+
+def is_missing(error: RPCError) -> bool:
+    """Whether the run or activity does not exist. False if the namespace does not exist: the settings are wrong."""
+    namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
+    return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing
+
+
+async def describe(
+    client: Client, workflow_id: str, run_id: str = "", *, within: timedelta | None = None
+) -> DescribeWorkflowExecutionResponse | None:
+    """Describe a run, open or closed; None if it does not exist. Without *run_id*: the newest run of *workflow_id*.
+
+    Without *within* the call is repeated for some seconds while Temporal does not answer.
+    """
+    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
+    service = client.workflow_service
+    try:
+        return await service.describe_workflow_execution(request, retry=within is None, timeout=within)
+    except RPCError as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+async def newest_events(
+    client: Client, execution: WorkflowExecution, *, size: int, token: bytes = b"", within: timedelta | None = None
+) -> GetWorkflowExecutionHistoryReverseResponse:
+    """Return *size* events of a run at most, the newest first, after the page that named *token*.
+
+    Temporal answers at once, also if the run is open. *within* is as for `describe`.
+    """
+    request = GetWorkflowExecutionHistoryReverseRequest(
+        namespace=client.namespace, execution=execution, maximum_page_size=size, next_page_token=token
+    )
+    service = client.workflow_service
+    return await service.get_workflow_execution_history_reverse(request, retry=within is None, timeout=within)
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:

@@ -10,9 +10,10 @@ from datetime import timedelta
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from bridge.protocol.answers import Meaning
+from bridge.runtime.temporal import is_missing
 from handler.delivery.callback_client import CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
@@ -80,7 +81,7 @@ class DeliveryActivities:
         try:
             return await read_close_event(activity.client(), delivery.workflow_id, delivery.run_id)
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+            if not is_missing(error):
                 raise
             message = "the target's run is no longer kept: its retention has passed"
             raise ApplicationError(message, type=OUTCOME_NOT_KEPT, non_retryable=True) from None

@@ -14,10 +14,7 @@ from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, TimeoutType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflowservice.v1 import (
-    GetWorkflowExecutionHistoryRequest,
-    GetWorkflowExecutionHistoryReverseRequest,
-)
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
@@ -26,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
+from bridge.runtime.temporal import newest_events
 
 _CLOSE_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 _LONG_POLL = timedelta(seconds=30)
@@ -62,13 +60,7 @@ async def read_close_event(client: Client, workflow_id: str, run_id: str) -> Clo
     """
     execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
     try:
-        last = await client.workflow_service.get_workflow_execution_history_reverse(
-            GetWorkflowExecutionHistoryReverseRequest(
-                namespace=client.namespace, execution=execution, maximum_page_size=1
-            ),
-            retry=True,
-        )
-        events = list(last.history.events)
+        events = list((await newest_events(client, execution, size=1)).history.events)
     except RPCError as error:
         if error.status is not RPCStatusCode.UNIMPLEMENTED:
             raise
@@ -149,7 +141,6 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     part = outcome.result if outcome.failure is None else outcome.failure
     if converter.external_storage is None or part is None or not holds_reference(part):
         return outcome
-    codec = converter.payload_codec
     if isinstance(part, Payload):
         [value] = await converter.decode([part], [RawValue])
         inline = dataclasses.replace(converter, external_storage=None)
@@ -158,8 +149,8 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     failure.CopyFrom(part)
     # Fetches and decodes the payloads of *failure* in place.
     await converter.decode_failure(failure)
-    if codec is not None:
-        await codec.encode_failure(failure)
+    if converter.payload_codec is not None:
+        await converter.payload_codec.encode_failure(failure)
     return dataclasses.replace(outcome, failure=failure)
 
 

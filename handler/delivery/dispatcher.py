@@ -12,19 +12,19 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import timedelta
 
-from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from bridge.protocol.answers import Meaning
-from bridge.runtime.temporal import keeping_inline
+from bridge.runtime.temporal import is_missing, keeping_inline
 from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.calls import decoded_call
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
-from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
+from handler.delivery.records import MEMO_KEY, Delivery, deliveries, milliseconds
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 
 DRAIN = timedelta(seconds=10)
@@ -102,47 +102,33 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _dispatch(self, run: ClosingRun, *, is_read: bool) -> None:
-        deliveries = [each for each in self._deliveries(run) if each.call.callback_url is not None]
+        found = self._deliveries(run)
         try:
-            if not deliveries:
+            if not found:
                 return
             if not is_read:
-                await self._start_workflows(deliveries)
+                await self._start_workflows(found)
                 return
             try:
                 closed = await self._read(run)
                 # The sweep handles terminated and timed-out runs, because a reset terminates the run that it replaces.
                 if closed is not None and not closed.is_forced:
                     age = timedelta(milliseconds=milliseconds(closed.close_time) - milliseconds(run.start_time))
-                    await self.deliver([each for each in deliveries if not _is_answered(each, run, age)], closed)
+                    await self.deliver([each for each in found if not _is_answered(each, run, age)], closed)
             except asyncio.CancelledError:
-                await self._start_workflows(deliveries)
+                await self._start_workflows(found)
         except Exception as error:  # noqa: BLE001 - any error: renewals or the sweep find the outcome
-            extra = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id, "bridge.error": _name(error)}
+            extra = {
+                "bridge.target": run.workflow_id,
+                "bridge.run_id": run.run_id,
+                "bridge.error": type(error).__name__,
+            }
             _log.warning("bridge.delivery_left_to_renewal", extra=extra)
 
     def _deliveries(self, run: ClosingRun) -> list[Delivery]:
-        calls = [call for payload in run.calls if (call := self._call(payload, run)) is not None]
-        # Use the first callback URL of a call. The URL of a renewal names the same waiting activity.
-        first = {call.request_id: call for call in reversed(calls)}
-        return [
-            Delivery(
-                call=call,
-                workflow_id=run.workflow_id,
-                run_id=run.run_id,
-                start_time_ms=milliseconds(run.start_time),
-            )
-            for call in first.values()
-        ]
-
-    def _call(self, payload: Payload, run: ClosingRun) -> CallMemo | None:
-        try:
-            [call] = self._client.data_converter.payload_converter.from_payloads([payload], [CallMemo])
-        except Exception as error:  # noqa: BLE001 - any error that the converter raises on a foreign value
-            extra = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id, "bridge.error": _name(error)}
-            _log.warning("bridge.memo_unreadable", extra=extra)
-            return None
-        return call if isinstance(call, CallMemo) else None
+        converter = self._client.data_converter
+        calls = [decoded_call(converter, each, target=run.workflow_id) for each in run.calls]
+        return deliveries(calls, run.workflow_id, run.run_id, run.start_time)
 
     async def _read(self, run: ClosingRun) -> CloseEvent | None:
         for attempt in range(_READ_AGAIN_S):
@@ -150,7 +136,7 @@ class Dispatcher:
                 async with self._reads:
                     return await read_close_event(self._client, run.workflow_id, run.run_id)
             except RPCError as error:
-                if error.status is RPCStatusCode.NOT_FOUND:
+                if is_missing(error):
                     return None
                 if attempt == _READ_AGAIN_S - 1:
                     raise
@@ -203,7 +189,3 @@ class Dispatcher:
 def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:
     """Whether the start of the call was still held open when the run closed. Its answer then delivers the outcome."""
     return run.is_first and age < timedelta(milliseconds=delivery.call.held_ms)
-
-
-def _name(error: Exception) -> str:
-    return type(error).__name__

@@ -6,6 +6,7 @@ units in the field names, because histories keep them. This module imports only 
 code imports it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -98,6 +99,16 @@ class Delivery:
             "caller_workflow_id": call.caller_workflow_id,
             "caller_run_id": call.caller_run_id,
         }
+
+
+def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, start_time: datetime) -> list[Delivery]:
+    """Return one delivery of the run for each of *calls* that has a callback URL. None stands for an unreadable call.
+
+    Of several records of one call the first counts: the callback URL of a renewal names the same waiting activity.
+    """
+    first = {call.request_id: call for call in reversed([*calls]) if call is not None and call.callback_url is not None}
+    start = milliseconds(start_time)
+    return [Delivery(call=call, workflow_id=workflow_id, run_id=run_id, start_time_ms=start) for call in first.values()]
 
 
 def milliseconds(instant: datetime) -> int:

@@ -2,10 +2,10 @@
 
 from temporalio.api.workflowservice.v1 import RequestCancelWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from bridge.errors import UntrustedError, not_found
-from bridge.runtime.temporal import is_open
+from bridge.runtime.temporal import is_missing, is_open
 from bridge.security.callback_tokens import OperationTokens
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.runs import Runs
@@ -56,5 +56,5 @@ class Canceler:
                 retry=True,
             )
         except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+            if not is_missing(error):
                 raise handler_error_from_rpc(error) from None

@@ -1,27 +1,16 @@
 """Reads of the runs in the handler's namespace, and of the calls that started them."""
 
-import logging
-
-from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.common.v1 import Payload
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
-from bridge.errors import UnavailableError
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef
+from bridge.runtime.temporal import describe
 from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
+from handler.delivery.calls import read_call
 from handler.delivery.records import MEMO_KEY, CallMemo
-
-UNAVAILABLE = (
-    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED}
-    | {RPCStatusCode.ABORTED, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN}
-    | {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}
-)
-"""Statuses of a call to Temporal that may succeed later. Refused credentials are a fault of ours, not the caller's."""
-
-_log = logging.getLogger(__name__)
 
 
 class Runs:
@@ -32,26 +21,13 @@ class Runs:
 
     async def describe(self, workflow_id: str, run_id: str = "") -> WorkflowExecutionInfo | None:
         """Return a run, open or closed; None if it does not exist. Without *run_id*: the newest of *workflow_id*."""
-        try:
-            described = await self._client.workflow_service.describe_workflow_execution(
-                DescribeWorkflowExecutionRequest(
-                    namespace=self._client.namespace,
-                    execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
-                ),
-                retry=True,
-            )
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-        return described.workflow_execution_info
+        described = await describe(self._client, workflow_id, run_id)
+        return None if described is None else described.workflow_execution_info
 
     async def has_callback(self, info: WorkflowExecutionInfo, operation_token: str) -> bool:
         """Whether the server already has a callback for this operation. The server copies callbacks to later runs."""
-        described = await self._client.workflow_service.describe_workflow_execution(
-            DescribeWorkflowExecutionRequest(namespace=self._client.namespace, execution=info.execution), retry=True
-        )
-        headers = (each.callback.nexus.header for each in described.callbacks)
+        described = await describe(self._client, info.execution.workflow_id, info.execution.run_id)
+        headers = (each.callback.nexus.header for each in (described.callbacks if described is not None else ()))
         return any(header.get(OPERATION_TOKEN.lower()) == operation_token for header in headers)
 
     async def memo(self, info: WorkflowExecutionInfo) -> CallMemo | None:
@@ -63,19 +39,7 @@ class Runs:
         payload = info.memo.fields.get(MEMO_KEY)
         if payload is None:
             return None
-        converter = self._client.data_converter
-        try:
-            [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
-        except Exception as error:  # noqa: BLE001 - any error of the codec: its keys may be unavailable
-            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot decode memos at the moment"
-            raise UnavailableError(message) from None
-        try:
-            [memo] = converter.payload_converter.from_payloads([decoded], [CallMemo])
-        except Exception as error:  # noqa: BLE001 - another program wrote a memo under our key
-            _log.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
-            return None
-        return memo if isinstance(memo, CallMemo) else None
+        return await read_call(self._client.data_converter, payload, target=info.execution.workflow_id)
 
     async def progress(self, target: WorkflowRef) -> Payload | None:
         """Return the target's last progress, as its worker's converter and codec made it; None without progress.

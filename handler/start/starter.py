@@ -33,14 +33,14 @@ from bridge.protocol.link import WorkflowRef, to_temporal_link
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
-from bridge.runtime.temporal import is_open
+from bridge.runtime.temporal import error_type, is_missing, is_open, is_temporary
 from bridge.security.callback_tokens import OperationTokens
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import inlined, read_close_event
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
-from handler.start.runs import UNAVAILABLE, Runs
+from handler.start.runs import Runs
 from handler.start.user_functions import workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)
@@ -362,7 +362,7 @@ class Starter:
                 retry=True,
             )
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
+            if is_missing(error):
                 return False
             raise
         return True
@@ -448,12 +448,14 @@ def _retry_policy(target: Target) -> RetryPolicy | None:
 def handler_error_from_rpc(error: RPCError) -> HandlerError:
     """Return the error for the caller if Temporal failed. It omits the text, which may hold a callback URL."""
     _log.warning("bridge.start_failed", extra={"bridge.rpc_status": error.status.name})
-    if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
-        return HandlerError("too many starts at the moment", type=HandlerErrorType.RESOURCE_EXHAUSTED)
-    if error.status is RPCStatusCode.INVALID_ARGUMENT:
-        if "size exceeds limit" in error.message:
+    match error_type(error):
+        case HandlerErrorType.RESOURCE_EXHAUSTED:
+            return HandlerError("too many starts at the moment", type=HandlerErrorType.RESOURCE_EXHAUSTED)
+        case HandlerErrorType.BAD_REQUEST if "size exceeds limit" in error.message:
             return bad_request("the input is larger than the handler's namespace allows (limit.blobSize.error)")
-        return bad_request("the handler's Temporal server refuses the start")
-    if error.status in UNAVAILABLE | {RPCStatusCode.INTERNAL, RPCStatusCode.NOT_FOUND}:
-        return UnavailableError("the handler cannot reach its Temporal server")
-    return HandlerError("internal error", type=HandlerErrorType.INTERNAL)
+        case HandlerErrorType.BAD_REQUEST:
+            return bad_request("the handler's Temporal server refuses the start")
+        case HandlerErrorType.INTERNAL | HandlerErrorType.NOT_IMPLEMENTED if not is_temporary(error):
+            return HandlerError("internal error", type=HandlerErrorType.INTERNAL)
+        case _:
+            return UnavailableError("the handler cannot reach its Temporal server")

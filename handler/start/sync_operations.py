@@ -21,29 +21,18 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from bridge.errors import PeerHandlerError, without_text
 from bridge.protocol.headers import decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.http_client import REQUEST_TIMEOUT
+from bridge.runtime.temporal import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
 from handler.start.conversion import Conversion
 from handler.start.user_functions import close_coroutine, final
-
-# A status in neither table is internal and retryable. This includes refused credentials, which are ours.
-_RPC_ERRORS = {
-    RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
-    RPCStatusCode.NOT_FOUND: HandlerErrorType.NOT_FOUND,
-    RPCStatusCode.RESOURCE_EXHAUSTED: HandlerErrorType.RESOURCE_EXHAUSTED,
-    RPCStatusCode.UNIMPLEMENTED: HandlerErrorType.NOT_IMPLEMENTED,
-    RPCStatusCode.ABORTED: HandlerErrorType.UNAVAILABLE,
-    RPCStatusCode.UNAVAILABLE: HandlerErrorType.UNAVAILABLE,
-    RPCStatusCode.DEADLINE_EXCEEDED: HandlerErrorType.UPSTREAM_TIMEOUT,
-}
-_FINAL = {RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE}
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
 """Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
@@ -208,7 +197,6 @@ def _handler_error(error: ApplicationError | WorkflowAlreadyStartedError | RPCEr
     if isinstance(error, RPCError):
         # Omit the text of an RPC error, which may quote any value. An ApplicationError's text is written for readers.
         message = f"the operation's own call of Temporal failed: {error.status.name}"
-        kind = _RPC_ERRORS.get(error.status, HandlerErrorType.INTERNAL)
-        return HandlerError(message, type=kind, retryable_override=False if error.status in _FINAL else None)
+        return HandlerError(message, type=error_type(error), retryable_override=False if is_final(error) else None)
     is_retryable = isinstance(error, ApplicationError) and not error.non_retryable
     return HandlerError(error.message, type=HandlerErrorType.INTERNAL, retryable_override=is_retryable)

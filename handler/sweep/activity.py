@@ -12,25 +12,34 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.api.common.v1 import WorkflowExecution as RunName
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import AsyncActivityCancelledError, Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
-from bridge.runtime.temporal import keeping_inline
+from bridge.errors import UnavailableError
+from bridge.runtime.temporal import describe, is_open, is_temporary, keeping_inline
 from bridge.workflow.targets import Target
+from handler.delivery.calls import read_call
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
 from handler.delivery.dispatcher import Dispatcher
-from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, Delivery, milliseconds
+from handler.delivery.records import (
+    ATTACH_SIGNAL,
+    ATTACHED_HEADER,
+    MEMO_KEY,
+    CallMemo,
+    Delivery,
+    deliveries,
+    milliseconds,
+)
 from handler.settings import HandlerSettings
-from handler.start.runs import UNAVAILABLE, Runs
+from handler.start.runs import Runs
 from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
 
 NEXT_SWEEP = "bridge.NextSweep"
@@ -97,7 +106,7 @@ class SweepActivities:
                     continue
                 # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If
                 # Temporal did not answer, the place does not move either.
-                is_complete &= not (isinstance(error, RPCError) and error.status in UNAVAILABLE)
+                is_complete &= not (isinstance(error, RPCError) and is_temporary(error))
                 extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
                 _log.warning("bridge.sweep_run_failed", extra=extra)
             if not pages.next_page_token:
@@ -105,8 +114,9 @@ class SweepActivities:
             await self._record(place)
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
-        own = await self._call(run.raw_info)
-        if own is None or self._dispatcher.has_taken(_delivery(own, run)) or await self._lives_on(run, own):
+        # If the codec fails, this raises, and the next sweep looks at the run again.
+        own = await Runs(activity.client()).memo(run.raw_info)
+        if own is None or any(map(self._dispatcher.has_taken, _deliveries([own], run))) or await _lives_on(run, own):
             return
         is_ordinary = run.status not in _FORCED
         if not plan.is_instrumented:
@@ -114,43 +124,14 @@ class SweepActivities:
             closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [own]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
-            calls = [own, *[call for each in attached if (call := await self._attached(each, run)) is not None]]
+            calls = [call for call in [own, *[await _attached(each, run) for each in attached]] if call is not None]
             calls = [call for call in calls if not (is_ordinary and call.renews)]
-        first = {call.request_id: call for call in reversed(calls) if call.callback_url is not None}
-        if closed is None or not first:
+        found = _deliveries(calls, run)
+        if closed is None or not found:
             return
-        await self._dispatcher.deliver([_delivery(call, run) for call in first.values()], closed)
-        extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(first)}
+        await self._dispatcher.deliver(found, closed)
+        extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(found)}
         _log.info("bridge.ending_swept", extra=extra)
-
-    async def _lives_on(self, run: WorkflowExecution, call: CallMemo) -> bool:
-        """Whether another run continues the call, because a reset terminates the run that it replaces."""
-        if run.status is not WorkflowExecutionStatus.TERMINATED:
-            return False
-        current = await Runs(activity.client()).describe(run.id)
-        if current is None or current.execution.run_id == run.run_id:
-            return False
-        other = await self._call(current)
-        return other is not None and (other.caller, other.request_id) == (call.caller, call.request_id)
-
-    async def _call(self, info: WorkflowExecutionInfo) -> CallMemo | None:
-        # If a memo cannot be read, raise. The next sweep repeats it: the codec may be unavailable.
-        return await self._decoded(info.memo.fields[MEMO_KEY]) if MEMO_KEY in info.memo.fields else None
-
-    async def _attached(self, payload: Payload, run: WorkflowExecution) -> CallMemo | None:
-        try:
-            return await self._decoded(payload)
-        except Exception as error:  # noqa: BLE001 - any error that converter and codec raise on a foreign value
-            extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
-            _log.warning("bridge.signal_unreadable", extra=extra)
-            return None
-
-    async def _decoded(self, payload: Payload) -> CallMemo:
-        [call] = await activity.client().data_converter.decode([payload], [CallMemo])
-        if not isinstance(call, CallMemo):
-            message = "not a call"
-            raise TypeError(message)
-        return call
 
     async def _record(self, place: SweepPlace) -> None:
         # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
@@ -174,8 +155,28 @@ async def read_run(client: Client, workflow_id: str, run_id: str) -> tuple[Close
     return close_event_of(last, client.namespace, RunName(workflow_id=workflow_id, run_id=run_id)), attached
 
 
-def _delivery(call: CallMemo, run: WorkflowExecution) -> Delivery:
-    return Delivery(call=call, workflow_id=run.id, run_id=run.run_id, start_time_ms=milliseconds(run.start_time))
+async def _attached(payload: Payload, run: WorkflowExecution) -> CallMemo | None:
+    try:
+        return await read_call(activity.client().data_converter, payload, target=run.id)
+    except UnavailableError:
+        # The codec has decoded the memo of the run. Another program has written this signal.
+        return None
+
+
+async def _lives_on(run: WorkflowExecution, call: CallMemo) -> bool:
+    """Whether another run continues the call, because a reset terminates the run that it replaces."""
+    if run.status is not WorkflowExecutionStatus.TERMINATED:
+        return False
+    runs = Runs(activity.client())
+    current = await runs.describe(run.id)
+    if current is None or current.execution.run_id == run.run_id:
+        return False
+    other = await runs.memo(current)
+    return other is not None and (other.caller, other.request_id) == (call.caller, call.request_id)
+
+
+def _deliveries(calls: Iterable[CallMemo], run: WorkflowExecution) -> list[Delivery]:
+    return deliveries(calls, run.id, run.run_id, run.start_time)
 
 
 async def start_sweep(client: Client, *, targets: Iterable[Target], settings: HandlerSettings) -> None:
@@ -206,21 +207,17 @@ async def start_sweep(client: Client, *, targets: Iterable[Target], settings: Ha
 async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: str) -> None:
     # If another replica starts the sweep at the same time, its plan is the same. Replace only a plan that differs.
     conflict, since_ms = WorkflowIDConflictPolicy.USE_EXISTING, None
-    try:
-        found = await client.get_workflow_handle(workflow_id).describe()
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise
-    else:
-        if found.status is WorkflowExecutionStatus.RUNNING:
-            if await found.memo_value(_PLAN_MEMO, default=None) == asdict(plan):
+    if (found := await describe(client, workflow_id)) is not None:
+        info, decode = found.workflow_execution_info, client.data_converter.decode
+        if is_open(info):
+            if await decode([info.memo.fields[_PLAN_MEMO]], [dict]) == [asdict(plan)]:
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
-        since_ms = None if found.close_time is None else milliseconds(found.close_time)
-        for pending in found.raw_description.pending_activities:
+        since_ms = milliseconds(info.close_time.ToDatetime(UTC)) if info.HasField("close_time") else None
+        for pending in found.pending_activities:
             if pending.heartbeat_details.payloads:
-                [place] = await client.data_converter.decode(pending.heartbeat_details.payloads, [SweepPlace])
+                [place] = await decode(pending.heartbeat_details.payloads, [SweepPlace])
                 since_ms = place.until_ms
     await client.start_workflow(
         SWEEP_WORKFLOW,

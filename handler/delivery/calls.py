@@ -1,0 +1,39 @@
+"""Reads the calls that memos, attach signals and headers hold.
+
+Another program may have written a payload under our name. Such a payload is no call: one line of the log names the run.
+"""
+
+import logging
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import DataConverter
+
+from bridge.errors import UnavailableError
+from handler.delivery.records import CallMemo
+
+_log = logging.getLogger(__name__)
+
+
+async def read_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
+    """Return the call in *payload* as Temporal stores it; None if it is not a call. *target* is the workflow's id.
+
+    Raises:
+        nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
+    """
+    try:
+        [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
+    except Exception as error:  # noqa: BLE001 - any error of the codec: its keys may be unavailable
+        _log.warning("bridge.codec_failed", extra={"bridge.target": target, "bridge.error": type(error).__name__})
+        message = "the handler cannot decode memos at the moment"
+        raise UnavailableError(message) from None
+    return decoded_call(converter, decoded, target=target)
+
+
+def decoded_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
+    """Return the call in *payload*, which the codec has decoded already; None if it is not a call."""
+    try:
+        [call] = converter.payload_converter.from_payloads([payload], [CallMemo])
+    except Exception as error:  # noqa: BLE001 - any error that the converter raises on a foreign value
+        _log.warning("bridge.memo_unreadable", extra={"bridge.target": target, "bridge.error": type(error).__name__})
+        return None
+    return call if isinstance(call, CallMemo) else None
