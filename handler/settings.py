@@ -9,6 +9,9 @@ from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_disti
 from bridge.security.egress import AllowList, Destination
 from bridge.security.keys import Key, KeySet, decode_key
 
+_NEEDED_KEYS = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",)}
+"""The key sets that a way to authenticate needs."""
+
 
 class CallerPeer(BaseModel):
     """A caller that we serve. Its name is its key in `callers` and the path segment of its routes."""
@@ -42,17 +45,12 @@ class CallerPeer(BaseModel):
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        if self.auth == "signature" and (self.start_keys is None or self.completion_keys is None):
-            message = 'auth = "signature" needs start_keys and completion_keys'
+        needed = _NEEDED_KEYS.get(self.auth, ())
+        if any(getattr(self, field) is None for field in needed):
+            message = f'auth = "{self.auth}" needs {" and ".join(needed)}'
             raise ValueError(message)
-        if self.auth == "bearer" and self.bearer_keys is None:
-            message = 'auth = "bearer" needs bearer_keys'
-            raise ValueError(message)
-        for auth, field, keys in (
-            ("signature", "start_keys", self.start_keys),
-            ("bearer", "bearer_keys", self.bearer_keys),
-        ):
-            if self.auth != auth and keys is not None:
+        for field in ("start_keys", "bearer_keys"):
+            if field not in needed and getattr(self, field) is not None:
                 message = f'auth = "{self.auth}" with {field}: remove one of the two'
                 raise ValueError(message)
         for each in self.callbacks:

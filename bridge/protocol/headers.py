@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from enum import Enum
-from typing import assert_never
 from urllib.parse import quote
 
 from bridge.errors import RemoteProtocolError
@@ -133,11 +132,7 @@ def require_state(text: str | None) -> OperationState:
         state = OperationState(text)
     except ValueError:
         state = OperationState.RUNNING
-    match state:
-        case OperationState.SUCCEEDED | OperationState.FAILED | OperationState.CANCELED:
-            return state
-        case OperationState.RUNNING:
-            message = f"{OPERATION_STATE} is missing or not one of succeeded, failed, canceled"
-            raise RemoteProtocolError(message)
-        case _:
-            assert_never(state)
+    if state is OperationState.RUNNING:
+        message = f"{OPERATION_STATE} is missing or not one of succeeded, failed, canceled"
+        raise RemoteProtocolError(message)
+    return state

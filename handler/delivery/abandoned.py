@@ -68,9 +68,7 @@ class AbandonedActivities:
         # Send the headers of a completion: they may include the callback's own token.
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
-            answer = await self._callbacks.post(
-                Sent.QUESTION, call.caller, call.callback_url, headers, b"", more=call.callback_headers
-            )
+            answer = await self._callbacks.post(Sent.QUESTION, call, headers, b"")
         except BridgeError:
             return True
         return answer.meaning is not Meaning.GONE

@@ -4,7 +4,6 @@ The dispatcher makes the first attempt without a workflow. If that attempt fails
 people can see. A delivery that was finally refused is a failed workflow: it can be listed and repeated.
 """
 
-import logging
 import random
 from datetime import timedelta
 
@@ -14,7 +13,7 @@ from temporalio.service import RPCError
 
 from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import is_missing
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import DELIVERED, CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
 from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
@@ -24,8 +23,6 @@ _BUSY_STEP = timedelta(seconds=2)
 
 NOT_CLOSED = "not closed"
 """Result of a delivery whose run turned out to be open, or continued as another run."""
-
-_log = logging.getLogger(__name__)
 
 
 class DeliveryActivities:
@@ -42,40 +39,24 @@ class DeliveryActivities:
             ApplicationError: Retryable with the next delay. Non-retryable if the receiver refused, or if the retention
                 of the target's run has passed. The text is constant, because it is kept in the handler's history.
         """
-        attempt = activity.info().attempt
         closed = await self._read(delivery)
         if closed is None:
             return NOT_CLOSED
         # Full jitter, because many deliveries may wait for the same receiver.
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
-        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
+        delay = min(timedelta(seconds=2.0 ** min(activity.info().attempt - 1, 9)), _MAX_STEP) * spread
         try:
             answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
         except DestinationBusyError:
             # End at once, so that a receiver that hangs holds no slot of the worker.
             answer, retry_after, delay = Meaning.AGAIN, None, _BUSY_STEP * (0.5 + spread)
-        extra = {
-            "bridge.request_id": delivery.call.request_id,
-            "bridge.attempt": attempt,
-            "bridge.target": delivery.workflow_id,
-            "bridge.answer": answer.value,
-        }
-        match answer:
-            case Meaning.ACCEPTED | Meaning.CONFLICT | Meaning.GONE:
-                _log.info("bridge.completion_delivered", extra=extra)
-                return str(answer.value)
-            case Meaning.REFUSED:
-                _log.error("bridge.completion_refused", extra=extra)
-                message = "the receiver refused the completion"
-                raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
-            case _:
-                _log.info("bridge.completion_not_delivered", extra=extra)
-                message = "the receiver is not ready"
-                raise ApplicationError(
-                    message,
-                    type=RECEIVER_NOT_READY,
-                    next_retry_delay=max(delay, retry_after or timedelta(milliseconds=50)),
-                )
+        if answer in DELIVERED:
+            return answer.value
+        if answer is Meaning.REFUSED:
+            message = "the receiver refused the completion"
+            raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
+        message, delay = "the receiver is not ready", max(delay, retry_after or timedelta(milliseconds=50))
+        raise ApplicationError(message, type=RECEIVER_NOT_READY, next_retry_delay=delay)
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:
         try:

@@ -1,7 +1,8 @@
 """Sends messages to callback URLs: only to allowed ones, signed for the caller, with a limit per destination."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,7 @@ from bridge.runtime.http_client import HttpClient
 from bridge.runtime.unsigned_answers import UnsignedAnswers
 from bridge.security.signatures import MessageKind, MessageSigner
 from handler.delivery.close_event import CloseEvent, inlined
-from handler.delivery.records import Delivery
+from handler.delivery.records import CallMemo, Delivery
 from handler.settings import HandlerSettings
 
 REQUESTS = 100
@@ -24,6 +25,14 @@ REQUESTS = 100
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
+
+DELIVERED = frozenset({Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE})
+"""Answers after which nothing is left to deliver."""
+_EVENTS = dict.fromkeys(DELIVERED, (logging.INFO, "bridge.completion_delivered")) | {
+    Meaning.REFUSED: (logging.ERROR, "bridge.completion_refused")
+}
+
+_log = logging.getLogger(__name__)
 
 
 class DestinationBusyError(BridgeError):
@@ -47,12 +56,7 @@ class CallbackClient:
         self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def deliver(
-        self,
-        delivery: Delivery,
-        closed: CloseEvent,
-        converter: DataConverter,
-        *,
-        patience: timedelta = _NO_PATIENCE,
+        self, delivery: Delivery, closed: CloseEvent, converter: DataConverter, *, patience: timedelta = _NO_PATIENCE
     ) -> tuple[Meaning, timedelta | None]:
         """Make one attempt to deliver *closed*. Returns the answer's meaning and the delay that it asks for.
 
@@ -60,8 +64,7 @@ class CallbackClient:
             DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
         """
         call = delivery.call
-        peer = self._callers.get(call.caller)
-        outcome = closed.outcome
+        outcome, peer = closed.outcome, self._callers.get(call.caller)
         if peer is None or not peer.shares_storage:
             outcome = await inlined(converter, outcome)
         completion = Completion(
@@ -72,30 +75,32 @@ class CallbackClient:
             close_time=closed.close_time,
         )
         headers, body = encode_completion(completion, callback_headers=call.callback_headers)
+        retry_after = None
         try:
-            url, more = call.callback_url or "", call.callback_headers
-            answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
+            answer = await self.post(Sent.COMPLETION, call, headers, body, patience=patience)
+            meaning, retry_after = answer.meaning, answer.retry_after
         except DestinationBusyError:
             raise
         except DestinationRefusedError:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
-            return Meaning.REFUSED, None
+            meaning = Meaning.REFUSED
         except BridgeError:
-            return Meaning.NOT_REACHED, None
-        return answer.meaning, answer.retry_after
+            meaning = Meaning.NOT_REACHED
+        level, event = _EVENTS.get(meaning, (logging.INFO, "bridge.completion_not_delivered"))
+        extra = {"bridge.request_id": call.request_id, "bridge.target": delivery.workflow_id}
+        _log.log(level, event, extra=extra | {"bridge.answer": meaning.value})
+        return meaning, retry_after
 
     async def post(
         self,
         sent: Sent,
-        caller: str,
-        url: str,
+        call: CallMemo,
         headers: Mapping[str, str],
         body: bytes,
         *,
-        more: Iterable[str],
         patience: timedelta = _NO_PATIENCE,
     ) -> Answer:
-        """POST to the callback *url* of *caller* with a fresh signature, which also covers the headers in *more*.
+        """POST to the callback URL of *call* with a fresh signature, which also covers the callback's own headers.
 
         Raises:
             DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
@@ -103,7 +108,7 @@ class CallbackClient:
                 cannot be signed.
             bridge.errors.BridgeError: There was no usable answer.
         """
-        peer = self._callers.get(caller)
+        url, peer = call.callback_url or "", self._callers.get(call.caller)
         if peer is None:
             message = "no such caller in the settings"
             raise DestinationRefusedError(message)
@@ -119,8 +124,8 @@ class CallbackClient:
         try:
             async with self._all:
                 signed, proof = CIMultiDict(headers), None
-                if (signer := self._signers.get(caller)) is not None:
-                    proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
+                if (signer := self._signers.get(call.caller)) is not None:
+                    proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=call.callback_headers)
                 answered = await self._http.post(url, signed, body, networks=destination.networks)
         except ValueError as error:
             # The request cannot be signed.
@@ -133,5 +138,5 @@ class CallbackClient:
             *(answered.status, answered.headers, answered.body),
             now=self._clock(),
         )
-        self._unsigned_answers.note(caller, answer)
+        self._unsigned_answers.note(call.caller, answer)
         return answer

@@ -14,7 +14,7 @@ from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, TimeoutType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryRequest, GetWorkflowExecutionHistoryResponse
 from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
@@ -25,7 +25,6 @@ from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.runtime.temporal import newest_events
 
-_CLOSE_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 _LONG_POLL = timedelta(seconds=30)
 """Longer than the server holds a poll (20 s). The server returns an empty answer one second before the deadline of a
 request. If the deadline were the remaining time, the last second would be polls without a pause."""
@@ -88,16 +87,7 @@ async def wait_for_close_event(client: Client, target: WorkflowRef, *, within: t
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within.total_seconds()):
             while execution.run_id:
-                response = await client.workflow_service.get_workflow_execution_history(
-                    GetWorkflowExecutionHistoryRequest(
-                        namespace=client.namespace,
-                        execution=execution,
-                        history_event_filter_type=_CLOSE_EVENT,
-                        wait_new_event=True,
-                        next_page_token=page_token,
-                    ),
-                    timeout=_LONG_POLL,
-                )
+                response = await _filtered(client, execution, within=_LONG_POLL, waits=True, token=page_token)
                 page_token = response.next_page_token
                 if not response.history.events:
                     continue
@@ -154,17 +144,26 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     return dataclasses.replace(outcome, failure=failure)
 
 
-async def _read_filtered(client: Client, execution: WorkflowExecution) -> list[HistoryEvent]:
+async def _filtered(
+    client: Client, execution: WorkflowExecution, *, within: timedelta, waits: bool = False, token: bytes = b""
+) -> GetWorkflowExecutionHistoryResponse:
     request = GetWorkflowExecutionHistoryRequest(
-        namespace=client.namespace, execution=execution, history_event_filter_type=_CLOSE_EVENT
+        namespace=client.namespace,
+        execution=execution,
+        history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+        wait_new_event=waits,
+        next_page_token=token,
     )
+    return await client.workflow_service.get_workflow_execution_history(request, timeout=within)
+
+
+async def _read_filtered(client: Client, execution: WorkflowExecution) -> list[HistoryEvent]:
     try:
-        filtered = await client.workflow_service.get_workflow_execution_history(request, timeout=_FILTERED_READ)
+        return list((await _filtered(client, execution, within=_FILTERED_READ)).history.events[-1:])
     except RPCError as error:
         if error.status in {RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED}:
             return []
         raise
-    return list(filtered.history.events[-1:])
 
 
 def _next_run_id(event: HistoryEvent) -> str:

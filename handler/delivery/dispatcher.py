@@ -18,9 +18,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import is_missing, keeping_inline
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import DELIVERED, CallbackClient, DestinationBusyError
 from handler.delivery.calls import decoded_call
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
@@ -150,19 +149,10 @@ class Dispatcher:
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
-        try:
+        with contextlib.suppress(DestinationBusyError):
             answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
-        except DestinationBusyError:
-            answer = Meaning.AGAIN
-        extra = {
-            "bridge.request_id": delivery.call.request_id,
-            "bridge.target": delivery.workflow_id,
-            "bridge.answer": answer.value,
-        }
-        if answer in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}:
-            _log.info("bridge.completion_delivered", extra=extra)
-            return
-        _log.info("bridge.completion_not_delivered", extra=extra)
+            if answer in DELIVERED:
+                return
         try:
             await self._start_workflows([delivery])
         except Exception:

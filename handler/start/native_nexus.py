@@ -9,6 +9,7 @@ then count as one.
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +34,7 @@ from bridge.protocol.start import Finished, StartRequest
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.canceler import Canceler
+from handler.start.conversion import Conversion
 from handler.start.starter import Starter
 
 _CALLBACK_PATH = re.compile(r"^https?://[^/?#]+(?:/[^?#]*)?/namespaces/([^/?#]+)/nexus/callback$")
@@ -46,6 +48,7 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         self._starter = starter
         self._canceler = canceler
         self._data_converter = data_converter
+        self._conversion = Conversion(replace(data_converter, external_storage=None))
 
     async def start(
         self,
@@ -64,7 +67,8 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
             operation_timeout=decode_duration(headers.get(OPERATION_TIMEOUT.lower(), "")),
         )
         callback = Callback.Nexus(url=ctx.callback_url, header=ctx.callback_headers) if ctx.callback_url else None
-        caller, payload = _caller(ctx.callback_url), await self._encoded(input.payload)
+        # The worker decodes the input with our codec, and encodes the result. The starter needs the encoded form.
+        caller, payload = _caller(ctx.callback_url), await self._conversion.close(input.payload)
         try:
             answer = await self._starter.start(caller, self._target, request, payload, server_callback=callback)
         except HandlerError as error:
@@ -83,20 +87,14 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         del ctx
         await self._canceler.cancel(None, token)
 
-    async def _encoded(self, payload: Payload) -> Payload:
-        # The worker decodes the input with our codec, and encodes the result. The starter needs the encoded form.
-        codec = self._data_converter.payload_codec
-        return payload if codec is None else (await codec.encode([payload]))[0]
-
     async def _result(self, outcome: Outcome) -> RawValue:
-        codec = self._data_converter.payload_codec
         if outcome.failure is not None:
             error = await self._data_converter.decode_failure(outcome.failure)
             is_canceled = outcome.state is OperationState.CANCELED
             state = OperationErrorState.CANCELED if is_canceled else OperationErrorState.FAILED
             raise OperationError(outcome.failure.message, state=state) from error
         result = outcome.result or Payload(metadata={"encoding": b"binary/null"})
-        return RawValue(result if codec is None else (await codec.decode([result]))[0])
+        return RawValue(await self._conversion.open(result))
 
 
 def nexus_services(targets: Iterable[Target], make: Callable[[Target], TargetOperation]) -> list[Any]:

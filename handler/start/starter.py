@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from nexusrpc import HandlerError, HandlerErrorType
@@ -92,6 +92,11 @@ class _Start:
     """To this callback Temporal's server delivers the outcome; None if a worker or the caller's renewals do."""
     hold: timedelta | None
     """How long the start is held open; None if it is answered at once."""
+
+    @property
+    def has_no_place(self) -> bool:
+        """Whether its caller prefers to wait, and too many starts are held already."""
+        return self.hold is None and self.request.wait is not None
 
 
 class Starter:
@@ -200,8 +205,9 @@ class Starter:
         if await self._is_too_old(start.request):
             return await self._answer_for_holder(start, may_start=False)
         response = await self._ask(start)
-        # An equal repeat counts as started too, even if its run has closed.
-        if response is not None and response.started and response.status in _RUNNING:
+        # An equal repeat counts as started too, even if its run has closed. A start that finds no place among the held ones
+        # may be such a repeat: look at its run.
+        if response is not None and response.started and response.status in _RUNNING and not start.has_no_place:
             target = self._runs.ref(start.workflow_id, response.run_id)
             return Running(operation_token=start.token, target=target)
         return await self._answer_for_holder(start, may_start=True)
@@ -314,13 +320,22 @@ class Starter:
             is_same = _is_same_call(start, holder, memo, may_start=may_start)
             ref = self._runs.ref(start.workflow_id, holder.execution.run_id)
             if is_open(holder):
-                if is_same or await self._attach(start, holder, memo):
+                if (is_same and not self._is_withheld(start, holder, memo)) or await self._attach(start, holder, memo):
                     return Running(operation_token=start.token, target=ref)
             elif (closed := await read_close_event(self._client, ref.workflow_id, ref.run_id)) is not None:
                 return Finished(outcome=closed.outcome, target=ref)
             # The run closed or continued as another run between two reads: read again.
         message = "the run is changing, try again"
         raise UnavailableError(message)
+
+    def _is_withheld(self, start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
+        """Whether the dispatcher would leave the outcome to the held start, although this repeat of it is not held.
+
+        A proxy may have cut the held start. After the attach signal the dispatcher delivers the outcome.
+        """
+        if not start.has_no_place or memo is None:
+            return False
+        return self._clock() < holder.start_time.ToDatetime(UTC) + timedelta(milliseconds=memo.held_ms)
 
     async def _attach(self, start: _Start, holder: WorkflowExecutionInfo, memo: CallMemo | None) -> bool:
         """Attach this call to the run, so that it gets the outcome too. False if the run closed before.

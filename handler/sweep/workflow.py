@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 from bridge.workflow.targets import Target
 from handler.delivery.records import milliseconds
-from handler.delivery.workflow import MAX_ATTEMPTS
+from handler.delivery.workflow import RETRY_POLICY
 
 SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
@@ -83,12 +83,7 @@ class SweepWorkflow:
                 start_to_close_timeout=timedelta(hours=1),
                 # An attempt records its place after every page. If the worker is killed, the next begins after this.
                 heartbeat_timeout=timedelta(seconds=30),
-                # Applies only if the worker was killed. All other attempts name the delay until the next attempt.
-                retry_policy=RetryPolicy(
-                    initial_interval=timedelta(seconds=1),
-                    maximum_interval=timedelta(minutes=1),
-                    maximum_attempts=MAX_ATTEMPTS,
-                ),
+                retry_policy=RETRY_POLICY,
                 summary=f"every {plan.interval_s:g} s",
             )
         except ActivityError as error:

@@ -32,6 +32,14 @@ def holding(world: World) -> None:
     world.endpoint_options = {"wait_s": HELD_S}
 
 
+def with_one_place(world: World) -> None:
+    """Let the service hold one start at a time."""
+    holding(world)
+    settings = world.handler_settings
+    service = settings.service.model_copy(update={"held_starts": 1})
+    world.override_handler_settings(settings.model_copy(update={"service": service}))
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def world(server: Server) -> AsyncIterator[World]:
     async with running_world(server, prepare=holding) as made:
@@ -109,13 +117,7 @@ async def test_continuing_as_new_within_the_hold_does_not_end_it(world: World) -
 async def test_starts_beyond_the_limit_of_held_starts_are_answered_at_once(server: Server) -> None:
     """With a limit of one the second call waits for its callback; both get their results."""
 
-    def prepare(world: World) -> None:
-        holding(world)
-        settings = world.handler_settings
-        service = settings.service.model_copy(update={"held_starts": 1})
-        world.override_handler_settings(settings.model_copy(update={"service": service}))
-
-    async with running_world(server, prepare=prepare) as world:
+    async with running_world(server, prepare=with_one_place) as world:
         asks = [Ask(world.key(), "wait") for _ in range(2)]
         first, first_target = await held(world, asks[0])
         second = await world.call(asks[1], HELD)
@@ -184,6 +186,24 @@ async def test_a_connection_that_breaks_while_held_costs_nothing_but_a_second_re
     await target.signal("say", "whole")
     assert await handle.result() == Reply("whole")
     assert await runs_of(world, ask) == 1
+
+
+async def test_a_cut_hold_whose_repeat_is_not_held_is_completed_by_callback(server: Server) -> None:
+    """The cut start still has the only place, so that its repeat is answered 201. The outcome comes at once."""
+    async with running_world(server, prepare=with_one_place) as world:
+        opened = connections(world)
+        ask = Ask(world.key(), "wait")
+        handle, target = await held(world, ask)
+        opened[0].abort()
+
+        async def answered() -> None:
+            assert world.service.statuses == [201]
+
+        await assert_eventually(answered)
+        await target.signal("say", "by callback")
+        assert await handle.result() == Reply("by callback")
+        assert world.receiver.statuses == [200]
+        assert await runs_of(world, ask) == 1
 
 
 async def test_the_next_attempt_replaces_an_answer_lost_after_the_target_ended(world: World) -> None:

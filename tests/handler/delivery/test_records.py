@@ -1,0 +1,41 @@
+"""The records of a call: which of several records of one call counts."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from handler.delivery.records import CallMemo, deliveries
+
+CALL = CallMemo(
+    caller="order-prod",
+    request_id="one",
+    input_hash="",
+    service="PaymentService",
+    operation="process",
+    operation_token="token",
+    callback_url="http://receiver/callbacks/first",
+    deadline_ms=0,
+)
+RENEWAL = replace(CALL, callback_url="http://receiver/callbacks/renewal")
+HELD = replace(CALL, callback_url="http://receiver/callbacks/held", held_ms=5000)
+OTHER = replace(CALL, request_id="two")
+POLLING = replace(CALL, request_id="three", callback_url=None)
+
+
+def kept(*calls: CallMemo | None) -> list[CallMemo]:
+    found = deliveries(calls, "payment-7", "run", datetime(2026, 1, 1, tzinfo=UTC))
+    assert {(each.workflow_id, each.run_id, each.start_time_ms) for each in found} <= {
+        ("payment-7", "run", 1767225600000)
+    }
+    return [each.call for each in found]
+
+
+def test_each_call_with_a_callback_url_is_delivered_once_to_its_first_url() -> None:
+    """An unreadable record, a record without a callback URL and the records of renewals add no delivery."""
+    assert kept(CALL, RENEWAL, None, OTHER, POLLING) == [CALL, OTHER]
+    assert kept(None, POLLING) == []
+
+
+def test_a_record_without_a_hold_counts_before_one_with_a_hold() -> None:
+    """The repeat of a cut start is not held, therefore its outcome has to be delivered."""
+    assert kept(HELD, RENEWAL) == [RENEWAL]
+    assert kept(HELD) == [HELD]
