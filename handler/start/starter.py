@@ -205,8 +205,8 @@ class Starter:
         if await self._is_too_old(start.request):
             return await self._answer_for_holder(start, may_start=False)
         response = await self._ask(start)
-        # An equal repeat counts as started too, even if its run has closed. A start that finds no place among the held ones
-        # may be such a repeat: look at its run.
+        # An equal repeat counts as started too, even if its run has closed. A start that finds no place among the held
+        # ones may be such a repeat: look at its run.
         if response is not None and response.started and response.status in _RUNNING and not start.has_no_place:
             target = self._runs.ref(start.workflow_id, response.run_id)
             return Running(operation_token=start.token, target=target)
