@@ -1,7 +1,7 @@
 """The connection to Temporal, the raw calls that several packages make, and what the status of a failed call means.
 
 The SDK's client has no form of these calls that also works with a status of a newer server, with an empty run id, or
-with a page size. No other module compares gRPC statuses, and none decodes with the codec alone.
+with a page size. A module that makes a call of its own checks only a status that has a special meaning for this call.
 """
 
 import asyncio
