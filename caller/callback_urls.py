@@ -3,6 +3,7 @@
 import secrets
 from datetime import datetime
 
+from bridge.errors import bad_request
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.security.egress import MAX_CALLBACK_URL
 from caller.attempt import Attempt
@@ -21,7 +22,7 @@ class CallbackUrls:
         """Return a signed callback URL for *attempt*, with which only the peer *handler* can complete the call.
 
         Raises:
-            ValueError: The URL would be longer than Temporal allows.
+            nexusrpc.HandlerError: BAD_REQUEST, the URL would be longer than Temporal allows.
         """
         callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
         token = self._tokens.mint(
@@ -41,5 +42,5 @@ class CallbackUrls:
                 f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
                 "shorten the workflow id, the service or operation name, or the receiver's URL"
             )
-            raise ValueError(message)
+            raise bad_request(message)
         return url

@@ -1,6 +1,5 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
-from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
@@ -52,11 +51,6 @@ class Endpoint(BaseModel):
     def _is_safe(self) -> Self:
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
-
-    @property
-    def poll_interval(self) -> timedelta:
-        """`poll_interval_s` as a duration."""
-        return timedelta(seconds=self.poll_interval_s)
 
 
 class Receiver(BaseModel):

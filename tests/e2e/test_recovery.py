@@ -227,6 +227,32 @@ async def test_a_deadline_while_the_handler_is_unavailable_is_the_same_timeout(s
         assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
 
 
+@pytest.mark.parametrize("stops", [False, True], ids=["worker up", "worker stopped"])
+async def test_a_failure_during_a_short_lease_takes_two_requests(world: World, stops: bool) -> None:
+    """The attempt stays open for its lease, because Temporal accepts a failure only for an open attempt.
+
+    A worker that stops ends the attempt. The failure then needs a nudge, and another worker.
+    """
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=25))
+    target = await world.until_started(ask)
+
+    async def recorded() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads
+
+    await assert_eventually(recorded)
+    assert (await world.pending(handle)).state == 2  # STARTED
+    if stops:
+        await world.stop_worker("caller")
+        assert (await world.pending(handle)).state == 1  # SCHEDULED
+        assert (await world.pending(handle)).last_failure.application_failure_info.type == "bridge.StillRunning"
+        await world.start_worker("caller")
+    await target.signal("say", "fail")
+    assert isinstance((await failure_of(handle)).cause, ApplicationError)
+    if not stops:
+        assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+
+
 async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> None:
     """The last attempts stay started, so that the server's timer ends the call."""
     ask = Ask(key=world.key(), behaviour="wait")
