@@ -1,7 +1,7 @@
-"""The order team's worker with a codec that fails at times, and with interceptors that change whatever they can.
+"""The order team's worker with a codec that fails at times, and with interceptors that change all activities.
 
 `python -m scripts.chaos_run.disturbed_orders` replaces the worker of the example. The share of the refused decodes is
-in a file beside the settings, because it changes while the worker runs.
+in a file in the folder of the settings, because the share changes while the worker runs.
 """
 
 # ruff: noqa: A002, ARG002 - parameters are those of the SDK

@@ -1,8 +1,8 @@
 """Make calls with known answers while a seeded schedule does harm, then judge the calls by the histories.
 
 The command starts the example with two of each process, a Temporal server with a database file, and a bad network
-between the two sides. It kills and restarts all of these. The caller's workers have interceptors that change whatever
-they can, their codec fails at times, and the clocks of the caller's processes jump. The command exits with 1 if any
+between the two sides. It kills and restarts all of these. The caller's workers have interceptors that change all
+activities, their codec fails at times, and the clocks of the caller's processes jump. The command exits with 1 if any
 call was lost, answered wrongly, made twice, is still pending, or did not get its outcome. The same seed and sizes give
 the same schedule. Everything is on the loopback.
 """

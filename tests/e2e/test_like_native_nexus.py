@@ -148,7 +148,7 @@ def native(world: World) -> None:
     world.handler_options = {"nexus": True}
 
 
-@pytest.mark.part("beside nexus", short=True)
+@pytest.mark.part("native nexus", short=True)
 @pytest.mark.parametrize("kinds", [[], TEAM, TEAM[::-1]], ids=["plain", "team interceptors", "reversed"])
 async def test_a_call_ends_as_over_native_nexus(server: Server, kinds: list[type[Interceptor]]) -> None:
     """Three timeouts of the workflow, the call's deadline, a failure, and four cancellation types."""
@@ -161,7 +161,7 @@ async def test_a_call_ends_as_over_native_nexus(server: Server, kinds: list[type
         await assert_equal_endings(world, CASES)
 
 
-@pytest.mark.part("beside nexus")
+@pytest.mark.part("native nexus")
 async def test_the_timeouts_of_start_and_operation_end_a_call_as_over_native_nexus() -> None:
     """Native Nexus has these two timeouts on newer servers."""
     async with (
