@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
@@ -40,6 +41,7 @@ async def scheduled(handle: WorkflowHandle[Any, Any]) -> int:
     return (await events(handle)).count("ACTIVITY_TASK_SCHEDULED")
 
 
+@pytest.mark.part("codec", short=True)
 async def test_a_codec_that_fails_at_times_ends_no_call(server: Server) -> None:
     """Ten calls ask often while a fifth of the decodes fails, until activities have ended three times."""
     codec = FailingCodec()
@@ -99,13 +101,16 @@ class _Tagged(CompositePayloadConverter):
 
 
 async def test_a_converter_that_returns_objects_without_a_type_hint_costs_no_cancel(server: Server) -> None:
-    """The renewals know that the operation runs, and the cancel finds its token."""
+    """The renewals know since when the operation runs, and the cancel finds its token."""
     converters = (DataConverter(payload_converter_class=_Tagged), DataConverter.default)
     async with running_world(server, converters=converters) as world:
         ask = Ask(world.key(), "cleanup")
         call = await world.call(ask, SHORT)
         target = await world.until_started(ask)
-        await world.until_attempt(call, 3)
+        await world.until_attempt(call, 2, in_backoff=True)
+        details = (await world.pending(call)).heartbeat_details
+        await world.until_attempt(call, 3, in_backoff=True)
+        assert (await world.pending(call)).heartbeat_details == details
         await call.cancel()
 
         async def canceled() -> None:
