@@ -79,9 +79,9 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         return StartOperationResultAsync(answer.operation_token)
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
-        """Request cancellation of the target. Temporal names no caller; the signed token identifies the call."""
+        """Request cancellation of the target. Temporal names no caller; the request id in the token is the proof."""
         del ctx
-        await self._canceler.cancel(None, token)
+        await self._canceler.cancel(None, self._target, token)
 
     async def _encoded(self, payload: Payload) -> Payload:
         # The worker decodes the input with our codec, and encodes the result. The starter needs the encoded form.
