@@ -8,7 +8,6 @@ before it is parsed. The receiver keeps no state, therefore any number of copies
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import assert_never
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -57,7 +56,7 @@ def create_app(
     async def is_ready() -> bool:
         return await app[_RECEIVER].namespace.is_reachable()
 
-    app = http_server.create_app(is_ready, has_method_errors=True)
+    app = http_server.create_app(is_ready)
     app.on_startup.append(prepare)
     app.router.add_post("/callbacks", route(_RECEIVER, _Receiver.echo))
     app.router.add_post("/callbacks/{callback_id}", route(_RECEIVER, _Receiver.complete))
@@ -117,25 +116,17 @@ _RECEIVER = web.AppKey("receiver", _Receiver)
 
 def _respond(result: CompletionAnswer) -> web.Response:
     """Turn the result of a completion into the HTTP answer."""
-    match result:
-        case CompletionAnswer.COMPLETED | CompletionAnswer.REPEATED:
-            return web.Response(status=200)
-        case CompletionAnswer.CONFLICT:
-            message = "another outcome is recorded for this callback"
-            raise HandlerError(message, type=HandlerErrorType.CONFLICT)
-        case CompletionAnswer.OVER:
-            # Servers from 1.31 stop because of the body's type, older servers because of the status.
-            error = WaitOverError("no call waits for this outcome any more: timed out, canceled or closed")
-            _, headers, body = encode_handler_error(error)
-            return answer(GONE, headers, body)
-        case CompletionAnswer.UNKNOWN:
-            message = "no such call"
-            raise WaitOverError(message)
-        case CompletionAnswer.AGAIN_LATER:
-            message = "not now, try again"
-            raise UnavailableError(message)
-        case CompletionAnswer.INVALID:
-            message = "this callback cannot be completed"
-            raise bad_request(message)
-        case _:
-            assert_never(result)
+    if result in {CompletionAnswer.COMPLETED, CompletionAnswer.REPEATED}:
+        return web.Response(status=200)
+    error: HandlerError = {
+        CompletionAnswer.CONFLICT: HandlerError(
+            "another outcome is recorded for this callback", type=HandlerErrorType.CONFLICT
+        ),
+        CompletionAnswer.OVER: WaitOverError("no call waits for this outcome any more: timed out, canceled or closed"),
+        CompletionAnswer.UNKNOWN: WaitOverError("no such call"),
+        CompletionAnswer.AGAIN_LATER: UnavailableError("not now, try again"),
+        CompletionAnswer.INVALID: bad_request("this callback cannot be completed"),
+    }[result]
+    status, headers, body = encode_handler_error(error)
+    # Servers from 1.31 stop because of the body's type, older servers because of the status.
+    return answer(GONE if result is CompletionAnswer.OVER else status, headers, body)

@@ -12,7 +12,6 @@ from bridge.runtime.present_client import present_client
 from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
-from bridge.security.keys import decode_key
 from bridge.workflow.targets import Targets
 from handler.delivery.abandoned import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
@@ -102,8 +101,7 @@ class HandlerPlugin(SessionPlugin):
         starter = Starter(
             client=client,
             namespace=namespace,
-            hash_key=decode_key(self._settings.hash_key),
-            task_queue=config.get("task_queue") or self._settings.task_queue,
+            settings=self._settings.model_copy(update={"task_queue": config["task_queue"]}),
             holds=HeldStarts(client, limit=0),
             executor=BoundedThreads(),
             clock=self._clock,

@@ -26,7 +26,6 @@ from bridge.runtime.http_server import FACTS, answer, route
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
-from bridge.security.keys import decode_key
 from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
@@ -117,7 +116,7 @@ def create_app(
     async def release_held_starts(app: web.Application) -> None:
         app[_SERVICE].holds.close()
 
-    app = http_server.create_app(is_ready, has_method_errors=False)
+    app = http_server.create_app(is_ready)
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.
@@ -163,13 +162,11 @@ class _Service:
         self._starter = Starter(
             client=client,
             namespace=self.namespace,
-            hash_key=decode_key(settings.hash_key),
-            task_queue=settings.task_queue,
+            settings=settings,
             holds=self.holds,
             executor=executor,
             clock=clock,
             is_eager=is_eager,
-            shares_storage=settings.shares_storage,
         )
         self._canceler = Canceler(client=client, namespace=self.namespace)
 

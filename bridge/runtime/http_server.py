@@ -16,7 +16,6 @@ from typing import TypeVar
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-from aiohttp.typedefs import Middleware
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import (
@@ -55,12 +54,11 @@ _STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set when the process stops: it is not ready any more."""
 
 
-def create_app(check: ReadyCheck, *, has_method_errors: bool) -> web.Application:
+def create_app(check: ReadyCheck) -> web.Application:
     """An application with health routes and the error middleware.
 
     It may be mounted into another application. The service is ready while *check* returns true and the process is not
-    stopping. *has_method_errors* decides whether a wrong method is answered with 405. The handler service answers 404,
-    because server 1.29 retries a 405.
+    stopping. A wrong method is answered 404, because server 1.29 retries a 405.
     """
     stopping = asyncio.Event()
 
@@ -72,7 +70,7 @@ def create_app(check: ReadyCheck, *, has_method_errors: bool) -> web.Application
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
-    app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_FAILURE_BYTES)
+    app = web.Application(middlewares=[_middleware], client_max_size=MAX_FAILURE_BYTES)
     app[_STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
     app.on_shutdown.append(_stop)
@@ -99,22 +97,19 @@ def route(key: web.AppKey[_ServiceT], method: Callable[[_ServiceT, web.Request],
     return call
 
 
-def _errors(*, has_method_errors: bool) -> Middleware:
-    @web.middleware
-    async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
-        request[FACTS] = {}
-        try:
-            response = await handler(request)
-            _finish(request, response)
-        except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
-            response = _error_answer(request, error, has_method_errors=has_method_errors)
-            _finish(request, response)
-        return response
-
-    return middleware
+@web.middleware
+async def _middleware(request: web.Request, handler: Route) -> web.StreamResponse:
+    request[FACTS] = {}
+    try:
+        response = await handler(request)
+        _finish(request, response)
+    except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
+        response = _error_answer(request, error)
+        _finish(request, response)
+    return response
 
 
-def _error_answer(request: web.Request, error: Exception, *, has_method_errors: bool) -> web.Response:
+def _error_answer(request: web.Request, error: Exception) -> web.Response:
     match error:
         case HandlerError():
             return answer(*encode_handler_error(error))
@@ -125,9 +120,6 @@ def _error_answer(request: web.Request, error: Exception, *, has_method_errors: 
             return answer(*encode_handler_error(unauthenticated))
         case RemoteProtocolError() | DestinationRefusedError():
             return answer(*encode_handler_error(bad_request(str(error))))
-        case web.HTTPMethodNotAllowed() if has_method_errors:
-            _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
-            return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
         case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
             return answer(*encode_handler_error(not_found("no such route")))
         case web.HTTPException():

@@ -9,7 +9,7 @@ the peer can read it.
 import hashlib
 import re
 from datetime import datetime
-from typing import Literal, NewType
+from typing import NewType
 
 from itsdangerous import BadData, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,18 +31,10 @@ class CallbackClaims(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    v: Literal[1] = 1
-    """Version of the layout."""
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{22}$")
     """The callback's id, 128 random bits. Logs and limits use it. It is also in the callback URL's path."""
-    iss: str
-    """Name of the caller that minted the token."""
-    aud: str
-    """The receiver that may accept the token."""
     peer: str
     """Name of the handler that may answer. It selects the keys of the message signature."""
-    op: str
-    """service/operation, a label for people."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
@@ -50,10 +42,6 @@ class CallbackClaims(BaseModel):
     run: str
     """Run that waited when the token was minted. Only a look-up in history reads it; a completion uses the current
     run."""
-    act: str
-    """Activity id, equal to the request id."""
-    att: int
-    """Attempt of the waiting activity. Information only."""
     rid: str
     """Request id, the same in all attempts of one call. A completion may end only the activity with this id."""
     iat: int
@@ -72,7 +60,7 @@ class CallbackClaims(BaseModel):
 class CallbackTokens:
     """Mints and verifies the callback tokens of one caller deployment."""
 
-    def __init__(self, key_set: KeySet, *, issuer: str, audience: str, namespace: str) -> None:
+    def __init__(self, key_set: KeySet, *, namespace: str) -> None:
         # One salt per purpose and version, so that a token for one purpose is invalid for every other. The times are
         # claims, because the timed signer of itsdangerous has no leeway for clock skew.
         self._serializer = URLSafeSerializer(
@@ -80,8 +68,6 @@ class CallbackTokens:
             salt="bridge/callback/v1",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
-        self._issuer = issuer
-        self._audience = audience
         self._namespace = namespace
 
     def mint(
@@ -89,26 +75,19 @@ class CallbackTokens:
         *,
         callback_id: str,
         peer: str,
-        operation: str,
         workflow_id: str,
         run_id: str,
         request_id: str,
-        attempt: int,
         now: datetime,
         deadline: datetime,
     ) -> CallbackToken:
         """Sign the claims of one attempt. *deadline* is the deadline of the operation, not of the attempt."""
         claims = CallbackClaims(
             id=callback_id,
-            iss=self._issuer,
-            aud=self._audience,
             peer=peer,
-            op=operation,
             ns=self._namespace,
             wf=workflow_id,
             run=run_id,
-            act=request_id,
-            att=attempt,
             rid=request_id,
             iat=int(now.timestamp()),
             exp=int(deadline.timestamp()) + 1,
@@ -122,13 +101,13 @@ class CallbackTokens:
         A token with a past deadline is accepted: read `is_over` of the claims.
 
         Raises:
-            UntrustedError: The token is malformed, badly signed, or minted for another receiver or callback.
+            UntrustedError: The token is malformed, badly signed, or minted for another namespace or callback.
         """
         claims = self._load(text)
-        if (claims.iss, claims.aud, claims.ns) != (self._issuer, self._audience, self._namespace):
-            reason = "callback token of another receiver"
+        if claims.ns != self._namespace:
+            reason = "callback token of another namespace"
             raise UntrustedError(reason)
-        if claims.id != callback_id or claims.act != claims.rid:
+        if claims.id != callback_id:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
         # Compare whole seconds, because an extreme but signed time would overflow a float.

@@ -20,7 +20,7 @@ OUTCOME_UNKNOWN = "the handler keeps no run of this operation any more: outcome 
 
 
 def keyed_hash(key: bytes, purpose: str, *parts: bytes) -> str:
-    """Return a hash of *parts* that nobody can compute without *key*."""
+    """Return a hash of *parts* that cannot be computed without *key*."""
     digest = hmac.new(key, digestmod=hashlib.sha256)
     for part in (purpose.encode(), *parts):
         digest.update(len(part).to_bytes(8, "big") + part)

@@ -45,6 +45,8 @@ class Run:
     """The call that started it; None if no call did."""
     served: frozenset[str]
     """Operation tokens of the calls to which Temporal's server delivers the outcome. Later runs keep them."""
+    progress: Payload | None
+    """Its last progress, as its worker's converter and codec made it; None without progress."""
 
     @property
     def execution(self) -> WorkflowExecution:
@@ -70,7 +72,7 @@ class Runs:
         self._inline = replace(client.data_converter, external_storage=None)
 
     async def find(self, workflow_id: str) -> Run | None:
-        """Return the newest run of *workflow_id*; None if there is none.
+        """Return the newest run of *workflow_id*; None if it does not exist.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
@@ -80,12 +82,17 @@ class Runs:
             return None
         info = described.workflow_execution_info
         headers = (each.callback.nexus.header for each in described.callbacks)
+        progress = info.memo.fields.get(PROGRESS_MEMO)
+        if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
+            # Progress is a few words for people. A reference to external storage is left out.
+            progress = None
         return Run(
             ref=self.ref(workflow_id, info.execution.run_id),
             workflow_type=info.type.name,
             is_open=is_open(info),
             memo=await self._memo(info),
             served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
+            progress=progress,
         )
 
     async def start(
@@ -169,19 +176,6 @@ class Runs:
         except RPCError as error:
             if not is_not_found(error):
                 raise
-
-    async def progress(self, target: WorkflowRef) -> Payload | None:
-        """Return the target's last progress, as its worker's converter and codec made it; None without progress.
-
-        A reference to external storage is left out, because progress is a few words for people.
-        """
-        try:
-            described = await describe(self._client, target.workflow_id, target.run_id)
-        except RPCError:
-            # Progress is optional: answer without it.
-            return None
-        found = None if described is None else described.workflow_execution_info.memo.fields.get(PROGRESS_MEMO)
-        return None if found is None or found.external_payloads or found.ByteSize() > MAX_PROGRESS_BYTES else found
 
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """Return the reference to a run in our namespace."""

@@ -20,8 +20,10 @@ from bridge.protocol.outcome import Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import Namespace
+from bridge.security.keys import decode_key
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import inlined, read_close_event
+from handler.settings import HandlerSettings
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
@@ -46,36 +48,32 @@ class Starter:
         *,
         client: Client,
         namespace: Namespace,
-        hash_key: bytes,
-        task_queue: str,
+        settings: HandlerSettings,
         holds: HeldStarts,
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
-        shares_storage: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Create a starter.
 
         Args:
             client: Connected to the handler's namespace.
             namespace: Describes that namespace.
-            hash_key: Keys the input hash and the request ids.
-            task_queue: Task queue of targets that name none.
+            settings: Name the task queue of targets that name none, and the key of the hashes.
             holds: Keeps count of the starts that are held open.
             executor: Runs the team's `check` and `workflow_id`.
             clock: Returns the time.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
-            shares_storage: Whether a caller, by name, uses the same external storage.
         """
         self._client = client
         self._namespace = namespace
-        self._runs = Runs(client, task_queue=task_queue, is_eager=is_eager)
+        self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager)
         self._conversion = Conversion(client.data_converter)
         self._executor = executor
-        self._hash_key = hash_key
+        self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
         self._clock = clock
-        self._shares_storage = shares_storage
+        self._shares_storage = settings.shares_storage
 
     async def start(
         self,
@@ -88,7 +86,7 @@ class Starter:
     ) -> StartAnswer:
         """Start *target* for the authenticated *caller*, or find the state of the operation that it started earlier.
 
-        The answer to a renewal has the progress that a running target has reported.
+        The answer for a run that was found has the progress that the run has reported.
 
         Args:
             caller: Authenticated name of the caller.
@@ -126,8 +124,6 @@ class Starter:
                     answer = replace(answer, outcome=await self._sendable(caller, answer.outcome))
             except RPCError as error:
                 raise handler_error_from_rpc(error) from None
-        if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
-            return replace(answer, progress=await self._runs.progress(answer.target))
         return answer
 
     async def _identify(self, caller: str, target: Target, payload: Payload) -> tuple[str, str]:
@@ -169,7 +165,7 @@ class Starter:
             is_same = is_same_call(call, run, may_start=may_start)
             if run.is_open:
                 if is_same or await self._attach(call, run):
-                    return Running(operation_token=call.token, target=run.ref)
+                    return Running(operation_token=call.token, target=run.ref, progress=run.progress)
             elif (closed := await read_close_event(self._client, call.workflow_id, run.ref.run_id)) is not None:
                 return Finished(outcome=closed.outcome, target=run.ref)
             # The run closed or continued as another run between two reads: read again.

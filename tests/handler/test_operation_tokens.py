@@ -86,7 +86,7 @@ async def test_a_token_of_another_operation_is_refused(quiet: World, operation: 
 
 
 async def test_a_forged_token_is_refused_and_does_not_show_whether_a_run_exists(quiet: World) -> None:
-    """The forger knows every name: the answer is the same for a run of another caller, of nobody, and for no run."""
+    """The forger knows every name: the answer is the same for a run of another caller, of no caller, and for no run."""
     key, by_hand = quiet.key(), quiet.key()
     token = OperationToken.decode(await started(quiet, key, caller="other"))
     assert token is not None
@@ -96,7 +96,7 @@ async def test_a_forged_token_is_refused_and_does_not_show_whether_a_run_exists(
     own = await started(quiet, quiet.key())
     forged = {
         "another caller's": token,
-        "nobody's": token._replace(workflow_id=f"probe-{by_hand}"),
+        "no caller's": token._replace(workflow_id=f"probe-{by_hand}"),
         "no run's": token._replace(workflow_id=f"probe-{quiet.key()}"),
         "no workflow id": token._replace(workflow_id=""),
         "too long": token._replace(workflow_id="x" * 2000),
