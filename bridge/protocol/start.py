@@ -215,7 +215,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             except ValidationError:
                 message = "status 201 without an operation token"
                 raise RemoteProtocolError(message) from None
-            if info.state != "running" or not 0 < len(info.token) <= wire.MAX_OPERATION_TOKEN:
+            if info.state != "running" or not wire.OPERATION_TOKEN_TEXT.fullmatch(info.token):
                 message = "status 201 without a usable operation token"
                 raise RemoteProtocolError(message)
             return Running(operation_token=info.token, target=target, progress=_progress(info.progress))
