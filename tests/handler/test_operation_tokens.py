@@ -93,14 +93,17 @@ async def test_a_forged_token_is_refused_and_does_not_show_whether_a_run_exists(
     await quiet.handler_client.start_workflow(
         "ProbeWorkflow", {"key": by_hand}, id=f"probe-{by_hand}", task_queue=quiet.payment_queue
     )
-    own = await started(quiet, quiet.key())
+    kept = quiet.key()
+    own = await started(quiet, kept)
+    named = OperationToken.decode(own)
+    assert named is not None
     forged = {
         "another caller's": token,
         "no caller's": token._replace(workflow_id=f"probe-{by_hand}"),
         "no run's": token._replace(workflow_id=f"probe-{quiet.key()}"),
         "no workflow id": token._replace(workflow_id=""),
         "too long": token._replace(workflow_id="x" * 2000),
-        "another namespace's": token._replace(namespace_id="0190a1b2-0000-7000-8000-000000000001"),
+        "another namespace's": named._replace(namespace_id="0190a1b2-0000-7000-8000-000000000001"),
     }
     answers = {name: await cancel(quiet, each.encode()) for name, each in forged.items()}
     answers |= {"spare text": await cancel(quiet, f"{own}="), "text": await cancel(quiet, "token")}
@@ -108,6 +111,7 @@ async def test_a_forged_token_is_refused_and_does_not_show_whether_a_run_exists(
         answers, (404, "no such operation")
     )
     assert not await is_asked_to_cancel(quiet, key)
+    assert not await is_asked_to_cancel(quiet, kept)
 
 
 async def renewed(world: World, key: str, token: str, *, request_id: str | None = None) -> Answered:
