@@ -12,12 +12,12 @@ from datetime import timedelta
 
 from nexusrpc import HandlerError
 from temporalio import activity
-from temporalio.api.common.v1 import Payload, WorkflowExecution
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
 
 from bridge.errors import BridgeError
 from bridge.protocol.cancel import CancelRequest
+from bridge.runtime.temporal import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.attempt import waiting_converter
 from caller.endpoints import Endpoints, NotStartedError
@@ -75,14 +75,9 @@ class CancelActivities:
     async def _recorded_details(self) -> dict[str, Sequence[Payload]]:
         """Return the heartbeat details of our workflow's pending activities, by activity id."""
         info, client = activity.info(), activity.client()
-        described = await client.workflow_service.describe_workflow_execution(
-            DescribeWorkflowExecutionRequest(
-                namespace=client.namespace,
-                execution=WorkflowExecution(workflow_id=info.workflow_id or "", run_id=info.workflow_run_id or ""),
-            ),
-            timeout=_REQUEST_TIMEOUT,
-        )
-        return {each.activity_id: each.heartbeat_details.payloads for each in described.pending_activities}
+        described = await describe(client, info.workflow_id or "", info.workflow_run_id or "", timeout=_REQUEST_TIMEOUT)
+        activities = () if described is None else described.pending_activities
+        return {each.activity_id: each.heartbeat_details.payloads for each in activities}
 
 
 def _not_sent(order: CancelOrder, reason: str) -> CancelAnswer:

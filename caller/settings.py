@@ -60,8 +60,6 @@ class Receiver(BaseModel):
 
     url: HttpUrl
     """The receiver as handlers see it; callback URLs begin with it."""
-    id: Name = "receiver"
-    """Audience of the callback tokens."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -143,4 +141,4 @@ class CallerSettings(BridgeSettings):
         if self.receiver is None or self.callback_keys is None:
             message = "the settings have no receiver"
             raise ValueError(message)
-        return CallbackTokens(self.callback_keys, issuer=self.name, audience=self.receiver.id, namespace=namespace)
+        return CallbackTokens(self.callback_keys, namespace=namespace)

@@ -165,6 +165,8 @@ class OperationActivities:
             operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
             attempt=attempt.info.attempt,
+            # A handler service of another namespace, to which the endpoint may point by now, then starts nothing.
+            operation_token=(attempt.known.operation_token if attempt.known else "") or None,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
@@ -193,7 +195,8 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
         await attempt.fail(reason)
         return
     _log.warning(
-        "bridge.handler_not_reached",
+        "bridge.handler_not_reached: %s",
+        error,
         extra={
             "bridge.request_id": attempt.info.activity_id,
             "bridge.endpoint": call.endpoint,

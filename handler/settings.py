@@ -114,8 +114,6 @@ class HandlerSettings(BridgeSettings):
     """Task queue of targets that name none."""
     service: Service
     """Where starts arrive."""
-    operation_keys: KeySet
-    """Signs and verifies operation tokens."""
     hash_key: Key
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
@@ -141,10 +139,7 @@ class HandlerSettings(BridgeSettings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        key_sets = {
-            "operation_keys": self.operation_keys,
-            "hash_key": KeySet(signing="hash", keys={"hash": self.hash_key}),
-        }
+        key_sets = {"hash_key": KeySet(signing="hash", keys={"hash": self.hash_key})}
         for name, caller in self.callers.items():
             for field in ("start_keys", "bearer_keys", "completion_keys"):
                 key_set: KeySet | None = getattr(caller, field)

@@ -1,6 +1,7 @@
-"""The connection to Temporal, and what a service reads about its own namespace.
+"""The connection to Temporal, and what both sides read from it.
 
-A service reads whether the namespace can be reached, how long it keeps closed runs, and whether a run is open.
+A service reads of its own namespace whether it can be reached, its id, and how long it keeps closed runs. Both sides
+read whether a run exists and whether it is open.
 """
 
 import asyncio
@@ -11,19 +12,27 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeNamespaceResponse,
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+)
 from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.user_modules import import_attribute
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
-_RETENTION_CACHE = timedelta(minutes=10)
+_DESCRIPTION_CACHE = timedelta(minutes=10)
+"""Short enough to see a changed retention, and a namespace that was deleted and created again."""
 _NO_LIMIT = timedelta(days=36_500)
 """Retention of a namespace that reports no retention, as the time-skipping test server does."""
 _REMIND_AFTER_S = 3
@@ -62,7 +71,7 @@ class Namespace:
     def __init__(self, client: Client, *, clock: Callable[[], datetime]) -> None:
         self._client = client
         self._clock = clock
-        self._retention: tuple[timedelta, datetime] | None = None
+        self._described: tuple[DescribeNamespaceResponse, datetime] | None = None
 
     async def is_reachable(self) -> bool:
         """Whether Temporal answers, the namespace exists, and our credentials are accepted."""
@@ -72,22 +81,32 @@ class Namespace:
             return False
         return True
 
-    async def retention(self) -> timedelta:
-        """How long a closed run can be looked up. The value is cached for ten minutes.
+    async def id(self) -> str:
+        """The namespace's id, cached for ten minutes. Namespaces of one name on two clusters have different ids.
 
         Raises:
             temporalio.service.RPCError: Temporal did not describe the namespace.
         """
-        now = self._clock()
-        if self._retention is None or now - self._retention[1] > _RETENTION_CACHE:
-            self._retention = await self._describe(), now
-        return self._retention[0]
+        return (await self._cached()).namespace_info.id
 
-    async def _describe(self) -> timedelta:
-        described = await self._client.workflow_service.describe_namespace(
+    async def retention(self) -> timedelta:
+        """How long a closed run can be looked up, cached for ten minutes.
+
+        Raises:
+            temporalio.service.RPCError: Temporal did not describe the namespace.
+        """
+        return (await self._cached()).config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
+
+    async def _cached(self) -> DescribeNamespaceResponse:
+        now = self._clock()
+        if self._described is None or now - self._described[1] > _DESCRIPTION_CACHE:
+            self._described = await self._describe(), now
+        return self._described[0]
+
+    async def _describe(self) -> DescribeNamespaceResponse:
+        return await self._client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
-        return described.config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
 
 
 def connect_config() -> dict[str, Any]:
@@ -111,6 +130,37 @@ def connect_config() -> dict[str, Any]:
             text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
         message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
         raise SettingsError(message) from None
+
+
+async def describe(
+    client: Client,
+    workflow_id: str,
+    run_id: str = "",
+    *,
+    timeout: timedelta | None = None,  # noqa: ASYNC109 - passed to the server
+) -> DescribeWorkflowExecutionResponse | None:
+    """Describe a run, open or closed; None if it does not exist. Without *run_id*: the newest run of *workflow_id*.
+
+    Raises:
+        temporalio.service.RPCError: Temporal did not describe the run within *timeout*. Without a limit the SDK's
+            client retries.
+    """
+    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
+    try:
+        return await client.workflow_service.describe_workflow_execution(
+            request, retry=timeout is None, timeout=timeout
+        )
+    except RPCError as error:
+        if is_not_found(error):
+            return None
+        raise
+
+
+def is_not_found(error: RPCError) -> bool:
+    """Whether an activity, run or workflow was not found; False if the namespace is missing (wrong settings)."""
+    namespace_missing = any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
+    return error.status is RPCStatusCode.NOT_FOUND and not namespace_missing
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:

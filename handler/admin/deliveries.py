@@ -16,16 +16,15 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
-    DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
     ListWorkflowExecutionsRequest,
     ResetWorkflowExecutionRequest,
 )
 from temporalio.client import Client
 from temporalio.exceptions import ActivityError
-from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
+from bridge.runtime.temporal import describe
 from bridge.security.redaction import redacted
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
@@ -190,17 +189,9 @@ class Deliveries:
             request.next_page_token = page.next_page_token
 
     async def _describe(self, delivery_id: str) -> DescribeWorkflowExecutionResponse:
-        request = DescribeWorkflowExecutionRequest(
-            namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=delivery_id)
-        )
-        try:
-            described = await self._client.workflow_service.describe_workflow_execution(request, retry=True)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
-        else:
-            if described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
-                return described
+        described = await describe(self._client, delivery_id)
+        if described is not None and described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
+            return described
         where = f"namespace {self._client.namespace}: `deliveries list --state all` names those that are kept"
         message = f"no delivery {plain(delivery_id)} in {where}"
         raise CommandError(message)

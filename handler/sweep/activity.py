@@ -24,18 +24,23 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.runtime.temporal import keeping_inline
+from bridge.runtime.temporal import describe, keeping_inline
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, Delivery, milliseconds
 from handler.settings import HandlerSettings
-from handler.start.runs import UNAVAILABLE, Runs
 from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
 
 NEXT_SWEEP = "bridge.NextSweep"
 """Type of the error that ends every attempt. Its message states the result of the query."""
 
+_UNAVAILABLE = (
+    {RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.RESOURCE_EXHAUSTED}
+    | {RPCStatusCode.ABORTED, RPCStatusCode.CANCELLED, RPCStatusCode.UNKNOWN}
+    | {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}
+)
+"""Statuses of a call to Temporal that may succeed later. Refused credentials are a fault of ours."""
 _PAGE = 50
 """Number of runs handled at once."""
 
@@ -97,7 +102,7 @@ class SweepActivities:
                     continue
                 # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If
                 # Temporal did not answer, the place does not move either.
-                is_complete &= not (isinstance(error, RPCError) and error.status in UNAVAILABLE)
+                is_complete &= not (isinstance(error, RPCError) and error.status in _UNAVAILABLE)
                 extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
                 _log.warning("bridge.sweep_run_failed", extra=extra)
             if not pages.next_page_token:
@@ -127,10 +132,10 @@ class SweepActivities:
         """Whether another run continues the call, because a reset terminates the run that it replaces."""
         if run.status is not WorkflowExecutionStatus.TERMINATED:
             return False
-        current = await Runs(activity.client()).describe(run.id)
-        if current is None or current.execution.run_id == run.run_id:
+        described = await describe(activity.client(), run.id)
+        if described is None or described.workflow_execution_info.execution.run_id == run.run_id:
             return False
-        other = await self._call(current)
+        other = await self._call(described.workflow_execution_info)
         return other is not None and (other.caller, other.request_id) == (call.caller, call.request_id)
 
     async def _call(self, info: WorkflowExecutionInfo) -> CallMemo | None:
