@@ -5,27 +5,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
-from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
 from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
-from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.echo import Echo, decode_echo
-from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
-from bridge.runtime.unsigned_answers import UnsignedAnswers
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.runtime.peer_client import PeerClient
+from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
 MAY_HAVE_STARTED = " (an earlier attempt may have started the operation)"
 """Added to a refusal of a later attempt: an earlier one may have started the operation without a signed answer."""
-
-
-_SENT = {MessageKind.START: Sent.START, MessageKind.CANCEL: Sent.CANCEL, MessageKind.ECHO: Sent.ECHO}
 
 
 class NotStartedError(BridgeError):
@@ -59,9 +54,7 @@ class Endpoints:
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
-        self._http = http
-        self._clock = clock
-        self._unsigned_answers = UnsignedAnswers()
+        self._peers = PeerClient(http, clock=clock)
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start with a fresh signature, and read the answer.
@@ -73,7 +66,7 @@ class Endpoints:
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
         is_first, more = request.attempt == 1, request.headers
-        answer = await self._send(name, MessageKind.START, message, more=more, timeout=timeout, is_first=is_first)
+        answer = await self._send(name, Sent.START, message, more=more, timeout=timeout, is_first=is_first)
         try:
             return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
         except BridgeError as error:
@@ -88,7 +81,7 @@ class Endpoints:
         """
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
-        await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout)
+        await self._send(name, Sent.CANCEL, message, more=request.headers, timeout=timeout)
 
     async def echo(self, name: str, *, callback: str | None) -> Echo:
         """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
@@ -97,7 +90,7 @@ class Endpoints:
             NotStartedError: The handler was not reached, or it does not accept our signature.
         """
         path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        answer = await self._send(name, MessageKind.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT)
+        answer = await self._send(name, Sent.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT)
         try:
             return decode_echo(answer.body)
         except BridgeError as error:
@@ -111,7 +104,7 @@ class Endpoints:
     async def _send(
         self,
         name: str,
-        kind: MessageKind,
+        sent: Sent,
         message: tuple[str, dict[str, str], bytes],
         *,
         more: Iterable[str],
@@ -119,32 +112,22 @@ class Endpoints:
         is_first: bool = True,
     ) -> Answer:
         resolved = self.resolve(name)
-        path, fields, body = message
-        url, headers = resolved.endpoint.url + path, CIMultiDict(fields)
+        path, headers, body = message
         try:
-            proof = resolved.signer.sign(kind, url, headers, body, more=more)
+            answer = await self._peers.post(
+                *(sent, resolved.endpoint.handler, resolved.endpoint.url + path, headers, body),
+                signer=resolved.signer,
+                answers=resolved.peer.answers,
+                more=more,
+                networks=resolved.endpoint.networks,
+                timeout=timeout,
+                is_first=is_first,
+            )
         except ValueError:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
-        try:
-            answered = await self._http.post(
-                url,
-                headers,
-                body,
-                networks=resolved.endpoint.networks,
-                timeout=timeout,
-                max_answer_bytes=MAX_FAILURE_BYTES,
-            )
         except BridgeError as error:
             raise NotStartedError(error, retry_after=None) from None
-        answer = read_answer(
-            _SENT[kind],
-            proof if resolved.peer.answers == "signed" else None,
-            *(answered.status, answered.headers, answered.body),
-            now=self._clock(),
-            is_first=is_first,
-        )
-        self._unsigned_answers.note(resolved.endpoint.handler, answer)
         if answer.error is not None:
             if answer.meaning is Meaning.REFUSED and not is_first:
                 _add_that_it_may_run(answer.error)

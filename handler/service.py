@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -24,6 +24,7 @@ from bridge.protocol.headers import LINK, REQUEST_ID
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
+from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
 from bridge.runtime.settings import Name, SettingsError
 from bridge.runtime.temporal import Namespace, connect
@@ -32,6 +33,7 @@ from bridge.security.egress import AllowList
 from bridge.security.keys import KeySet, decode_key
 from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from bridge.workflow.targets import Target, Targets
+from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.settings import CallerPeer, HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
@@ -110,7 +112,10 @@ def create_app(
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client if client is not None else await connect(settings.data_converter)
         threads = executor or BoundedThreads()
-        app[_SERVICE] = _Service(settings, served, connected, is_eager=is_eager, executor=threads, clock=clock)
+        http = HttpClient(user_agent=USER_AGENT)
+        app[_SERVICE] = _Service(
+            settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
+        )
         try:
             if settings.sweep:
                 try:
@@ -119,6 +124,7 @@ def create_app(
                     raise SettingsError(str(error)) from None
             yield
         finally:
+            await http.close()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -160,11 +166,13 @@ class _Service:
         served: Served,
         client: Client,
         *,
+        http: HttpClient,
         is_eager: bool,
         executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
         """Raises SettingsError if an operation is claimed twice."""
+        self._callbacks = CallbackClient(settings, http=http, clock=clock)
         self.namespace = Namespace(client, clock=clock)
         self._name = settings.name
         self._clock = clock
@@ -238,10 +246,10 @@ class _Service:
         caller, verified = _authenticate(self._callers, MessageKind.ECHO, request)
         request[FACTS]["bridge.caller"] = caller.name
         await read_body(request, verified)
-        callback: Literal["allowed", "not allowed"] | None = None
-        if "callback" in request.query:
-            callback = "allowed" if caller.allow_list.allows(request.query["callback"]) else "not allowed"
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback=callback)))
+        problem = None
+        if verified is not None and (callback := request.query.get("callback")) is not None:
+            problem = await self._callbacks.problem_with(caller.name, callback)
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem)))
 
 
 _SERVICE = web.AppKey("service", _Service)

@@ -6,10 +6,9 @@ people can see. No exception of aiohttp leaves this module, because its text may
 
 import asyncio
 import io
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -25,8 +24,7 @@ _CONNECTIONS_PER_HOST = 100
 _LARGE = 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpAnswer:
+class HttpAnswer(NamedTuple):
     """A whole answer, with any status."""
 
     status: int
@@ -73,7 +71,7 @@ class HttpClient:
         *,
         networks: tuple[Network, ...] = (),
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it covers the repeats inside this method
-        max_answer_bytes: int = 16384,
+        max_answer_bytes: int,
     ) -> HttpAnswer:
         """POST *body* to exactly *url* and read the answer.
 

@@ -139,14 +139,6 @@ class AllowList:
     destinations: tuple[Destination, ...]
     """Entries of the list. An empty list allows nothing."""
 
-    def allows(self, text: str) -> bool:
-        """Whether an entry allows the callback URL *text*."""
-        try:
-            self.check(text)
-        except DestinationRefusedError:
-            return False
-        return True
-
     def check(self, text: str) -> Destination:
         """Find the entry that allows the callback URL *text*.
 

@@ -5,25 +5,28 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
-from multidict import CIMultiDict
 from temporalio.converter import DataConverter
 from yarl import URL
 
 from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
-from bridge.runtime.http_client import HttpClient
-from bridge.runtime.unsigned_answers import UnsignedAnswers
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.protocol.echo import decode_echo
+from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.peer_client import PeerClient
+from bridge.security.signatures import MessageSigner
 from handler.delivery.close_event import CloseEvent, inlined
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
+USER_AGENT = "callback-bridge-handler/0.1"
 REQUESTS = 100
 """Maximum number of requests in flight."""
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
+_ECHO_TIMEOUT = REQUEST_TIMEOUT / 2
+"""The caller waits `REQUEST_TIMEOUT` for the answer to its own echo."""
 
 
 class DestinationBusyError(BridgeError):
@@ -40,9 +43,9 @@ class CallbackClient:
             for name, peer in settings.callers.items()
             if peer.completion_keys is not None
         }
-        self._http = http
+        self._name = settings.name
+        self._peers = PeerClient(http, clock=clock)
         self._clock = clock
-        self._unsigned_answers = UnsignedAnswers()
         self._all = asyncio.Semaphore(REQUESTS)
         self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -84,6 +87,26 @@ class CallbackClient:
             return Meaning.NOT_REACHED, None
         return answer.meaning, answer.retry_after
 
+    async def problem_with(self, caller: str, url: str) -> str | None:
+        """Say why completions for *caller* would not arrive below *url*; None if they would.
+
+        The receiver is asked for an echo. A receiver that cannot sign its answers is not asked.
+        """
+        peer = self._callers[caller]
+        try:
+            peer.allow_list.check(url)
+            if caller not in self._signers or peer.answers == "unsigned":
+                return None
+            target = f"{url}?handler={self._name}"
+            answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
+            if answer.error is not None:
+                return str(answer.error)
+            return decode_echo(answer.body).clock_problem(self._clock())
+        except DestinationRefusedError as error:
+            return f"{error}: see callers.{caller}.callbacks in the handler's settings"
+        except BridgeError as error:
+            return str(error)
+
     async def post(
         self,
         sent: Sent,
@@ -94,6 +117,7 @@ class CallbackClient:
         *,
         more: Iterable[str],
         patience: timedelta = _NO_PATIENCE,
+        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
     ) -> Answer:
         """POST to the callback *url* of *caller* with a fresh signature, which also covers the headers in *more*.
 
@@ -118,20 +142,16 @@ class CallbackClient:
             raise DestinationBusyError(message) from None
         try:
             async with self._all:
-                signed, proof = CIMultiDict(headers), None
-                if (signer := self._signers.get(caller)) is not None:
-                    proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=more)
-                answered = await self._http.post(url, signed, body, networks=destination.networks)
+                return await self._peers.post(
+                    *(sent, caller, url, headers, body),
+                    signer=self._signers.get(caller),
+                    answers=peer.answers,
+                    more=more,
+                    networks=destination.networks,
+                    timeout=timeout,
+                )
         except ValueError as error:
             # The request cannot be signed.
             raise DestinationRefusedError(str(error)) from None
         finally:
             free.release()
-        answer = read_answer(
-            sent,
-            proof if peer.answers == "signed" else None,
-            *(answered.status, answered.headers, answered.body),
-            now=self._clock(),
-        )
-        self._unsigned_answers.note(caller, answer)
-        return answer

@@ -151,7 +151,7 @@ def unused_port() -> int:
 
 async def post(client: HttpClient, url: str, body: bytes = b"body", **options: Any) -> HttpAnswer:
     headers = options.pop("headers", CIMultiDict({"Nexus-Request-Id": "request-7"}))
-    return await client.post(url, headers, body, **({"networks": LOOPBACK} | options))
+    return await client.post(url, headers, body, **({"networks": LOOPBACK, "max_answer_bytes": 16384} | options))
 
 
 async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer) -> None:
