@@ -200,7 +200,7 @@ class _Service:
             executor=executor,
             clock=clock,
             is_eager=is_eager,
-            shares_storage=settings.shares_storage,
+            callers=settings.callers,
         )
         self._canceler = Canceler(client=client, tokens=tokens)
 
@@ -223,7 +223,9 @@ class _Service:
         if target is None:
             result: StartAnswer = await self._operations.start(start_request, payload)
         else:
-            result = await self._starter.start(caller.name, target, start_request, payload)
+            result = await self._starter.start(
+                *(caller.name, target, start_request, payload), is_gone=lambda: request.transport is None
+            )
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value

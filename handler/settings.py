@@ -39,6 +39,8 @@ class CallerPeer(BaseModel):
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. If so, references to the storage are sent
     unchanged. If not, the handler replaces references by their values."""
+    shows_terminations: bool = False
+    """Whether it gets the identity and the reason of a termination. Our operators write both for themselves."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
@@ -153,10 +155,6 @@ class HandlerSettings(BridgeSettings):
         require_distinct_keys(key_sets)
         self.check_host(self.service.host)
         return self
-
-    def shares_storage(self, caller: str) -> bool:
-        """Whether *caller* uses the same external storage."""
-        return caller in self.callers and self.callers[caller].shares_storage
 
     def check_host(self, host: str) -> None:
         """Refuse a public *host* if a caller is authenticated only by its network.

@@ -15,7 +15,7 @@ from bridge.protocol.echo import decode_echo
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.peer_client import PeerClient
 from bridge.security.signatures import MessageSigner
-from handler.delivery.close_event import CloseEvent, inlined
+from handler.delivery.close_event import CloseEvent, sendable
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
@@ -64,11 +64,8 @@ class CallbackClient:
         """
         call = delivery.call
         peer = self._callers.get(call.caller)
-        outcome = closed.outcome
-        if peer is None or not peer.shares_storage:
-            outcome = await inlined(converter, outcome)
         completion = Completion(
-            outcome=outcome.within_size_limit(),
+            outcome=await sendable(converter, closed.outcome, peer),
             target=closed.target,
             operation_token=call.operation_token,
             start_time=delivery.start_time,

@@ -184,20 +184,27 @@ class Dispatcher:
             raise
 
     async def _start_workflows(self, deliveries: Iterable[Delivery]) -> None:
-        # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
-        client = keeping_inline(self._client)
         for each in deliveries:
-            # The sweep or an earlier report of the same run may have started it.
-            with contextlib.suppress(WorkflowAlreadyStartedError):
-                await client.start_workflow(
-                    DELIVERY_WORKFLOW,
-                    each,
-                    id=each.workflow_id_of_delivery,
-                    task_queue=self._task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    memo={MEMO_KEY: each.memo},
-                    static_summary=f"to {each.call.caller}",
-                )
+            await start_delivery_workflow(self._client, each, task_queue=self._task_queue)
+
+
+async def start_delivery_workflow(client: Client, delivery: Delivery, *, task_queue: str) -> None:
+    """Start the workflow that delivers *delivery*. The sweep or an earlier report of the run may have started it.
+
+    Raises:
+        temporalio.service.RPCError: It could not be started.
+    """
+    with contextlib.suppress(WorkflowAlreadyStartedError):
+        # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
+        await keeping_inline(client).start_workflow(
+            DELIVERY_WORKFLOW,
+            delivery,
+            id=delivery.workflow_id_of_delivery,
+            task_queue=task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            memo={MEMO_KEY: delivery.memo},
+            static_summary=f"to {delivery.call.caller}",
+        )
 
 
 def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:

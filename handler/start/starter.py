@@ -7,10 +7,11 @@ therefore finds its run without a look-up. In all other cases the memo of the ru
 import hashlib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from google.protobuf.duration_pb2 import Duration
 from nexusrpc import HandlerError, HandlerErrorType
@@ -30,14 +31,15 @@ from yarl import URL
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
-from bridge.protocol.outcome import Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import is_open
 from bridge.security.callback_tokens import OperationTokens
 from bridge.workflow.targets import Target
-from handler.delivery.close_event import inlined, read_close_event
-from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo
+from handler.delivery.close_event import read_close_event, sendable
+from handler.delivery.dispatcher import start_delivery_workflow
+from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, NATIVE_CALLER, CallMemo, Delivery
+from handler.settings import CallerPeer
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
 from handler.start.runs import UNAVAILABLE, Runs
@@ -109,7 +111,7 @@ class Starter:
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
-        shares_storage: Callable[[str], bool] = lambda _: False,
+        callers: Mapping[str, CallerPeer] = MappingProxyType({}),
     ) -> None:
         """Create a starter.
 
@@ -123,7 +125,7 @@ class Starter:
             executor: Runs the team's `check` and `workflow_id`.
             clock: Returns the time.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
-            shares_storage: Whether a caller, by name, uses the same external storage.
+            callers: The settings of the callers, by name.
         """
         self._client = client
         self._runs = Runs(client)
@@ -136,7 +138,7 @@ class Starter:
         self._holds = holds
         self._clock = clock
         self._is_eager = is_eager
-        self._shares_storage = shares_storage
+        self._callers = callers
         # Keep memos and signals inline, so that visibility and workers read them without external storage.
         self._inline = replace(client.data_converter, external_storage=None)
 
@@ -148,6 +150,7 @@ class Starter:
         payload: Payload,
         *,
         server_callback: Callback.Nexus | None = None,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> StartAnswer:
         """Start *target* for the authenticated *caller*, or find the state of the operation that it started earlier.
 
@@ -159,14 +162,16 @@ class Starter:
             request: The start. If it prefers to wait, it may be held open.
             payload: The operation's input.
             server_callback: The callback of a native Nexus call, to which Temporal's server delivers the outcome.
+            is_gone: Whether the sender of the request has disconnected.
 
         Raises:
             nexusrpc.HandlerError: The input is refused, another call's run holds the workflow id, or Temporal did not
                 start the run.
         """
+        peer = self._callers.get(caller)
         with self._holds.reserve(request.wait) as hold:
             try:
-                workflow_id, input_hash = await self._identify(caller, target, payload)
+                workflow_id, input_hash = await self._identify(peer, target, payload)
                 names = (caller, target.service, target.operation, request.request_id, input_hash)
                 start = _Start(
                     caller=caller,
@@ -183,18 +188,29 @@ class Starter:
                 answer = await self._answer(start)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
+                    if isinstance(answer, Finished) and is_gone():
+                        await self._deliver(start, answer)
                 if isinstance(answer, Finished):
-                    answer = replace(answer, outcome=await self._sendable(caller, answer.outcome))
+                    answer = replace(answer, outcome=await sendable(self._client.data_converter, answer.outcome, peer))
             except RPCError as error:
                 raise handler_error_from_rpc(error) from None
         if isinstance(answer, Running) and request.attempt > 1 and target.instrumented and answer.target is not None:
             return replace(answer, progress=await self._runs.progress(answer.target))
         return answer
 
-    async def _sendable(self, caller: str, outcome: Outcome) -> Outcome:
-        if not self._shares_storage(caller):
-            outcome = await inlined(self._client.data_converter, outcome)
-        return outcome.within_size_limit()
+    async def _deliver(self, start: _Start, answer: Finished) -> None:
+        """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
+        info = None if answer.target is None else await self._runs.describe(start.workflow_id, answer.target.run_id)
+        if info is None or not start.target.instrumented or start.request.callback_url is None:
+            return
+        delivery = Delivery(
+            call=self._memo(start),
+            workflow_id=start.workflow_id,
+            run_id=info.execution.run_id,
+            start_time_ms=info.start_time.ToMilliseconds(),
+        )
+        task_queue = start.target.task_queue or self._task_queue
+        await start_delivery_workflow(self._client, delivery, task_queue=task_queue)
 
     async def _answer(self, start: _Start) -> StartAnswer:
         if await self._is_too_old(start.request):
@@ -206,9 +222,9 @@ class Starter:
             return Running(operation_token=start.token, target=target)
         return await self._answer_for_holder(start, may_start=True)
 
-    async def _identify(self, caller: str, target: Target, payload: Payload) -> tuple[str, str]:
+    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[str, str]:
         """Check the input. Returns the workflow id and the input's hash."""
-        if holds_reference(payload) and not self._shares_storage(caller):
+        if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
