@@ -29,6 +29,7 @@ from bridge.errors import (
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
+from bridge.security.redaction import redacted
 from bridge.security.signatures import ABSOLUTE_FORM, RequestProof, Verified
 
 BODY_TIMEOUT = timedelta(seconds=5)
@@ -178,28 +179,28 @@ def _errors(*, has_method_errors: bool) -> Middleware:
 
 
 def _error_answer(request: web.Request, error: Exception, *, has_method_errors: bool) -> web.Response:
+    more: dict[str, str] = {}
     match error:
         case HandlerError():
-            return answer(*encode_handler_error(error))
+            shown, reason = error, error.message
         case UntrustedError():
             # The operator sees in the log which check failed. The answer does not show it to the peer.
-            request[FACTS]["bridge.untrusted"] = error.reason
-            unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
-            return answer(*encode_handler_error(unauthenticated))
+            shown, reason = HandlerError(str(error), type=HandlerErrorType.UNAUTHENTICATED), error.reason
         case RemoteProtocolError() | DestinationRefusedError():
-            return answer(*encode_handler_error(bad_request(str(error))))
+            shown, reason = bad_request(str(error)), str(error)
         case web.HTTPMethodNotAllowed() if has_method_errors:
-            _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
-            return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
+            shown, reason = bad_request("POST is the only method here"), request.method
+            more = {"Allow": ", ".join(sorted(error.allowed_methods))}
         case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
-            return answer(*encode_handler_error(not_found("no such route")))
+            shown, reason = not_found("no such route"), error.reason
         case web.HTTPException():
-            return answer(*encode_handler_error(bad_request(error.reason)))
+            shown, reason = bad_request(error.reason), error.reason
         case _:
-            _log.error(
-                "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
-            )
-            return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
+            shown, reason = HandlerError("internal error", type=HandlerErrorType.INTERNAL), type(error).__name__
+            _log.error("bridge.internal_error", extra={"bridge.error": reason}, exc_info=without_text(error))
+    request[FACTS]["bridge.refused"] = redacted(reason, 300)
+    status, headers, body = encode_handler_error(shown)
+    return answer(405 if more else status, headers | more, body)
 
 
 def _finish(request: web.Request, response: web.StreamResponse) -> None:

@@ -207,7 +207,8 @@ class MessageVerifier:
         Raises:
             UntrustedError: The signature is missing or invalid. `reason` names the check that failed.
         """
-        raw_path = ABSOLUTE_FORM.sub("", raw_path)
+        # nginx decodes brackets when it strips a prefix, and does not encode them again. A sender always encodes them.
+        raw_path = ABSOLUTE_FORM.sub("", raw_path).replace("[", "%5B").replace("]", "%5D")
         if not raw_path.startswith("/"):
             reason = "request target is not a path"
             raise UntrustedError(reason)

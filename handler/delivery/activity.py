@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.answers import Meaning
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import Attempted, CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
 from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
@@ -49,15 +49,17 @@ class DeliveryActivities:
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
         delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
         try:
-            answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
-        except DestinationBusyError:
+            attempted = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
+        except DestinationBusyError as error:
             # End at once, so that a receiver that hangs holds no slot of the worker.
-            answer, retry_after, delay = Meaning.AGAIN, None, _BUSY_STEP * (0.5 + spread)
+            attempted, delay = Attempted(Meaning.AGAIN, reason=str(error)), _BUSY_STEP * (0.5 + spread)
+        answer = attempted.meaning
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.attempt": attempt,
             "bridge.target": delivery.workflow_id,
             "bridge.answer": answer.value,
+            "bridge.reason": attempted.reason,
         }
         match answer:
             case Meaning.ACCEPTED | Meaning.CONFLICT | Meaning.GONE:
@@ -73,7 +75,7 @@ class DeliveryActivities:
                 raise ApplicationError(
                     message,
                     type=RECEIVER_NOT_READY,
-                    next_retry_delay=max(delay, retry_after or timedelta(milliseconds=50)),
+                    next_retry_delay=max(delay, attempted.retry_after or timedelta(milliseconds=50)),
                 )
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from temporalio.converter import DataConverter
@@ -33,6 +34,17 @@ class DestinationBusyError(BridgeError):
     """The maximum number of requests is in flight to the destination."""
 
 
+class Attempted(NamedTuple):
+    """What one attempt to deliver brought."""
+
+    meaning: Meaning
+    """What the receiver's answer means."""
+    retry_after: timedelta | None = None
+    """The delay that it asks for."""
+    reason: str = ""
+    """Why the outcome was not accepted, for the log."""
+
+
 class CallbackClient:
     """Sends requests to the receivers of the handler's callers."""
 
@@ -56,8 +68,8 @@ class CallbackClient:
         converter: DataConverter,
         *,
         patience: timedelta = _NO_PATIENCE,
-    ) -> tuple[Meaning, timedelta | None]:
-        """Make one attempt to deliver *closed*. Returns the answer's meaning and the delay that it asks for.
+    ) -> Attempted:
+        """Make one attempt to deliver *closed*.
 
         Raises:
             DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
@@ -77,12 +89,12 @@ class CallbackClient:
             answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError:
             raise
-        except DestinationRefusedError:
+        except DestinationRefusedError as error:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
-            return Meaning.REFUSED, None
-        except BridgeError:
-            return Meaning.NOT_REACHED, None
-        return answer.meaning, answer.retry_after
+            return Attempted(Meaning.REFUSED, reason=str(error))
+        except BridgeError as error:
+            return Attempted(Meaning.NOT_REACHED, reason=str(error))
+        return Attempted(answer.meaning, answer.retry_after, str(answer.error or ""))
 
     async def problem_with(self, caller: str, url: str) -> str | None:
         """Say why completions for *caller* would not arrive below *url*; None if they would.

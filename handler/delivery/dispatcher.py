@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 
 from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import keeping_inline
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import Attempted, CallbackClient, DestinationBusyError
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
 from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
@@ -165,13 +165,15 @@ class Dispatcher:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
         try:
-            answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
-        except DestinationBusyError:
-            answer = Meaning.AGAIN
+            attempted = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
+        except DestinationBusyError as error:
+            attempted = Attempted(Meaning.AGAIN, reason=str(error))
+        answer = attempted.meaning
         extra = {
             "bridge.request_id": delivery.call.request_id,
             "bridge.target": delivery.workflow_id,
             "bridge.answer": answer.value,
+            "bridge.reason": attempted.reason,
         }
         if answer in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}:
             _log.info("bridge.completion_delivered", extra=extra)

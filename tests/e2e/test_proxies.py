@@ -12,9 +12,12 @@ import pytest_asyncio
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import NexusOperationError
 
+from bridge.protocol.headers import operation_path
+from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
+from tests.support.peer import send, start
 from tests.support.proxies import PREFIX, Proxy, running
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
@@ -284,6 +287,21 @@ async def test_held_starts_that_a_proxy_cuts_all_end_at_once_with_their_outcome(
         await asyncio.gather(*(target.signal("say", "paid") for target in targets))
         replies = await asyncio.wait_for(asyncio.gather(*(handle.result() for handle in handles)), 100)
     assert set(replies) == {Reply("paid")}
+
+
+@pytest.mark.part("proxies")
+@pytest.mark.parametrize("name", ["caddy", "nginx", "haproxy"])
+async def test_a_name_of_any_characters_survives_a_proxy_that_strips_a_prefix(
+    fronted: World, make: Callable[[str], Proxy], name: str
+) -> None:
+    """A proxy that decodes and encodes the path again changes no name that we encode."""
+    async with running(make(name)):
+        for operation in ("{a}", "[b];c(d)!*'", "+=:@&$", "c d,e", "~-._", "\u00e9"):
+            message = start(fronted, {"key": fronted.key()})
+            message.url = message.url.replace("/ProbeService/probe", operation_path("ProbeService", operation))
+            answer = await send(message, MessageSigner(fronted.keys.start))
+            assert (answer.status, answer.message, operation) == (404, "no such operation", operation)
+            assert answer.is_signed
 
 
 CERTIFICATE = """

@@ -163,7 +163,7 @@ class Proxy:
         home = {"HOME": str(self.folder), "XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(found, *arguments[self.name]),
+                *(str(found), *arguments[self.name]),
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **home, "LD_LIBRARY_PATH": _libraries(found)},

@@ -416,6 +416,22 @@ async def test_a_peer_that_speaks_no_http_is_a_transport_error_that_quotes_nothi
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "first", ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"]
+)
+async def test_an_interim_answer_of_a_proxy_is_passed_over(client: HttpClient, first: str) -> None:
+    """The answer is the final one, whatever its reason phrase; an answer without a body is empty."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        writer.write(f"{first}HTTP/1.1 204 Went Well, Indeed\r\nX-Answer: yes\r\n\r\n".encode())
+        await writer.drain()
+
+    async with raw_server(serve) as url:
+        answer = await post(client, url)
+    assert (answer.status, answer.headers["X-Answer"], answer.body) == (204, "yes", b"")
+
+
 async def test_a_body_that_is_cut_is_a_transport_error(client: HttpClient, peer: Peer) -> None:
     """Half an answer is not an answer."""
     with pytest.raises(TransportError):

@@ -497,6 +497,15 @@ def test_a_request_target_in_absolute_form_is_read_as_its_path(authority: str) -
     message.verify()
 
 
+def test_brackets_that_a_proxy_decoded_in_the_path_are_read_as_they_were_signed() -> None:
+    """nginx does that when it strips a prefix. No URL may hold them otherwise, so this is no second meaning."""
+    message = Message(raw_path="/Service/%5Bb%5D?callback=%5B").signed()
+    message.raw_path = "/Service/[b]?callback=%5B"
+    message.verify()
+    message.raw_path = "/Service/[b]?callback=%5B]"
+    message.refuse()
+
+
 @pytest.mark.parametrize(
     "target",
     [
