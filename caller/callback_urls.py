@@ -27,11 +27,9 @@ class CallbackUrls:
         token = self._tokens.mint(
             callback_id=callback_id,
             peer=handler,
-            operation=f"{attempt.call.service}/{attempt.call.operation}",
             workflow_id=attempt.caller.workflow_id,
             run_id=attempt.caller.run_id,
             request_id=attempt.info.activity_id,
-            attempt=attempt.info.attempt,
             now=now,
             deadline=attempt.deadline,
         )
@@ -39,7 +37,7 @@ class CallbackUrls:
         if len(url) > MAX_CALLBACK_URL or len(token) > MAX_TOKEN_CHARACTERS:
             message = (
                 f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
-                "shorten the workflow id, the service or operation name, or the receiver's URL"
+                "shorten the workflow id or the receiver's URL"
             )
             raise ValueError(message)
         return url

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from urllib.parse import quote
 
 from nexusrpc import HandlerError
@@ -18,6 +19,8 @@ from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.peer_client import PeerClient
 from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
+
+T = TypeVar("T")
 
 MAY_HAVE_STARTED = " (an earlier attempt may have started the operation)"
 """Added to a refusal of a later attempt: an earlier one may have started the operation without a signed answer."""
@@ -66,11 +69,7 @@ class Endpoints:
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
         is_first, more = request.attempt == 1, request.headers
-        answer = await self._send(name, Sent.START, message, more=more, timeout=timeout, is_first=is_first)
-        try:
-            return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
-        except BridgeError as error:
-            raise NotStartedError(error, retry_after=None) from None
+        return await self._send(name, Sent.START, message, _started, more=more, timeout=timeout, is_first=is_first)
 
     async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
         """POST a cancel request. Returns when the handler has accepted it.
@@ -81,7 +80,7 @@ class Endpoints:
         """
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
-        await self._send(name, Sent.CANCEL, message, more=request.headers, timeout=timeout)
+        await self._send(name, Sent.CANCEL, message, lambda _: None, more=request.headers, timeout=timeout)
 
     async def echo(self, name: str, *, callback: str | None) -> Echo:
         """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
@@ -90,11 +89,7 @@ class Endpoints:
             NotStartedError: The handler was not reached, or it does not accept our signature.
         """
         path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        answer = await self._send(name, Sent.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT)
-        try:
-            return decode_echo(answer.body)
-        except BridgeError as error:
-            raise NotStartedError(error, retry_after=None) from None
+        return await self._send(name, Sent.ECHO, (path, {}, b""), lambda answer: decode_echo(answer.body))
 
     @property
     def names(self) -> Iterable[str]:
@@ -106,11 +101,12 @@ class Endpoints:
         name: str,
         sent: Sent,
         message: tuple[str, dict[str, str], bytes],
+        decode: Callable[[Answer], T],
         *,
-        more: Iterable[str],
-        timeout: timedelta,  # noqa: ASYNC109 - passed to the HTTP client
+        more: Iterable[str] = (),
+        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
         is_first: bool = True,
-    ) -> Answer:
+    ) -> T:
         resolved = self.resolve(name)
         path, headers, body = message
         try:
@@ -123,16 +119,16 @@ class Endpoints:
                 timeout=timeout,
                 is_first=is_first,
             )
+            if answer.error is None:
+                return decode(answer)
         except ValueError:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
         except BridgeError as error:
             raise NotStartedError(error, retry_after=None) from None
-        if answer.error is not None:
-            if answer.meaning is Meaning.REFUSED and not is_first:
-                _add_that_it_may_run(answer.error)
-            raise NotStartedError(answer.error, retry_after=answer.retry_after)
-        return answer
+        if answer.meaning is Meaning.REFUSED and not is_first:
+            _add_that_it_may_run(answer.error)
+        raise NotStartedError(answer.error, retry_after=answer.retry_after)
 
     def resolve(self, name: str) -> ResolvedEndpoint:
         """Return the settings and the signer behind endpoint *name*.
@@ -144,6 +140,10 @@ class Endpoints:
             message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._resolved)})"
             raise not_found(message)
         return resolved
+
+
+def _started(answer: Answer) -> StartAnswer:
+    return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
 
 
 def _add_that_it_may_run(reason: BridgeError | HandlerError) -> None:

@@ -29,7 +29,7 @@ from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, r
 from bridge.runtime.settings import Name, SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import OperationTokens
-from bridge.security.egress import AllowList
+from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet, decode_key
 from bridge.security.signatures import MessageKind, MessageVerifier, Verified
 from bridge.workflow.targets import Target, Targets
@@ -51,8 +51,6 @@ class _Caller:
     """Settings of the caller."""
     verifier: MessageVerifier | None
     """None if this caller does not sign."""
-    allow_list: AllowList
-    """Where its completions may be sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ def create_app(
                     raise SettingsError(str(error)) from None
             yield
         finally:
-            await http.close()
+            await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -261,7 +259,7 @@ def _caller(name: Name, peer: CallerPeer, settings: HandlerSettings) -> _Caller:
     verifier = None
     if peer.start_keys is not None:
         verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url)
-    return _Caller(name=name, peer=peer, verifier=verifier, allow_list=peer.allow_list)
+    return _Caller(name=name, peer=peer, verifier=verifier)
 
 
 def _authenticate(
@@ -330,12 +328,11 @@ def _callback(caller: _Caller, request: web.Request) -> str | None:
         message = "more than one callback url"
         raise bad_request(message)
     try:
-        caller.allow_list.check(callbacks[0])
+        allowed_destination(callbacks[0], caller.peer.callbacks)
     except DestinationRefusedError as error:
-        message = f"{error}: the handler's settings need its address in callers.{caller.name}.callbacks"
         # The deployment is at fault. A caller that signs retries, so that a change of the settings saves its calls.
         is_retryable = True if caller.verifier is not None else None
-        raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
+        raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
     return callbacks[0]
 
 

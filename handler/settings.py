@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
-from bridge.security.egress import AllowList, Destination
+from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
 
@@ -65,11 +65,6 @@ class CallerPeer(BaseModel):
     def is_renewing(self) -> bool:
         """Whether it renews and therefore does not depend on the sweep."""
         return self.auth == "signature" if self.renews is None else self.renews
-
-    @property
-    def allow_list(self) -> AllowList:
-        """`callbacks` in the form that checks a URL."""
-        return AllowList(destinations=self.callbacks)
 
     def may_start(self, service: str, operation: str) -> bool:
         """Whether `operations` allows this operation."""

@@ -44,8 +44,6 @@ class CallbackClaims(BaseModel):
     """The receiver that may accept the token."""
     peer: str
     """Name of the handler that may answer. It selects the keys of the message signature."""
-    op: str
-    """service/operation, a label for people."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
@@ -53,12 +51,8 @@ class CallbackClaims(BaseModel):
     run: str
     """Run that waited when the token was minted. Only a look-up in history reads it; a completion uses the current
     run."""
-    act: str
-    """Activity id, equal to the request id."""
-    att: int
-    """Attempt of the waiting activity. Information only."""
     rid: str
-    """Request id, the same in all attempts of one call. A completion may end only the activity with this id."""
+    """Request id, the same in all attempts of one call, and the id of the only activity that a completion may end."""
     iat: int
     """When the token was minted, Unix time in seconds."""
     exp: int
@@ -101,11 +95,9 @@ class CallbackTokens:
         *,
         callback_id: str,
         peer: str,
-        operation: str,
         workflow_id: str,
         run_id: str,
         request_id: str,
-        attempt: int,
         now: datetime,
         deadline: datetime,
     ) -> CallbackToken:
@@ -115,12 +107,9 @@ class CallbackTokens:
             iss=self._issuer,
             aud=self._audience,
             peer=peer,
-            op=operation,
             ns=self._namespace,
             wf=workflow_id,
             run=run_id,
-            act=request_id,
-            att=attempt,
             rid=request_id,
             iat=int(now.timestamp()),
             exp=int(deadline.timestamp()) + 1,
@@ -139,7 +128,7 @@ class CallbackTokens:
         if (claims.iss, claims.aud, claims.ns) != (self._issuer, self._audience, self._namespace):
             reason = "callback token of another receiver"
             raise UntrustedError(reason)
-        if claims.id != callback_id or claims.act != claims.rid:
+        if claims.id != callback_id:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
         # Compare whole seconds, because an extreme but signed time would overflow a float.

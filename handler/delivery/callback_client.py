@@ -1,6 +1,7 @@
 """Sends messages to callback URLs: only to allowed ones, signed for the caller, with a limit per destination."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from bridge.protocol.completion import Completion, encode_completion
 from bridge.protocol.echo import decode_echo
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.peer_client import PeerClient
+from bridge.security.egress import allowed_destination
 from bridge.security.signatures import MessageSigner
 from handler.delivery.close_event import CloseEvent, sendable
 from handler.delivery.records import Delivery
@@ -26,6 +28,7 @@ REQUESTS = 100
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
+_log = logging.getLogger(__name__)
 _ECHO_TIMEOUT = REQUEST_TIMEOUT / 2
 """The caller waits `REQUEST_TIMEOUT` for the answer to its own echo."""
 
@@ -38,11 +41,18 @@ class Attempted(NamedTuple):
     """What one attempt to deliver brought."""
 
     meaning: Meaning
-    """What the receiver's answer means."""
+    """What the receiver's answer means. `AGAIN` also if no request was sent, because the destination was busy."""
     retry_after: timedelta | None = None
     """The delay that it asks for."""
     reason: str = ""
-    """Why the outcome was not accepted, for the log."""
+    """Why the outcome was not accepted."""
+    is_busy: bool = False
+    """Whether the destination was busy."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the receiver has answered, and needs no further attempt."""
+        return self.meaning in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}
 
 
 class CallbackClient:
@@ -67,13 +77,27 @@ class CallbackClient:
         closed: CloseEvent,
         converter: DataConverter,
         *,
+        attempt: int = 1,
         patience: timedelta = _NO_PATIENCE,
     ) -> Attempted:
-        """Make one attempt to deliver *closed*.
+        """Make one attempt to deliver *closed*, and log it. Wait for a busy destination as long as *patience*."""
+        attempted = await self._deliver(delivery, closed, converter, patience)
+        extra = {
+            "bridge.request_id": delivery.call.request_id,
+            "bridge.attempt": attempt,
+            "bridge.target": delivery.workflow_id,
+            "bridge.answer": attempted.meaning.value,
+            "bridge.reason": attempted.reason,
+        }
+        if attempted.meaning is Meaning.REFUSED:
+            _log.error("bridge.completion_refused", extra=extra)
+        else:
+            _log.info(f"bridge.completion_{'' if attempted.is_done else 'not_'}delivered", extra=extra)
+        return attempted
 
-        Raises:
-            DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
-        """
+    async def _deliver(
+        self, delivery: Delivery, closed: CloseEvent, converter: DataConverter, patience: timedelta
+    ) -> Attempted:
         call = delivery.call
         peer = self._callers.get(call.caller)
         completion = Completion(
@@ -87,8 +111,8 @@ class CallbackClient:
         try:
             url, more = call.callback_url or "", call.callback_headers
             answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
-        except DestinationBusyError:
-            raise
+        except DestinationBusyError as error:
+            return Attempted(Meaning.AGAIN, reason=str(error), is_busy=True)
         except DestinationRefusedError as error:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
             return Attempted(Meaning.REFUSED, reason=str(error))
@@ -103,7 +127,7 @@ class CallbackClient:
         """
         peer = self._callers[caller]
         try:
-            peer.allow_list.check(url)
+            allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
             target = f"{url}?handler={self._name}"
@@ -111,8 +135,6 @@ class CallbackClient:
             if answer.error is not None:
                 return str(answer.error)
             return decode_echo(answer.body).clock_problem(self._clock())
-        except DestinationRefusedError as error:
-            return f"{error}: see callers.{caller}.callbacks in the handler's settings"
         except BridgeError as error:
             return str(error)
 
@@ -141,7 +163,7 @@ class CallbackClient:
             message = "no such caller in the settings"
             raise DestinationRefusedError(message)
         # Check again, not only at the start of the target: the list may have changed since.
-        destination = peer.allow_list.check(url)
+        destination = allowed_destination(url, peer.callbacks)
         free = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
         try:
             async with asyncio.timeout(patience.total_seconds()):

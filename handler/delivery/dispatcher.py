@@ -19,9 +19,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import keeping_inline
-from handler.delivery.callback_client import Attempted, CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
 from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
@@ -164,21 +163,8 @@ class Dispatcher:
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
-        try:
-            attempted = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
-        except DestinationBusyError as error:
-            attempted = Attempted(Meaning.AGAIN, reason=str(error))
-        answer = attempted.meaning
-        extra = {
-            "bridge.request_id": delivery.call.request_id,
-            "bridge.target": delivery.workflow_id,
-            "bridge.answer": answer.value,
-            "bridge.reason": attempted.reason,
-        }
-        if answer in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}:
-            _log.info("bridge.completion_delivered", extra=extra)
+        if (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:
             return
-        _log.info("bridge.completion_not_delivered", extra=extra)
         try:
             await self._start_workflows([delivery])
         except Exception:

@@ -134,7 +134,7 @@ async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended
 
 
 async def test_an_outcome_survives_a_rollout_in_which_the_receiver_has_another_key(server: Server) -> None:
-    """No number of 401 ends a delivery. It goes on by itself once the keys agree, and nobody has to act."""
+    """No number of 401 ends a delivery. It goes on by itself once the keys agree."""
     async with running_world(server) as world:
         ask = Ask(key=world.key(), behaviour="wait")
         handle = await world.call(ask, CallPlan(first_lease=600))

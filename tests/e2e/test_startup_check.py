@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -36,7 +37,7 @@ async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: time
     """The log line of the check of the one endpoint."""
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
-        async with HttpClient(user_agent="test") as http:
+        async with aclosing(HttpClient(user_agent="test")) as http:
             clock = lambda: datetime.now(UTC) + ahead
             endpoints = Endpoints(world.caller_settings, http=http, clock=clock)
             callback = to.get("callback", f"{world.receiver.url}/callbacks")
@@ -96,7 +97,7 @@ async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.
     way = "bridge.endpoint_not_ready: payments: the handler's test of {} failed: "
     elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
     assert elsewhere.startswith(way.format("https://elsewhere.example/callbacks"))
-    assert f"not allowed: see callers.{CALLER}.callbacks" in elsewhere
+    assert "not allowed: the handler's settings need its address in this caller's callbacks" in elsewhere
     url = f"{services.receiver.url}/callbacks"
     await services.receiver.stop()
     try:

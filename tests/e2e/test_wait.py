@@ -186,7 +186,7 @@ async def test_a_connection_that_breaks_while_held_costs_nothing_but_a_second_re
 
 
 async def test_a_hold_that_a_proxy_cuts_ends_by_callback_if_the_repeat_is_not_held(server: Server) -> None:
-    """The cut start still has the only place, so the repeat is answered 201. Nothing but a callback ends the call."""
+    """The cut start still has the only place. The repeat is answered 201, and only a callback can end the call."""
 
     def prepare(world: World) -> None:
         holding(world)
