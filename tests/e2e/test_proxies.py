@@ -369,7 +369,7 @@ async def test_no_call_is_lost_doubled_or_wrong_through_a_proxy_that_restarts(
 
 async def restarts(world: World, proxy: Proxy, *, calls: int) -> None:
     asks = [Ask(key=world.key(f"{proxy.name}-{number}"), text=str(number)) for number in range(calls)]
-    free = asyncio.Semaphore(40)
+    free = asyncio.Semaphore(20)
 
     async def call(ask: Ask) -> Reply:
         async with free:
