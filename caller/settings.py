@@ -4,8 +4,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
-from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
 from bridge.security.callback_tokens import CallbackTokens
+from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageVerifier
 

@@ -201,7 +201,7 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
             "bridge.request_id": attempt.info.activity_id,
             "bridge.endpoint": call.endpoint,
             "bridge.attempt": attempt.info.attempt,
-            "bridge.reason": type(reason).__name__,
+            "bridge.reason": str(error),
         },
     )
     # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.

@@ -11,6 +11,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
 from bridge.runtime.incoming_message import IncomingMessage
+from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageKind, MessageVerifier
 from handler.settings import CallerPeer, HandlerSettings
@@ -53,12 +54,11 @@ class Caller:
             message = "more than one callback url"
             raise bad_request(message)
         try:
-            self.peer.allow_list.check(callbacks[0])
+            allowed_destination(callbacks[0], self.peer.callbacks)
         except DestinationRefusedError as error:
-            message = f"{error}: the handler's settings need its address in callers.{self.name}.callbacks"
             # The deployment is at fault. A caller that signs retries, so that a change of the settings saves its calls.
             is_retryable = True if self.verifier is not None else None
-            raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
+            raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
         return callbacks[0]
 
 

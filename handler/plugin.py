@@ -15,7 +15,7 @@ from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
 from handler.delivery.abandoned import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
-from handler.delivery.callback_client import CallbackClient
+from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
@@ -28,8 +28,6 @@ from handler.start.starter import Starter
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SweepWorkflow, VersionedSweepWorkflow
-
-USER_AGENT = "callback-bridge-handler/0.1"
 
 
 class HandlerPlugin(SessionPlugin):

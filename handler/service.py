@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -22,6 +22,7 @@ from bridge.protocol.headers import OPERATION_TOKEN, REQUEST_ID
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
+from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import FACTS, answer, route
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
 from bridge.runtime.settings import SettingsError
@@ -29,6 +30,7 @@ from bridge.runtime.temporal import Namespace, connect
 from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
+from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
@@ -97,7 +99,10 @@ def create_app(
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client if client is not None else await connect(settings.data_converter)
         threads = executor or BoundedThreads()
-        app[_SERVICE] = _Service(settings, served, connected, is_eager=is_eager, executor=threads, clock=clock)
+        http = HttpClient(user_agent=USER_AGENT)
+        app[_SERVICE] = _Service(
+            settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
+        )
         try:
             if settings.sweep:
                 try:
@@ -106,6 +111,7 @@ def create_app(
                     raise SettingsError(str(error)) from None
             yield
         finally:
+            await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -138,11 +144,13 @@ class _Service:
         served: Served,
         client: Client,
         *,
+        http: HttpClient,
         is_eager: bool,
         executor: Executor,
         clock: Callable[[], datetime],
     ) -> None:
         """Raises SettingsError if an operation is claimed twice."""
+        self._callbacks = CallbackClient(settings, http=http, clock=clock)
         self.namespace = Namespace(client, clock=clock)
         self._name = settings.name
         self._clock = clock
@@ -192,7 +200,9 @@ class _Service:
         if target is None:
             result: StartAnswer = await self._operations.start(start_request, payload)
         else:
-            result = await self._starter.start(caller.name, target, start_request, payload)
+            result = await self._starter.start(
+                *(caller.name, target, start_request, payload), is_gone=lambda: request.transport is None
+            )
         if result.target is not None:
             facts |= {"bridge.target": result.target.workflow_id, "bridge.run_id": result.target.run_id}
         facts["bridge.state"] = "running" if isinstance(result, Running) else result.outcome.state.value
@@ -212,10 +222,10 @@ class _Service:
         """Let a caller check its key, its clock, our URL and its callback URL. Starts nothing."""
         caller, message = self._received(request, MessageKind.ECHO)
         await message.body()
-        callback: Literal["allowed", "not allowed"] | None = None
-        if "callback" in request.query:
-            callback = "allowed" if caller.peer.allow_list.allows(request.query["callback"]) else "not allowed"
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback=callback)))
+        problem = None
+        if caller.verifier is not None and (callback := request.query.get("callback")) is not None:
+            problem = await self._callbacks.problem_with(caller.name, callback)
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem)))
 
     def _received(self, request: web.Request, kind: MessageKind) -> tuple[Caller, IncomingMessage]:
         caller = known_peer(self._callers, request.match_info["caller"])

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
-from bridge.security.egress import AllowList, Destination
+from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
 
@@ -39,6 +39,8 @@ class CallerPeer(BaseModel):
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. If so, references to the storage are sent
     unchanged. If not, the handler replaces references by their values."""
+    shows_terminations: bool = False
+    """Whether it gets the identity and the reason of a termination. Our operators write both for themselves."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
@@ -63,11 +65,6 @@ class CallerPeer(BaseModel):
     def is_renewing(self) -> bool:
         """Whether it renews and therefore does not depend on the sweep."""
         return self.auth == "signature" if self.renews is None else self.renews
-
-    @property
-    def allow_list(self) -> AllowList:
-        """`callbacks` in the form that checks a URL."""
-        return AllowList(destinations=self.callbacks)
 
     def may_start(self, service: str, operation: str) -> bool:
         """Whether `operations` allows this operation."""
@@ -148,10 +145,6 @@ class HandlerSettings(BridgeSettings):
         require_distinct_keys(key_sets)
         self.check_host(self.service.host)
         return self
-
-    def shares_storage(self, caller: str) -> bool:
-        """Whether *caller* uses the same external storage."""
-        return caller in self.callers and self.callers[caller].shares_storage
 
     def check_host(self, host: str) -> None:
         """Refuse a public *host* if a caller is authenticated only by its network.

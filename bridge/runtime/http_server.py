@@ -30,6 +30,7 @@ from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
 from bridge.runtime.incoming_message import LIVE, PROOF
+from bridge.security.redaction import redacted
 
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 _SERVER = "bridge"
@@ -112,23 +113,21 @@ async def _middleware(request: web.Request, handler: Route) -> web.StreamRespons
 def _error_answer(request: web.Request, error: Exception) -> web.Response:
     match error:
         case HandlerError():
-            return answer(*encode_handler_error(error))
+            shown, reason = error, error.message
         case UntrustedError():
             # The operator sees in the log which check failed. The answer does not show it to the peer.
-            request[FACTS]["bridge.untrusted"] = error.reason
-            unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
-            return answer(*encode_handler_error(unauthenticated))
+            shown, reason = HandlerError(str(error), type=HandlerErrorType.UNAUTHENTICATED), error.reason
         case RemoteProtocolError() | DestinationRefusedError():
-            return answer(*encode_handler_error(bad_request(str(error))))
+            shown, reason = bad_request(str(error)), str(error)
         case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
-            return answer(*encode_handler_error(not_found("no such route")))
+            shown, reason = not_found("no such route"), error.reason
         case web.HTTPException():
-            return answer(*encode_handler_error(bad_request(error.reason)))
+            shown, reason = bad_request(error.reason), error.reason
         case _:
-            _log.error(
-                "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
-            )
-            return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
+            shown, reason = HandlerError("internal error", type=HandlerErrorType.INTERNAL), type(error).__name__
+            _log.error("bridge.internal_error", extra={"bridge.error": reason}, exc_info=without_text(error))
+    request[FACTS]["bridge.refused"] = redacted(reason, 300)
+    return answer(*encode_handler_error(shown))
 
 
 def _finish(request: web.Request, response: web.StreamResponse) -> None:

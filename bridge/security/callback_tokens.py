@@ -43,7 +43,7 @@ class CallbackClaims(BaseModel):
     """Run that waited when the token was minted. Only a look-up in history reads it; a completion uses the current
     run."""
     rid: str
-    """Request id, the same in all attempts of one call. A completion may end only the activity with this id."""
+    """Request id, the same in all attempts of one call, and the id of the only activity that a completion may end."""
     iat: int
     """When the token was minted, Unix time in seconds."""
     exp: int

@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.answers import Meaning
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
 from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
@@ -48,33 +48,19 @@ class DeliveryActivities:
         # Full jitter, because many deliveries may wait for the same receiver.
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
         delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
-        try:
-            answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
-        except DestinationBusyError:
-            # End at once, so that a receiver that hangs holds no slot of the worker.
-            answer, retry_after, delay = Meaning.AGAIN, None, _BUSY_STEP * (0.5 + spread)
-        extra = {
-            "bridge.request_id": delivery.call.request_id,
-            "bridge.attempt": attempt,
-            "bridge.target": delivery.workflow_id,
-            "bridge.answer": answer.value,
-        }
-        match answer:
-            case Meaning.ACCEPTED | Meaning.CONFLICT | Meaning.GONE:
-                _log.info("bridge.completion_delivered", extra=extra)
-                return str(answer.value)
-            case Meaning.REFUSED:
-                _log.error("bridge.completion_refused", extra=extra)
-                message = "the receiver refused the completion"
-                raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
-            case _:
-                _log.info("bridge.completion_not_delivered", extra=extra)
-                message = "the receiver is not ready"
-                raise ApplicationError(
-                    message,
-                    type=RECEIVER_NOT_READY,
-                    next_retry_delay=max(delay, retry_after or timedelta(milliseconds=50)),
-                )
+        converter = activity.client().data_converter
+        attempted = await self._callbacks.deliver(delivery, closed, converter, attempt=attempt)
+        if attempted.is_done:
+            return str(attempted.meaning.value)
+        if attempted.meaning is Meaning.REFUSED:
+            message = "the receiver refused the completion"
+            raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
+        if attempted.is_busy:
+            # The attempt ends at once, so that a receiver that hangs holds no slot of the worker.
+            delay = _BUSY_STEP * (0.5 + spread)
+        message = "the receiver is not ready"
+        delay = max(delay, attempted.retry_after or timedelta(milliseconds=50))
+        raise ApplicationError(message, type=RECEIVER_NOT_READY, next_retry_delay=delay)
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:
         try:

@@ -26,12 +26,17 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
+from handler.settings import CallerPeer
 
 _CLOSE_EVENT = HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 _LONG_POLL = timedelta(seconds=30)
 """Longer than the server holds a poll (20 s). The server returns an empty answer one second before the deadline of a
 request. If the deadline were the remaining time, the last second would be polls without a pause."""
 _FILTERED_READ = timedelta(seconds=2)
+_TERMINATED = "operation terminated"
+"""The whole message that Temporal's server sends for a terminated target."""
+_TERMINATED_BY = f"{_TERMINATED} by "
+"""Beginning of our message, which names identity and reason."""
 _FORCED = (
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
@@ -132,9 +137,8 @@ def _outcome(event: HistoryEvent) -> Outcome | None:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
             terminated = event.workflow_execution_terminated_event_attributes
             reason = f": {terminated.reason}" if terminated.reason else ""
-            failure = Failure(message=f"operation terminated by {terminated.identity or 'an unknown client'}{reason}")
-            failure.terminated_failure_info.SetInParent()
-            return Outcome.failed(failure)
+            who = terminated.identity or "an unknown client"
+            return Outcome.failed(_terminated(f"{_TERMINATED_BY}{who}{reason}"))
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
             # The event does not show whether the run's or the execution's timeout passed. Callers need no difference.
             failure = Failure(message="operation exceeded internal timeout")
@@ -142,6 +146,16 @@ def _outcome(event: HistoryEvent) -> Outcome | None:
             return Outcome.failed(failure)
         case _:
             return None
+
+
+async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer | None) -> Outcome:
+    """Return *outcome* in the form in which *peer* may get it. None is a caller that is not in the settings."""
+    if peer is None or not peer.shares_storage:
+        outcome = await inlined(converter, outcome)
+    is_ours = outcome.failure is not None and outcome.failure.message.startswith(_TERMINATED_BY)
+    if is_ours and (peer is None or not peer.shows_terminations):
+        outcome = Outcome.failed(_terminated(_TERMINATED))
+    return outcome.within_size_limit()
 
 
 async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
@@ -161,6 +175,12 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     if codec is not None:
         await codec.encode_failure(failure)
     return dataclasses.replace(outcome, failure=failure)
+
+
+def _terminated(message: str) -> Failure:
+    failure = Failure(message=message)
+    failure.terminated_failure_info.SetInParent()
+    return failure
 
 
 async def _read_filtered(client: Client, execution: WorkflowExecution) -> list[HistoryEvent]:

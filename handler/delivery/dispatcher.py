@@ -19,9 +19,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import keeping_inline
-from handler.delivery.callback_client import CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
 from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, milliseconds
@@ -164,19 +163,8 @@ class Dispatcher:
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
-        try:
-            answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
-        except DestinationBusyError:
-            answer = Meaning.AGAIN
-        extra = {
-            "bridge.request_id": delivery.call.request_id,
-            "bridge.target": delivery.workflow_id,
-            "bridge.answer": answer.value,
-        }
-        if answer in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}:
-            _log.info("bridge.completion_delivered", extra=extra)
+        if (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:
             return
-        _log.info("bridge.completion_not_delivered", extra=extra)
         try:
             await self._start_workflows([delivery])
         except Exception:
@@ -184,20 +172,27 @@ class Dispatcher:
             raise
 
     async def _start_workflows(self, deliveries: Iterable[Delivery]) -> None:
-        # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
-        client = keeping_inline(self._client)
         for each in deliveries:
-            # The sweep or an earlier report of the same run may have started it.
-            with contextlib.suppress(WorkflowAlreadyStartedError):
-                await client.start_workflow(
-                    DELIVERY_WORKFLOW,
-                    each,
-                    id=each.workflow_id_of_delivery,
-                    task_queue=self._task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    memo={MEMO_KEY: each.memo},
-                    static_summary=f"to {each.call.caller}",
-                )
+            await start_delivery_workflow(self._client, each, task_queue=self._task_queue)
+
+
+async def start_delivery_workflow(client: Client, delivery: Delivery, *, task_queue: str) -> None:
+    """Start the workflow that delivers *delivery*. The sweep or an earlier report of the run may have started it.
+
+    Raises:
+        temporalio.service.RPCError: It could not be started.
+    """
+    with contextlib.suppress(WorkflowAlreadyStartedError):
+        # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
+        await keeping_inline(client).start_workflow(
+            DELIVERY_WORKFLOW,
+            delivery,
+            id=delivery.workflow_id_of_delivery,
+            task_queue=task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            memo={MEMO_KEY: delivery.memo},
+            static_summary=f"to {delivery.call.caller}",
+        )
 
 
 def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:

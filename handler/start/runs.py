@@ -39,6 +39,8 @@ class Run:
     """Its names."""
     workflow_type: str
     """Temporal's name of the workflow."""
+    start_time_ms: int
+    """Its start, Unix time in milliseconds."""
     is_open: bool
     """Whether it has not closed."""
     memo: CallMemo | None
@@ -89,6 +91,7 @@ class Runs:
         return Run(
             ref=self.ref(workflow_id, info.execution.run_id),
             workflow_type=info.type.name,
+            start_time_ms=info.start_time.ToMilliseconds(),
             is_open=is_open(info),
             memo=await self._memo(info),
             served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),

@@ -16,14 +16,15 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
-from bridge.protocol.outcome import Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.temporal import Namespace
 from bridge.security.keys import decode_key
 from bridge.workflow.targets import Target
-from handler.delivery.close_event import inlined, read_close_event
-from handler.settings import HandlerSettings
+from handler.delivery.close_event import read_close_event, sendable
+from handler.delivery.dispatcher import start_delivery_workflow
+from handler.delivery.records import Delivery
+from handler.settings import CallerPeer, HandlerSettings
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
@@ -59,7 +60,7 @@ class Starter:
         Args:
             client: Connected to the handler's namespace.
             namespace: Describes that namespace.
-            settings: Name the task queue of targets that name none, and the key of the hashes.
+            settings: Name the callers, the task queue of targets that name none, and the key of the hashes.
             holds: Keeps count of the starts that are held open.
             executor: Runs the team's `check` and `workflow_id`.
             clock: Returns the time.
@@ -73,7 +74,7 @@ class Starter:
         self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
         self._clock = clock
-        self._shares_storage = settings.shares_storage
+        self._settings = settings
 
     async def start(
         self,
@@ -83,6 +84,7 @@ class Starter:
         payload: Payload,
         *,
         server_callback: Callback.Nexus | None = None,
+        is_gone: Callable[[], bool] = lambda: False,
     ) -> StartAnswer:
         """Start *target* for the authenticated *caller*, or find the state of the operation that it started earlier.
 
@@ -95,14 +97,16 @@ class Starter:
                 nothing; the token must name this namespace.
             payload: The operation's input.
             server_callback: The callback of a native Nexus call, to which Temporal's server delivers the outcome.
+            is_gone: Whether the sender of the request has disconnected.
 
         Raises:
             nexusrpc.HandlerError: The input is refused, another call's run holds the workflow id, or Temporal did not
                 start the run.
         """
+        peer = self._settings.callers.get(caller)
         with self._holds.reserve(request.wait) as hold:
             try:
-                workflow_id, hashed = await self._identify(caller, target, payload)
+                workflow_id, hashed = await self._identify(peer, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
@@ -120,25 +124,36 @@ class Starter:
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
+                    if isinstance(answer, Finished) and is_gone():
+                        await self._deliver(call, answer)
                 if isinstance(answer, Finished):
-                    answer = replace(answer, outcome=await self._sendable(caller, answer.outcome))
+                    answer = replace(answer, outcome=await sendable(self._client.data_converter, answer.outcome, peer))
             except RPCError as error:
                 raise handler_error_from_rpc(error) from None
         return answer
 
-    async def _identify(self, caller: str, target: Target, payload: Payload) -> tuple[str, str]:
+    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[str, str]:
         """Check the input. Returns the workflow id and the input's hash."""
-        if holds_reference(payload) and not self._shares_storage(caller):
+        if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = self._conversion.value(opened, target.input_type)
         return await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
 
-    async def _sendable(self, caller: str, outcome: Outcome) -> Outcome:
-        if not self._shares_storage(caller):
-            outcome = await inlined(self._client.data_converter, outcome)
-        return outcome.within_size_limit()
+    async def _deliver(self, call: Call, answer: Finished) -> None:
+        """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
+        run, target = await self._runs.find(call.workflow_id), call.target
+        if run is None or run.ref != answer.target or not target.instrumented or call.request.callback_url is None:
+            return
+        delivery = Delivery(
+            call=replace(call, hold=None).memo(self._clock()),
+            workflow_id=run.ref.workflow_id,
+            run_id=run.ref.run_id,
+            start_time_ms=run.start_time_ms,
+        )
+        task_queue = target.task_queue or self._settings.task_queue
+        await start_delivery_workflow(self._client, delivery, task_queue=task_queue)
 
     async def _answer(self, call: Call) -> StartAnswer:
         may_start = call.request.operation_token is None and not await self._is_too_old(call.request)

@@ -133,6 +133,28 @@ async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended
         assert await delivery.result() == "accepted"
 
 
+async def test_an_outcome_survives_a_rollout_in_which_the_receiver_has_another_key(server: Server) -> None:
+    """No number of 401 ends a delivery. It goes on by itself once the keys agree."""
+    async with running_world(server) as world:
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        await world.receiver.stop()
+        good, world.keys.completion = world.keys.completion, key_set()
+        await world.receiver.start()
+        world.keys.completion = good
+        await target.signal("say", "paid")
+
+        async def refused() -> None:
+            assert world.receiver.statuses.count(401) >= 3
+
+        await assert_eventually(refused)
+        await world.receiver.stop()
+        await world.receiver.start()
+        assert await handle.result() == Reply("paid")
+        assert world.service.statuses == [201]
+
+
 async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(server: Server) -> None:
     """Nothing was started; the pending activity shows the failed connection."""
     async with running_world(server, without=("service",)) as world:

@@ -141,7 +141,7 @@ async def test_a_call_by_the_server_gets_the_result_when_the_target_has_ended(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The started event has our token; the completion goes to the server's endpoint."""
-    caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
+    caplog.set_level(logging.INFO, "handler.delivery.callback_client")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask)
     await until_known_to_run(handle)
@@ -236,7 +236,7 @@ async def test_an_outcome_after_the_callers_deadline_is_sent_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server answers that the operation is over; the target closes, and no delivery continues."""
-    caplog.set_level(logging.INFO, "handler.delivery.dispatcher")
+    caplog.set_level(logging.INFO, "handler.delivery.callback_client")
     ask = Ask(world.key(), "wait")
     handle = await call(world, ask, deadline=2.0)
     cause = await cause_of(handle)
@@ -310,7 +310,7 @@ async def test_a_repeated_start_is_answered_with_an_undelivered_outcome(world: W
 
     ids = spoil_first_answer(world, "lost", first=terminate)
     cause = await cause_of(await call(world, ask))
-    assert "by the test" in str(chain(cause)[-1])
+    assert "operation terminated" in str(chain(cause)[-1])
     assert len(ids) == 2
     assert await runs_of(world, ask) == 1
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.runtime.settings import BridgeSettings, SettingsError, load, require_distinct_keys, require_https
+from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet, new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings, Service
@@ -125,7 +126,7 @@ def test_both_sides_read_their_file(configured: Configured) -> None:
     handler = load(HandlerSettings)
     peer = handler.callers[CALLER]
     assert peer.auth == "signature"
-    assert peer.allow_list.check("https://orders.example/bridge/callbacks/id?sig=x").networks == ()
+    assert allowed_destination("https://orders.example/bridge/callbacks/id?sig=x", peer.callbacks).networks == ()
     assert peer.may_start("PaymentService", "process")
     assert peer.may_start("AuditService", "read")
     assert not peer.may_start("AuditService", "write")
@@ -619,7 +620,7 @@ def test_without_callbacks_a_caller_gets_none(configured: Configured) -> None:
     tree = handler_tree()
     del tree["callers"][CALLER]["callbacks"]
     configured(tree)
-    assert load(HandlerSettings).callers[CALLER].allow_list.destinations == ()
+    assert load(HandlerSettings).callers[CALLER].callbacks == ()
 
 
 def test_a_caller_that_polls_needs_no_receiver(configured: Configured) -> None:

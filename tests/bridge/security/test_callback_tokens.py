@@ -75,7 +75,7 @@ def refuse(text: str, *, callback_id: str = CALLBACK_ID, now: datetime = NOON) -
     lasts=st.integers(0, 10**8),
 )
 def test_what_is_minted_verifies(callback_id: bytes, names: list[str], lasts: int) -> None:
-    """With any names of workflows and operations, the receiver reads the claims that were minted."""
+    """With any names, the receiver reads the claims that were minted."""
     peer, workflow_id, run_id, request_id = names
     text_id = base64.urlsafe_b64encode(callback_id).decode().rstrip("=")
     text = mint(

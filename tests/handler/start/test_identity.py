@@ -21,7 +21,15 @@ def run_of(caller: str | None) -> Run:
         fields = {each.name: "" for each in dataclasses.fields(CallMemo) if each.default is dataclasses.MISSING}
         memo = CallMemo(**{**fields, "caller": caller, "request_id": "request-1"})  # type: ignore[arg-type]
     ref = WorkflowRef(namespace="payments", workflow_id="payment-7", run_id="run")
-    return Run(ref=ref, workflow_type=PROBE.workflow_type, is_open=True, memo=memo, served=frozenset(), progress=None)
+    return Run(
+        ref=ref,
+        workflow_type=PROBE.workflow_type,
+        is_open=True,
+        memo=memo,
+        served=frozenset(),
+        progress=None,
+        start_time_ms=0,
+    )
 
 
 @pytest.mark.parametrize(
