@@ -150,7 +150,7 @@ async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_aga
     await assert_eventually(both_answered)
 
 
-@pytest.mark.parametrize("end", ["terminated", "deleted"])
+@pytest.mark.parametrize("end", ["terminated", pytest.param("deleted", marks=pytest.mark.part("deletion"))])
 async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) -> None:
     """The answer is 410, or 404 if the caller was deleted. The target closes normally, without a delivery workflow."""
     ask = Ask(key=world.key(), behaviour="wait")
