@@ -68,6 +68,16 @@ class OutcomeUnknownError(PeerHandlerError):
         super().__init__(message, type=HandlerErrorType.NOT_FOUND, retryable_override=False)
 
 
+class WrongHandlerError(PeerHandlerError):
+    """The handler does not have the operation that a repeated start names: another handler started it (status 421).
+
+    The caller repeats the start. The first handler's callback still ends the call.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, type=HandlerErrorType.UNAVAILABLE)
+
+
 class UnavailableError(HandlerError):
     """This side cannot serve the request now. The peer should send it again after *retry_after*."""
 

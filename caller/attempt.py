@@ -8,7 +8,6 @@ report fails, the attempt ends by its start-to-close timeout, and the next attem
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import NoReturn
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -16,13 +15,13 @@ from temporalio.api.enums.v1 import ApplicationErrorCategory
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflowservice.v1 import RespondActivityTaskFailedRequest
 from temporalio.converter import ActivitySerializationContext, DataConverter
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, OperationCall
-from caller.completer import final_failure
+from caller.completer import Wait, final_failure
 from caller.renewals import next_delay
 from caller.started_operation import StartedOperation
 
@@ -64,20 +63,40 @@ class Attempt:
         """Return the current time of the server's clock."""
         return self._clock() - self.clock_difference
 
-    async def fail(self, reason: HandlerError | TemporalTimeoutError) -> NoReturn:
+    @property
+    def wait(self) -> Wait:
+        """The wait that an outcome in the answer completes."""
+        return Wait(
+            workflow_id=self.caller.workflow_id,
+            run_id=self.caller.run_id,
+            request_id=self.info.activity_id,
+            task_token=self.info.task_token,
+        )
+
+    def limit(self, known: StartedOperation | None) -> tuple[datetime | None, TimeoutType]:
+        """Return the instant at which the call ends although its deadline is later, and the type of that timeout."""
+        if known is None:
+            return self.call.start_deadline, TimeoutType.SCHEDULE_TO_START
+        return self.call.close_deadline(known.started or self.call.scheduled_time), TimeoutType.START_TO_CLOSE
+
+    async def fail(self, reason: HandlerError | TemporalTimeoutError) -> None:
         """End the call with *reason*: nothing was started, the outcome can no longer be known, or a timeout passed."""
         cause = Failure()
         # Drop the traceback: it would show the bridge's code in the history, and the fault is not there.
         await self.converter.encode_failure(reason.with_traceback(None), cause)
         await self._report(final_failure(cause))
-        activity.raise_complete_async()
 
-    async def end(self, message: str, *, kind: str, wanted: timedelta, until: datetime | None = None) -> NoReturn:
-        """End this attempt. The next attempt begins after *wanted*, or earlier if *until* or the deadline requires it.
+    async def end(self, message: str, *, kind: str, wanted: timedelta, known: StartedOperation | None) -> None:
+        """End this attempt. The next attempt begins after *wanted*, or earlier if a limit of the call requires it.
 
-        Temporal shows *message* as the last failure of the pending activity and *kind* as its type. If too little time
-        is left before the deadline, the attempt stays open and waits for the callback.
+        *known* is the operation, if it has started. Temporal shows *message* as the last failure of the pending
+        activity and *kind* as its type. If too little time is left before the deadline, the attempt stays open and
+        waits for the callback. If the limit for the start or for the operation has passed, the call ends.
         """
+        until, timeout = self.limit(known)
+        if until is not None and until <= self.now() < self.deadline:
+            await self.fail(TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[]))
+            return
         failure = Failure()
         await self.converter.encode_failure(ApplicationError(message[:1000]), failure)
         details = failure.application_failure_info
@@ -88,7 +107,6 @@ class Attempt:
         if delay is not None:
             details.next_retry_delay.FromTimedelta(delay)
             await self._report(failure)
-        activity.raise_complete_async()
 
     async def _report(self, failure: Failure) -> None:
         token, identity = self.info.task_token, self.client.identity

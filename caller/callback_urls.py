@@ -3,6 +3,7 @@
 import secrets
 from datetime import datetime
 
+from bridge.errors import bad_request
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.security.egress import MAX_CALLBACK_URL
 from caller.attempt import Attempt
@@ -21,17 +22,15 @@ class CallbackUrls:
         """Return a signed callback URL for *attempt*, with which only the peer *handler* can complete the call.
 
         Raises:
-            ValueError: The URL would be longer than Temporal allows.
+            nexusrpc.HandlerError: BAD_REQUEST, the URL would be longer than Temporal allows.
         """
         callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
         token = self._tokens.mint(
             callback_id=callback_id,
             peer=handler,
-            operation=f"{attempt.call.service}/{attempt.call.operation}",
             workflow_id=attempt.caller.workflow_id,
             run_id=attempt.caller.run_id,
             request_id=attempt.info.activity_id,
-            attempt=attempt.info.attempt,
             now=now,
             deadline=attempt.deadline,
         )
@@ -39,7 +38,7 @@ class CallbackUrls:
         if len(url) > MAX_CALLBACK_URL or len(token) > MAX_TOKEN_CHARACTERS:
             message = (
                 f"the callback URL would be over {MAX_CALLBACK_URL} characters: "
-                "shorten the workflow id, the service or operation name, or the receiver's URL"
+                "shorten the workflow id or the receiver's URL"
             )
-            raise ValueError(message)
+            raise bad_request(message)
         return url

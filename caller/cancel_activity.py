@@ -76,8 +76,8 @@ class CancelActivities:
         """Return the heartbeat details of our workflow's pending activities, by activity id."""
         info, client = activity.info(), activity.client()
         described = await describe(client, info.workflow_id or "", info.workflow_run_id or "", within=_REQUEST_TIMEOUT)
-        pending = described.pending_activities if described is not None else ()
-        return {each.activity_id: each.heartbeat_details.payloads for each in pending}
+        activities = () if described is None else described.pending_activities
+        return {each.activity_id: each.heartbeat_details.payloads for each in activities}
 
 
 def _not_sent(order: CancelOrder, reason: str) -> CancelAnswer:

@@ -10,7 +10,7 @@ receipt, which distinguishes a repeat from a conflict and from a wait that ended
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -103,8 +103,6 @@ class Completer:
 
     def __init__(self, *, client: Client) -> None:
         self._client = client
-        self._service = client.workflow_service
-        self._namespace = client.namespace
 
     async def complete(
         self, wait: Wait, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
@@ -119,7 +117,11 @@ class Completer:
                 identity = receipt(wait.request_id, target, outcome)
                 if not is_late and await self._is_completed_by(wait, outcome, identity):
                     return CompletionAnswer.COMPLETED
-                return await self._recorded(wait, outcome, identity)
+                runs, pending = await self._find(wait)
+                if pending is None:
+                    return await self._look_up(wait, runs, identity)
+                await self._nudge(wait, runs[-1], pending, outcome)
+                return CompletionAnswer.AGAIN_LATER
         except TimeoutError:
             return CompletionAnswer.AGAIN_LATER
         except RPCError as error:
@@ -134,10 +136,10 @@ class Completer:
         """Return COMPLETED while *wait* goes on, OVER or UNKNOWN after it, AGAIN_LATER if Temporal did not answer."""
         try:
             async with asyncio.timeout(BUDGET.total_seconds()):
-                found = [each for run_id in ("", wait.run_id) if (each := await self._describe(wait, run_id))]
-                if any(activity is not None for _, activity in found):
+                runs, pending = await self._find(wait)
+                if pending is not None:
                     return CompletionAnswer.COMPLETED
-                ended = await self._look_up(wait, list(dict.fromkeys(run_id for run_id, _ in found)), "")
+                ended = await self._look_up(wait, runs, "")
         except (TimeoutError, RPCError):
             return CompletionAnswer.AGAIN_LATER
         if ended in {CompletionAnswer.UNKNOWN, CompletionAnswer.AGAIN_LATER}:
@@ -145,60 +147,58 @@ class Completer:
         return CompletionAnswer.OVER
 
     async def _is_completed_by(self, wait: Wait, outcome: Outcome, identity: str) -> bool:
-        if wait.task_token is not None and await _found(self._by_token(wait.task_token, outcome, identity)):
-            return True
-        return await _found(self._by_id(wait, outcome, identity))
-
-    async def _recorded(self, wait: Wait, outcome: Outcome, identity: str) -> CompletionAnswer:
-        run_ids = [wait.run_id]
-        for run_id in ("", wait.run_id):
-            described = await self._describe(wait, run_id)
-            if described is None:
-                continue
-            current_run_id, activity = described
-            if activity is not None:
-                await self._nudge(wait, current_run_id, activity, outcome)
-                return CompletionAnswer.AGAIN_LATER
-            run_ids.append(current_run_id)
-            if current_run_id == wait.run_id:
-                break
-        return await self._look_up(wait, list(dict.fromkeys(run_ids)), identity)
-
-    async def _by_token(self, task_token: bytes, outcome: Outcome, identity: str) -> None:
-        end: dict[str, Any] = {"namespace": self._namespace, "task_token": task_token, "identity": identity}
-        if outcome.failure is None:
-            completed = RespondActivityTaskCompletedRequest(**end, result=_result(outcome))
-            await self._service.respond_activity_task_completed(completed, timeout=_RPC_TIMEOUT)
-        else:
-            failed = RespondActivityTaskFailedRequest(**end, failure=final_failure(outcome.failure))
-            await self._service.respond_activity_task_failed(failed, timeout=_RPC_TIMEOUT)
-
-    async def _by_id(self, wait: Wait, outcome: Outcome, identity: str) -> None:
         # Without a run id Temporal takes the current run, which has the same activity after a reset. The activity's id
         # is the request id, so that this completes no other call.
-        end: dict[str, Any] = {
-            "namespace": self._namespace,
-            "workflow_id": wait.workflow_id,
-            "activity_id": wait.request_id,
-            "identity": identity,
-        }
-        if outcome.failure is None:
-            completed = RespondActivityTaskCompletedByIdRequest(**end, result=_result(outcome))
-            await self._service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
-        else:
-            failed = RespondActivityTaskFailedByIdRequest(**end, failure=final_failure(outcome.failure))
-            await self._service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
+        ids: dict[str, Any] = {"workflow_id": wait.workflow_id, "activity_id": wait.request_id}
+        for names in (ids,) if wait.task_token is None else ({"task_token": wait.task_token}, ids):
+            try:
+                await self._end(names, outcome, identity)
+            except RPCError as error:
+                if not is_missing(error):
+                    raise
+            else:
+                return True
+        return False
 
-    async def _describe(self, wait: Wait, run_id: str) -> tuple[str, PendingActivityInfo | None] | None:
-        """Return the run's id, and the activity if it is pending in that run; None if there is no such run."""
-        described = await describe(self._client, wait.workflow_id, run_id, within=_RPC_TIMEOUT)
-        if described is None:
-            return None
-        info = described.workflow_execution_info
-        # A closed run still lists the activities that were open when it closed. No workflow waits for them.
-        activities = described.pending_activities if is_open(info) else ()
-        pending = (each for each in activities if each.activity_id == wait.request_id)
-        return info.execution.run_id, next(pending, None)
+    async def _end(self, names: Mapping[str, Any], outcome: Outcome, identity: str) -> None:
+        """End the activity that *names* names by its task token or by its ids."""
+        service, by_id = self._client.workflow_service, "activity_id" in names
+        end = {**names, "namespace": self._client.namespace, "identity": identity}
+        if outcome.failure is not None:
+            end["failure"] = final_failure(outcome.failure)
+            if by_id:
+                failed = RespondActivityTaskFailedByIdRequest(**end)
+                await service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
+            else:
+                await service.respond_activity_task_failed(
+                    RespondActivityTaskFailedRequest(**end), timeout=_RPC_TIMEOUT
+                )
+            return
+        end["result"] = Payloads(payloads=[] if outcome.result is None else [outcome.result])
+        if by_id:
+            completed = RespondActivityTaskCompletedByIdRequest(**end)
+            await service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
+        else:
+            await service.respond_activity_task_completed(
+                RespondActivityTaskCompletedRequest(**end), timeout=_RPC_TIMEOUT
+            )
+
+    async def _find(self, wait: Wait) -> tuple[list[str], PendingActivityInfo | None]:
+        """Return the runs that may have had the activity, and the activity if it is pending in the last of them."""
+        run_ids = [wait.run_id]
+        for run_id in ("", wait.run_id):
+            described = await describe(self._client, wait.workflow_id, run_id, within=_RPC_TIMEOUT)
+            if described is None:
+                continue
+            info = described.workflow_execution_info
+            run_ids.append(info.execution.run_id)
+            # A closed run still lists the activities that were open when it closed. No workflow waits for them.
+            for each in described.pending_activities if is_open(info) else ():
+                if each.activity_id == wait.request_id:
+                    return run_ids, each
+            if info.execution.run_id == wait.run_id:
+                break
+        return list(dict.fromkeys(run_ids)), None
 
     async def _nudge(self, wait: Wait, run_id: str, activity: PendingActivityInfo, outcome: Outcome) -> None:
         """Run a renewal now if *outcome* is a failure and the activity is between two attempts.
@@ -209,9 +209,9 @@ class Completer:
         if outcome.failure is None or activity.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
             return
         try:
-            await self._service.reset_activity(
+            await self._client.workflow_service.reset_activity(
                 ResetActivityRequest(
-                    namespace=self._namespace,
+                    namespace=self._client.namespace,
                     execution=WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id),
                     identity=self._client.identity,
                     id=wait.request_id,
@@ -229,7 +229,7 @@ class Completer:
         answer = CompletionAnswer.UNKNOWN
         for run_id in run_ids:
             try:
-                closing = await _find_closing(self._events_newest_first(wait.workflow_id, run_id), wait.request_id)
+                closing = await self._closing(wait, run_id)
             except RPCError as error:
                 if is_missing(error):
                     continue
@@ -243,44 +243,28 @@ class Completer:
             return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
         return answer
 
-    async def _events_newest_first(self, workflow_id: str, run_id: str) -> AsyncIterator[HistoryEvent]:
-        execution, page_token = WorkflowExecution(workflow_id=workflow_id, run_id=run_id), b""
+    async def _closing(self, wait: Wait, run_id: str) -> HistoryEvent | None:
+        """Return the event that closed the activity; None if the run ended or was reset while it was open."""
+        closings: dict[int, HistoryEvent] = {}
+        execution, token = WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id), b""
         while True:
-            page = await newest_events(
-                self._client, execution, size=_HISTORY_PAGE, token=page_token, within=_RPC_TIMEOUT
-            )
+            page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
-                yield event
-            page_token = page.next_page_token
-            if not page_token:
-                return
+                if event.event_type in _CLOSINGS:
+                    if _identity(event).startswith(f"bridge:{wait.request_id}:"):
+                        return event
+                    closings[_attributes(event).scheduled_event_id] = event
+                elif event.activity_task_scheduled_event_attributes.activity_id == wait.request_id:
+                    return closings.get(event.event_id)
+            if not (token := page.next_page_token):
+                return None
 
 
-async def _find_closing(events: AsyncIterator[HistoryEvent], activity_id: str) -> HistoryEvent | None:
-    """Return the event that closed the activity; None if the run ended or was reset while the activity was open."""
-    closings: dict[int, HistoryEvent] = {}
-    async for event in events:
-        if event.event_type in _CLOSINGS:
-            if _identity(event).startswith(f"bridge:{activity_id}:"):
-                return event
-            closings[_CLOSINGS[event.event_type](event)] = event
-        elif (
-            event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
-            and event.activity_task_scheduled_event_attributes.activity_id == activity_id
-        ):
-            return closings.get(event.event_id)
-    return None
-
-
-_CLOSINGS: dict[int, Callable[[HistoryEvent], int]] = {
-    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: lambda e: (
-        e.activity_task_completed_event_attributes.scheduled_event_id
-    ),
-    EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED: lambda e: e.activity_task_failed_event_attributes.scheduled_event_id,
-    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: lambda e: (
-        e.activity_task_timed_out_event_attributes.scheduled_event_id
-    ),
-    EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED: lambda e: e.activity_task_canceled_event_attributes.scheduled_event_id,
+_CLOSINGS = {
+    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
+    EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
 }
 
 
@@ -294,23 +278,18 @@ def _is_stopped(event: HistoryEvent) -> bool:
     )
 
 
+def _attributes(event: HistoryEvent) -> Any:
+    return getattr(event, event.WhichOneof("attributes") or "")
+
+
 def _identity(event: HistoryEvent) -> str:
-    match event.event_type:
-        case EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-            return event.activity_task_completed_event_attributes.identity
-        case EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED:
-            return event.activity_task_failed_event_attributes.identity
-        case _:
-            return ""
+    # The event of a timeout has no identity.
+    return str(getattr(_attributes(event), "identity", ""))
 
 
 def _facts(identity: str) -> str | None:
     """Return the part of a receipt that is equal for equal outcomes; None if *identity* is not a receipt."""
     return identity.partition(" ")[0] if identity.startswith("bridge:") else None
-
-
-def _result(outcome: Outcome) -> Payloads:
-    return Payloads(payloads=[] if outcome.result is None else [outcome.result])
 
 
 def final_failure(failure: Failure) -> Failure:
@@ -320,14 +299,3 @@ def final_failure(failure: Failure) -> Failure:
     wrapper.application_failure_info.non_retryable = True
     wrapper.cause.CopyFrom(failure)
     return wrapper
-
-
-async def _found(call: Awaitable[None]) -> bool:
-    """Whether *call* found its activity."""
-    try:
-        await call
-    except RPCError as error:
-        if is_missing(error):
-            return False
-        raise
-    return True

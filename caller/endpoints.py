@@ -3,29 +3,27 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from urllib.parse import quote
 
-from multidict import CIMultiDict
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
 from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
-from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.echo import Echo, decode_echo
-from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
-from bridge.runtime.unsigned_answers import UnsignedAnswers
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.runtime.peer_client import PeerClient
+from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
+
+T = TypeVar("T")
 
 MAY_HAVE_STARTED = " (an earlier attempt may have started the operation)"
 """Added to a refusal of a later attempt: an earlier one may have started the operation without a signed answer."""
-
-
-_SENT = {MessageKind.START: Sent.START, MessageKind.CANCEL: Sent.CANCEL, MessageKind.ECHO: Sent.ECHO}
 
 
 class NotStartedError(BridgeError):
@@ -59,9 +57,7 @@ class Endpoints:
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
-        self._http = http
-        self._clock = clock
-        self._unsigned_answers = UnsignedAnswers()
+        self._peers = PeerClient(http, clock=clock)
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start with a fresh signature, and read the answer.
@@ -73,11 +69,7 @@ class Endpoints:
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
         is_first, more = request.attempt == 1, request.headers
-        answer = await self._send(name, MessageKind.START, message, more=more, timeout=timeout, is_first=is_first)
-        try:
-            return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
-        except BridgeError as error:
-            raise NotStartedError(error, retry_after=None) from None
+        return await self._send(name, Sent.START, message, _started, more=more, timeout=timeout, is_first=is_first)
 
     async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
         """POST a cancel request. Returns when the handler has accepted it.
@@ -88,7 +80,7 @@ class Endpoints:
         """
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
-        await self._send(name, MessageKind.CANCEL, message, more=request.headers, timeout=timeout)
+        await self._send(name, Sent.CANCEL, message, lambda _: None, more=request.headers, timeout=timeout)
 
     async def echo(self, name: str, *, callback: str | None) -> Echo:
         """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
@@ -97,11 +89,7 @@ class Endpoints:
             NotStartedError: The handler was not reached, or it does not accept our signature.
         """
         path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        answer = await self._send(name, MessageKind.ECHO, (path, {}, b""), more=(), timeout=REQUEST_TIMEOUT)
-        try:
-            return decode_echo(answer.body)
-        except BridgeError as error:
-            raise NotStartedError(error, retry_after=None) from None
+        return await self._send(name, Sent.ECHO, (path, {}, b""), lambda answer: decode_echo(answer.body))
 
     @property
     def names(self) -> Iterable[str]:
@@ -111,45 +99,36 @@ class Endpoints:
     async def _send(
         self,
         name: str,
-        kind: MessageKind,
+        sent: Sent,
         message: tuple[str, dict[str, str], bytes],
+        decode: Callable[[Answer], T],
         *,
-        more: Iterable[str],
-        timeout: timedelta,  # noqa: ASYNC109 - passed to the HTTP client
+        more: Iterable[str] = (),
+        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
         is_first: bool = True,
-    ) -> Answer:
+    ) -> T:
         resolved = self.resolve(name)
-        path, fields, body = message
-        url, headers = resolved.endpoint.url + path, CIMultiDict(fields)
+        path, headers, body = message
         try:
-            proof = resolved.signer.sign(kind, url, headers, body, more=more)
+            answer = await self._peers.post(
+                *(sent, resolved.endpoint.handler, resolved.endpoint.url + path, headers, body),
+                signer=resolved.signer,
+                answers=resolved.peer.answers,
+                more=more,
+                networks=resolved.endpoint.networks,
+                timeout=timeout,
+                is_first=is_first,
+            )
+            if answer.error is None:
+                return decode(answer)
         except ValueError:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
-        try:
-            answered = await self._http.post(
-                url,
-                headers,
-                body,
-                networks=resolved.endpoint.networks,
-                timeout=timeout,
-                max_answer_bytes=MAX_FAILURE_BYTES,
-            )
         except BridgeError as error:
             raise NotStartedError(error, retry_after=None) from None
-        answer = read_answer(
-            _SENT[kind],
-            proof if resolved.peer.answers == "signed" else None,
-            *(answered.status, answered.headers, answered.body),
-            now=self._clock(),
-            is_first=is_first,
-        )
-        self._unsigned_answers.note(resolved.endpoint.handler, answer)
-        if answer.error is not None:
-            if answer.meaning is Meaning.REFUSED and not is_first:
-                _add_that_it_may_run(answer.error)
-            raise NotStartedError(answer.error, retry_after=answer.retry_after)
-        return answer
+        if answer.meaning is Meaning.REFUSED and not is_first:
+            _add_that_it_may_run(answer.error)
+        raise NotStartedError(answer.error, retry_after=answer.retry_after)
 
     def resolve(self, name: str) -> ResolvedEndpoint:
         """Return the settings and the signer behind endpoint *name*.
@@ -161,6 +140,10 @@ class Endpoints:
             message = f"no endpoint {name!r} in the caller's settings (known: {', '.join(self._resolved)})"
             raise not_found(message)
         return resolved
+
+
+def _started(answer: Answer) -> StartAnswer:
+    return decode_answer(answer.status, answer.headers, answer.headers.getall(LINK, []), answer.body)
 
 
 def _add_that_it_may_run(reason: BridgeError | HandlerError) -> None:

@@ -17,10 +17,9 @@ from bridge.workflow.call import CALL_ENDED, OWN_ACTIVITIES
 from bridge.workflow.own_activity import STARTING
 from caller.waiting_activity import OperationActivities
 
-_NEUTRAL = dict.fromkeys(
-    ("task_queue", "schedule_to_start_timeout", "heartbeat_timeout", "local_retry_threshold", "arg_types")
-)
-"""Options that the bridge leaves unset, by field names of the inputs."""
+_UNSET = ("task_queue", "schedule_to_start_timeout", "start_to_close_timeout", "heartbeat_timeout")
+_NEUTRAL = dict.fromkeys((*_UNSET, "local_retry_threshold", "arg_types"))
+"""Options that one of the bridge's activities leaves unset, by field names of the inputs."""
 
 
 class CallerInterceptor(worker.Interceptor):

@@ -8,7 +8,6 @@ before it is parsed. The receiver keeps no state, therefore any number of copies
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import assert_never
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
@@ -18,14 +17,15 @@ from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_r
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.handler_error import encode_handler_error
-from bridge.protocol.headers import LINK, OPERATION_STATE, OperationState
+from bridge.protocol.headers import OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
-from bridge.runtime.http_server import FACTS, PROOF, answer, path_below_mount, read_body, refuse_unusable_headers
+from bridge.runtime.http_server import FACTS, answer, route
+from bridge.runtime.incoming_message import IncomingMessage, known_peer
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS
-from bridge.security.signatures import MessageKind, Verified
+from bridge.security.signatures import MessageKind
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.settings import CallerSettings
 
@@ -56,16 +56,10 @@ def create_app(
     async def is_ready() -> bool:
         return await app[_RECEIVER].namespace.is_reachable()
 
-    async def complete(request: web.Request) -> web.Response:
-        return await request.app[_RECEIVER].complete(request)
-
-    async def echo(request: web.Request) -> web.Response:
-        return await request.app[_RECEIVER].echo(request)
-
-    app = http_server.create_app(is_ready, has_method_errors=True)
+    app = http_server.create_app(is_ready)
     app.on_startup.append(prepare)
-    app.router.add_post("/callbacks", echo)
-    app.router.add_post("/callbacks/{callback_id}", complete)
+    app.router.add_post("/callbacks", route(_RECEIVER, _Receiver.echo))
+    app.router.add_post("/callbacks/{callback_id}", route(_RECEIVER, _Receiver.complete))
     return app
 
 
@@ -83,7 +77,8 @@ class _Receiver:
 
     async def echo(self, request: web.Request) -> web.Response:
         """Let a handler check its key, its clock and our URL. Completes nothing."""
-        await read_body(request, self._verify(request.query.get("handler", ""), MessageKind.ECHO, request))
+        verifier = known_peer(self._verifiers, request.query.get("handler", ""))
+        await IncomingMessage(request, MessageKind.ECHO, verifier).body()
         return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -95,43 +90,25 @@ class _Receiver:
             raise UntrustedError(reason)
         claims = self._tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=self._clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
-        verified = self._verify(claims.peer, MessageKind.COMPLETION, request)
-        refuse_unusable_headers(request, verified)
-        headers = verified.headers
-        body = await read_body(request, verified)
+        message = IncomingMessage(request, MessageKind.COMPLETION, known_peer(self._verifiers, claims.peer))
+        body = await message.body()
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
-        if headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
+        if message.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question: does the call still wait? Answering it completes nothing.
             return _respond(await self._completer.is_waiting(wait))
-        completion = decode_completion(headers, [headers[LINK]] if LINK in headers else [], body)
+        completion = decode_completion(message.headers, message.links, body)
         content = completion.outcome.result or completion.outcome.failure
         if content is not None and holds_reference(content) and not self._shares_storage(claims.peer):
             _log.error("bridge.reference_not_taken", extra={"bridge.peer": claims.peer})
-            message = "the outcome is a reference to external storage that is not shared: see shares_storage"
-            raise UnavailableError(message)
+            refusal = "the outcome is a reference to external storage that is not shared: see shares_storage"
+            raise UnavailableError(refusal)
         if completion.outcome.within_size_limit() is not completion.outcome:
-            message = "the outcome is too large to complete an activity with"
-            raise bad_request(message)
+            refusal = "the outcome is too large to complete an activity with"
+            raise bad_request(refusal)
         is_late = claims.is_over(self._clock())
         result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         return _respond(result)
-
-    def _verify(self, handler: str, kind: MessageKind, request: web.Request) -> Verified:
-        """Return what the signature of *handler* covers.
-
-        Raises:
-            UntrustedError: The signature does not verify, or the handler is not in the settings.
-        """
-        verifier = self._verifiers.get(handler)
-        if verifier is None:
-            reason = "unknown handler"
-            raise UntrustedError(reason)
-        verified = verifier.verify(
-            kind, method=request.method, raw_path=path_below_mount(request), headers=request.headers
-        )
-        request[PROOF] = verified.proof
-        return verified
 
 
 _RECEIVER = web.AppKey("receiver", _Receiver)
@@ -139,25 +116,17 @@ _RECEIVER = web.AppKey("receiver", _Receiver)
 
 def _respond(result: CompletionAnswer) -> web.Response:
     """Turn the result of a completion into the HTTP answer."""
-    match result:
-        case CompletionAnswer.COMPLETED | CompletionAnswer.REPEATED:
-            return web.Response(status=200)
-        case CompletionAnswer.CONFLICT:
-            message = "another outcome is recorded for this callback"
-            raise HandlerError(message, type=HandlerErrorType.CONFLICT)
-        case CompletionAnswer.OVER:
-            # Servers from 1.31 stop because of the body's type, older servers because of the status.
-            error = WaitOverError("no call waits for this outcome any more: timed out, canceled or closed")
-            _, headers, body = encode_handler_error(error)
-            return answer(GONE, headers, body)
-        case CompletionAnswer.UNKNOWN:
-            message = "no such call"
-            raise WaitOverError(message)
-        case CompletionAnswer.AGAIN_LATER:
-            message = "not now, try again"
-            raise UnavailableError(message)
-        case CompletionAnswer.INVALID:
-            message = "this callback cannot be completed"
-            raise bad_request(message)
-        case _:
-            assert_never(result)
+    if result in {CompletionAnswer.COMPLETED, CompletionAnswer.REPEATED}:
+        return web.Response(status=200)
+    error: HandlerError = {
+        CompletionAnswer.CONFLICT: HandlerError(
+            "another outcome is recorded for this callback", type=HandlerErrorType.CONFLICT
+        ),
+        CompletionAnswer.OVER: WaitOverError("no call waits for this outcome any more: timed out, canceled or closed"),
+        CompletionAnswer.UNKNOWN: WaitOverError("no such call"),
+        CompletionAnswer.AGAIN_LATER: UnavailableError("not now, try again"),
+        CompletionAnswer.INVALID: bad_request("this callback cannot be completed"),
+    }[result]
+    status, headers, body = encode_handler_error(error)
+    # Servers from 1.31 stop because of the body's type, older servers because of the status.
+    return answer(GONE if result is CompletionAnswer.OVER else status, headers, body)

@@ -21,13 +21,12 @@ def next_delay(
     """Return the delay from *now* to the next attempt; None if the attempt should wait for the callback instead.
 
     The delay is *wanted*, but at most half of the time to *deadline*. No delay passes *until*, the instant at which the
-    next attempt ends the call as timed out.
+    next attempt ends the call as timed out. It is at least 1 ms, because 0 means the interval of the retry policy.
     """
     remaining = deadline - now
     if remaining < LAST_ATTEMPT:
         return None
-    delay = min(wanted, remaining / 2)
-    return delay if until is None else min(delay, max(until - now, timedelta(milliseconds=1)))
+    return max(min(wanted, remaining / 2, (until or deadline) - now), timedelta(milliseconds=1))
 
 
 def renewal_step(call: OperationCall, *, now: datetime, jitter: float) -> timedelta:

@@ -1,12 +1,12 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
-from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
-from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
 from bridge.security.callback_tokens import CallbackTokens
+from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageVerifier
 
@@ -53,11 +53,6 @@ class Endpoint(BaseModel):
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
 
-    @property
-    def poll_interval(self) -> timedelta:
-        """`poll_interval_s` as a duration."""
-        return timedelta(seconds=self.poll_interval_s)
-
 
 class Receiver(BaseModel):
     """Where completions arrive."""
@@ -66,8 +61,6 @@ class Receiver(BaseModel):
 
     url: HttpUrl
     """The receiver as handlers see it; callback URLs begin with it."""
-    id: Name = "receiver"
-    """Audience of the callback tokens."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -149,4 +142,4 @@ class CallerSettings(BridgeSettings):
         if self.receiver is None or self.callback_keys is None:
             message = "the settings have no receiver"
             raise ValueError(message)
-        return CallbackTokens(self.callback_keys, issuer=self.name, audience=self.receiver.id, namespace=namespace)
+        return CallbackTokens(self.callback_keys, namespace=namespace)

@@ -6,11 +6,9 @@ The check therefore reports these faults before the first call.
 
 import logging
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from caller.endpoints import Endpoints, NotStartedError
-
-_MAX_SKEW = timedelta(minutes=1)
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +35,6 @@ async def _problem(endpoints: Endpoints, name: str, callback: str | None, clock:
         echo = await endpoints.echo(name, callback=callback)
     except NotStartedError as error:
         return str(error)
-    if echo.callback == "not allowed":
-        return f"the handler's settings do not allow callbacks to {callback}: it must add that to our `callbacks`"
-    if echo.time is not None and abs(skew := clock() - echo.time) > _MAX_SKEW:
-        return f"our clock differs from the handler's by {skew.total_seconds():+.0f} s"
-    return None
+    if echo.callback_problem is not None:
+        return f"the handler's test of {callback} failed: {echo.callback_problem}"
+    return echo.clock_problem(clock())

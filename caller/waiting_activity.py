@@ -10,9 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import NoReturn
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -20,8 +19,6 @@ from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
-from temporalio.exceptions import TimeoutError as TemporalTimeoutError
-from temporalio.exceptions import TimeoutType
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, PeerHandlerError, bad_request
@@ -31,10 +28,10 @@ from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, Operat
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import CallbackUrls
-from caller.completer import Completer, Wait
+from caller.completer import Completer
 from caller.endpoints import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.renewals import renewal_step, unreached_step
-from caller.started_operation import StartedOperation, describe_target
+from caller.started_operation import StartedOperation
 
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 
@@ -60,7 +57,7 @@ class OperationActivities:
         self._callbacks = callbacks
         self._clock = clock
         self._jitter = jitter
-        self._pending_details: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[str, asyncio.Task[None]] = {}
         self._is_closing = asyncio.Event()
         self._is_clock_reported = False
 
@@ -77,52 +74,51 @@ class OperationActivities:
             resolved = self._endpoints.resolve(call.endpoint)
             # A call keeps the transport with which it was started, even if the settings have changed since.
             transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
-            poll = resolved.endpoint.poll_interval if transport == "poll" else None
+            poll = timedelta(seconds=resolved.endpoint.poll_interval_s) if transport == "poll" else None
             request = self._request(attempt, resolved, transport)
             payload = await _encoded(operation_input, attempt.client.data_converter, resolved)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
-        except HandlerError as error:
-            # The caller's own settings or the size of its input are at fault.
-            await _end_not_started(attempt, NotStartedError(error, retry_after=None), poll=poll)
-        except NotStartedError as error:
-            await _explain(error.reason, attempt.client.data_converter)
-            await _end_not_started(attempt, error, poll=poll)
-        if isinstance(answer, Running):
-            found = StartedOperation.from_answer(answer, transport=transport, started=attempt.now())
-            await self._end_running(attempt, answer, found, poll=poll)
+        except (HandlerError, NotStartedError) as error:
+            # An error that is not of a request: the caller's own settings or the size of its input are at fault.
+            refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
+            await _explain(refused.reason, attempt.client.data_converter)
+            await _end_not_started(attempt, refused, poll=poll)
         else:
-            wait = Wait(
-                workflow_id=attempt.caller.workflow_id,
-                run_id=attempt.caller.run_id,
-                request_id=attempt.info.activity_id,
-                task_token=attempt.info.task_token,
-            )
-            await Completer(client=attempt.client).complete(wait, answer.outcome.within_size_limit(), answer.target)
+            if isinstance(answer, Running):
+                await self._end_running(attempt, answer, transport, poll=poll)
+            else:
+                outcome = answer.outcome.within_size_limit()
+                await Completer(client=attempt.client).complete(attempt.wait, outcome, answer.target)
         activity.raise_complete_async()
 
     async def _end_running(
-        self, attempt: Attempt, answer: Running, found: StartedOperation, *, poll: timedelta | None
+        self, attempt: Attempt, answer: Running, transport: Transport, *, poll: timedelta | None
     ) -> None:
-        """End an attempt that was answered 201 (still running). Return if the attempt should wait asynchronously."""
-        call, now, earlier = attempt.call, attempt.now(), attempt.known
+        """Report an attempt that was answered 201 (still running), or hold it open for its lease."""
+        call, earlier = attempt.call, attempt.known
+        found = StartedOperation.from_answer(answer, transport=transport, started=attempt.now())
         known = earlier if earlier is not None and earlier.operation_token else found
-        until = min(call.close_deadline(known.started or call.scheduled_time), attempt.deadline)
-        if until <= now < attempt.deadline:
-            await attempt.fail(_timed_out(TimeoutType.START_TO_CLOSE))
-        wanted = poll or renewal_step(call, now=now, jitter=self._jitter())
-        if attempt.info.attempt == 1 and poll is None:
-            asked_at = attempt.info.started_time + timedelta(milliseconds=call.first_lease_ms)
-            if until < attempt.deadline:
-                asked_at = min(asked_at, until)
-            # A nudged attempt (attempt 1 of a known operation) waits until the peer repeats the message of the nudge.
-            if earlier is not None or attempt.info.started_time + attempt.lifetime <= asked_at:
-                self._record_later(attempt, known)
-                return
-            # The attempt's timeout is longer than the first lease, so that a slow request can finish.
-            wanted = max(asked_at - now, timedelta(milliseconds=1))
-        await _record(attempt, known, progress=answer.progress)
-        message = f"still running: {describe_target(answer.target)}"
-        await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, until=until)
+        message = f"still running: {found.target}"
+        if attempt.info.attempt > 1 or poll is not None:
+            await _record(attempt, known, progress=answer.progress)
+            wanted = poll or renewal_step(call, now=attempt.now(), jitter=self._jitter())
+            await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, known=known)
+            return
+        # A nudged attempt (attempt 1 of a known operation) waits until the peer repeats the message of the nudge.
+        lease = attempt.lifetime if earlier is not None else timedelta(milliseconds=call.first_lease_ms)
+        limit, _ = attempt.limit(known)
+        ends = min(attempt.info.started_time + lease, limit or attempt.deadline)
+
+        async def held() -> None:
+            await self._pause(min(_DETAILS_DELAY, ends - attempt.now()))
+            await _record(attempt, known, progress=answer.progress)
+            # Temporal accepts a failure only for an open attempt, and the timeout of an attempt is longer than a short
+            # lease. The server ends the attempt of a longer lease.
+            if ends < attempt.info.started_time + attempt.lifetime:
+                await self._pause(ends - attempt.now())
+                await attempt.end(message, kind=STILL_RUNNING, wanted=ends - attempt.now(), known=known)
+
+        self._hold(attempt.info.activity_id, held())
 
     def _check_clock(self, attempt: Attempt) -> None:
         if abs(attempt.clock_difference) < CLOCK_DIFFERENCE or self._is_clock_reported:
@@ -135,21 +131,24 @@ class OperationActivities:
         )
 
     async def close(self) -> None:
-        """Record all pending details now."""
+        """Record the details of all held attempts, and end those attempts now."""
         self._is_closing.set()
-        await asyncio.gather(*self._pending_details.values(), return_exceptions=True)
+        await asyncio.gather(*self._held.values(), return_exceptions=True)
 
     def forget(self, request_id: str) -> None:
-        """Cancel the pending details of a call that has ended. May be called from any thread, as workflows do."""
-        if (task := self._pending_details.get(request_id)) is not None:
+        """Stop holding an attempt whose call has ended. May be called from any thread, as workflows do."""
+        if (task := self._held.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _request(self, attempt: Attempt, resolved: ResolvedEndpoint, transport: Transport) -> StartRequest:
         call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
         callback, wait = None, None
         # The handler ignores the callback of a renewal. If there is no longer a receiver, leave it out.
-        if transport != "poll" and not (is_known and self._callbacks is None):
-            callback = self._mint(attempt, resolved.endpoint.handler, now=now)
+        if transport != "poll" and self._callbacks is not None:
+            callback = self._callbacks.mint(attempt, handler=resolved.endpoint.handler, now=now)
+        elif transport != "poll" and not is_known:
+            message = 'the settings have no receiver: only transport="poll" works without one'
+            raise bad_request(message)
         if transport == "wait" and not is_known:
             # Only the first start is held; a renewal of a running operation is not. The answer must arrive while this
             # attempt may run, within the first half of the lease, and in time to record that the operation was started.
@@ -166,35 +165,27 @@ class OperationActivities:
             operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
             attempt=attempt.info.attempt,
+            # A handler service of another namespace, to which the endpoint may point by now, then starts nothing.
+            operation_token=(attempt.known.operation_token if attempt.known else "") or None,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
         )
 
-    def _mint(self, attempt: Attempt, handler: str, *, now: datetime) -> str:
-        if self._callbacks is None:
-            message = 'the settings have no receiver: only transport="poll" works without one'
-            raise bad_request(message)
-        try:
-            return self._callbacks.mint(attempt, handler=handler, now=now)
-        except ValueError as error:
-            raise bad_request(str(error)) from None
-
-    def _record_later(self, attempt: Attempt, known: StartedOperation) -> None:
-        async def later() -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_closing.wait(), _DETAILS_DELAY.total_seconds())
-            await _record(attempt, known)
-
+    def _hold(self, request_id: str, held: Coroutine[None, None, None]) -> None:
         def drop(task: asyncio.Task[None]) -> None:
-            # A nudged activity begins again with attempt 1, perhaps while this attempt still records.
-            if self._pending_details.get(request_id) is task:
-                del self._pending_details[request_id]
+            # A nudged activity begins again with attempt 1, perhaps while the earlier attempt is still held.
+            if self._held.get(request_id) is task:
+                del self._held[request_id]
 
-        request_id = attempt.info.activity_id
-        self._pending_details[request_id] = asyncio.create_task(later())
-        self._pending_details[request_id].add_done_callback(drop)
+        self._held[request_id] = asyncio.create_task(held)
+        self._held[request_id].add_done_callback(drop)
+
+    async def _pause(self, delay: timedelta) -> None:
+        """Wait for *delay*, or until the worker stops."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_closing.wait(), delay.total_seconds())
 
 
-async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> NoReturn:
+async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> None:
     call, known, reason = attempt.call, attempt.known, error.reason
     # Once the operation is known to run, a refusal does not end the call: a wrong key or a proxy's 404 must not fail a
     # healthy payment. Only OutcomeUnknownError does, because it says that the outcome is lost.
@@ -202,25 +193,21 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
         isinstance(reason, HandlerError) and not reason.retryable and known is None
     ):
         await attempt.fail(reason)
+        return
     _log.warning(
-        "bridge.handler_not_reached",
+        "bridge.handler_not_reached: %s",
+        error,
         extra={
             "bridge.request_id": attempt.info.activity_id,
             "bridge.endpoint": call.endpoint,
             "bridge.attempt": attempt.info.attempt,
-            "bridge.reason": type(reason).__name__,
+            "bridge.reason": str(error),
         },
     )
     # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.
     retry_after = error.retry_after or timedelta(0)
     wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
-    if known is None:
-        until, kind = call.start_deadline, TimeoutType.SCHEDULE_TO_START
-    else:
-        until, kind = call.close_deadline(known.started or call.scheduled_time), TimeoutType.START_TO_CLOSE
-    if until is not None and until <= attempt.now() < attempt.deadline:
-        await attempt.fail(_timed_out(kind))
-    await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, until=until)
+    await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, known=known)
 
 
 async def _record(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:
@@ -274,7 +261,3 @@ async def _explain(reason: Exception, converter: DataConverter) -> None:
         reason.__cause__ = await converter.decode_failure(reason.remote_cause)
     except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the peer's value
         _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})
-
-
-def _timed_out(kind: TimeoutType) -> TemporalTimeoutError:
-    return TemporalTimeoutError("operation timed out", type=kind, last_heartbeat_details=[])

@@ -12,12 +12,10 @@ from bridge.runtime.present_client import present_client
 from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
-from bridge.security.callback_tokens import OperationTokens
-from bridge.security.keys import decode_key
 from bridge.workflow.targets import Targets
 from handler.delivery.abandoned import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
-from handler.delivery.callback_client import CallbackClient
+from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
@@ -30,8 +28,6 @@ from handler.start.starter import Starter
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SweepWorkflow, VersionedSweepWorkflow
-
-USER_AGENT = "callback-bridge-handler/0.1"
 
 
 class HandlerPlugin(SessionPlugin):
@@ -99,20 +95,18 @@ class HandlerPlugin(SessionPlugin):
         await super().run_worker(worker, deliver)
 
     def _nexus_services(self, client: Client, config: WorkerConfig) -> list[Any]:
-        tokens = OperationTokens(self._settings.operation_keys)
+        namespace = Namespace(client, clock=self._clock)
         starter = Starter(
             client=client,
-            tokens=tokens,
-            hash_key=decode_key(self._settings.hash_key),
-            task_queue=config.get("task_queue") or self._settings.task_queue,
-            retention=Namespace(client, clock=self._clock).retention,
+            namespace=namespace,
+            settings=self._settings.model_copy(update={"task_queue": config["task_queue"]}),
             holds=HeldStarts(client, limit=0),
             executor=BoundedThreads(),
             clock=self._clock,
             # The worker that receives the call usually runs the target too.
             is_eager=True,
         )
-        canceler = Canceler(client=client, tokens=tokens)
+        canceler = Canceler(client=client, namespace=namespace)
         converter = client.data_converter
         return nexus_services(
             Targets(config.get("workflows", ())),

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.runtime.settings import BridgeSettings, HttpUrl, Name, require_distinct_keys, require_https
-from bridge.security.egress import AllowList, Destination
+from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
 _NEEDED_KEYS = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",)}
@@ -42,6 +42,8 @@ class CallerPeer(BaseModel):
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. If so, references to the storage are sent
     unchanged. If not, the handler replaces references by their values."""
+    shows_terminations: bool = False
+    """Whether it gets the identity and the reason of a termination. Our operators write both for themselves."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
@@ -61,11 +63,6 @@ class CallerPeer(BaseModel):
     def is_renewing(self) -> bool:
         """Whether it renews and therefore does not depend on the sweep."""
         return self.auth == "signature" if self.renews is None else self.renews
-
-    @property
-    def allow_list(self) -> AllowList:
-        """`callbacks` in the form that checks a URL."""
-        return AllowList(destinations=self.callbacks)
 
     def may_start(self, service: str, operation: str) -> bool:
         """Whether `operations` allows this operation."""
@@ -112,8 +109,6 @@ class HandlerSettings(BridgeSettings):
     """Task queue of targets that name none."""
     service: Service
     """Where starts arrive."""
-    operation_keys: KeySet
-    """Signs and verifies operation tokens."""
     hash_key: Key
     """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
@@ -139,10 +134,7 @@ class HandlerSettings(BridgeSettings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        key_sets = {
-            "operation_keys": self.operation_keys,
-            "hash_key": KeySet(signing="hash", keys={"hash": self.hash_key}),
-        }
+        key_sets = {"hash_key": KeySet(signing="hash", keys={"hash": self.hash_key})}
         for name, caller in self.callers.items():
             for field in ("start_keys", "bearer_keys", "completion_keys"):
                 key_set: KeySet | None = getattr(caller, field)
@@ -151,10 +143,6 @@ class HandlerSettings(BridgeSettings):
         require_distinct_keys(key_sets)
         self.check_host(self.service.host)
         return self
-
-    def shares_storage(self, caller: str) -> bool:
-        """Whether *caller* uses the same external storage."""
-        return caller in self.callers and self.callers[caller].shares_storage
 
     def check_host(self, host: str) -> None:
         """Refuse a public *host* if a caller is authenticated only by its network.

@@ -67,7 +67,6 @@ allow_insecure = true
 # Settings of the handler's side, for its worker and its service. Keep this file secret.
 name = "{machine.handler}"
 task_queue = "{machine.task_queue}"
-operation_keys = {_key_set()}
 hash_key = "{new_key()}"
 
 [service]

@@ -28,7 +28,7 @@ from bridge.protocol.headers import OperationState
 from bridge.protocol.outcome import decode_outcome
 from bridge.protocol.payload import CONTENT_TYPE, is_json, is_known
 from bridge.security.redaction import redacted
-from bridge.security.signatures import Headers, RequestProof
+from bridge.security.signatures import MessageKind, RequestProof
 
 
 class Sent(Enum):
@@ -39,6 +39,11 @@ class Sent(Enum):
     COMPLETION = "completion"
     QUESTION = "question"
     ECHO = "echo"
+
+    @property
+    def kind(self) -> MessageKind:
+        """The purpose for which such a request is signed."""
+        return MessageKind.COMPLETION if self is Sent.QUESTION else MessageKind[self.name]
 
 
 class Meaning(Enum):
@@ -102,7 +107,7 @@ def read_answer(
     sent: Sent,
     proof: RequestProof | None,
     status: int,
-    headers: Headers,
+    headers: Mapping[str, str],
     body: bytes,
     *,
     now: datetime,

@@ -1,14 +1,16 @@
 """The echo: a request that only checks whether the peer answers, with which key and at what time. Pure functions."""
 
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from bridge.errors import RemoteProtocolError
 from bridge.protocol.payload import CONTENT_TYPE, JSON
+from bridge.security.redaction import redacted
 
 PROTOCOL_VERSION = 1
+_MAX_SKEW = timedelta(minutes=1)
 
 
 class Echo(BaseModel):
@@ -16,14 +18,20 @@ class Echo(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    name: str = ""
+    name: Annotated[str, AfterValidator(lambda text: redacted(text, 63))] = ""
     """Name of the side that the service belongs to."""
-    time: datetime | None = None
+    time: AwareDatetime | None = None
     """When the echo was answered, by the service's clock."""
     version: int = PROTOCOL_VERSION
     """Version of the protocol that the service speaks."""
-    callback: Literal["allowed", "not allowed"] | None = None
-    """Whether the callback URL in the request may be used; None if the request held no callback URL."""
+    callback_problem: Annotated[str, AfterValidator(lambda text: redacted(text, 1000))] | None = None
+    """Why no completion would arrive at the callback URL in the request. None if one would, or without such a URL."""
+
+    def clock_problem(self, now: datetime) -> str | None:
+        """Say how far *now*, by our clock, is from the answerer's time; None if it is less than a minute."""
+        if self.time is None or abs(skew := now - self.time) <= _MAX_SKEW:
+            return None
+        return f"the clock of {self.name} differs from ours by {-skew.total_seconds():+.0f} s: set both by NTP"
 
 
 def encode_echo(echo: Echo) -> tuple[int, dict[str, str], bytes]:

@@ -11,6 +11,7 @@ from bridge.errors import (
     RemoteProtocolError,
     UnavailableError,
     WaitOverError,
+    WrongHandlerError,
 )
 from bridge.protocol.failure import HANDLER_ERROR_TYPE, WireFailure, decode_failure, encode_failure, parse_failure
 from bridge.protocol.headers import REQUEST_RETRYABLE, RETRY_AFTER
@@ -18,12 +19,14 @@ from bridge.protocol.payload import CONTENT_TYPE, JSON, is_json
 from bridge.security.redaction import redacted
 
 _MARK = "bridge"
-_MARKED: dict[str, type[OutcomeUnknownError | WaitOverError]] = {
+_MARKED: dict[str, type[OutcomeUnknownError | WaitOverError | WrongHandlerError]] = {
     "outcome-unknown": OutcomeUnknownError,
     "wait-over": WaitOverError,
+    "wrong-handler": WrongHandlerError,
 }
 """Errors of the bridge, by the mark in their metadata. The mark distinguishes them from an error of a proxy."""
 
+_MISDIRECTED = 421
 _MAX_CAUSE_BYTES = 256 * 1024
 """A larger cause of a failed request is left out, because it would not fit the failure of an activity."""
 
@@ -71,7 +74,7 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
         details=details,
         cause=encode_failure(cause) if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None,
     )
-    return _STATUSES[kind], headers, body.to_json()
+    return _MISDIRECTED if isinstance(error, WrongHandlerError) else _STATUSES[kind], headers, body.to_json()
 
 
 def decode_handler_error(status: int, headers: Mapping[str, str], body: bytes) -> HandlerError:

@@ -35,6 +35,8 @@ PREFER = "Prefer"
 
 MAX_OPERATION_TOKEN = 4096
 """Most characters of an operation token."""
+OPERATION_TOKEN_TEXT = re.compile(rf"[!-~]{{1,{MAX_OPERATION_TOKEN}}}")
+"""What a header of a renewal or a cancel can carry."""
 
 _UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")

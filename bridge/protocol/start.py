@@ -44,6 +44,8 @@ class StartRequest:
     """When the caller's workflow scheduled the operation, UTC; None from a peer without the bridge."""
     attempt: int = 1
     """Attempt of the waiting activity. A start above 1 is a renewal. Information only."""
+    operation_token: str | None = None
+    """The token of the 201 that the call has received; None before. A handler that did not issue it starts nothing."""
     wait: timedelta | None = None
     """How long the handler may hold the start to answer with the outcome; whole seconds, None for not at all."""
 
@@ -107,6 +109,8 @@ def encode_start(
         headers[wire.OPERATION_TIMEOUT] = wire.encode_duration(request.operation_timeout)
     if request.scheduled_time is not None:
         headers[wire.SCHEDULED_TIME] = wire.encode_instant(request.scheduled_time)
+    if request.operation_token is not None:
+        headers[wire.OPERATION_TOKEN] = request.operation_token
     if request.wait is not None:
         headers[wire.PREFER] = wire.encode_wait(request.wait)
     path = wire.operation_path(request.service, request.operation)
@@ -150,6 +154,7 @@ def decode_start(
         operation_timeout=wire.decode_duration(headers.get(wire.OPERATION_TIMEOUT, "")),
         scheduled_time=scheduled_time,
         attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 1,
+        operation_token=headers.get(wire.OPERATION_TOKEN),
         wait=_wait(headers),
     )
 
@@ -210,7 +215,7 @@ def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str],
             except ValidationError:
                 message = "status 201 without an operation token"
                 raise RemoteProtocolError(message) from None
-            if info.state != "running" or not 0 < len(info.token) <= wire.MAX_OPERATION_TOKEN:
+            if info.state != "running" or not wire.OPERATION_TOKEN_TEXT.fullmatch(info.token):
                 message = "status 201 without a usable operation token"
                 raise RemoteProtocolError(message)
             return Running(operation_token=info.token, target=target, progress=_progress(info.progress))

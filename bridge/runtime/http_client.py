@@ -6,10 +6,8 @@ people can see. No exception of aiohttp leaves this module, because its text may
 
 import asyncio
 import io
-from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
+from typing import NamedTuple
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -25,8 +23,7 @@ _CONNECTIONS_PER_HOST = 100
 _LARGE = 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpAnswer:
+class HttpAnswer(NamedTuple):
     """A whole answer, with any status."""
 
     status: int
@@ -42,7 +39,7 @@ class _NotConnectedError(Exception):
 
 
 class HttpClient:
-    """Sends messages. Use it as an async context manager, or close it."""
+    """Sends messages. Close it with `aclose`."""
 
     def __init__(self, *, user_agent: str, connections_per_host: int = _CONNECTIONS_PER_HOST) -> None:
         self._user_agent = user_agent
@@ -50,16 +47,7 @@ class HttpClient:
         self._guard = ConnectGuard()
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Self:
-        self._open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close all connections. A later `post` opens new ones."""
         if self._session is not None:
             session, self._session = self._session, None
@@ -73,7 +61,7 @@ class HttpClient:
         *,
         networks: tuple[Network, ...] = (),
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it covers the repeats inside this method
-        max_answer_bytes: int = 16384,
+        max_answer_bytes: int,
     ) -> HttpAnswer:
         """POST *body* to exactly *url* and read the answer.
 
@@ -121,7 +109,9 @@ class HttpClient:
         except aiohttp.ClientConnectorError as error:
             # If one address was allowed, the destination is not refused: that address may only be down for a while.
             if RefusedAddressError.TEXT in str(error.os_error) and not self._guard.has_opened:
-                message = "destination address refused"
+                message = (
+                    "destination address refused: a network that is not public has to be in `networks` of its entry"
+                )
                 raise DestinationRefusedError(message) from None
             message = f"cannot connect: {type(error.os_error).__name__}"
             raise _NotConnectedError(message) from None

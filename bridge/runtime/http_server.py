@@ -11,11 +11,11 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import TypeVar
 
-from aiohttp import ClientPayloadError, web
+from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-from aiohttp.typedefs import Middleware
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import (
@@ -29,11 +29,10 @@ from bridge.errors import (
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
-from bridge.security.signatures import ABSOLUTE_FORM, RequestProof, Verified
+from bridge.runtime.incoming_message import LIVE, PROOF
+from bridge.security.redaction import redacted
 
-BODY_TIMEOUT = timedelta(seconds=5)
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
-_LIVE = "/livez"
 _SERVER = "bridge"
 
 _MAX_HEADER_BYTES = 2900
@@ -45,10 +44,8 @@ _log = logging.getLogger(__name__)
 Facts = dict[str, str | int]
 FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
 """Fields that a route adds to the access log: ids and labels, never a token or a URL."""
-PROOF: web.RequestKey[RequestProof | None] = web.RequestKey("proof", RequestProof)
-"""A route sets this while its answer depends on nothing but the signed parts of the request. An answer that a changed
-copy of a valid request can cause must not be signed, because the signature would also be valid for the original
-request."""
+
+_ServiceT = TypeVar("_ServiceT")
 
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
@@ -58,12 +55,11 @@ _STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set when the process stops: it is not ready any more."""
 
 
-def create_app(check: ReadyCheck, *, has_method_errors: bool) -> web.Application:
+def create_app(check: ReadyCheck) -> web.Application:
     """An application with health routes and the error middleware.
 
     It may be mounted into another application. The service is ready while *check* returns true and the process is not
-    stopping. *has_method_errors* decides whether a wrong method is answered with 405. The handler service answers 404,
-    because server 1.29 retries a 405.
+    stopping. A wrong method is answered 404, because server 1.29 retries a 405.
     """
     stopping = asyncio.Event()
 
@@ -75,11 +71,11 @@ def create_app(check: ReadyCheck, *, has_method_errors: bool) -> web.Application
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
-    app = web.Application(middlewares=[_errors(has_method_errors=has_method_errors)], client_max_size=MAX_FAILURE_BYTES)
+    app = web.Application(middlewares=[_middleware], client_max_size=MAX_FAILURE_BYTES)
     app[_STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
     app.on_shutdown.append(_stop)
-    app.router.add_get(_LIVE, alive, name="livez")
+    app.router.add_get(LIVE, alive, name="livez")
     app.router.add_get("/readyz", ready)
     return app
 
@@ -88,118 +84,50 @@ async def _stop(app: web.Application) -> None:
     app[_STOPPING].set()
 
 
-def path_below_mount(request: web.Request) -> str:
-    """The request's raw path without the prefix under which our application is mounted.
-
-    The path that a peer signs ends with the result.
-    """
-    mount = str(request.app.router["livez"].url_for()).removesuffix(_LIVE)
-    return ABSOLUTE_FORM.sub("", request.raw_path).removeprefix(mount)
-
-
 def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
     """A response with exactly these headers. aiohttp's helpers add a charset, which would change a payload's type."""
     return web.Response(status=status, headers=headers, body=body or None)
 
 
-async def read_body(request: web.Request, verified: Verified | None) -> bytes:
-    """Read the whole body, within size and time, and compare it with the signed digest in *verified*.
+def route(key: web.AppKey[_ServiceT], method: Callable[[_ServiceT, web.Request], Awaitable[web.Response]]) -> Route:
+    """Return *method* as a route. The application keeps its object under *key*, from the time it has a client."""
 
-    An error of this function is answered unsigned, because the body may differ from the signed one.
+    async def call(request: web.Request) -> web.Response:
+        return await method(request.app[key], request)
 
-    Raises:
-        nexusrpc.HandlerError: The body is too large or incomplete (400), or too slow (408, REQUEST_TIMEOUT).
-        UntrustedError: The body is not the signed one.
-    """
-    request[PROOF] = None
-    body = await _read(request)
-    if verified is not None:
-        verified.check_body(body)
-        request[PROOF] = verified.proof
-    return body
+    return call
 
 
-async def _read(request: web.Request) -> bytes:
+@web.middleware
+async def _middleware(request: web.Request, handler: Route) -> web.StreamResponse:
+    request[FACTS] = {}
     try:
-        async with asyncio.timeout(BODY_TIMEOUT.total_seconds()):
-            # The application that ours is mounted in has its own limit, and may have read the body already.
-            own = request.clone(client_max_size=MAX_FAILURE_BYTES) if request.can_read_body else request
-            return await own.read()
-    except TimeoutError:
-        message = "the body did not arrive in time"
-        raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
-    except (ConnectionError, ClientPayloadError):
-        # The sender is gone and does not read the answer. It is its fault, therefore the log must not show our error.
-        message = "the body broke off"
-        raise bad_request(message) from None
-    except web.HTTPRequestEntityTooLarge:
-        message = f"the body is over {MAX_FAILURE_BYTES} bytes"
-        raise bad_request(message) from None
+        response = await handler(request)
+        _finish(request, response)
+    except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
+        response = _error_answer(request, error)
+        _finish(request, response)
+    return response
 
 
-def refuse_unusable_headers(request: web.Request, verified: Verified | None) -> None:
-    """Refuse headers that no message of the protocol has, and headers that can be read in two ways.
-
-    In a signed request only the covered headers are checked. The verifier has refused repeated and non-ASCII ones.
-
-    Raises:
-        nexusrpc.HandlerError: BAD_REQUEST.
-    """
-    if "Content-Encoding" in (request.headers if verified is None else verified.headers):
-        message = "Content-Encoding is not supported: send the body uncompressed"
-        raise bad_request(message)
-    if verified is not None:
-        return
-    lower = [name.lower() for name, _ in request.headers.items()]
-    for name, value in request.headers.items():
-        if not value.isascii():
-            message = f"header {name.lower()} is not ASCII" if name.isascii() else "a header is not ASCII"
-            raise bad_request(message)
-    for name in set(lower):
-        is_ours = name.startswith(("nexus-", "content-", "bridge-")) and name != "nexus-link"
-        if is_ours and lower.count(name) > 1:
-            message = f"header {name} is repeated"
-            raise bad_request(message)
-
-
-def _errors(*, has_method_errors: bool) -> Middleware:
-    @web.middleware
-    async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
-        request[FACTS] = {}
-        try:
-            response = await handler(request)
-            _finish(request, response)
-        except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
-            response = _error_answer(request, error, has_method_errors=has_method_errors)
-            _finish(request, response)
-        return response
-
-    return middleware
-
-
-def _error_answer(request: web.Request, error: Exception, *, has_method_errors: bool) -> web.Response:
+def _error_answer(request: web.Request, error: Exception) -> web.Response:
     match error:
         case HandlerError():
-            return answer(*encode_handler_error(error))
+            shown, reason = error, error.message
         case UntrustedError():
             # The operator sees in the log which check failed. The answer does not show it to the peer.
-            request[FACTS]["bridge.untrusted"] = error.reason
-            unauthenticated = HandlerError("not authenticated", type=HandlerErrorType.UNAUTHENTICATED)
-            return answer(*encode_handler_error(unauthenticated))
+            shown, reason = HandlerError(str(error), type=HandlerErrorType.UNAUTHENTICATED), error.reason
         case RemoteProtocolError() | DestinationRefusedError():
-            return answer(*encode_handler_error(bad_request(str(error))))
-        case web.HTTPMethodNotAllowed() if has_method_errors:
-            _, headers, body = encode_handler_error(bad_request("POST is the only method here"))
-            return answer(405, headers | {"Allow": ", ".join(sorted(error.allowed_methods))}, body)
+            shown, reason = bad_request(str(error)), str(error)
         case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
-            return answer(*encode_handler_error(not_found("no such route")))
+            shown, reason = not_found("no such route"), error.reason
         case web.HTTPException():
-            return answer(*encode_handler_error(bad_request(error.reason)))
+            shown, reason = bad_request(error.reason), error.reason
         case _:
-            _log.error(
-                "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
-            )
-            return answer(*encode_handler_error(HandlerError("internal error", type=HandlerErrorType.INTERNAL)))
+            shown, reason = HandlerError("internal error", type=HandlerErrorType.INTERNAL), type(error).__name__
+            _log.error("bridge.internal_error", extra={"bridge.error": reason}, exc_info=without_text(error))
+    request[FACTS]["bridge.refused"] = redacted(reason, 300)
+    return answer(*encode_handler_error(shown))
 
 
 def _finish(request: web.Request, response: web.StreamResponse) -> None:
@@ -232,7 +160,7 @@ class AccessLogger(AbstractAccessLogger):
             facts = request.get(FACTS, {})
             resource = request.match_info.route.resource
             template = resource.canonical if resource is not None else template
-        if template.endswith((_LIVE, "/readyz")):
+        if template.endswith((LIVE, "/readyz")):
             return
         self.logger.info(
             "bridge.http_request",

@@ -11,24 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-from bridge.security.egress import check_base_url
 from bridge.security.keys import KEY_ID, KeySet
 
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 """Name of a caller, a handler or an endpoint. It fits a path segment."""
-
-
-def _http_url(text: str) -> str:
-    return check_base_url(text).rstrip("/")
-
-
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 def require_https(text: str, *, allow_insecure: bool) -> None:

@@ -1,7 +1,8 @@
 """The connection to Temporal, the raw calls that several packages make, and what the status of a failed call means.
 
-The SDK's client has no form of these calls that also works with a status of a newer server, with an empty run id, or
-with a page size. A module that makes a call of its own checks only a status that has a special meaning for this call.
+A service reads of its own namespace whether it can be reached, its id, and how long it keeps closed runs. The SDK's
+client has no form of the other calls that also works with a status of a newer server, with an empty run id, or with a
+page size. A module that makes a call of its own checks only a status that has a special meaning for this call.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
+    DescribeNamespaceResponse,
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
     GetWorkflowExecutionHistoryReverseRequest,
@@ -33,7 +35,8 @@ from bridge.runtime.settings import SettingsError
 from bridge.runtime.user_modules import import_attribute
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
-_RETENTION_CACHE = timedelta(minutes=10)
+_DESCRIPTION_CACHE = timedelta(minutes=10)
+"""Short enough to see a changed retention, and a namespace that was deleted and created again."""
 _NO_LIMIT = timedelta(days=36_500)
 """Retention of a namespace that reports no retention, as the time-skipping test server does."""
 _REMIND_AFTER_S = 3
@@ -90,7 +93,7 @@ class Namespace:
     def __init__(self, client: Client, *, clock: Callable[[], datetime]) -> None:
         self._client = client
         self._clock = clock
-        self._retention: tuple[timedelta, datetime] | None = None
+        self._described: tuple[DescribeNamespaceResponse, datetime] | None = None
 
     async def is_reachable(self) -> bool:
         """Whether Temporal answers, the namespace exists, and our credentials are accepted."""
@@ -100,22 +103,32 @@ class Namespace:
             return False
         return True
 
-    async def retention(self) -> timedelta:
-        """How long a closed run can be looked up. The value is cached for ten minutes.
+    async def id(self) -> str:
+        """The namespace's id, cached for ten minutes. Namespaces of one name on two clusters have different ids.
 
         Raises:
             temporalio.service.RPCError: Temporal did not describe the namespace.
         """
-        now = self._clock()
-        if self._retention is None or now - self._retention[1] > _RETENTION_CACHE:
-            self._retention = await self._describe(), now
-        return self._retention[0]
+        return (await self._cached()).namespace_info.id
 
-    async def _describe(self) -> timedelta:
-        described = await self._client.workflow_service.describe_namespace(
+    async def retention(self) -> timedelta:
+        """How long a closed run can be looked up, cached for ten minutes.
+
+        Raises:
+            temporalio.service.RPCError: Temporal did not describe the namespace.
+        """
+        return (await self._cached()).config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
+
+    async def _cached(self) -> DescribeNamespaceResponse:
+        now = self._clock()
+        if self._described is None or now - self._described[1] > _DESCRIPTION_CACHE:
+            self._described = await self._describe(), now
+        return self._described[0]
+
+    async def _describe(self) -> DescribeNamespaceResponse:
+        return await self._client.workflow_service.describe_namespace(
             DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
         )
-        return described.config.workflow_execution_retention_ttl.ToTimedelta() or _NO_LIMIT
 
 
 def connect_config() -> dict[str, Any]:
@@ -167,7 +180,9 @@ async def describe(
 ) -> DescribeWorkflowExecutionResponse | None:
     """Describe a run, open or closed; None if it does not exist. Without *run_id*: the newest run of *workflow_id*.
 
-    Without *within* the call is repeated for some seconds while Temporal does not answer.
+    Raises:
+        temporalio.service.RPCError: Temporal did not describe the run *within* the limit. Without a limit the SDK's
+            client retries for some seconds.
     """
     execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
     request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)

@@ -42,7 +42,7 @@ class SessionPlugin(SimplePlugin):
             self._running -= 1
             if self._running == 0:
                 await self.before_close()
-                await self.http.close()
+                await self.http.aclose()
 
 
 def _share_modules(runner: WorkflowRunner | None) -> WorkflowRunner:

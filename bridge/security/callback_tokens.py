@@ -1,15 +1,15 @@
-"""Mint and verify callback tokens and operation tokens.
+"""Mint and verify callback tokens.
 
-A callback token is the caller's signed note to itself: the handler stores it and returns it with the completion. An
-operation token is the handler's note to itself: the caller returns it with a cancel. Only this module reads and writes
-their layout, and only this module imports itsdangerous. It reads no clock and no settings; both are arguments.
-A token's text must not reach an error, a log line or a history. A token is signed, not encrypted: the peer can read it.
+A callback token is the caller's signed note to itself: the handler stores it and returns it with the completion. Only
+this module reads and writes its layout, and only this module imports itsdangerous. It reads no clock and no settings;
+both are arguments. A token's text must not reach an error, a log line or a history. A token is signed, not encrypted:
+the peer can read it.
 """
 
 import hashlib
 import re
 from datetime import datetime
-from typing import Any, Literal, NewType, TypeVar
+from typing import NewType
 
 from itsdangerous import BadData, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,14 +19,11 @@ from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeySet
 
 CallbackToken = NewType("CallbackToken", str)
-OperationToken = NewType("OperationToken", str)
 
 MAX_TOKEN_CHARACTERS = 1024
 
 # itsdangerous also accepts altered spellings of a valid token (other characters inside the base64). Refuse them.
 _TOKEN_TEXT = re.compile(r"[A-Za-z0-9_.-]+")
-
-_ClaimsT = TypeVar("_ClaimsT", bound=BaseModel)
 
 
 class CallbackClaims(BaseModel):
@@ -34,18 +31,10 @@ class CallbackClaims(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    v: Literal[1] = 1
-    """Version of the layout."""
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{22}$")
     """The callback's id, 128 random bits. Logs and limits use it. It is also in the callback URL's path."""
-    iss: str
-    """Name of the caller that minted the token."""
-    aud: str
-    """The receiver that may accept the token."""
     peer: str
     """Name of the handler that may answer. It selects the keys of the message signature."""
-    op: str
-    """service/operation, a label for people."""
     ns: str
     """Namespace of the waiting workflow."""
     wf: str
@@ -53,12 +42,8 @@ class CallbackClaims(BaseModel):
     run: str
     """Run that waited when the token was minted. Only a look-up in history reads it; a completion uses the current
     run."""
-    act: str
-    """Activity id, equal to the request id."""
-    att: int
-    """Attempt of the waiting activity. Information only."""
     rid: str
-    """Request id, the same in all attempts of one call. A completion may end only the activity with this id."""
+    """Request id, the same in all attempts of one call, and the id of the only activity that a completion may end."""
     iat: int
     """When the token was minted, Unix time in seconds."""
     exp: int
@@ -72,28 +57,17 @@ class CallbackClaims(BaseModel):
         return now.timestamp() > self.exp + int(CLOCK_SKEW.total_seconds())
 
 
-class OperationClaims(BaseModel):
-    """Which operation a token names. It holds no run id, because the target may continue as new or be reset."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    v: Literal[1] = 1
-    """Version of the layout."""
-    caller: str
-    """Name of the caller that started the operation."""
-    wid: str
-    """Workflow id of the target."""
-    rid: str
-    """Request id of the call."""
-
-
 class CallbackTokens:
     """Mints and verifies the callback tokens of one caller deployment."""
 
-    def __init__(self, key_set: KeySet, *, issuer: str, audience: str, namespace: str) -> None:
-        self._serializer = _serializer(key_set, "bridge/callback/v1")
-        self._issuer = issuer
-        self._audience = audience
+    def __init__(self, key_set: KeySet, *, namespace: str) -> None:
+        # One salt per purpose and version, so that a token for one purpose is invalid for every other. The times are
+        # claims, because the timed signer of itsdangerous has no leeway for clock skew.
+        self._serializer = URLSafeSerializer(
+            key_set.signing_last(),
+            salt="bridge/callback/v1",
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
         self._namespace = namespace
 
     def mint(
@@ -101,31 +75,25 @@ class CallbackTokens:
         *,
         callback_id: str,
         peer: str,
-        operation: str,
         workflow_id: str,
         run_id: str,
         request_id: str,
-        attempt: int,
         now: datetime,
         deadline: datetime,
     ) -> CallbackToken:
         """Sign the claims of one attempt. *deadline* is the deadline of the operation, not of the attempt."""
         claims = CallbackClaims(
             id=callback_id,
-            iss=self._issuer,
-            aud=self._audience,
             peer=peer,
-            op=operation,
             ns=self._namespace,
             wf=workflow_id,
             run=run_id,
-            act=request_id,
-            att=attempt,
             rid=request_id,
             iat=int(now.timestamp()),
             exp=int(deadline.timestamp()) + 1,
         )
-        return CallbackToken(_dump(self._serializer, claims))
+        text = self._serializer.dumps(claims.model_dump(exclude_none=True))
+        return CallbackToken(text if isinstance(text, str) else text.decode("ascii"))
 
     def verify(self, text: str, *, callback_id: str, now: datetime) -> CallbackClaims:
         """Check *text* and every claim in it. *callback_id* is the id in the URL's path.
@@ -133,13 +101,13 @@ class CallbackTokens:
         A token with a past deadline is accepted: read `is_over` of the claims.
 
         Raises:
-            UntrustedError: The token is malformed, badly signed, or minted for another receiver or callback.
+            UntrustedError: The token is malformed, badly signed, or minted for another namespace or callback.
         """
-        claims = _load(self._serializer, text, CallbackClaims)
-        if (claims.iss, claims.aud, claims.ns) != (self._issuer, self._audience, self._namespace):
-            reason = "callback token of another receiver"
+        claims = self._load(text)
+        if claims.ns != self._namespace:
+            reason = "callback token of another namespace"
             raise UntrustedError(reason)
-        if claims.id != callback_id or claims.act != claims.rid:
+        if claims.id != callback_id:
             reason = "callback token of another callback"
             raise UntrustedError(reason)
         # Compare whole seconds, because an extreme but signed time would overflow a float.
@@ -149,49 +117,13 @@ class CallbackTokens:
             raise UntrustedError(reason)
         return claims
 
-
-class OperationTokens:
-    """Mints and verifies the operation tokens of one handler deployment."""
-
-    def __init__(self, key_set: KeySet) -> None:
-        self._serializer = _serializer(key_set, "bridge/operation/v1")
-
-    def mint(self, *, caller: str, workflow_id: str, request_id: str) -> OperationToken:
-        """Sign the claims of one operation. The same arguments always give the same token."""
-        return OperationToken(_dump(self._serializer, OperationClaims(caller=caller, wid=workflow_id, rid=request_id)))
-
-    def verify(self, text: str) -> OperationClaims:
-        """Check *text* and read its claims.
-
-        Raises:
-            UntrustedError: *text* is not a token of this handler.
-        """
-        return _load(self._serializer, text, OperationClaims)
-
-
-def _serializer(key_set: KeySet, salt: str) -> URLSafeSerializer:
-    # One salt per purpose and version, so that a token for one purpose is invalid for every other. The times are
-    # claims, because the timed signer of itsdangerous has no leeway for clock skew.
-    return URLSafeSerializer(
-        key_set.signing_last(),
-        salt=salt,
-        signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
-    )
-
-
-def _dump(serializer: URLSafeSerializer, claims: BaseModel) -> str:
-    text = serializer.dumps(claims.model_dump(exclude_none=True))
-    return text if isinstance(text, str) else text.decode("ascii")
-
-
-def _load(serializer: URLSafeSerializer, text: str, model: type[_ClaimsT]) -> _ClaimsT:
-    if len(text) > 4 * MAX_TOKEN_CHARACTERS or not _TOKEN_TEXT.fullmatch(text):
-        reason = "token malformed"
-        raise UntrustedError(reason)
-    try:
-        loaded: Any = serializer.loads(text)
-        return model.model_validate(loaded)
-    except (BadData, ValidationError, ValueError, OverflowError):
-        # `from None`: the texts of these errors hold the signature or the claims.
-        reason = "token not ours"
-        raise UntrustedError(reason) from None
+    def _load(self, text: str) -> CallbackClaims:
+        if len(text) > MAX_TOKEN_CHARACTERS or not _TOKEN_TEXT.fullmatch(text):
+            reason = "token malformed"
+            raise UntrustedError(reason)
+        try:
+            return CallbackClaims.model_validate(self._serializer.loads(text))
+        except (BadData, ValidationError, ValueError, OverflowError):
+            # `from None`: the texts of these errors hold the signature or the claims.
+            reason = "token not ours"
+            raise UntrustedError(reason) from None

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import unquote
 
 from aiohappyeyeballs import AddrInfoType
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from yarl import URL
 
 from bridge.errors import DestinationRefusedError
@@ -24,7 +25,7 @@ from bridge.errors import DestinationRefusedError
 MAX_CALLBACK_URL = 1000
 """Most characters of a callback URL. Temporal's server has the same limit."""
 
-_REFUSED = "callback url is not allowed"
+_REFUSED = "callback url is not allowed: the handler's settings need its address in this caller's callbacks"
 # Brackets are allowed only around a version 6 address. Elsewhere RFC 3986 forbids them, and they cannot be signed.
 _RFC3986 = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\])?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*")
 _AUTHORITY = re.compile(r"(?:\[[^\]]+\]|[^:]+)(?::[1-9][0-9]{0,4})?")
@@ -104,22 +105,21 @@ def _parsed(text: str) -> URL:
     return url
 
 
+HttpUrl = Annotated[str, AfterValidator(lambda text: check_base_url(text).rstrip("/"))]
+"""A base URL in the settings."""
+
+
 class Destination(BaseModel):
     """One entry of an allow list."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str
+    url: HttpUrl
     """Scheme, host, port and optionally a path prefix: `https://orders.example/callbacks`."""
     networks: tuple[Network, ...] = ()
     """Non-public networks that this entry's host may resolve to."""
     allow_insecure: bool = False
     """Whether plain http is allowed, for development on one machine."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_an_origin(cls, text: str) -> str:
-        return check_base_url(text)
 
     def covers(self, url: URL) -> bool:
         """Whether *url* has this entry's scheme, host and port, and a path below its prefix."""
@@ -132,37 +132,22 @@ class Destination(BaseModel):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AllowList:
-    """The allowed destinations of one caller."""
+def allowed_destination(text: str, destinations: Iterable[Destination]) -> Destination:
+    """Find the entry of *destinations* that allows the callback URL *text*.
 
-    destinations: tuple[Destination, ...]
-    """Entries of the list. An empty list allows nothing."""
-
-    def allows(self, text: str) -> bool:
-        """Whether an entry allows the callback URL *text*."""
-        try:
-            self.check(text)
-        except DestinationRefusedError:
-            return False
-        return True
-
-    def check(self, text: str) -> Destination:
-        """Find the entry that allows the callback URL *text*.
-
-        Raises:
-            DestinationRefusedError: *text* is malformed or not allowed. The error has one text for all reasons.
-        """
-        try:
-            url = _parsed(text)
-        except ValueError:
-            raise DestinationRefusedError(_REFUSED) from None
-        # A host that is an address, or a name that a resolver reads as an address, needs an entry with the same
-        # spelling: `covers` compares whole hosts.
-        for destination in self.destinations:
-            if destination.covers(url):
-                return destination
-        raise DestinationRefusedError(_REFUSED)
+    Raises:
+        DestinationRefusedError: *text* is malformed or not allowed. The error has one text for all reasons.
+    """
+    try:
+        url = _parsed(text)
+    except ValueError:
+        raise DestinationRefusedError(_REFUSED) from None
+    # A host that is an address, or a name that a resolver reads as an address, needs an entry with the same
+    # spelling: `covers` compares whole hosts.
+    for destination in destinations:
+        if destination.covers(url):
+            return destination
+    raise DestinationRefusedError(_REFUSED)
 
 
 def is_allowed_address(text: str, networks: Iterable[Network] = ()) -> bool:

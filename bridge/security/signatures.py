@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from multidict import CIMultiDict
@@ -68,14 +68,6 @@ class MessageKind(Enum):
     ECHO = "bridge-echo"
 
 
-class Headers(Protocol):
-    """Headers that may repeat a name, for example aiohttp's multidicts."""
-
-    def items(self) -> Iterable[tuple[str, str]]:
-        """Name and value of every header line."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class RequestProof:
     """The signature of one request. Both sides hold it, because the signature of the answer covers it."""
@@ -106,7 +98,7 @@ class RequestProof:
         components = ['"@status"', '"repr-digest"', self._component, *(f'"{name}"' for name in read)]
         _sign(headers, components, self._values(status, fields), self.key_id, self.key, tag=_ANSWER, now=clock())
 
-    def verify_answer(self, status: int, headers: Headers, body: bytes) -> CIMultiDict[str]:
+    def verify_answer(self, status: int, headers: Mapping[str, str], body: bytes) -> CIMultiDict[str]:
         """Verify an answer to this request and return its covered headers, one line each.
 
         The time in the signature is not checked. The answer cannot be an old one, because its signature covers the
@@ -146,8 +138,6 @@ class Verified:
 
     headers: Mapping[str, str]
     """Covered headers only, one line each, case-insensitive."""
-    digest: str
-    """The signed `Repr-Digest`."""
     proof: RequestProof
     """Signs the answer to the request."""
 
@@ -157,7 +147,7 @@ class Verified:
         Raises:
             UntrustedError: *body* is not the signed one.
         """
-        _check_digest(self.digest, body)
+        _check_digest(self.headers[REPR_DIGEST], body)
 
 
 class MessageSigner:
@@ -198,7 +188,7 @@ class MessageVerifier:
         self._keys = key_set.raw()
         self._clock = clock
 
-    def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Headers) -> Verified:
+    def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Mapping[str, str]) -> Verified:
         """Check the signature over the headers. Afterwards check the body with `check_body` of the result.
 
         *raw_path* is the request target, in origin or in absolute form. The authority of an absolute one is ignored,
@@ -207,7 +197,8 @@ class MessageVerifier:
         Raises:
             UntrustedError: The signature is missing or invalid. `reason` names the check that failed.
         """
-        raw_path = ABSOLUTE_FORM.sub("", raw_path)
+        # nginx decodes brackets when it strips a prefix, and does not encode them again. A sender always encodes them.
+        raw_path = ABSOLUTE_FORM.sub("", raw_path).replace("[", "%5B").replace("]", "%5D")
         if not raw_path.startswith("/"):
             reason = "request target is not a path"
             raise UntrustedError(reason)
@@ -231,7 +222,7 @@ class MessageVerifier:
                 reason = f"the sender signed the path without the prefix {self._prefix} of our public URL"
             raise UntrustedError(reason)
         proof = RequestProof(key_id=key_id, key=key, label=found.label, signature=found.signature)
-        return Verified(headers=found.covered(values), digest=values["repr-digest"], proof=proof)
+        return Verified(headers=found.covered(values), proof=proof)
 
     def _check_time(self, found: "_Found") -> None:
         allowed, now = CLOCK_SKEW.total_seconds(), self._clock()
@@ -278,7 +269,8 @@ class _Found(NamedTuple):
         return CIMultiDict({name: values[name] for name in self.components if not set(name) & set("@;")})
 
 
-def _fields(headers: Headers) -> dict[str, list[str]]:
+def _fields(headers: Mapping[str, str]) -> dict[str, list[str]]:
+    # The multidicts of aiohttp have one item for each header line.
     fields: dict[str, list[str]] = {}
     for name, value in headers.items():
         fields.setdefault(name.lower(), []).append(value.strip(" \t"))

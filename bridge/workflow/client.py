@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, get_args, overload
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_args
 
 import nexusrpc
 from temporalio import workflow
@@ -35,7 +35,6 @@ RESERVED_PREFIXES = ("nexus-", "content-", "bridge-", "temporal-")
 
 _InputT = TypeVar("_InputT")
 _OutputT = TypeVar("_OutputT")
-_ServiceT = TypeVar("_ServiceT")
 
 
 class CallOptions(TypedDict, total=False):
@@ -114,7 +113,7 @@ class ClientOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperationClient(Generic[_ServiceT]):
+class OperationClient:
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
     endpoint: str
@@ -150,39 +149,19 @@ class OperationClient(Generic[_ServiceT]):
             message = f"transport={self.transport!r} is not one of {', '.join(get_args(Transport))}"
             raise ValueError(message)
 
-    @overload
     async def start_operation(
         self,
-        operation: nexusrpc.Operation[_InputT, _OutputT],
-        input: _InputT,
+        operation: nexusrpc.Operation[_InputT, _OutputT] | Callable[..., Any] | str,
+        input: _InputT,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[_OutputT] | None = None,
         **options: Unpack[CallOptions],
-    ) -> OperationHandle[_OutputT]: ...
-
-    @overload
-    async def start_operation(
-        self,
-        operation: str | Callable[..., Any],
-        input: Any,
-        *,
-        output_type: type[_OutputT] | None = None,
-        **options: Unpack[CallOptions],
-    ) -> OperationHandle[_OutputT]: ...
-
-    async def start_operation(
-        self,
-        operation: nexusrpc.Operation[Any, Any] | Callable[..., Any] | str,
-        input: Any,  # noqa: A002 - Temporal's parameter name
-        *,
-        output_type: type[Any] | None = None,
-        **options: Unpack[CallOptions],
-    ) -> OperationHandle[Any]:
+    ) -> OperationHandle[_OutputT]:
         """Start an operation and return its handle.
 
-        This method returns when the call is scheduled. If the start fails, awaiting the handle raises the error. Over
-        native Nexus this method returns when the handler has started the operation, and raises the error of a start
-        that fails.
+        This method returns when the call is scheduled. If the handler refuses the start, awaiting the handle raises the
+        error. Over native Nexus this method returns when the handler has started the operation, and raises the error of
+        a start that fails.
 
         Args:
             operation: The operation, its name, or the method of a service handler that carries it out.
@@ -193,6 +172,8 @@ class OperationClient(Generic[_ServiceT]):
         Raises:
             ValueError: *operation* is not an operation, a header is reserved or cannot be sent, or a duration is not
                 positive.
+            temporalio.exceptions.NexusOperationError: The input is larger than `max_input_bytes`, or
+                `max_calls_in_flight` calls wait already.
         """
         if isinstance(operation, str):
             name = operation
@@ -203,19 +184,26 @@ class OperationClient(Generic[_ServiceT]):
                 raise ValueError(message)
             name, output_type = declared.name, declared.output_type
         # The request id is minted in workflow code, because replays and renewals must name the same start.
-        request_id = str(workflow.uuid4())
-        if self.transport == "nexus":
-            if (refusal := _recorded(request_id, self._too_large(input))) is not None:
-                raise operation_error(self.endpoint, self.service, name) from refusal
+        request_id, shown = str(workflow.uuid4()), f"{self.endpoint}: {self.service}/{name}"
+        is_native = self.transport == "nexus"
+        refusal = self._too_large(input) or (None if is_native else self._too_many())
+        if (refusal := _recorded(request_id, refusal)) is not None:
+            raise operation_error(self.endpoint, self.service, name) from refusal
+        timeout, summary = options.get("schedule_to_close_timeout"), options.get("summary") or shown
+        timeout = DEFAULT_SCHEDULE_TO_CLOSE if timeout is None else timeout
+        if is_native:
             native = workflow.create_nexus_client(service=self.service, endpoint=self.endpoint)
-            # A call over native Nexus has a deadline and a summary too.
-            options = {
-                **options,
-                "schedule_to_close_timeout": options.get("schedule_to_close_timeout") or DEFAULT_SCHEDULE_TO_CLOSE,
-                "summary": options.get("summary") or self._shown(name),
-            }
+            options = {**options, "schedule_to_close_timeout": timeout, "summary": summary}
             return OperationHandle(await native.start_operation(name, input, output_type=output_type, **options))
-        return self._start(name, input, output_type, request_id, options)
+        pending = PendingCall(
+            call=self._call(name, options, timeout=timeout),
+            operation_input=input,
+            request_id=request_id,
+            output_type=output_type,
+            cancellation_type=options.get("cancellation_type", workflow.NexusOperationCancellationType.WAIT_COMPLETED),
+            summary=summary,
+        )
+        return OperationHandle(asyncio.create_task(pending.outcome(), name=f"call: {shown}"))
 
     def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:
         """Why *operation_input* is too large to send; None if it is not.
@@ -241,26 +229,13 @@ class OperationClient(Generic[_ServiceT]):
         )
         return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.RESOURCE_EXHAUSTED)
 
-    def _shown(self, name: str) -> str:
-        return f"{self.endpoint}: {self.service}/{name}"
-
-    def _start(
-        self,
-        name: str,
-        operation_input: Any,
-        output_type: type[Any] | None,
-        request_id: str,
-        options: CallOptions,
-    ) -> OperationHandle[Any]:
-        timeout = options.get("schedule_to_close_timeout")
-        call = OperationCall(
+    def _call(self, name: str, options: CallOptions, *, timeout: timedelta) -> OperationCall:
+        return OperationCall(
             endpoint=self.endpoint,
             service=self.service,
             operation=name,
             scheduled_time_ms=int(workflow.now().timestamp() * 1000),
-            schedule_to_close_ms=_milliseconds(
-                "schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE if timeout is None else timeout
-            ),
+            schedule_to_close_ms=_milliseconds("schedule_to_close_timeout", timeout),
             schedule_to_start_ms=_maybe_milliseconds(
                 "schedule_to_start_timeout", options.get("schedule_to_start_timeout")
             ),
@@ -272,54 +247,17 @@ class OperationClient(Generic[_ServiceT]):
             headers=_checked_headers(options.get("headers") or {}),
             transport=self.transport,
         )
-        shown = self._shown(name)
-        if (refusal := _recorded(request_id, self._too_large(operation_input) or self._too_many())) is not None:
-            return OperationHandle(asyncio.create_task(_refused(call, refusal), name=f"call: {shown}"))
-        pending = PendingCall(
-            call=call,
-            operation_input=operation_input,
-            request_id=request_id,
-            output_type=output_type,
-            cancellation_type=options.get("cancellation_type", workflow.NexusOperationCancellationType.WAIT_COMPLETED),
-            summary=options.get("summary") or shown,
-        )
-        return OperationHandle(asyncio.create_task(pending.outcome(), name=f"call: {shown}"))
 
-    @overload
     async def execute_operation(
         self,
-        operation: nexusrpc.Operation[_InputT, _OutputT],
-        input: _InputT,
+        operation: nexusrpc.Operation[_InputT, _OutputT] | Callable[..., Any] | str,
+        input: _InputT,  # noqa: A002 - Temporal's parameter name
         *,
         output_type: type[_OutputT] | None = None,
         **options: Unpack[CallOptions],
-    ) -> _OutputT: ...
-
-    @overload
-    async def execute_operation(
-        self,
-        operation: str | Callable[..., Any],
-        input: Any,
-        *,
-        output_type: type[_OutputT] | None = None,
-        **options: Unpack[CallOptions],
-    ) -> _OutputT: ...
-
-    async def execute_operation(
-        self,
-        operation: nexusrpc.Operation[Any, Any] | Callable[..., Any] | str,
-        input: Any,  # noqa: A002 - Temporal's parameter name
-        *,
-        output_type: type[Any] | None = None,
-        **options: Unpack[CallOptions],
-    ) -> Any:
+    ) -> _OutputT:
         """Start an operation and wait for its result: `start_operation`, then await the handle."""
-        handle: OperationHandle[Any] = await self.start_operation(operation, input, output_type=output_type, **options)
-        return await handle
-
-
-async def _refused(call: OperationCall, refusal: nexusrpc.HandlerError) -> NoReturn:
-    raise operation_error(call.endpoint, call.service, call.operation) from refusal
+        return await (await self.start_operation(operation, input, output_type=output_type, **options))
 
 
 def _recorded(request_id: str, refusal: nexusrpc.HandlerError | None) -> nexusrpc.HandlerError | None:
@@ -337,17 +275,7 @@ def _recorded(request_id: str, refusal: nexusrpc.HandlerError | None) -> nexusrp
     return refusal if refusal is not None and workflow.patched(marker) else None
 
 
-@overload
-def create_client(
-    *, service: type[_ServiceT], endpoint: str, **options: Unpack[ClientOptions]
-) -> OperationClient[_ServiceT]: ...
-
-
-@overload
-def create_client(*, service: str, endpoint: str, **options: Unpack[ClientOptions]) -> OperationClient[Any]: ...
-
-
-def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[ClientOptions]) -> OperationClient[Any]:
+def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[ClientOptions]) -> OperationClient:
     """Create a client for the operations of *service* behind *endpoint*.
 
     Args:

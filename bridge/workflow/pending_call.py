@@ -100,6 +100,9 @@ class PendingCall:
                 cause = error.cause
                 if isinstance(cause, exceptions.ApplicationError) and cause.type == OPERATION_UNSUCCESSFUL:
                     raise self._error() from cause.cause or cause
+                if isinstance(cause, exceptions.ServerError):
+                    # The outcome is larger than the caller's namespace allows (`limit.blobSize.error`).
+                    raise self._error() from cause
                 remaining = self.call.deadline - workflow.now()
                 if remaining < _FIRST_PAUSE:
                     raise self._error() from _timed_out(cause)

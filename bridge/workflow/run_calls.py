@@ -2,7 +2,7 @@
 
 Cancels are sent in batches. A cancel is sent again until the handler has accepted it or its call has ended. A local
 activity sends them, because it is not a pending activity: at the limit of pending activities the server would refuse
-another one. A timer precedes it, so that the commands of the task that cancels a call reach the server first.
+another one. No timer precedes the first try: the server rounds the shortest timer up to a second.
 """
 
 import asyncio
@@ -22,7 +22,6 @@ from bridge.workflow.own_activity import start_own_activity
 
 MAX_BATCH = 100
 
-_FIRST_DELAY = timedelta(milliseconds=1)
 _RETRY_DELAY = timedelta(seconds=1)
 """Least delay before a cancel is sent again. The delay is a tenth of the time since the first request, so that a long
 outage adds few events to history."""
@@ -38,7 +37,7 @@ class _Cancel:
     """Whether the call has ended, so that the cancel need not be sent any more."""
     asked: datetime = field(default_factory=workflow.now)
     """When the cancel was first requested, workflow time."""
-    due: datetime = field(default_factory=lambda: workflow.now() + _FIRST_DELAY)
+    due: datetime = field(default_factory=workflow.now)
     """When to send the cancel next, workflow time."""
     answer: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Done when the handler has accepted or refused the cancel."""
@@ -91,6 +90,8 @@ class RunCalls:
 
     async def _send(self) -> None:
         while self._cancels:
+            # Conditions are checked when no task of the run can go on. The batch then has all cancels of this moment.
+            await workflow.wait_condition(lambda: True)
             self._is_changed, now = False, workflow.now()
             if due := [each for each in self._cancels if each.due <= now][:MAX_BATCH]:
                 for cancel, answer in zip(due, await _answers(due), strict=True):

@@ -68,7 +68,9 @@ class AbandonedActivities:
         # Send the headers of a completion: they may include the callback's own token.
         headers = call.callback_headers | {wire.OPERATION_STATE: wire.OperationState.RUNNING.value}
         try:
-            answer = await self._callbacks.post(Sent.QUESTION, call, headers, b"")
+            answer = await self._callbacks.post(
+                Sent.QUESTION, call.caller, call.callback_url, headers, b"", more=call.callback_headers
+            )
         except BridgeError:
             return True
         return answer.meaning is not Meaning.GONE

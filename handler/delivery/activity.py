@@ -13,7 +13,7 @@ from temporalio.service import RPCError
 
 from bridge.protocol.answers import Meaning
 from bridge.runtime.temporal import is_missing
-from handler.delivery.callback_client import DELIVERED, CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
 from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
@@ -39,23 +39,25 @@ class DeliveryActivities:
             ApplicationError: Retryable with the next delay. Non-retryable if the receiver refused, or if the retention
                 of the target's run has passed. The text is constant, because it is kept in the handler's history.
         """
+        attempt = activity.info().attempt
         closed = await self._read(delivery)
         if closed is None:
             return NOT_CLOSED
         # Full jitter, because many deliveries may wait for the same receiver.
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
-        delay = min(timedelta(seconds=2.0 ** min(activity.info().attempt - 1, 9)), _MAX_STEP) * spread
-        try:
-            answer, retry_after = await self._callbacks.deliver(delivery, closed, activity.client().data_converter)
-        except DestinationBusyError:
-            # End at once, so that a receiver that hangs holds no slot of the worker.
-            answer, retry_after, delay = Meaning.AGAIN, None, _BUSY_STEP * (0.5 + spread)
-        if answer in DELIVERED:
-            return answer.value
-        if answer is Meaning.REFUSED:
+        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
+        converter = activity.client().data_converter
+        attempted = await self._callbacks.deliver(delivery, closed, converter, attempt=attempt)
+        if attempted.is_done:
+            return str(attempted.meaning.value)
+        if attempted.meaning is Meaning.REFUSED:
             message = "the receiver refused the completion"
             raise ApplicationError(message, type=COMPLETION_REFUSED, non_retryable=True)
-        message, delay = "the receiver is not ready", max(delay, retry_after or timedelta(milliseconds=50))
+        if attempted.is_busy:
+            # The attempt ends at once, so that a receiver that hangs holds no slot of the worker.
+            delay = _BUSY_STEP * (0.5 + spread)
+        message = "the receiver is not ready"
+        delay = max(delay, attempted.retry_after or timedelta(milliseconds=50))
         raise ApplicationError(message, type=RECEIVER_NOT_READY, next_retry_delay=delay)
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:

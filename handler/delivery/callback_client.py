@@ -2,41 +2,57 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from multidict import CIMultiDict
 from temporalio.converter import DataConverter
 from yarl import URL
 
 from bridge.errors import BridgeError, DestinationRefusedError
-from bridge.protocol.answers import Answer, Meaning, Sent, read_answer
+from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
-from bridge.runtime.http_client import HttpClient
-from bridge.runtime.unsigned_answers import UnsignedAnswers
-from bridge.security.signatures import MessageKind, MessageSigner
-from handler.delivery.close_event import CloseEvent, inlined
-from handler.delivery.records import CallMemo, Delivery
+from bridge.protocol.echo import decode_echo
+from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.peer_client import PeerClient
+from bridge.security.egress import allowed_destination
+from bridge.security.signatures import MessageSigner
+from handler.delivery.close_event import CloseEvent, sendable
+from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
+USER_AGENT = "callback-bridge-handler/0.1"
 REQUESTS = 100
 """Maximum number of requests in flight."""
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
-
-DELIVERED = frozenset({Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE})
-"""Answers after which nothing is left to deliver."""
-_EVENTS = dict.fromkeys(DELIVERED, (logging.INFO, "bridge.completion_delivered")) | {
-    Meaning.REFUSED: (logging.ERROR, "bridge.completion_refused")
-}
-
 _log = logging.getLogger(__name__)
+_ECHO_TIMEOUT = REQUEST_TIMEOUT / 2
+"""The caller waits `REQUEST_TIMEOUT` for the answer to its own echo."""
 
 
 class DestinationBusyError(BridgeError):
     """The maximum number of requests is in flight to the destination."""
+
+
+class Attempted(NamedTuple):
+    """What one attempt to deliver brought."""
+
+    meaning: Meaning
+    """What the receiver's answer means. `AGAIN` also if no request was sent, because the destination was busy."""
+    retry_after: timedelta | None = None
+    """The delay that it asks for."""
+    reason: str = ""
+    """Why the outcome was not accepted."""
+    is_busy: bool = False
+    """Whether the destination was busy."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the receiver has answered, and needs no further attempt."""
+        return self.meaning in {Meaning.ACCEPTED, Meaning.CONFLICT, Meaning.GONE}
 
 
 class CallbackClient:
@@ -49,58 +65,92 @@ class CallbackClient:
             for name, peer in settings.callers.items()
             if peer.completion_keys is not None
         }
-        self._http = http
+        self._name = settings.name
+        self._peers = PeerClient(http, clock=clock)
         self._clock = clock
-        self._unsigned_answers = UnsignedAnswers()
         self._all = asyncio.Semaphore(REQUESTS)
         self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def deliver(
-        self, delivery: Delivery, closed: CloseEvent, converter: DataConverter, *, patience: timedelta = _NO_PATIENCE
-    ) -> tuple[Meaning, timedelta | None]:
-        """Make one attempt to deliver *closed*. Returns the answer's meaning and the delay that it asks for.
+        self,
+        delivery: Delivery,
+        closed: CloseEvent,
+        converter: DataConverter,
+        *,
+        attempt: int = 1,
+        patience: timedelta = _NO_PATIENCE,
+    ) -> Attempted:
+        """Make one attempt to deliver *closed*, and log it. Wait for a busy destination as long as *patience*."""
+        attempted = await self._deliver(delivery, closed, converter, patience)
+        extra = {
+            "bridge.request_id": delivery.call.request_id,
+            "bridge.attempt": attempt,
+            "bridge.target": delivery.workflow_id,
+            "bridge.answer": attempted.meaning.value,
+            "bridge.reason": attempted.reason,
+        }
+        if attempted.meaning is Meaning.REFUSED:
+            _log.error("bridge.completion_refused", extra=extra)
+        else:
+            _log.info(f"bridge.completion_{'' if attempted.is_done else 'not_'}delivered", extra=extra)
+        return attempted
 
-        Raises:
-            DestinationBusyError: The destination was busy for as long as *patience*. No request was sent.
-        """
+    async def _deliver(
+        self, delivery: Delivery, closed: CloseEvent, converter: DataConverter, patience: timedelta
+    ) -> Attempted:
         call = delivery.call
-        outcome, peer = closed.outcome, self._callers.get(call.caller)
-        if peer is None or not peer.shares_storage:
-            outcome = await inlined(converter, outcome)
+        peer = self._callers.get(call.caller)
         completion = Completion(
-            outcome=outcome.within_size_limit(),
+            outcome=await sendable(converter, closed.outcome, peer),
             target=closed.target,
             operation_token=call.operation_token,
             start_time=delivery.start_time,
             close_time=closed.close_time,
         )
         headers, body = encode_completion(completion, callback_headers=call.callback_headers)
-        retry_after = None
         try:
-            answer = await self.post(Sent.COMPLETION, call, headers, body, patience=patience)
-            meaning, retry_after = answer.meaning, answer.retry_after
-        except DestinationBusyError:
-            raise
-        except DestinationRefusedError:
+            url, more = call.callback_url or "", call.callback_headers
+            answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
+        except DestinationBusyError as error:
+            return Attempted(Meaning.AGAIN, reason=str(error), is_busy=True)
+        except DestinationRefusedError as error:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
-            meaning = Meaning.REFUSED
-        except BridgeError:
-            meaning = Meaning.NOT_REACHED
-        level, event = _EVENTS.get(meaning, (logging.INFO, "bridge.completion_not_delivered"))
-        extra = {"bridge.request_id": call.request_id, "bridge.target": delivery.workflow_id}
-        _log.log(level, event, extra=extra | {"bridge.answer": meaning.value})
-        return meaning, retry_after
+            return Attempted(Meaning.REFUSED, reason=str(error))
+        except BridgeError as error:
+            return Attempted(Meaning.NOT_REACHED, reason=str(error))
+        return Attempted(answer.meaning, answer.retry_after, str(answer.error or ""))
+
+    async def problem_with(self, caller: str, url: str) -> str | None:
+        """Say why completions for *caller* would not arrive below *url*; None if they would.
+
+        The receiver is asked for an echo. A receiver that cannot sign its answers is not asked.
+        """
+        peer = self._callers[caller]
+        try:
+            allowed_destination(url, peer.callbacks)
+            if caller not in self._signers or peer.answers == "unsigned":
+                return None
+            target = f"{url}?handler={self._name}"
+            answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
+            if answer.error is not None:
+                return str(answer.error)
+            return decode_echo(answer.body).clock_problem(self._clock())
+        except BridgeError as error:
+            return str(error)
 
     async def post(
         self,
         sent: Sent,
-        call: CallMemo,
+        caller: str,
+        url: str,
         headers: Mapping[str, str],
         body: bytes,
         *,
+        more: Iterable[str],
         patience: timedelta = _NO_PATIENCE,
+        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
     ) -> Answer:
-        """POST to the callback URL of *call* with a fresh signature, which also covers the callback's own headers.
+        """POST to the callback *url* of *caller* with a fresh signature, which also covers the headers in *more*.
 
         Raises:
             DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
@@ -108,12 +158,12 @@ class CallbackClient:
                 cannot be signed.
             bridge.errors.BridgeError: There was no usable answer.
         """
-        url, peer = call.callback_url or "", self._callers.get(call.caller)
+        peer = self._callers.get(caller)
         if peer is None:
             message = "no such caller in the settings"
             raise DestinationRefusedError(message)
         # Check again, not only at the start of the target: the list may have changed since.
-        destination = peer.allow_list.check(url)
+        destination = allowed_destination(url, peer.callbacks)
         free = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
         try:
             async with asyncio.timeout(patience.total_seconds()):
@@ -123,20 +173,16 @@ class CallbackClient:
             raise DestinationBusyError(message) from None
         try:
             async with self._all:
-                signed, proof = CIMultiDict(headers), None
-                if (signer := self._signers.get(call.caller)) is not None:
-                    proof = signer.sign(MessageKind.COMPLETION, url, signed, body, more=call.callback_headers)
-                answered = await self._http.post(url, signed, body, networks=destination.networks)
+                return await self._peers.post(
+                    *(sent, caller, url, headers, body),
+                    signer=self._signers.get(caller),
+                    answers=peer.answers,
+                    more=more,
+                    networks=destination.networks,
+                    timeout=timeout,
+                )
         except ValueError as error:
             # The request cannot be signed.
             raise DestinationRefusedError(str(error)) from None
         finally:
             free.release()
-        answer = read_answer(
-            sent,
-            proof if peer.answers == "signed" else None,
-            *(answered.status, answered.headers, answered.body),
-            now=self._clock(),
-        )
-        self._unsigned_answers.note(call.caller, answer)
-        return answer

@@ -24,11 +24,16 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.runtime.temporal import newest_events
+from handler.settings import CallerPeer
 
 _LONG_POLL = timedelta(seconds=30)
 """Longer than the server holds a poll (20 s). The server returns an empty answer one second before the deadline of a
 request. If the deadline were the remaining time, the last second would be polls without a pause."""
 _FILTERED_READ = timedelta(seconds=2)
+_TERMINATED = "operation terminated"
+"""The whole message that Temporal's server sends for a terminated target."""
+_TERMINATED_BY = f"{_TERMINATED} by "
+"""Beginning of our message, which names identity and reason."""
 _FORCED = (
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
@@ -114,9 +119,8 @@ def _outcome(event: HistoryEvent) -> Outcome | None:
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
             terminated = event.workflow_execution_terminated_event_attributes
             reason = f": {terminated.reason}" if terminated.reason else ""
-            failure = Failure(message=f"operation terminated by {terminated.identity or 'an unknown client'}{reason}")
-            failure.terminated_failure_info.SetInParent()
-            return Outcome.failed(failure)
+            who = terminated.identity or "an unknown client"
+            return Outcome.failed(_terminated(f"{_TERMINATED_BY}{who}{reason}"))
         case EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT:
             # The event does not show whether the run's or the execution's timeout passed. Callers need no difference.
             failure = Failure(message="operation exceeded internal timeout")
@@ -124,6 +128,16 @@ def _outcome(event: HistoryEvent) -> Outcome | None:
             return Outcome.failed(failure)
         case _:
             return None
+
+
+async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer | None) -> Outcome:
+    """Return *outcome* in the form in which *peer* may get it. None is a caller that is not in the settings."""
+    if peer is None or not peer.shares_storage:
+        outcome = await inlined(converter, outcome)
+    is_ours = outcome.failure is not None and outcome.failure.message.startswith(_TERMINATED_BY)
+    if is_ours and (peer is None or not peer.shows_terminations):
+        outcome = Outcome.failed(_terminated(_TERMINATED))
+    return outcome.within_size_limit()
 
 
 async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
@@ -142,6 +156,12 @@ async def inlined(converter: DataConverter, outcome: Outcome) -> Outcome:
     if converter.payload_codec is not None:
         await converter.payload_codec.encode_failure(failure)
     return dataclasses.replace(outcome, failure=failure)
+
+
+def _terminated(message: str) -> Failure:
+    failure = Failure(message=message)
+    failure.terminated_failure_info.SetInParent()
+    return failure
 
 
 async def _filtered(

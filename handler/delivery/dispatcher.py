@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from bridge.runtime.temporal import is_missing, keeping_inline
-from handler.delivery.callback_client import DELIVERED, CallbackClient, DestinationBusyError
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.calls import decoded_call
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.close_reporter import ClosingRun
@@ -80,13 +80,13 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def deliver(self, deliveries: Iterable[Delivery], closed: CloseEvent) -> None:
-        """Deliver *closed* to each of *deliveries*: by one request or, if that fails, by a delivery workflow.
+    async def deliver(self, found: Iterable[Delivery], closed: CloseEvent) -> None:
+        """Deliver *closed* to each of *found*: by one request or, if that fails, by a delivery workflow.
 
         Raises:
             temporalio.service.RPCError: A delivery workflow could not be started.
         """
-        await asyncio.gather(*(self._deliver(each, closed) for each in deliveries))
+        await asyncio.gather(*(self._deliver(each, closed) for each in found))
 
     def has_taken(self, delivery: Delivery) -> bool:
         """Whether this process remembers that it has delivered *delivery* or started its delivery workflow."""
@@ -117,11 +117,8 @@ class Dispatcher:
             except asyncio.CancelledError:
                 await self._start_workflows(found)
         except Exception as error:  # noqa: BLE001 - any error: renewals or the sweep find the outcome
-            extra = {
-                "bridge.target": run.workflow_id,
-                "bridge.run_id": run.run_id,
-                "bridge.error": type(error).__name__,
-            }
+            names = {"bridge.target": run.workflow_id, "bridge.run_id": run.run_id}
+            extra = names | {"bridge.error": type(error).__name__}
             _log.warning("bridge.delivery_left_to_renewal", extra=extra)
 
     def _deliveries(self, run: ClosingRun) -> list[Delivery]:
@@ -149,31 +146,36 @@ class Dispatcher:
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
-        with contextlib.suppress(DestinationBusyError):
-            answer, _ = await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)
-            if answer in DELIVERED:
-                return
+        if (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:
+            return
         try:
             await self._start_workflows([delivery])
         except Exception:
             self._taken.pop(delivery.key, None)
             raise
 
-    async def _start_workflows(self, deliveries: Iterable[Delivery]) -> None:
+    async def _start_workflows(self, found: Iterable[Delivery]) -> None:
+        for each in found:
+            await start_delivery_workflow(self._client, each, task_queue=self._task_queue)
+
+
+async def start_delivery_workflow(client: Client, delivery: Delivery, *, task_queue: str) -> None:
+    """Start the workflow that delivers *delivery*. The sweep or an earlier report of the run may have started it.
+
+    Raises:
+        temporalio.service.RPCError: It could not be started.
+    """
+    with contextlib.suppress(WorkflowAlreadyStartedError):
         # Keep memo and input inline, so that lists and replays of deliveries need no external storage.
-        client = keeping_inline(self._client)
-        for each in deliveries:
-            # The sweep or an earlier report of the same run may have started it.
-            with contextlib.suppress(WorkflowAlreadyStartedError):
-                await client.start_workflow(
-                    DELIVERY_WORKFLOW,
-                    each,
-                    id=each.workflow_id_of_delivery,
-                    task_queue=self._task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    memo={MEMO_KEY: each.memo},
-                    static_summary=f"to {each.call.caller}",
-                )
+        await keeping_inline(client).start_workflow(
+            DELIVERY_WORKFLOW,
+            delivery,
+            id=delivery.workflow_id_of_delivery,
+            task_queue=task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            memo={MEMO_KEY: delivery.memo},
+            static_summary=f"to {delivery.call.caller}",
+        )
 
 
 def _is_answered(delivery: Delivery, run: ClosingRun, age: timedelta) -> bool:

@@ -105,12 +105,10 @@ def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, 
     """Return one delivery of the run for each of *calls* that has a callback URL. None stands for an unreadable call.
 
     Of several records of one call the first counts, because the callback URL of a renewal names the same waiting
-    activity. A record without a hold counts before one with a hold, whose start was cut.
+    activity.
     """
     usable = [call for call in calls if call is not None and call.callback_url is not None]
-    first: dict[str, CallMemo] = {}
-    for call in sorted(usable, key=lambda call: call.held_ms > 0):
-        first.setdefault(call.request_id, call)
+    first = {call.request_id: call for call in reversed(usable)}
     start = milliseconds(start_time)
     return [Delivery(call=call, workflow_id=workflow_id, run_id=run_id, start_time_ms=start) for call in first.values()]
 

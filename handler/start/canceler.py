@@ -1,60 +1,50 @@
 """From a cancel request to a cancellation request for the target. The target may still succeed."""
 
-from temporalio.api.workflowservice.v1 import RequestCancelWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
-from bridge.errors import UntrustedError, not_found
-from bridge.runtime.temporal import is_missing, is_open
-from bridge.security.callback_tokens import OperationTokens
+from bridge.errors import not_found
+from bridge.runtime.temporal import Namespace
+from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
+from handler.start.identity import may_cancel
+from handler.start.operation_token import OperationToken
+from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.runs import Runs
-from handler.start.starter import handler_error_from_rpc
 
 
 class Canceler:
     """Cancels targets in one handler namespace."""
 
-    def __init__(self, *, client: Client, tokens: OperationTokens) -> None:
-        self._client = client
-        self._tokens = tokens
+    def __init__(self, *, client: Client, namespace: Namespace) -> None:
         self._runs = Runs(client)
+        self._namespace = namespace
 
-    async def cancel(self, caller: str | None, operation_token: str) -> None:
-        """Request cancellation of the target behind *operation_token*. A repeat, or a closed target, changes nothing.
+    async def cancel(self, caller: str | None, target: Target | None, operation_token: str) -> None:
+        """Request cancellation of the run behind *operation_token*. A repeat, or a closed run, changes nothing.
 
-        *caller* is None for a native Nexus call. The token alone then identifies the caller.
+        Args:
+            caller: Authenticated name of the caller; None for a native Nexus call.
+            target: The operation's workflow; None for an operation without one, which no token names.
+            operation_token: As the caller sent it.
 
         Raises:
-            nexusrpc.HandlerError: NOT_FOUND, the token was not made for an operation of this caller; else Temporal did
+            nexusrpc.HandlerError: NOT_FOUND, the token names no operation of this caller and target; else Temporal did
                 not carry out the request.
         """
-        message = "no such operation"
+        token = OperationToken.decode(operation_token)
         try:
-            claims = self._tokens.verify(operation_token)
-        except UntrustedError:
-            raise not_found(message) from None
-        if not (claims.caller.startswith(NATIVE_CALLER) if caller is None else claims.caller == caller):
-            raise not_found(message)
-        try:
-            run = await self._runs.describe(claims.wid)
-            if run is None or not is_open(run):
-                return
-            memo = await self._runs.memo(run)
-            if memo is None or memo.caller != claims.caller:
-                # The workflow id now belongs to a run of another caller.
-                return
-            await self._client.workflow_service.request_cancel_workflow_execution(
-                RequestCancelWorkflowExecutionRequest(
-                    namespace=self._client.namespace,
-                    workflow_execution=run.execution,
-                    identity=self._client.identity,
-                    # Use the operation's request id, so that history shows one request for any number of repeats.
-                    request_id=claims.rid,
-                    reason=f"canceled by {claims.caller}",
-                ),
-                retry=True,
-            )
+            if token is not None and target is not None and token.namespace_id == await self._namespace.id():
+                run = await self._runs.find(token.workflow_id)
+                if run is not None and may_cancel(caller, target, token.request_id, run):
+                    if run.is_open:
+                        by = NATIVE_CALLER if caller is None else caller
+                        await self._runs.cancel(run, request_id=token.request_id, reason=f"canceled by {by}")
+                    return
         except RPCError as error:
-            if not is_missing(error):
+            # INVALID_ARGUMENT: no workflow can have the id in the token.
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT:
                 raise handler_error_from_rpc(error) from None
+        # One answer for all cases, so that a forged token does not reveal whether a workflow id is held.
+        message = "no such operation"
+        raise not_found(message)

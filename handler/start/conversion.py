@@ -48,7 +48,7 @@ class Conversion:
             [raw] = await self._transfer.decode([payload], [RawValue])
         except Exception as error:  # noqa: BLE001 - any error of the team's own codec: its keys may be unavailable
             _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot decode inputs at the moment"
+            message = "the handler cannot decode payloads at the moment"
             raise UnavailableError(message) from None
         opened: Payload = raw.payload
         return opened
@@ -88,7 +88,7 @@ class Conversion:
             return (await self._transfer.encode([RawValue(opened)]))[0]
         except Exception as error:  # noqa: BLE001 - any error of the team's own codec
             _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot encode results at the moment"
+            message = "the handler cannot encode payloads at the moment"
             raise UnavailableError(message) from None
 
 

@@ -83,9 +83,9 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         return StartOperationResultAsync(answer.operation_token)
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
-        """Request cancellation of the target. Temporal names no caller; the signed token identifies the call."""
+        """Request cancellation of the target. Temporal names no caller; the request id in the token is the proof."""
         del ctx
-        await self._canceler.cancel(None, token)
+        await self._canceler.cancel(None, self._target, token)
 
     async def _result(self, outcome: Outcome) -> RawValue:
         if outcome.failure is not None:
@@ -102,8 +102,9 @@ def nexus_services(targets: Iterable[Target], make: Callable[[Target], TargetOpe
     services: dict[str, dict[str, Any]] = {}
     for target in targets:
         operations = services.setdefault(target.service, {})
+        # nexusrpc finds the methods of the class by their names.
         name = f"operation_{len(operations)}"
-        operations[name] = _factory(target, make, name)
+        operations[name] = operation_handler(name=target.operation)(_factory(target, make, name))
     return [_service(name, operations)() for name, operations in services.items()]
 
 
@@ -116,9 +117,8 @@ def _factory(target: Target, make: Callable[[Target], TargetOperation], name: st
     def factory(_: object) -> OperationHandler[RawValue, RawValue]:
         return make(target)
 
-    # nexusrpc finds methods by this name.
     factory.__name__ = name
-    return operation_handler(name=target.operation)(factory)
+    return factory
 
 
 def _caller(callback_url: str | None) -> str:

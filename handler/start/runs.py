@@ -1,58 +1,182 @@
-"""Reads of the runs in the handler's namespace, and of the calls that started them."""
+"""The runs in the handler's namespace: look up, start, attach, cancel. All calls to Temporal of the start path.
 
-from temporalio.api.common.v1 import Payload
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+Temporal deduplicates starts by a request id, which is a keyed hash of caller, operation, request id and input.
+"""
+
+from dataclasses import dataclass, replace
+
+from temporalio.api.common.v1 import Callback, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
+from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflow.v1 import OnConflictOptions
+from temporalio.api.workflowservice.v1 import (
+    RequestCancelWorkflowExecutionRequest,
+    SignalWorkflowExecutionRequest,
+    StartWorkflowExecutionRequest,
+    StartWorkflowExecutionResponse,
+)
 from temporalio.client import Client
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.headers import OPERATION_TOKEN
-from bridge.protocol.link import WorkflowRef
-from bridge.runtime.temporal import describe
+from bridge.protocol.link import WorkflowRef, to_temporal_link
+from bridge.runtime.temporal import describe, is_missing, is_open
 from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
 from handler.delivery.calls import read_call
-from handler.delivery.records import MEMO_KEY, CallMemo
+from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.start.call import Call
+from handler.start.rpc_errors import callback_refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The newest run of a workflow id, open or closed."""
+
+    ref: WorkflowRef
+    """Its names."""
+    workflow_type: str
+    """Temporal's name of the workflow."""
+    start_time_ms: int
+    """Its start, Unix time in milliseconds."""
+    is_open: bool
+    """Whether it has not closed."""
+    memo: CallMemo | None
+    """The call that started it; None if no call did."""
+    served: frozenset[str]
+    """Operation tokens of the calls to which Temporal's server delivers the outcome. Later runs keep them."""
+    progress: Payload | None
+    """Its last progress, as its worker's converter and codec made it; None without progress."""
+
+    @property
+    def execution(self) -> WorkflowExecution:
+        """`ref` in the form of Temporal's requests."""
+        return WorkflowExecution(workflow_id=self.ref.workflow_id, run_id=self.ref.run_id)
 
 
 class Runs:
-    """Reads runs and their memos. The memo names the call that started a run."""
+    """Reads and changes the runs of one namespace."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, task_queue: str = "", is_eager: bool = False) -> None:
+        """Create the runs of *client*'s namespace.
+
+        Args:
+            client: Connected to the handler's namespace.
+            task_queue: Task queue of targets that name none.
+            is_eager: Whether a worker for the task queue runs in this process and uses the same client.
+        """
         self._client = client
+        self._task_queue = task_queue
+        self._is_eager = is_eager
+        # Keep memos and signals inline, so that visibility and workers read them without external storage.
+        self._inline = replace(client.data_converter, external_storage=None)
 
-    async def describe(self, workflow_id: str, run_id: str = "") -> WorkflowExecutionInfo | None:
-        """Return a run, open or closed; None if it does not exist. Without *run_id*: the newest of *workflow_id*."""
-        described = await describe(self._client, workflow_id, run_id)
-        return None if described is None else described.workflow_execution_info
-
-    async def has_callback(self, info: WorkflowExecutionInfo, operation_token: str) -> bool:
-        """Whether the server already has a callback for this operation. The server copies callbacks to later runs."""
-        described = await describe(self._client, info.execution.workflow_id, info.execution.run_id)
-        headers = (each.callback.nexus.header for each in (described.callbacks if described is not None else ()))
-        return any(header.get(OPERATION_TOKEN.lower()) == operation_token for header in headers)
-
-    async def memo(self, info: WorkflowExecutionInfo) -> CallMemo | None:
-        """Return the call that started the run; None if no call did.
+    async def find(self, workflow_id: str) -> Run | None:
+        """Return the newest run of *workflow_id*; None if it does not exist.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
         """
-        payload = info.memo.fields.get(MEMO_KEY)
-        if payload is None:
+        described = await describe(self._client, workflow_id)
+        if described is None:
             return None
-        return await read_call(self._client.data_converter, payload, target=info.execution.workflow_id)
+        info = described.workflow_execution_info
+        headers = (each.callback.nexus.header for each in described.callbacks)
+        memo = info.memo.fields.get(MEMO_KEY)
+        progress = info.memo.fields.get(PROGRESS_MEMO)
+        if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
+            # Progress is a few words for people. A reference to external storage is left out.
+            progress = None
+        return Run(
+            ref=self.ref(workflow_id, info.execution.run_id),
+            workflow_type=info.type.name,
+            start_time_ms=info.start_time.ToMilliseconds(),
+            is_open=is_open(info),
+            memo=None if memo is None else await read_call(self._client.data_converter, memo, target=workflow_id),
+            served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
+            progress=progress,
+        )
 
-    async def progress(self, target: WorkflowRef) -> Payload | None:
-        """Return the target's last progress, as its worker's converter and codec made it; None without progress.
+    async def start(
+        self, call: Call, memo: CallMemo, on_conflict: OnConflictOptions | None = None
+    ) -> StartWorkflowExecutionResponse | None:
+        """Ask Temporal for the run. None if a closed run holds the workflow id.
 
-        A reference to external storage is left out, because progress is a few words for people.
+        *on_conflict* names what to attach to an open run. Even empty options write an event to its history.
         """
+        target, request, callback = call.target, call.request, call.server_callback
+        callbacks = []
+        if callback is not None:
+            # If the completion overtakes the answer to the start, the token in it names the operation.
+            header = {**callback.header, OPERATION_TOKEN.lower(): call.token}
+            callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
+        timeout = request.operation_timeout if target.bounded else None
+        message = StartWorkflowExecutionRequest(
+            namespace=self._client.namespace,
+            workflow_id=call.workflow_id,
+            workflow_type=WorkflowType(name=target.workflow_type),
+            task_queue=TaskQueue(name=target.task_queue or self._task_queue),
+            input=Payloads(payloads=[call.payload]),
+            identity=self._client.identity,
+            request_id=call.temporal_request_id,
+            workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
+            workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+            on_conflict_options=on_conflict,
+            memo=Memo(fields={MEMO_KEY: (await self._inline.encode([memo]))[0]}),
+            links=[link for link in map(to_temporal_link, request.links) if link is not None],
+            completion_callbacks=callbacks,
+            request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
+        )
+        if timeout is not None:
+            message.workflow_execution_timeout.FromTimedelta(timeout)
+        if target.retry_policy is not None:
+            target.retry_policy.apply_to_proto(message.retry_policy)
         try:
-            info = await self.describe(target.workflow_id, target.run_id)
-        except RPCError:
-            # Progress is optional: answer without it.
-            return None
-        found = None if info is None else info.memo.fields.get(PROGRESS_MEMO)
-        return None if found is None or found.external_payloads or found.ByteSize() > MAX_PROGRESS_BYTES else found
+            # Needed for eager starts too: without `retry` the SDK does not pass an eager first task to its worker, and
+            # the target would wait for its workflow task timeout.
+            return await self._client.workflow_service.start_workflow_execution(message, retry=True)
+        except RPCError as error:
+            if error.status is RPCStatusCode.ALREADY_EXISTS:
+                return None
+            # Servers from 1.31 answer FAILED_PRECONDITION if there are too many callbacks.
+            refused = {RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.FAILED_PRECONDITION}
+            if callback is not None and error.status in refused:
+                raise callback_refused(callback.url, error) from None
+            raise
+
+    async def attach(self, call: Call, memo: CallMemo, run: Run) -> bool:
+        """Signal *run* that *call* waits for its outcome too. False if the run closed before."""
+        request = SignalWorkflowExecutionRequest(
+            namespace=self._client.namespace,
+            workflow_execution=run.execution,
+            signal_name=ATTACH_SIGNAL,
+            input=Payloads(payloads=await self._inline.encode([memo])),
+            identity=self._client.identity,
+            # A renewal sends the signal again. The server drops it by this id.
+            request_id=call.temporal_request_id,
+        )
+        try:
+            await self._client.workflow_service.signal_workflow_execution(request, retry=True)
+        except RPCError as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
+
+    async def cancel(self, run: Run, *, request_id: str, reason: str) -> None:
+        """Request cancellation of *run*. If it has closed before, nothing happens."""
+        request = RequestCancelWorkflowExecutionRequest(
+            namespace=self._client.namespace,
+            workflow_execution=run.execution,
+            identity=self._client.identity,
+            # Use the operation's request id, so that history shows one request for any number of repeats.
+            request_id=request_id,
+            reason=reason,
+        )
+        try:
+            await self._client.workflow_service.request_cancel_workflow_execution(request, retry=True)
+        except RPCError as error:
+            if not is_missing(error):
+                raise
 
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """Return the reference to a run in our namespace."""

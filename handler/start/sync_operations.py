@@ -90,12 +90,15 @@ class SyncOperations:
         """
         timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
         timeout = min(timeout, MAX_REQUEST_TIMEOUT)
-        own = {name: each for name, each in request.headers.items() if not name.startswith(RESERVED_PREFIXES)}
         limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
         context = StartOperationContext(
             service=request.service,
             operation=request.operation,
-            headers={name: each for name, each in own.items() if name not in RESERVED_HEADERS},
+            headers={
+                name: each
+                for name, each in request.headers.items()
+                if not name.startswith(RESERVED_PREFIXES) and name not in RESERVED_HEADERS
+            },
             task_cancellation=cancellation,
             request_deadline=self._clock() + timeout,
             request_id=request.request_id,
@@ -108,12 +111,10 @@ class SyncOperations:
             outcome = await self._unsuccessful(error)
         except HandlerError as error:
             raise await self._with_cause(error, error.__cause__) from None
-        except ApplicationError as error:
+        except (ApplicationError, WorkflowAlreadyStartedError, RPCError) as error:
             _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
-            raise await self._with_cause(_handler_error(error), error) from None
-        except (WorkflowAlreadyStartedError, RPCError) as error:
-            _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
-            raise _handler_error(error) from None
+            cause = error if isinstance(error, ApplicationError) else None
+            raise await self._with_cause(_handler_error(error), cause) from None
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, timedelta
+from functools import partial
 
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
@@ -29,15 +30,7 @@ from bridge.workflow.targets import Target
 from handler.delivery.calls import read_call
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
 from handler.delivery.dispatcher import Dispatcher
-from handler.delivery.records import (
-    ATTACH_SIGNAL,
-    ATTACHED_HEADER,
-    MEMO_KEY,
-    CallMemo,
-    Delivery,
-    deliveries,
-    milliseconds,
-)
+from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, deliveries, milliseconds
 from handler.settings import HandlerSettings
 from handler.start.runs import Runs
 from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
@@ -115,8 +108,9 @@ class SweepActivities:
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
         # If the codec fails, this raises, and the next sweep looks at the run again.
-        own = await Runs(activity.client()).memo(run.raw_info)
-        if own is None or any(map(self._dispatcher.has_taken, _deliveries([own], run))) or await _lives_on(run, own):
+        own = await read_call(activity.client().data_converter, run.raw_info.memo.fields[MEMO_KEY], target=run.id)
+        of_run = partial(deliveries, workflow_id=run.id, run_id=run.run_id, start_time=run.start_time)
+        if own is None or any(map(self._dispatcher.has_taken, of_run([own]))) or await _lives_on(run, own):
             return
         is_ordinary = run.status not in _FORCED
         if not plan.is_instrumented:
@@ -124,13 +118,13 @@ class SweepActivities:
             closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [own]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
-            calls = [call for call in [own, *[await _attached(each, run) for each in attached]] if call is not None]
-            calls = [call for call in calls if not (is_ordinary and call.renews)]
-        found = _deliveries(calls, run)
-        if closed is None or not found:
+            found = [own, *[await _attached(each, run) for each in attached]]
+            calls = [call for call in found if call is not None and not (is_ordinary and call.renews)]
+        waiting = of_run(calls)
+        if closed is None or not waiting:
             return
-        await self._dispatcher.deliver(found, closed)
-        extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(found)}
+        await self._dispatcher.deliver(waiting, closed)
+        extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(waiting)}
         _log.info("bridge.ending_swept", extra=extra)
 
     async def _record(self, place: SweepPlace) -> None:
@@ -167,16 +161,10 @@ async def _lives_on(run: WorkflowExecution, call: CallMemo) -> bool:
     """Whether another run continues the call, because a reset terminates the run that it replaces."""
     if run.status is not WorkflowExecutionStatus.TERMINATED:
         return False
-    runs = Runs(activity.client())
-    current = await runs.describe(run.id)
-    if current is None or current.execution.run_id == run.run_id:
+    current = await Runs(activity.client()).find(run.id)
+    if current is None or current.memo is None or current.ref.run_id == run.run_id:
         return False
-    other = await runs.memo(current)
-    return other is not None and (other.caller, other.request_id) == (call.caller, call.request_id)
-
-
-def _deliveries(calls: Iterable[CallMemo], run: WorkflowExecution) -> list[Delivery]:
-    return deliveries(calls, run.id, run.run_id, run.start_time)
+    return (current.memo.caller, current.memo.request_id) == (call.caller, call.request_id)
 
 
 async def start_sweep(client: Client, *, targets: Iterable[Target], settings: HandlerSettings) -> None:

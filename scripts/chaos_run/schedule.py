@@ -129,6 +129,10 @@ class HarmKind(str, Enum):
     RECEIVERS_DOWN = "receivers_down"
     KILL_AT_CALLBACK = "kill_at_callback"
     """Kills every process that runs targets, after a target has closed and while its outcome is being sent."""
+    MOVE_CLOCK = "move_clock"
+    """Moves the clock of one of the caller's processes."""
+    REFUSE_DECODES = "refuse_decodes"
+    """The codec of the caller's workers refuses some of the decodes."""
 
 
 VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
@@ -138,6 +142,7 @@ VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
     HarmKind.KILL_HANDLER_WORKER: ("payment-worker-1", "payment-worker-2"),
 }
 """Processes by the harm that kills one of them, named as `stack.plan` does."""
+CALLER_PROCESSES = VICTIMS[HarmKind.KILL_CALLER_WORKER] + VICTIMS[HarmKind.KILL_RECEIVER]
 TARGET_HOSTS = ("payment-worker-1", "payment-worker-2", "handler-1")
 """Processes that run targets, and send their outcomes."""
 
@@ -150,9 +155,33 @@ class Harm:
     """Seconds after the load began."""
     kind: HarmKind
     victims: tuple[str, ...] = ()
-    """Processes to kill; empty for the server."""
+    """Processes to kill, or whose clock is moved; empty for the server and the codec."""
     down_s: float
-    """Time in seconds until they are started again."""
+    """Time in seconds until they are started again, or the disturbance ends."""
+    amount: float = 0.0
+    """Seconds by which a clock is moved, or the share of the decodes that are refused."""
+
+
+_REFUSED_SHARE, _REFUSED_S = 0.2, 10.0
+_CLOCK_S = (30, 3600)
+"""Least and greatest amount by which a clock is moved. Beyond five minutes the peers refuse each other's messages."""
+
+
+def plan_disturbances(seed: int, *, seconds: float, times: int, clocks: bool) -> tuple[Harm, ...]:
+    """*times* failures of the caller's codec over *seconds*, and if *clocks* three times as many moves of a clock."""
+    chance = random.Random(f"{seed} disturbances")
+
+    def moments(count: int) -> list[float]:
+        return [(number + chance.uniform(0.1, 0.6)) * seconds / count for number in range(count)]
+
+    harms = [
+        Harm(at=at, kind=HarmKind.REFUSE_DECODES, down_s=_REFUSED_S, amount=_REFUSED_SHARE) for at in moments(times)
+    ]
+    for at in moments(3 * times if clocks else 0):
+        ahead_s = chance.uniform(*_CLOCK_S) * chance.choice((1, -1))
+        victim = (chance.choice(CALLER_PROCESSES),)
+        harms.append(Harm(at=at, kind=HarmKind.MOVE_CLOCK, victims=victim, down_s=chance.uniform(3, 6), amount=ahead_s))
+    return tuple(sorted(harms, key=lambda harm: harm.at))
 
 
 def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, down_s: float) -> tuple[Harm, ...]:

@@ -12,7 +12,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
-from bridge.workflow.call import START_OPERATION_ACTIVITY
+from bridge.workflow.call import OPERATION_UNSUCCESSFUL, START_OPERATION_ACTIVITY
 from caller.endpoints import MAY_HAVE_STARTED
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
@@ -92,12 +92,7 @@ def judge(calls: Sequence[Call], *, callers: Iterable[Run], handlers: Iterable[R
         _judge_call(call, calling.pop(call.workflow_id, []), verdict)
     for workflow_id in calling:
         verdict.wrong.append(f"{workflow_id}: not started by a call")
-    answered = {
-        each.activity_task_scheduled_event_attributes.activity_id
-        for run in callers
-        for each in _waits(run)
-        if _endings(run)
-    }
+    answered = {request_id for run in callers for request_id in _request_ids(run) if _endings(run)}
     for order_id, runs_wanted in {call.order_id: call.target_runs for call in calls}.items():
         _judge_targets(order_id, handling.pop(f"payment-{order_id}", []), runs_wanted, answered, verdict)
     for workflow_id, runs in handling.items():
@@ -180,8 +175,7 @@ def recoveries(
                 continue
             due_at, ended_at = run.started_at + call.own_s, seconds_of(run.closing)
             mended = [harm.ended for harm in harms if run.started_at <= harm.ended <= ended_at]
-            request_ids = {event.activity_task_scheduled_event_attributes.activity_id for event in _waits(run)}
-            sent = [each for each in deliveries if any(request_id in each.workflow_id for request_id in request_ids)]
+            sent = [each for each in deliveries if any(one in each.workflow_id for one in _request_ids(run))]
             found.append(
                 Recovery(
                     workflow_id=call.workflow_id,
@@ -210,7 +204,7 @@ def _judge_call(call: Call, runs: Sequence[Run], verdict: Verdict) -> None:
     if len(runs) > 1:
         verdict.double.append(f"{call.workflow_id}: ran {len(runs)} times")
     for run in runs:
-        if len(_waits(run)) > 1 or len(_endings(run)) > 1:
+        if len(_request_ids(run)) > 1 or len(_endings(run)) > 1:
             verdict.double.append(f"{call.workflow_id}: its call was made or ended more than once")
         if run.closing is None:
             verdict.pending.append(f"{call.workflow_id}: open")
@@ -269,22 +263,28 @@ def _label(line: tuple[float, str, HistoryEvent]) -> str:
     return f"{namespace} {name_of(event)}{f' (attempt {attempt})' if attempt else ''}"
 
 
-def _waits(run: Run) -> list[HistoryEvent]:
-    return [
-        event
-        for event in run.events
-        if event.activity_task_scheduled_event_attributes.activity_type.name == START_OPERATION_ACTIVITY
-    ]
+def _request_ids(run: Run) -> set[str]:
+    """The ids of the run's calls. An activity that ended without an outcome is scheduled again under the same id."""
+    scheduled = (event.activity_task_scheduled_event_attributes for event in run.events)
+    return {each.activity_id for each in scheduled if each.activity_type.name == START_OPERATION_ACTIVITY}
 
 
 def _endings(run: Run) -> list[HistoryEvent]:
+    """The events that ended a call, without those after which its activity is scheduled again."""
     ends = {
         EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
-        EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
         EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
         EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
     }
-    return [event for event in run.events if event.event_type in ends]
+    failed = EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED
+    return [
+        event for event in run.events if event.event_type in ends or (event.event_type == failed and _is_outcome(event))
+    ]
+
+
+def _is_outcome(failed: HistoryEvent) -> bool:
+    failure = failed.activity_task_failed_event_attributes.failure
+    return failure.application_failure_info.type == OPERATION_UNSUCCESSFUL
 
 
 def _by_workflow_id(runs: Iterable[Run]) -> dict[str, list[Run]]:

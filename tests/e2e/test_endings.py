@@ -11,10 +11,11 @@ from temporalio.exceptions import NexusOperationError, TerminatedError, TimeoutT
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
+from scripts.environment.server import Server
 from tests.support.callers import CallPlan, LeavingCaller
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
-from tests.support.world import World, events
+from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
 
@@ -42,15 +43,31 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) -> None:
-    """No code of the worker ran; the close event holds the identity and the reason."""
+    """No code of the worker ran, and the operator's name and words stay in the handler's namespace."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
     await (await world.until_started(ask)).terminate(reason="out of paper")
     error = await failure_of(handle)
     assert isinstance(error, TerminatedError)
-    assert "out of paper" in error.message
-    assert "operation terminated by " in error.message
+    assert error.message == "operation terminated"
     assert world.receiver.requests == []
+    history = (await handle.fetch_history()).to_json()
+    assert "out of paper" not in history
+
+
+async def test_a_caller_may_be_allowed_to_see_who_terminated_a_target(server: Server) -> None:
+    """The setting belongs to the caller's entry."""
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"shows_terminations": True}
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+        await (await world.until_started(ask)).terminate(reason="out of paper")
+        error = await failure_of(handle)
+        assert isinstance(error, TerminatedError)
+        assert error.message == f"operation terminated by {world.handler_client.identity}: out of paper"
 
 
 async def test_a_target_that_timed_out_is_found_by_the_next_renewal(world: World) -> None:
@@ -133,7 +150,7 @@ async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_aga
     await assert_eventually(both_answered)
 
 
-@pytest.mark.parametrize("end", ["terminated", "deleted"])
+@pytest.mark.parametrize("end", ["terminated", pytest.param("deleted", marks=pytest.mark.part("deletion"))])
 async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) -> None:
     """The answer is 410, or 404 if the caller was deleted. The target closes normally, without a delivery workflow."""
     ask = Ask(key=world.key(), behaviour="wait")

@@ -148,14 +148,6 @@ def in_our_words(text: str) -> Callable[[list[Error]], list[Error]]:
     return differ
 
 
-def by_whom_and_why(native: list[Error]) -> list[Error]:
-    """The bridge reads the close event, which holds more than the server's completion."""
-    operation, terminated = native
-    assert terminated["text"] == "operation terminated"
-    text = "operation terminated by WORKER: out of paper"
-    return [operation, terminated | {"text": text, "message": repr(text)}]
-
-
 def of_its_kind(native: list[Error]) -> list[Error]:
     """The server leaves out the kind of the timeout; the bridge names the timeout of the operation's run."""
     operation, timeout = native
@@ -191,7 +183,7 @@ CASES = [
     Case("waits for an activity", act="cancel the target"),
     Case("answers a cancel in its own words", act="cancel the call"),
     Case("answers a cancel with another failure", act="cancel the call"),
-    Case("waits", act="terminate the target", lease=1.0, differs=by_whom_and_why),
+    Case("waits", act="terminate the target", lease=1.0),
     Case("waits", operation="bounded", lease=1.0, differs=of_its_kind),
     Case("waits", deadline=2.0),
     # The request itself failed, without an outcome.

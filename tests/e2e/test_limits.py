@@ -12,7 +12,7 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, TimeoutType
+from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, ServerError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Replayer
 
@@ -391,6 +391,23 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
             assert (await target.describe()).status is WorkflowExecutionStatus.CANCELED
 
         await assert_eventually(canceled)
+
+
+async def test_an_outcome_over_the_limit_of_the_callers_namespace_ends_the_call(server: Server) -> None:
+    """The caller's server fails the activity in place of the outcome. Another try would fail in the same way."""
+
+    def apart(world: World) -> None:
+        world.handler_server = server
+
+    async with (
+        running_server(namespaces=[CALLER], dynamic_config=["limit.blobSize.error=262144"]) as small,
+        running_world(small, prepare=apart) as world,
+    ):
+        handle = await world.call(Ask(world.key(), size=600_000))
+        cause = await cause_of(handle)
+        assert isinstance(cause, ServerError)
+        assert "size limit" in cause.message
+        assert len(await scheduled(handle)) == 1
 
 
 async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server) -> None:

@@ -63,7 +63,7 @@ async def test_no_secret_is_logged_answered_or_recorded(world: World, caplog: py
     caplog.set_level(logging.DEBUG)
     secrets = [world.keys.hash] + [
         key_set.keys["k1"].get_secret_value()
-        for key_set in (world.keys.callback, world.keys.start, world.keys.completion, world.keys.operation)
+        for key_set in (world.keys.callback, world.keys.start, world.keys.completion)
     ]
     asks = [Ask(key=world.key()), Ask(key=world.key(), behaviour="fail"), Ask(key=world.key(), behaviour="wait")]
     handles = [await world.call(ask, CallPlan(first_lease=1, renewal=1)) for ask in asks]

@@ -133,6 +133,28 @@ async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended
         assert await delivery.result() == "accepted"
 
 
+async def test_an_outcome_survives_a_rollout_in_which_the_receiver_has_another_key(server: Server) -> None:
+    """No number of 401 ends a delivery. It goes on by itself once the keys agree."""
+    async with running_world(server) as world:
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        target = await world.until_started(ask)
+        await world.receiver.stop()
+        good, world.keys.completion = world.keys.completion, key_set()
+        await world.receiver.start()
+        world.keys.completion = good
+        await target.signal("say", "paid")
+
+        async def refused() -> None:
+            assert world.receiver.statuses.count(401) >= 3
+
+        await assert_eventually(refused)
+        await world.receiver.stop()
+        await world.receiver.start()
+        assert await handle.result() == Reply("paid")
+        assert world.service.statuses == [201]
+
+
 async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(server: Server) -> None:
     """Nothing was started; the pending activity shows the failed connection."""
     async with running_world(server, without=("service",)) as world:
@@ -225,6 +247,32 @@ async def test_a_deadline_while_the_handler_is_unavailable_is_the_same_timeout(s
         error = await failure_of(handle)
         assert isinstance(error.cause, TemporalTimeoutError)
         assert error.cause.type is TimeoutType.SCHEDULE_TO_CLOSE
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["worker up", "worker stopped"])
+async def test_a_failure_during_a_short_lease_takes_two_requests(world: World, stops: bool) -> None:
+    """The attempt stays open for its lease, because Temporal accepts a failure only for an open attempt.
+
+    A worker that stops ends the attempt. The failure then needs a nudge, and another worker.
+    """
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=25))
+    target = await world.until_started(ask)
+
+    async def recorded() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads
+
+    await assert_eventually(recorded)
+    assert (await world.pending(handle)).state == 2  # STARTED
+    if stops:
+        await world.stop_worker("caller")
+        assert (await world.pending(handle)).state == 1  # SCHEDULED
+        assert (await world.pending(handle)).last_failure.application_failure_info.type == "bridge.StillRunning"
+        await world.start_worker("caller")
+    await target.signal("say", "fail")
+    assert isinstance((await failure_of(handle)).cause, ApplicationError)
+    if not stops:
+        assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
 
 
 async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> None:

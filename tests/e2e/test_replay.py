@@ -5,6 +5,7 @@ upgrade. `RECORD_HISTORIES=1 scripts/test tests/e2e/test_replay.py` records anew
 release.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,21 +15,36 @@ from typing import Any
 import pytest
 from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Replayer
+from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.delivery.workflow import DeliveryWorkflow
 from handler.sweep.workflow import SweepWorkflow
 from scripts.environment.server import Server
-from tests.support.callers import CALLERS, CallPlan
+from tests.support.callers import CALLERS, CallingWorkflow, CallPlan, ManyCalls
 from tests.support.helpers import assert_eventually
 from tests.support.targets import TARGETS, Ask
-from tests.support.world import events, running_world
+from tests.support.world import World, events, running_world
 
 HISTORIES = Path(__file__).parent / "histories"
 VERSION = "0.1"
+
+SHAPES = {
+    "canceled-wait-completed": CallPlan(cancellation=int(CancellationType.WAIT_COMPLETED), catch=True),
+    "canceled-wait-requested": CallPlan(cancellation=int(CancellationType.WAIT_REQUESTED), catch=True),
+    "canceled-try-cancel": CallPlan(cancellation=int(CancellationType.TRY_CANCEL), catch=True),
+    "canceled-abandon": CallPlan(cancellation=int(CancellationType.ABANDON), catch=True),
+    "start-to-close": CallPlan(start_to_close=8, renewal=1, catch=True),
+    "schedule-to-start": CallPlan(schedule_to_start=2, catch=True),
+    "scheduled-again": CallPlan(),
+    "refused": CallPlan(max_input_bytes=10, catch=True),
+    "poll": CallPlan(transport="poll"),
+}
+"""Further shapes of a call, by the name of the history."""
 
 RECORDED = sorted(HISTORIES.glob("*/*.json"))
 
@@ -44,7 +60,10 @@ async def test_a_recorded_history_replays(path: Path) -> None:
 @pytest.mark.skipif("RECORD_HISTORIES" in os.environ, reason="they are being recorded")
 def test_every_released_version_has_histories() -> None:
     """With an empty folder the test above would check nothing."""
-    assert {path.stem for path in RECORDED} >= {"call-success", "call-failure", "target-canceled", "delivery"}
+    assert {path.stem for path in RECORDED} >= {
+        *("call-success", "call-failure", "call-timeout", "calls-canceled-together", "target-canceled", "delivery"),
+        *(f"call-{name}" for name in SHAPES),
+    }
 
 
 def _anonymous(value: Any) -> Any:
@@ -58,6 +77,56 @@ def _anonymous(value: Any) -> Any:
         if name in kept:
             kept[name] = {key: each for key, each in kept[name].items() if key != "input"}
     return {name: _anonymous(each) for name, each in kept.items()}
+
+
+async def _restart(world: World) -> None:
+    await world.stop_worker("caller")
+    await world.start_worker("caller")
+
+
+async def _recorded(world: World, plan: CallPlan) -> WorkflowHandle[Any, Any]:
+    """Make a call of one shape, on two workers one after the other."""
+    ask = Ask(world.key(), "cleanup")
+    if plan.schedule_to_start:
+        await world.service.stop()
+    handle = await world.call(ask, plan)
+    if plan.schedule_to_start or plan.max_input_bytes == 10:
+        await handle.result()
+        await world.service.stop()
+        await world.service.start()
+        return handle
+    target = await world.until_started(ask)
+
+    async def known() -> None:
+        assert (await world.pending(handle)).heartbeat_details.payloads
+
+    await assert_eventually(known)
+    await _restart(world)
+    if plan.start_to_close:
+        await handle.result()
+    elif plan.catch:
+        await handle.signal(CallingWorkflow.cancel_call)
+        await handle.result()
+    elif plan.transport == "poll":
+        await target.cancel()
+    else:
+        [activity_id] = [(await world.pending(handle)).activity_id]
+        activity = world.caller_client.get_async_activity_handle(
+            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
+        )
+        await activity.fail(ApplicationError("stopped by hand", non_retryable=True))
+
+        async def again() -> None:
+            assert (await events(handle)).count("ACTIVITY_TASK_SCHEDULED") == 2
+
+        await assert_eventually(again)
+        await _restart(world)
+        await target.cancel()
+    with contextlib.suppress(WorkflowFailureError):
+        await handle.result()
+    with contextlib.suppress(RPCError):
+        await target.terminate()
+    return handle
 
 
 async def test_record(server: Server) -> None:
@@ -86,6 +155,17 @@ async def test_record(server: Server) -> None:
             await handle.result()
         await save("call-timeout", handle)
         await world.target(ask).terminate()
+        for name, plan in SHAPES.items():
+            await save(f"call-{name}", await _recorded(world, plan))
+        asks = [Ask(world.key(), "cleanup") for _ in range(3)]
+        batch = await world.caller_client.start_workflow(
+            ManyCalls.run, args=[asks, CallPlan()], id=world.key("many"), task_queue=world.order_queue
+        )
+        await asyncio.gather(*map(world.until_started, asks))
+        await _restart(world)
+        await batch.cancel()
+        await batch.result()
+        await save("calls-canceled-together", batch)
 
         async def unavailable(_: web.Request) -> web.StreamResponse:
             return web.Response(status=503)

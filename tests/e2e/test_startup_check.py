@@ -1,23 +1,29 @@
 """The echo shows the faults that would keep calls waiting when a worker starts; it starts and completes nothing."""
 
+import contextlib
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from multidict import CIMultiDict
 
 from bridge.runtime.http_client import HttpClient
 from bridge.security.signatures import MessageKind, MessageSigner
+from caller import create_app
 from caller.endpoints import Endpoints
 from caller.startup_check import check_endpoints
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.peer import Message, send
-from tests.support.world import World, running_world
+from tests.support.world import Listener, World, running_world
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
@@ -31,13 +37,30 @@ async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: time
     """The log line of the check of the one endpoint."""
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
-        async with HttpClient(user_agent="test") as http:
+        async with aclosing(HttpClient(user_agent="test")) as http:
             clock = lambda: datetime.now(UTC) + ahead
             endpoints = Endpoints(world.caller_settings, http=http, clock=clock)
             callback = to.get("callback", f"{world.receiver.url}/callbacks")
             await check_endpoints(endpoints, callback=callback, clock=clock)
     [record] = [each for each in caplog.records if each.name == "caller.startup_check"]
     return record.getMessage()
+
+
+@contextlib.asynccontextmanager
+async def proxy_without_upstream(port: int) -> AsyncIterator[None]:
+    """A proxy on *port* that answers every request by itself."""
+
+    async def page(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=502, text="<html>Bad gateway</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", page)
+    listener = Listener(port, lambda: app)
+    await listener.start()
+    try:
+        yield
+    finally:
+        await listener.stop()
 
 
 async def test_a_ready_endpoint_is_reported_as_ready(services: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,10 +72,9 @@ async def test_a_ready_endpoint_is_reported_as_ready(services: World, caplog: py
 async def test_a_fault_that_would_keep_calls_waiting_is_named(
     services: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong callback host, clock, key or URL and a stopped service are each reported with a remedy."""
-    elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
-    assert "do not allow callbacks to https://elsewhere.example/callbacks" in elsewhere
-    assert "differs from the handler's by +180 s" in await checked(services, caplog, ahead=timedelta(minutes=3))
+    """A wrong clock, key or URL and a stopped service are each reported with a remedy."""
+    skewed = await checked(services, caplog, ahead=timedelta(minutes=3))
+    assert f"the clock of {HANDLER} differs from ours by -180 s" in skewed
     good, services.keys.start = services.keys.start, key_set()
     try:
         assert "compare keys, key ids and clocks" in await checked(services, caplog)
@@ -68,6 +90,104 @@ async def test_a_fault_that_would_keep_calls_waiting_is_named(
         assert "cannot connect" in await checked(services, caplog)
     finally:
         await services.service.start()
+
+
+async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The handler service tries the receiver before it answers, and reports what failed with a remedy."""
+    way = "bridge.endpoint_not_ready: payments: the handler's test of {} failed: "
+    elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
+    assert elsewhere.startswith(way.format("https://elsewhere.example/callbacks"))
+    assert "not allowed: the handler's settings need its address in this caller's callbacks" in elsewhere
+    url = f"{services.receiver.url}/callbacks"
+    await services.receiver.stop()
+    try:
+        assert await checked(services, caplog) == way.format(url) + "cannot connect: ConnectionRefusedError"
+        async with proxy_without_upstream(services.receiver.port):
+            replaced = await checked(services, caplog)
+            assert replaced.startswith(way.format(url))
+            assert "answered 502" in replaced
+            assert "text/html" in replaced
+            assert "Probably a proxy's own answer" in replaced
+        good, services.keys.completion = services.keys.completion, key_set()
+        await services.receiver.start()
+        services.keys.completion = good
+        wrong_key = await checked(services, caplog)
+        assert wrong_key.startswith(way.format(url))
+        assert "compare keys, key ids and clocks" in wrong_key
+    finally:
+        await services.receiver.stop()
+        await services.receiver.start()
+    assert await checked(services, caplog) == "bridge.endpoint_ready: payments"
+
+
+async def test_a_receiver_whose_clock_differs_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The handler compares its clock with the time in the receiver's echo."""
+    settings, later = services.caller_settings, lambda: datetime.now(UTC) + timedelta(minutes=3)
+    await services.receiver.stop()
+    other = Listener(services.receiver.port, lambda: create_app(settings, client=services.caller_client, clock=later))
+    await other.start()
+    try:
+        assert f"the clock of {CALLER} differs from ours by +180 s" in await checked(services, caplog)
+    finally:
+        await other.stop()
+        await services.receiver.start()
+
+
+async def test_the_receiver_is_tried_only_for_a_caller_with_a_valid_signature(services: World) -> None:
+    """Neither a wrong key nor another callback host makes the service send a request; a valid echo makes one."""
+    tried: list[str] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        tried.append(request.query_string)
+        return web.Response(status=502)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", note)
+    await services.receiver.stop()
+    other = Listener(services.receiver.port, lambda: app)
+    await other.start()
+    base = f"{services.service.url}/c/{CALLER}?callback="
+    ours = quote(f"{services.receiver.url}/callbacks", safe="")
+    try:
+        for target, key, status in (
+            (base + ours, key_set(), 401),
+            (base + quote(f"http://127.0.0.1:{services.receiver.port}/elsewhere", safe=""), services.keys.start, 200),
+            (base + ours, services.keys.start, 200),
+        ):
+            message = Message(target, CIMultiDict(), b"", kind=MessageKind.ECHO)
+            assert (await send(message, MessageSigner(key))).status == status
+        assert tried == [f"handler={HANDLER}"]
+    finally:
+        await other.stop()
+        await services.receiver.start()
+
+
+async def test_a_receiver_that_hangs_does_not_hold_the_echo(services: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer says that the receiver gave none in time."""
+    monkeypatch.setattr("handler.delivery.callback_client._ECHO_TIMEOUT", timedelta(milliseconds=300))
+    await services.receiver.stop()
+    silent = socket.create_server(("127.0.0.1", services.receiver.port))
+    callback = quote(f"{services.receiver.url}/callbacks", safe="")
+    message = Message(f"{services.service.url}/c/{CALLER}?callback={callback}", CIMultiDict(), b"")
+    message.kind = MessageKind.ECHO
+    try:
+        answer = await send(message, MessageSigner(services.keys.start))
+        assert answer.is_signed
+        assert json.loads(answer.body)["callback_problem"] == "no answer in time"
+    finally:
+        silent.close()
+        await services.receiver.start()
+
+
+async def test_a_receiver_that_cannot_sign_is_not_tried(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """It may have no echo. Only the list of allowed callbacks is compared."""
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"answers": "unsigned"}
+
+    async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
+        assert await checked(world, caplog) == "bridge.endpoint_ready: payments"
+        assert "not allowed" in await checked(world, caplog, callback="https://elsewhere.example/callbacks")
 
 
 async def test_a_worker_checks_its_endpoints_when_it_starts(server: Server, caplog: pytest.LogCaptureFixture) -> None:

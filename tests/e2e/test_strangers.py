@@ -251,8 +251,8 @@ async def test_a_callback_host_that_is_not_allowed_ends_no_call_and_is_shown(ser
         world.peer_options = {"callbacks": [{"url": "https://elsewhere.example/callbacks"}]}
 
     async with running_world(server, prepare=prepare) as world:
-        handle = await world.call(Ask(key=world.key(), text="true"), CallPlan(first_lease=5))
-        await pending_text(world, handle, "not allowed", "callers.order-prod.callbacks")
+        handle = await world.call(Ask(key=world.key(), text="true"), CallPlan(first_lease=1, renewal=1))
+        await pending_text(world, handle, "not allowed", "in this caller's callbacks")
         assert world.service.statuses[0] == 400
         world.peer_options = {}
         await world.service.stop()

@@ -14,7 +14,7 @@ from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.team_interceptors import CATCHES_ALL, INBOUND, OUTBOUND, MapsEverything, Reports
-from tests.support.world import World, running_world
+from tests.support.world import World, events, running_world
 
 Kinds = list[type[Interceptor]]
 ALL: Kinds = [*INBOUND, *OUTBOUND]
@@ -56,6 +56,10 @@ async def assert_calls_end_as_they_should(world: World) -> None:
         assert len(scheduled) == 1, "the waiting activity was ended by something else than an outcome"
         assert scheduled[0].retry_policy.maximum_attempts == 2**31 - 1
         assert scheduled[0].schedule_to_close_timeout.ToSeconds() == 100
+    assert [status for path, status in world.service.requests if path.endswith("/cancel")] == [202]
+    names = await events(canceled)
+    # The cancel was sent at once and by the first local activity, whose result is the marker.
+    assert ("TIMER_STARTED" in names, names.count("MARKER_RECORDED")) == (False, 1)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,6 @@ async def test_interceptors_of_the_worker_change_nothing(server: Server, kinds: 
         await assert_calls_end_as_they_should(world)
 
 
-@pytest.mark.part("interceptors")
 @pytest.mark.parametrize("kinds", [pytest.param(PATIENT, id="in order"), pytest.param(PATIENT[::-1], id="reversed")])
 async def test_interceptors_of_the_client_change_nothing(server: Server, kinds: Kinds) -> None:
     """The SDK runs them outside those of the worker: our reports are sent before they see an error."""

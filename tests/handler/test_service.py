@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
 from yarl import URL
 
+from bridge.protocol.headers import operation_path
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
@@ -229,6 +231,40 @@ async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None
         assert (await reader.readline()).split()[1] == b"401"
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("name", ["{a}", "[b];c(d)!*'", "+=:@&$", "a/b", "c d,e", "%2F", "\u00e9", "..", "~"])
+async def test_a_name_of_any_characters_is_one_segment_of_a_route(quiet: World, name: str) -> None:
+    """The signature holds and the route is found: the signed answer is that there is no such operation."""
+    message = start(quiet, {"key": quiet.key()})
+    message.url = message.url.replace("/ProbeService/probe", operation_path("ProbeService", name))
+    answer = await send(message, signer(quiet))
+    assert (answer.status, answer.message) == (404, "no such operation")
+    assert answer.is_signed
+
+
+async def test_the_reason_of_a_refusal_is_one_line_in_the_log_of_the_side_that_refuses(
+    quiet: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bad input and bad proofs. The peer sees no more of a failed proof than that it failed."""
+    if quiet.service.mount:
+        return  # There the parent chooses the access log.
+    for spoil, key, reason in (
+        (body(b"["), quiet.keys.start, "not a Ask"),
+        (without("Nexus-Request-Id"), quiet.keys.start, "Nexus-Request-Id"),
+        (url("/probe?", "/absent?"), quiet.keys.start, "no such operation"),
+        (method("PUT"), quiet.keys.start, "Method Not Allowed"),
+        (body(b"{}"), key_set(), "signature does not hold: another key 'k1'"),
+    ):
+        message = start(quiet, {"key": quiet.key()})
+        message.before_signing.append(spoil)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            answer = await send(message, MessageSigner(key))
+            [record] = [each for each in caplog.records if hasattr(each, "bridge.refused")]
+        assert reason in getattr(record, "bridge.refused")
+        assert getattr(record, "bridge.status") == answer.status
+        assert answer.status != 401 or answer.body == UNAUTHENTICATED
 
 
 async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Server) -> None:

@@ -9,11 +9,13 @@ from examples.payments.payments import NEEDS_REVIEW, PAID_AT_ONCE, SETTLES
 from scripts.chaos_run.fault_proxy import FaultKind
 from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
+    CALLER_PROCESSES,
     START_FAULTS,
     VICTIMS,
     CallKind,
     HarmKind,
     plan_calls,
+    plan_disturbances,
     plan_faults,
     plan_harm,
 )
@@ -61,6 +63,19 @@ def test_every_process_is_killed_about_equally_often(seed: int) -> None:
         assert 0 <= harm.at <= 330
         assert harm.kind is not HarmKind.KILL_RECEIVER or not outage.at <= harm.at <= outage.at + outage.down_s
     assert sum(harm.kind is HarmKind.RESTART_SERVER for harm in harms) == 3
+
+
+@pytest.mark.parametrize("clocks", [True, False], ids=["with libfaketime", "without"])
+def test_the_codec_and_the_clocks_are_disturbed_during_the_run(clocks: bool) -> None:
+    """The disturbances do not change the other harm of a seed. Some clocks differ by more than the peers accept."""
+    harms = plan_disturbances(7, seconds=360, times=3, clocks=clocks)
+    assert harms == plan_disturbances(7, seconds=360, times=3, clocks=clocks)
+    assert [harm.at for harm in harms] == sorted(harm.at for harm in harms)
+    kinds = Counter(harm.kind for harm in harms)
+    assert kinds == {HarmKind.REFUSE_DECODES: 3} | ({HarmKind.MOVE_CLOCK: 9} if clocks else {})
+    moved = [harm for harm in harms if harm.kind is HarmKind.MOVE_CLOCK]
+    assert all(harm.at + harm.down_s < 360 and set(harm.victims) <= set(CALLER_PROCESSES) for harm in moved)
+    assert not clocks or max(abs(harm.amount) for harm in moved) > 300
 
 
 def test_the_victims_are_processes_of_the_stack() -> None:

@@ -1,6 +1,7 @@
 """The verdict on a chaos run, over histories as a server writes them."""
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,15 @@ def test_a_good_run_leaves_nothing_to_say() -> None:
     """One call, one target, one delivery."""
     delivered = delivery(event("workflow_execution_completed"))
     assert judge([CALL], callers=[calling()], handlers=[target(), delivered]) == Verdict()
+
+
+def test_an_activity_that_is_scheduled_again_makes_no_second_call() -> None:
+    """It ended without an outcome, and the call has one id and one outcome."""
+    run = calling()
+    stopped = Failure(message="Failed decoding heartbeat details")
+    again = [run.events[1], event("activity_task_failed", 2, failure=stopped)]
+    run = dataclasses.replace(run, events=[run.events[0], *again, *run.events[1:]])
+    assert judge([CALL], callers=[run], handlers=[target()]) == Verdict()
 
 
 Runs = tuple[list[Run], list[Run]]

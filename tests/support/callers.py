@@ -52,7 +52,8 @@ class CallingWorkflow:
         self._call: bridge.OperationHandle[Reply] | None = None
 
     @workflow.signal
-    def cancel_call(self) -> None:
+    async def cancel_call(self) -> None:
+        await workflow.wait_condition(lambda: self._call is not None)
         assert self._call is not None
         self._call.cancel()
 
@@ -108,25 +109,21 @@ class ManyCalls:
             first_lease=timedelta(seconds=plan.first_lease),
             max_calls_in_flight=plan.max_calls_in_flight,
         )
-        calls: list[bridge.OperationHandle[Reply]] = [
-            await client.start_operation(
-                ProbeService.probe,
-                ask,
-                schedule_to_close_timeout=timedelta(seconds=plan.deadline),
-                cancellation_type=workflow.NexusOperationCancellationType(plan.cancellation),
-            )
-            for ask in asks
-        ]
-        endings = [asyncio.create_task(_ending(each)) for each in calls]
+        endings = [asyncio.create_task(_ending(client, ask, plan)) for ask in asks]
         with contextlib.suppress(asyncio.CancelledError):
             # A canceled workflow still waits until each call has ended.
             await asyncio.gather(*endings)
         return dict(Counter(each.result() for each in endings))
 
 
-async def _ending(call: "bridge.OperationHandle[Reply]") -> str:
+async def _ending(client: bridge.OperationClient, ask: Ask, plan: CallPlan) -> str:
     try:
-        await call
+        await client.execute_operation(
+            ProbeService.probe,
+            ask,
+            schedule_to_close_timeout=timedelta(seconds=plan.deadline),
+            cancellation_type=workflow.NexusOperationCancellationType(plan.cancellation),
+        )
     except NexusOperationError as error:
         cause = error.cause
         return cause.type.name if isinstance(cause, nexusrpc.HandlerError) else type(cause).__name__
@@ -218,7 +215,7 @@ class ServiceCaller:
     @workflow.run
     async def run(self, operation: str, ask: Ask, headers: dict[str, str]) -> Reply:
         service, _, name = operation.partition("/")
-        client: bridge.OperationClient[Any] = bridge.create_client(service=service, endpoint="payments")
+        client: bridge.OperationClient = bridge.create_client(service=service, endpoint="payments")
         reply: Reply = await client.execute_operation(name, ask, output_type=Reply, headers=headers)
         return reply
 

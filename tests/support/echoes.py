@@ -105,7 +105,7 @@ def declare_nothing(workflow_id: str) -> None:
     declare(NothingWorkflow)
 
 
-def _client(route: Route) -> bridge.OperationClient[EchoService]:
+def _client(route: Route) -> bridge.OperationClient:
     return bridge.create_client(service=EchoService, endpoint=route.endpoint, transport=route.transport)
 
 

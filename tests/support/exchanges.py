@@ -195,7 +195,7 @@ _PATTERNS = (
 )
 _SHOWN = {
     "callback token": "eyJ2IjoxLCJpZCI6IkFBQUFB.callback-token-{n}",
-    "operation token": "eyJ2IjoxLCJjYWxsZXIiOiJv.operation-token-{n}",
+    "operation token": "MDE5YWM3ZTUt.operation-token-{n}",
     "callback id": "callback-id-00000000{n:02d}",
     "uuid": "019ac7e5-0000-7000-8000-0000000000{n:02d}",
     "instant": "2026-11-23T14:39:20.104Z",

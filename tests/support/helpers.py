@@ -35,7 +35,7 @@ class Keys:
     """The keys of one caller and one handler."""
 
     def __init__(self) -> None:
-        self.callback, self.start, self.completion, self.operation = (key_set() for _ in range(4))
+        self.callback, self.start, self.completion = (key_set() for _ in range(3))
         self.hash = new_key()
 
 
@@ -70,7 +70,6 @@ def handler_settings(
             "name": HANDLER,
             "task_queue": "unset",
             "service": {"url": service_url, "allow_insecure": True},
-            "operation_keys": keys.operation,
             "hash_key": keys.hash,
             "callers": {
                 CALLER: {

@@ -130,11 +130,9 @@ def completion(
     token = tokens.mint(
         callback_id=callback_id,
         peer=HANDLER,
-        operation="ProbeService/probe",
         workflow_id=workflow_id,
         run_id=run_id,
         request_id=request_id,
-        attempt=1,
         now=now,
         deadline=now + timedelta(hours=1),
     )

@@ -14,6 +14,7 @@ from bridge.errors import (
     OutcomeUnknownError,
     PeerHandlerError,
     UnavailableError,
+    WrongHandlerError,
     bad_request,
     not_found,
 )
@@ -296,3 +297,10 @@ def test_a_cause_that_is_none_spoils_nothing() -> None:
     error = decode_handler_error(404, multi(JSON), body)
     assert isinstance(error, PeerHandlerError)
     assert (error.type, error.message, error.remote_cause) == (HandlerErrorType.NOT_FOUND, "no", None)
+
+
+def test_a_handler_that_does_not_have_the_operation_answers_421_which_may_be_repeated() -> None:
+    """The caller recognises the error by its mark. The body's type is one that every reader repeats."""
+    status, headers, body = encode_handler_error(WrongHandlerError("elsewhere"))
+    error = decode_handler_error(status, multi(headers), body)
+    assert (status, type(error), error.message, error.retryable) == (421, WrongHandlerError, "elsewhere", True)

@@ -66,6 +66,7 @@ def test_a_start_is_written_as_the_protocol_has_it() -> None:
         operation_timeout=timedelta(seconds=30),
         scheduled_time=NOON,
         attempt=2,
+        operation_token="bmFtZXNwYWNl.Y2FsbA.cGF5bWVudC03",
     )
     path, headers, body = encode_start(start, INPUT, request_timeout=timedelta(seconds=9.999))
     assert path == (
@@ -73,6 +74,7 @@ def test_a_start_is_written_as_the_protocol_has_it() -> None:
     )
     assert body == INPUT.data
     assert headers == {
+        "Nexus-Operation-Token": "bmFtZXNwYWNl.Y2FsbA.cGF5bWVudC03",
         "Content-Type": "application/json",
         "Nexus-Request-Id": "59021fa2",
         "Nexus-Callback-source": "5b00",
@@ -105,6 +107,7 @@ REQUESTS = st.builds(
     headers=st.dictionaries(NAMES, VISIBLE, max_size=3),
     links=st.lists(st.builds(WorkflowRef.to_link, st.just(CALLER)), max_size=2),
     operation_timeout=st.none() | st.integers(0, 10**10).map(lambda each: timedelta(milliseconds=each)),
+    operation_token=st.none() | st.text("abc.-_", min_size=1),
     scheduled_time=st.none() | st.integers(0, 10**12).map(lambda each: datetime.fromtimestamp(each / 1000, UTC)),
     attempt=st.integers(1, 10**6),
 )
@@ -125,6 +128,7 @@ def test_any_start_comes_back_from_the_wire(start: StartRequest, data: bytes) ->
         assert abs(scheduled - start.scheduled_time) < timedelta(milliseconds=1)
     assert (back.service, back.operation, back.request_id) == (start.service, start.operation, start.request_id)
     assert (back.callback_url, back.callback_headers) == (start.callback_url, start.callback_headers)
+    assert back.operation_token == start.operation_token
     assert (list(back.links), back.operation_timeout) == (list(start.links), start.operation_timeout)
     assert back.attempt == start.attempt
 
@@ -276,6 +280,8 @@ def test_further_members_of_a_running_operation_are_ignored() -> None:
         pytest.param(b'{"token":7,"state":"running"}', id="token is a number"),
         pytest.param(b'{"token":"t"}', id="no state"),
         pytest.param(b'{"token":"t","state":"succeeded"}', id="other state"),
+        pytest.param(b'{"token":"t\\nt","state":"running"}', id="token that no header can carry"),
+        pytest.param(b'{"token":"\\u00fc","state":"running"}', id="token that is not ASCII"),
         pytest.param(b'{"token":"' + b"t" * 4097 + b'","state":"running"}', id="token too long"),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.runtime.settings import BridgeSettings, SettingsError, load, require_distinct_keys, require_https
+from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet, new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings, Service
@@ -44,7 +45,6 @@ def handler_tree() -> Tree:
         "name": HANDLER,
         "task_queue": "payments",
         "service": {"url": "https://payments.example"},
-        "operation_keys": plain_key_set("k1"),
         "hash_key": new_key(),
         "callers": {
             CALLER: {
@@ -126,7 +126,7 @@ def test_both_sides_read_their_file(configured: Configured) -> None:
     handler = load(HandlerSettings)
     peer = handler.callers[CALLER]
     assert peer.auth == "signature"
-    assert peer.allow_list.check("https://orders.example/bridge/callbacks/id?sig=x").networks == ()
+    assert allowed_destination("https://orders.example/bridge/callbacks/id?sig=x", peer.callbacks).networks == ()
     assert peer.may_start("PaymentService", "process")
     assert peer.may_start("AuditService", "read")
     assert not peer.may_start("AuditService", "write")
@@ -273,11 +273,13 @@ def test_whitespace_around_a_key_is_dropped(configured: Configured, monkeypatch:
     key = new_key()
     configured(handler_tree())
     monkeypatch.setenv("BRIDGE_HASH_KEY", f" {key}\r\n")
-    monkeypatch.setenv("BRIDGE_OPERATION_KEYS__KEYS__K1", f"{new_key()}\n")
+    monkeypatch.setenv(f"BRIDGE_CALLERS__{CALLER}__START_KEYS__KEYS__K1", f"{new_key()}\n")
     settings = load(HandlerSettings)
     assert settings.hash_key.get_secret_value() == key
-    assert len(settings.operation_keys.raw()["k1"]) == 32
-    assert settings.operation_keys.keys["k1"].get_secret_value().isascii()
+    start_keys = settings.callers[CALLER].start_keys
+    assert start_keys is not None
+    assert len(start_keys.raw()["k1"]) == 32
+    assert start_keys.keys["k1"].get_secret_value().isascii()
     monkeypatch.setenv("BRIDGE_HASH_KEY", key[:20] + "\n" + key[20:])
     assert "hash_key: a key must be base64url text" in message_of(HandlerSettings)
 
@@ -361,7 +363,7 @@ def test_every_missing_field_is_named_at_once() -> None:
     for field in ("name", "handlers", "endpoints"):
         assert f"  {field}: Field required" in message
     assert "BRIDGE_CONFIG" in message
-    for field in ("name", "task_queue", "service", "operation_keys", "hash_key", "callers"):
+    for field in ("name", "task_queue", "service", "hash_key", "callers"):
         assert f"  {field}: Field required" in message_of(HandlerSettings)
 
 
@@ -420,7 +422,7 @@ def test_a_bad_key_set_of_the_caller_is_named_by_its_place(
     assert where.replace("/", ".") + named in message_of(CallerSettings, tree)
 
 
-@pytest.mark.parametrize("where", ["operation_keys", f"callers/{CALLER}/start_keys"])
+@pytest.mark.parametrize("where", [f"callers/{CALLER}/start_keys", f"callers/{CALLER}/completion_keys"])
 @pytest.mark.parametrize(("value", "named"), [pytest.param(*each[1:], id=each[0]) for each in BAD_KEY_SETS])
 def test_a_bad_key_set_of_the_handler_is_named_by_its_place(
     configured: Configured, where: str, value: Any, named: str
@@ -574,8 +576,8 @@ PEER = f"callers/{CALLER}"
             id="one key set for two callers",
         ),
         pytest.param(
-            put("hash_key", lambda tree: tree["operation_keys"]["keys"]["k1"]),
-            "operation_keys and hash_key",
+            put("hash_key", lambda tree: tree["callers"][CALLER]["start_keys"]["keys"]["k1"]),
+            f"hash_key and callers.{CALLER}.start_keys",
             id="hash key in a key set",
         ),
     ],
@@ -618,7 +620,7 @@ def test_without_callbacks_a_caller_gets_none(configured: Configured) -> None:
     tree = handler_tree()
     del tree["callers"][CALLER]["callbacks"]
     configured(tree)
-    assert load(HandlerSettings).callers[CALLER].allow_list.destinations == ()
+    assert load(HandlerSettings).callers[CALLER].callbacks == ()
 
 
 def test_a_caller_that_polls_needs_no_receiver(configured: Configured) -> None:

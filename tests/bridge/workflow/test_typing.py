@@ -24,7 +24,7 @@ GOOD = """
         pytest.param("x", "x", "", id="good"),
         pytest.param('PaymentRequest(order_id="1", amount=1.0)', '"1"', "_InputT", id="wrong input"),
         pytest.param("-> PaymentResponse", "-> str", "Operation[PaymentRequest, str]", id="wrong result"),
-        pytest.param("amount=1.0))", "amount=1.0), timeout=3)", "call-overload", id="unknown parameter"),
+        pytest.param("amount=1.0))", "amount=1.0), timeout=3)", "call-arg", id="unknown parameter"),
     ],
 )
 def test_a_wrong_type_is_a_mypy_error(

@@ -173,6 +173,8 @@ async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -
     await handle.terminate()
 
 
+# The server deletes a run after up to 40 seconds.
+@pytest.mark.part("deletion", short=True)
 async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) -> None:
     """The outcome is no longer in history. The delivery workflow fails with this reason."""
     await answers(world, 503)

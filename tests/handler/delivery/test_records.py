@@ -16,7 +16,6 @@ CALL = CallMemo(
     deadline_ms=0,
 )
 RENEWAL = replace(CALL, callback_url="http://receiver/callbacks/renewal")
-HELD = replace(CALL, callback_url="http://receiver/callbacks/held", held_ms=5000)
 OTHER = replace(CALL, request_id="two")
 POLLING = replace(CALL, request_id="three", callback_url=None)
 
@@ -31,11 +30,5 @@ def kept(*calls: CallMemo | None) -> list[CallMemo]:
 
 def test_each_call_with_a_callback_url_is_delivered_once_to_its_first_url() -> None:
     """An unreadable record, a record without a callback URL and the records of renewals add no delivery."""
-    assert kept(CALL, RENEWAL, None, OTHER, POLLING) == [CALL, OTHER]
+    assert kept(CALL, RENEWAL, None, OTHER, POLLING) == [OTHER, CALL]
     assert kept(None, POLLING) == []
-
-
-def test_a_record_without_a_hold_counts_before_one_with_a_hold() -> None:
-    """The repeat of a cut start is not held, therefore its outcome has to be delivered."""
-    assert kept(HELD, RENEWAL) == [RENEWAL]
-    assert kept(HELD) == [HELD]

@@ -178,7 +178,7 @@ async def test_a_reference_to_a_storage_that_is_not_here_is_a_bad_request() -> N
     reference.external_payloads.add(size_bytes=7)
     with pytest.raises(HandlerError, match="external storage"):
         await SDK.open(reference)
-    with pytest.raises(UnavailableError, match="cannot decode inputs"):
+    with pytest.raises(UnavailableError, match="cannot decode payloads"):
         await Conversion(with_codec(Scrambler())).open(plain("not scrambled"))
 
 

@@ -1,0 +1,90 @@
+"""The callers of a handler service, and how each proves who it is: a signature, a secret, or its network."""
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+from nexusrpc import HandlerError, HandlerErrorType
+
+from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
+from bridge.runtime.incoming_message import IncomingMessage
+from bridge.security.egress import allowed_destination
+from bridge.security.keys import KeySet
+from bridge.security.signatures import MessageKind, MessageVerifier
+from handler.settings import CallerPeer, HandlerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """A caller that the service serves."""
+
+    name: str
+    """Key of the caller in the settings."""
+    peer: CallerPeer
+    """Settings of the caller."""
+    verifier: MessageVerifier | None
+    """None if this caller does not sign."""
+
+    def receive(self, kind: MessageKind, request: web.Request) -> IncomingMessage:
+        """Authenticate *request* as a message of this caller.
+
+        Raises:
+            UntrustedError: The proof of the caller's settings is missing or invalid.
+            nexusrpc.HandlerError: BAD_REQUEST, a header is not part of the protocol or can be read in two ways.
+        """
+        if self.peer.bearer_keys is not None:
+            _check_bearer(self.peer.bearer_keys, request.headers.getall("Authorization", []))
+        elif self.verifier is None:
+            _check_network(self.peer, request)
+        return IncomingMessage(request, kind, self.verifier)
+
+    def callback_in(self, request: web.Request) -> str | None:
+        """Return the callback URL of a start; None if it has none.
+
+        Raises:
+            nexusrpc.HandlerError: BAD_REQUEST, there are several, or the caller's settings do not allow it.
+        """
+        callbacks = request.query.getall("callback", [])
+        if not callbacks:
+            return None
+        if len(callbacks) > 1:
+            message = "more than one callback url"
+            raise bad_request(message)
+        try:
+            allowed_destination(callbacks[0], self.peer.callbacks)
+        except DestinationRefusedError as error:
+            # The deployment is at fault. A caller that signs retries, so that a change of the settings saves its calls.
+            is_retryable = True if self.verifier is not None else None
+            raise HandlerError(str(error), type=HandlerErrorType.BAD_REQUEST, retryable_override=is_retryable) from None
+        return callbacks[0]
+
+
+def callers(settings: HandlerSettings) -> Mapping[str, Caller]:
+    """Return the callers of *settings*, by name."""
+    found = {}
+    for name, peer in settings.callers.items():
+        verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url) if peer.start_keys else None
+        found[name] = Caller(name=name, peer=peer, verifier=verifier)
+    return found
+
+
+def _check_bearer(key_set: KeySet, found: Sequence[str]) -> None:
+    scheme, _, text = found[0].partition(" ") if len(found) == 1 else ("", "", "")
+    given = hashlib.sha256(text.strip().encode(errors="surrogateescape")).digest()
+    # Compare digests against every key, so that timing reveals nothing.
+    known = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in key_set.keys.values()]
+    if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, each) for each in known):
+        reason = "bearer secret missing or unknown"
+        raise UntrustedError(reason)
+
+
+def _check_network(peer: CallerPeer, request: web.Request) -> None:
+    address = request.remote
+    # Behind a proxy, `remote` is the proxy's address and does not identify the sender.
+    is_forwarded = any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via"))
+    if address is None or is_forwarded or not any(ipaddress.ip_address(address) in each for each in peer.networks):
+        reason = "unsigned, and from outside the caller's networks"
+        raise UntrustedError(reason)
