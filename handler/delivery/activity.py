@@ -4,7 +4,6 @@ The dispatcher makes the first attempt without a workflow. If that attempt fails
 people can see. A delivery that was finally refused is a failed workflow: it can be listed and repeated.
 """
 
-import logging
 import random
 from datetime import timedelta
 
@@ -13,6 +12,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.answers import Meaning
+from bridge.runtime.event_log import event_logger
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
@@ -24,7 +24,7 @@ _BUSY_STEP = timedelta(seconds=2)
 NOT_CLOSED = "not closed"
 """Result of a delivery whose run turned out to be open, or continued as another run."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class DeliveryActivities:

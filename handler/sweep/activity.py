@@ -9,7 +9,6 @@ moves by the server's clock. Each query looks back by a window, because visibili
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -24,6 +23,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import describe, keeping_inline
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
@@ -48,7 +48,7 @@ _PLAN_MEMO = "bridge-sweep"
 
 _FORCED = {WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT}
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class SweepActivities:
