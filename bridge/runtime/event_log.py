@@ -30,9 +30,9 @@ SENTENCES = {
     "bridge.codec_failed": "the payload codec failed with {error}: the caller repeats the request",
     "bridge.completion_delivered": "the outcome of {target} was delivered to {caller}: {answer}",
     "bridge.completion_invalid": "Temporal rejected the names in the callback of call {request_id}: {rpc_status}",
-    "bridge.completion_not_delivered": "the outcome of {target} was not delivered to {caller}: {answer}. A delivery "
+    "bridge.completion_not_delivered": "the outcome of {target} was not delivered to {caller}: {reason}. A delivery "
     "workflow repeats it",
-    "bridge.completion_refused": "{caller} refuses the outcome of {target}. After the repair: callback-bridge "
+    "bridge.completion_refused": "{caller} refuses the outcome of {target}: {reason}. After the repair: callback-bridge "
     "deliveries redeliver",
     "bridge.connecting": "connecting to Temporal at {temporal}, namespace {namespace}",
     "bridge.delivery_left_to_renewal": "the outcome of {target} is left to the caller's renewal and the sweep: {error}",

@@ -96,9 +96,10 @@ class CallbackClient:
         }
         if attempted.meaning is Meaning.REFUSED:
             _log.error("bridge.completion_refused", extra=extra)
+        elif attempted.is_done:
+            _log.info("bridge.completion_delivered", extra=extra)
         else:
-            event = "bridge.completion_delivered" if attempted.is_done else "bridge.completion_not_delivered"
-            _log.info(event, extra=extra)
+            _log.info("bridge.completion_not_delivered", extra=extra)
         return attempted
 
     async def _deliver(
