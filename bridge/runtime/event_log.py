@@ -32,8 +32,8 @@ SENTENCES = {
     "bridge.completion_invalid": "Temporal rejected the names in the callback of call {request_id}: {rpc_status}",
     "bridge.completion_not_delivered": "the outcome of {target} was not delivered to {caller}: {reason}. A delivery "
     "workflow repeats it",
-    "bridge.completion_refused": "{caller} refuses the outcome of {target}: {reason}. After the repair: callback-bridge "
-    "deliveries redeliver",
+    "bridge.completion_refused": "{caller} refuses the outcome of {target}: {reason}. After the repair: "
+    "callback-bridge deliveries redeliver",
     "bridge.connecting": "connecting to Temporal at {temporal}, namespace {namespace}",
     "bridge.delivery_left_to_renewal": "the outcome of {target} is left to the caller's renewal and the sweep: {error}",
     "bridge.ending_swept": "the sweep delivered the outcome of {target} to {calls} calls",
