@@ -99,3 +99,20 @@ def not_found(message: str) -> HandlerError:
 def without_text(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """*error* as the `exc_info` of a log record: class and traceback without the text, which may quote a message."""
     return type(error), Exception("(text withheld)"), error.__traceback__
+
+
+_REASONS = {
+    "clock": "clock",
+    "unknown": "unknown peer",
+    "no such peer": "unknown peer",
+    "token": "callback token",
+    "key": "key",
+    "sign": "signature",
+    "digest": "signature",
+}
+"""Labels for the reasons of an `UntrustedError`, by the first word that its text contains."""
+
+
+def reason_label(reason: str) -> str:
+    """Return one of a few words for the reason of an `UntrustedError`."""
+    return next((label for word, label in _REASONS.items() if word in reason), "other")

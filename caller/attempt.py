@@ -5,7 +5,6 @@ therefore sees no exception that it could map, retry or report, and the server r
 report fails, the attempt ends by its start-to-close timeout, and the next attempt begins.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -20,6 +19,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
+from bridge.runtime.event_log import event_logger
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, OperationCall
 from caller.completer import Wait, final_failure
 from caller.renewals import next_delay
@@ -30,7 +30,7 @@ CLOCK_DIFFERENCE = timedelta(seconds=30)
 
 _RPC_TIMEOUT = timedelta(seconds=3)
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class Attempt:

@@ -6,7 +6,6 @@ cancel requests that no handler accepted, with growing delays.
 """
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -17,6 +16,7 @@ from temporalio.service import RPCError
 
 from bridge.errors import BridgeError
 from bridge.protocol.cancel import CancelRequest
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.attempt import waiting_converter
@@ -26,7 +26,7 @@ from caller.started_operation import StartedOperation
 _REQUEST_TIMEOUT = timedelta(seconds=5)
 """Shorter than the timeout of other requests, because the workflow task waits for the answer."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class CancelActivities:

@@ -9,12 +9,12 @@ receipt, which distinguishes a repeat from a conflict and from a wait that ended
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import Any
+from urllib.parse import quote, unquote
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
 from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
@@ -33,7 +33,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import describe, is_missing, is_open, newest_events
+from bridge.security.redaction import one_line
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
 
 BUDGET = timedelta(seconds=6)
@@ -43,7 +45,7 @@ _RPC_TIMEOUT = timedelta(seconds=3)
 _MAX_IDENTITY_BYTES = 1000
 _HISTORY_PAGE = 256
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +84,13 @@ class CompletionAnswer(Enum):
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
     """Return the receipt of an outcome: the text for the close event's `identity`.
 
-    Equal outcomes have equal text up to the first space. After the space follows the target's name for people.
+    The target's name for people comes first. Equal outcomes have an equal last word.
     """
     run_id = target.run_id if target is not None else _digest(outcome)
-    text = f"bridge:{request_id}:{run_id}:{outcome.state.value}"
-    if target is not None:
-        text += f" {target.namespace}/{target.workflow_id}"
-    return text.encode()[:_MAX_IDENTITY_BYTES].decode(errors="ignore")
+    facts = f"bridge:{request_id}:{quote(run_id)[:400]}:{outcome.state.value}"
+    name = "" if target is None else one_line(f"{target.namespace}/{target.workflow_id}", _MAX_IDENTITY_BYTES)
+    room = _MAX_IDENTITY_BYTES - len(facts) - 1
+    return f"{name.encode()[:room].decode(errors='ignore')} {facts}".lstrip()
 
 
 def _digest(outcome: Outcome) -> str:
@@ -250,17 +252,17 @@ class Completer:
         while True:
             page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
-                if event.event_type in _CLOSINGS:
-                    if _identity(event).startswith(f"bridge:{wait.request_id}:"):
+                if event.event_type in CLOSINGS:
+                    if (_facts(_identity(event)) or "").startswith(f"bridge:{wait.request_id}:"):
                         return event
-                    closings[_attributes(event).scheduled_event_id] = event
+                    closings[event_attributes(event).scheduled_event_id] = event
                 elif event.activity_task_scheduled_event_attributes.activity_id == wait.request_id:
                     return closings.get(event.event_id)
             if not (token := page.next_page_token):
                 return None
 
 
-_CLOSINGS = {
+CLOSINGS = {
     EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
     EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
     EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
@@ -278,18 +280,41 @@ def _is_stopped(event: HistoryEvent) -> bool:
     )
 
 
-def _attributes(event: HistoryEvent) -> Any:
+def event_attributes(event: HistoryEvent) -> Any:
+    """Return the member of *event* that holds its attributes."""
     return getattr(event, event.WhichOneof("attributes") or "")
 
 
 def _identity(event: HistoryEvent) -> str:
     # The event of a timeout has no identity.
-    return str(getattr(_attributes(event), "identity", ""))
+    return str(getattr(event_attributes(event), "identity", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What the close event of a waiting activity shows about the outcome."""
+
+    target: WorkflowRef | None
+    """The run whose outcome it is; None if the handler named none."""
+    state: str
+    """State of the operation."""
+
+
+def read_receipt(event: HistoryEvent) -> Receipt | None:
+    """Return the receipt in an event that closed a waiting activity; None if the wait ended without an outcome."""
+    name, _, _ = (identity := _identity(event)).rpartition(" ")
+    if (facts := _facts(identity)) is None:
+        return None
+    _, run_id, state = facts.rsplit(":", 2)
+    namespace, _, workflow_id = name.partition("/")
+    target = WorkflowRef(namespace=namespace, workflow_id=workflow_id, run_id=unquote(run_id)) if workflow_id else None
+    return Receipt(target=target, state=state)
 
 
 def _facts(identity: str) -> str | None:
-    """Return the part of a receipt that is equal for equal outcomes; None if *identity* is not a receipt."""
-    return identity.partition(" ")[0] if identity.startswith("bridge:") else None
+    """Return the last word of a receipt, which is equal for equal outcomes; None if *identity* is not a receipt."""
+    last = identity.rpartition(" ")[2]
+    return last if last.startswith("bridge:") and last.count(":") > 2 else None
 
 
 def final_failure(failure: Failure) -> Failure:

@@ -16,7 +16,9 @@ from bridge.protocol.echo import Echo, decode_echo
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_client import PeerClient
+from bridge.runtime.tracing import trace_headers
 from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
@@ -52,12 +54,14 @@ class ResolvedEndpoint:
 class Endpoints:
     """The configured endpoints of one caller."""
 
-    def __init__(self, settings: CallerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, settings: CallerSettings, *, http: HttpClient, metrics: Metrics, clock: Callable[[], datetime]
+    ) -> None:
         self._resolved: dict[str, ResolvedEndpoint] = {}
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
-        self._peers = PeerClient(http, clock=clock)
+        self._peers = PeerClient(http, metrics=metrics, clock=clock)
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start with a fresh signature, and read the answer.
@@ -109,6 +113,8 @@ class Endpoints:
     ) -> T:
         resolved = self.resolve(name)
         path, headers, body = message
+        if resolved.peer.trace != "off":
+            headers = headers | trace_headers()
         try:
             answer = await self._peers.post(
                 *(sent, resolved.endpoint.handler, resolved.endpoint.url + path, headers, body),

@@ -13,8 +13,9 @@ from typing import Any
 
 from temporalio import activity, worker, workflow
 
-from bridge.workflow.call import CALL_ENDED, OWN_ACTIVITIES
+from bridge.workflow.call import CALL_ENDED, COUNT_CALL, OWN_ACTIVITIES
 from bridge.workflow.own_activity import STARTING
+from caller.calls import Calls
 from caller.waiting_activity import OperationActivities
 
 _UNSET = ("task_queue", "schedule_to_start_timeout", "start_to_close_timeout", "heartbeat_timeout")
@@ -22,11 +23,37 @@ _NEUTRAL = dict.fromkeys((*_UNSET, "local_retry_threshold", "arg_types"))
 """Options that one of the bridge's activities leaves unset, by field names of the inputs."""
 
 
+_METADATA_QUERY = "__temporal_workflow_metadata"
+_DESCRIBE_CALLS = "bridge.describe_calls"
+_READ_S = 1.0
+"""Limit for reading a run's calls. The SDK considers a workflow task stuck after 2 seconds."""
+
+
 class CallerInterceptor(worker.Interceptor):
     """Put it first in a worker's list: outermost around an activity, and last before a workflow's command."""
 
-    def __init__(self, activities: OperationActivities) -> None:
+    def __init__(self, activities: OperationActivities, *, ui_url: Callable[[str], str | None]) -> None:
+        """*ui_url* returns the base URL of the UI of the handler behind an endpoint, None if it is unknown."""
         self._activities = activities
+        self._ui_url = ui_url
+        self._serving: tuple[worker.Worker, asyncio.AbstractEventLoop] | None = None
+
+    def serve(self, running: worker.Worker) -> None:
+        """From now on describe calls with the present client of *running*, in the running event loop."""
+        self._serving = running, asyncio.get_running_loop()
+
+    def _describe_calls(self, workflow_id: str, run_id: str) -> str:
+        """Return Markdown about the calls of a run. Called in a workflow's thread, and only to answer a query."""
+        if self._serving is None:
+            return ""
+        running, loop = self._serving
+        details = Calls(client=running.client, ui_url=self._ui_url).details(workflow_id, run_id)
+        reading = asyncio.run_coroutine_threadsafe(details, loop)
+        try:
+            return reading.result(_READ_S)
+        except Exception:  # noqa: BLE001 - these details are optional: any error only leaves them out
+            reading.cancel()
+            return ""
 
     def intercept_activity(self, next: worker.ActivityInboundInterceptor) -> worker.ActivityInboundInterceptor:  # noqa: A002
         """Guard our activities from the interceptors after this one."""
@@ -38,6 +65,8 @@ class CallerInterceptor(worker.Interceptor):
     ) -> type[worker.WorkflowInboundInterceptor] | None:
         """Guard our commands, and add a function that workflow code can call from inside the sandbox."""
         input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
+        input.unsafe_extern_functions[COUNT_CALL] = self._activities.count
+        input.unsafe_extern_functions[_DESCRIBE_CALLS] = self._describe_calls
         return _WorkflowGuard
 
 
@@ -79,6 +108,18 @@ class _WorkflowGuard(worker.WorkflowInboundInterceptor):
         else:
             before.next = guard
         super().init(outbound)
+
+    async def handle_query(self, input: worker.HandleQueryInput) -> Any:  # noqa: A002
+        """Show the calls and their targets as the current details of a workflow whose author sets none.
+
+        Temporal's UI queries the details, also of a closed run. Workflow code cannot provide them, because a completion
+        gives it only the result. They are read from history when they are queried, and nothing is recorded.
+        """
+        answer = await super().handle_query(input)
+        if input.query == _METADATA_QUERY and not answer.current_details:
+            info, describe = workflow.info(), workflow.extern_functions().get(_DESCRIBE_CALLS)
+            answer.current_details = describe(info.workflow_id, info.run_id) if describe is not None else ""
+        return answer
 
 
 class _CommandGuard(worker.WorkflowOutboundInterceptor):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from temporalio.worker import Worker, WorkerConfig
 
+from bridge.runtime.metrics import Metrics
 from bridge.runtime.settings import load
 from bridge.runtime.worker_plugin import SessionPlugin
 from caller.callback_urls import CallbackUrls
@@ -56,12 +57,14 @@ class CallerPlugin(SessionPlugin):
         client, settings = config["client"], self._settings
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
-        endpoints = Endpoints(settings, http=self.http, clock=self._clock)
+        metrics = Metrics.of(client)
+        endpoints = Endpoints(settings, http=self.http, metrics=metrics, clock=self._clock)
         activities = OperationActivities(
             endpoints=endpoints,
             callbacks=None
             if settings.receiver is None
             else CallbackUrls(receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)),
+            metrics=metrics,
             clock=self._clock,
         )
         cancels = CancelActivities(endpoints=endpoints)
@@ -69,7 +72,10 @@ class CallerPlugin(SessionPlugin):
         own = (activities.start_operation, cancels.cancel_operations)
         self._endpoints = endpoints
         config["activities"] = [*config.get("activities", ()), *own]
-        config["interceptors"] = [CallerInterceptor(activities), *config.get("interceptors", ())]
+        config["interceptors"] = [
+            CallerInterceptor(activities, ui_url=settings.ui_url),
+            *config.get("interceptors", ()),
+        ]
         return super().configure_worker(config)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
@@ -77,6 +83,9 @@ class CallerPlugin(SessionPlugin):
 
         At the same time check whether the endpoints are ready for calls.
         """
+        for each in worker.config(active_config=True).get("interceptors", ()):
+            if isinstance(each, CallerInterceptor):
+                each.serve(worker)
         async with self._receiver.serving(worker.client) if self._receiver is not None else nullcontext():
             if self._endpoints is not None and self._check is None:
                 receiver = self._settings.receiver

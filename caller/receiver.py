@@ -5,7 +5,6 @@ may end it. Then the message signature of that handler: over the headers before 
 before it is parsed. The receiver keeps no state, therefore any number of copies may run.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -20,10 +19,13 @@ from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_server import FACTS, answer, route
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
+from bridge.runtime.metrics import Metrics, request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
+from bridge.runtime.tracing import span, trace_fields
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS
 from bridge.security.signatures import MessageKind
 from caller.completer import Completer, CompletionAnswer, Wait
@@ -31,7 +33,7 @@ from caller.settings import CallerSettings
 
 GONE = 410
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 def create_app(
@@ -50,13 +52,14 @@ def create_app(
         raise SettingsError(message)
 
     async def prepare(app: web.Application) -> None:
-        connected = client if client is not None else await connect(settings.data_converter)
+        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
         app[_RECEIVER] = _Receiver(settings, connected, clock)
 
     async def is_ready() -> bool:
         return await app[_RECEIVER].namespace.is_reachable()
 
     app = http_server.create_app(is_ready)
+    app.middlewares.insert(0, request_metrics("receiver", lambda: app[_RECEIVER].metrics))
     app.on_startup.append(prepare)
     app.router.add_post("/callbacks", route(_RECEIVER, _Receiver.echo))
     app.router.add_post("/callbacks/{callback_id}", route(_RECEIVER, _Receiver.complete))
@@ -68,11 +71,13 @@ class _Receiver:
 
     def __init__(self, settings: CallerSettings, client: Client, clock: Callable[[], datetime]) -> None:
         self.namespace = Namespace(client, clock=clock)
+        self.metrics = Metrics.of(client)
         self._name = settings.name
         self._completer = Completer(client=client)
         self._tokens = settings.callback_tokens(client.namespace)
         self._verifiers = settings.completion_verifiers()
         self._shares_storage = settings.shares_storage
+        self._trace_mode = settings.trace_mode
         self._clock = clock
 
     async def echo(self, request: web.Request) -> web.Response:
@@ -84,6 +89,7 @@ class _Receiver:
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""
         facts = request[FACTS]
+        facts["bridge.message"] = "completion"
         text = request.query.getall("sig", [])
         if len(text) != 1 or len(text[0]) > MAX_TOKEN_CHARACTERS:
             reason = "callback token missing, repeated or too long"
@@ -95,6 +101,7 @@ class _Receiver:
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if message.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question: does the call still wait? Answering it completes nothing.
+            facts["bridge.message"] = "question"
             return _respond(await self._completer.is_waiting(wait))
         completion = decode_completion(message.headers, message.links, body)
         content = completion.outcome.result or completion.outcome.failure
@@ -106,8 +113,13 @@ class _Receiver:
             refusal = "the outcome is too large to complete an activity with"
             raise bad_request(refusal)
         is_late = claims.is_over(self._clock())
-        result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
+        with span("bridge.complete", request.headers, self._trace_mode(claims.peer)):
+            facts |= trace_fields()
+            result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
+        if result is CompletionAnswer.COMPLETED and completion.close_time is not None:
+            since_close = self._clock() - completion.close_time
+            self.metrics.observe("bridge_callback_to_resume", since_close, handler=claims.peer)
         return _respond(result)
 
 

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
 from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.runtime.tracing import TraceMode
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet
@@ -26,6 +27,10 @@ class HandlerPeer(BaseModel):
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. If so, inputs and outcomes may cross as
     references that a data converter made. If not, an outcome that is a reference is not accepted."""
+    trace: TraceMode = "continue"
+    """Whether its spans belong to our traces. See `TraceMode`."""
+    ui_url: HttpUrl | None = None
+    """Base URL of its Temporal UI. Calls then link to the workflow that carries them out."""
 
 
 class Endpoint(BaseModel):
@@ -132,6 +137,15 @@ class CallerSettings(BridgeSettings):
     def shares_storage(self, handler: str) -> bool:
         """Whether *handler* uses the same external storage."""
         return handler in self.handlers and self.handlers[handler].shares_storage
+
+    def trace_mode(self, handler: str) -> TraceMode:
+        """Whether our spans belong to the traces of *handler*."""
+        return self.handlers[handler].trace if handler in self.handlers else "off"
+
+    def ui_url(self, endpoint: str) -> str | None:
+        """Base URL of the Temporal UI of the handler behind *endpoint*; None if the settings do not name it."""
+        found = self.endpoints.get(endpoint)
+        return None if found is None else self.handlers[found.handler].ui_url
 
     def callback_tokens(self, namespace: str) -> CallbackTokens:
         """Return the minter and verifier of callback tokens for our workflows in *namespace*.

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.start import Running
-from bridge.security.redaction import readable
+from bridge.security.packing import packed, unpacked
+from bridge.security.redaction import one_line
 from bridge.workflow.call import Transport
 
 
@@ -19,31 +20,50 @@ from bridge.workflow.call import Transport
 class StartedOperation:
     """The heartbeat details of a started operation. Never rename a field: later releases read the recorded details."""
 
-    operation_token: str
-    """The handler's token for the operation; empty if the details do not hold it."""
     target: str
     """For people: namespace, workflow and run."""
     link: str = ""
-    """URL of the target's run in the form of a Temporal link; empty if the handler names no run."""
+    """The target's page in the handler's UI. Without `ui_url` in the settings a Temporal link; empty without a run."""
     started_ms: int = 0
     """When the first 201 was received, Unix time in milliseconds; 0 if an early release recorded the details."""
     transport: Transport | None = None
     """Transport with which the operation was started; None if an early release recorded the details."""
+    token_packed: str = ""
+    """Made by `packed` from the handler's token for the operation, so that no token is in plain sight. The
+    name sorts after `link` and `target`, because JSON lists fields by name."""
+
+    @property
+    def operation_token(self) -> str:
+        """The handler's token for the operation; empty if the details do not hold it."""
+        try:
+            return str(unpacked(self.token_packed))
+        except ValueError:
+            return ""
 
     @property
     def started(self) -> datetime | None:
         """`started_ms` as an instant; None if it is unknown."""
         return datetime.fromtimestamp(self.started_ms / 1000, UTC) if self.started_ms else None
 
+    @property
+    def page(self) -> str:
+        """The target's page in the handler's UI; empty if the settings did not name the UI."""
+        return self.link if self.link.startswith("http") else ""
+
     @classmethod
-    def from_answer(cls, answer: Running, *, transport: Transport, started: datetime) -> Self:
-        """Describe the operation of a 201 that was received at *started*."""
+    def from_answer(
+        cls, answer: Running, *, transport: Transport, started: datetime, ui_url: str | None = None
+    ) -> Self:
+        """Describe the operation of a 201 that was received at *started*. *ui_url* is that of the handler's UI."""
+        link = ""
+        if answer.target is not None:
+            link = answer.target.to_link().url if ui_url is None else answer.target.ui_url(ui_url)
         return cls(
-            operation_token=answer.operation_token,
             target=describe_target(answer.target),
-            link="" if answer.target is None else answer.target.to_link().url,
+            link=link,
             started_ms=int(started.timestamp() * 1000),
             transport=transport,
+            token_packed=packed(answer.operation_token),
         )
 
     @classmethod
@@ -57,11 +77,11 @@ class StartedOperation:
         found = details[0] if isinstance(details[0], Mapping) else getattr(details[0], "__dict__", {})
         kept = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
         # Details prove a 201 even if fields are missing.
-        return cls(**{"operation_token": "", "target": "", **kept})
+        return cls(**{"target": "", **kept})
 
 
 def describe_target(target: WorkflowRef | None) -> str:
     """Return the target's name for people."""
     if target is None:
         return "the operation"
-    return readable(f"{target.namespace}/{target.workflow_id} (run {target.run_id})", 1000)
+    return one_line(f"{target.namespace}/{target.workflow_id} (run {target.run_id})", 1000)

@@ -4,13 +4,13 @@ A wrong key, a wrong clock, a wrong URL or a callback host that is not allowed e
 The check therefore reports these faults before the first call.
 """
 
-import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from bridge.runtime.event_log import event_logger
 from caller.endpoints import Endpoints, NotStartedError
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 async def check_endpoints(endpoints: Endpoints, *, callback: str | None, clock: Callable[[], datetime]) -> None:

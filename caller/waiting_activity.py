@@ -8,10 +8,10 @@ ends even if a message is lost, and the attempts add no events to the caller's h
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import random
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -24,6 +24,8 @@ from temporalio.service import RPCError
 from bridge.errors import OutcomeUnknownError, PeerHandlerError, bad_request
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import Running, StartRequest
+from bridge.runtime.event_log import event_logger
+from bridge.runtime.metrics import Metrics
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
@@ -38,7 +40,7 @@ HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 _DETAILS_DELAY = timedelta(seconds=1)
 """Delay before an attempt records the target's name. A call that ends earlier costs the server no write."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class OperationActivities:
@@ -49,12 +51,14 @@ class OperationActivities:
         *,
         endpoints: Endpoints,
         callbacks: CallbackUrls | None,
+        metrics: Metrics,
         clock: Callable[[], datetime],
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, keeps no secret
     ) -> None:
         """*callbacks* is None if the settings have no receiver."""
         self._endpoints = endpoints
         self._callbacks = callbacks
+        self._metrics = metrics
         self._clock = clock
         self._jitter = jitter
         self._held: dict[str, asyncio.Task[None]] = {}
@@ -70,8 +74,10 @@ class OperationActivities:
         if remaining <= timedelta(0):
             activity.raise_complete_async()
         poll: timedelta | None = None
+        host = "?"
         try:
             resolved = self._endpoints.resolve(call.endpoint)
+            host = urlsplit(resolved.endpoint.url).netloc
             # A call keeps the transport with which it was started, even if the settings have changed since.
             transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
             poll = timedelta(seconds=resolved.endpoint.poll_interval_s) if transport == "poll" else None
@@ -81,24 +87,33 @@ class OperationActivities:
         except (HandlerError, NotStartedError) as error:
             # An error that is not of a request: the caller's own settings or the size of its input are at fault.
             refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
+            self._count_renewal(attempt, "not answered", poll=poll)
             await _explain(refused.reason, attempt.client.data_converter)
-            await _end_not_started(attempt, refused, poll=poll)
+            await _end_not_started(attempt, refused, host=host, poll=poll)
         else:
             if isinstance(answer, Running):
-                await self._end_running(attempt, answer, transport, poll=poll)
+                self._count_renewal(attempt, "running", poll=poll)
+                found = StartedOperation.from_answer(
+                    answer, transport=transport, started=attempt.now(), ui_url=resolved.peer.ui_url
+                )
+                await self._end_running(attempt, answer, found, poll=poll)
             else:
+                self._count_renewal(attempt, "outcome", poll=poll)
                 outcome = answer.outcome.within_size_limit()
                 await Completer(client=attempt.client).complete(attempt.wait, outcome, answer.target)
         activity.raise_complete_async()
 
+    def _count_renewal(self, attempt: Attempt, result: str, *, poll: timedelta | None) -> None:
+        if attempt.info.attempt > 1 and poll is None:
+            self._metrics.count("bridge_renewals", endpoint=attempt.call.endpoint, result=result)
+
     async def _end_running(
-        self, attempt: Attempt, answer: Running, transport: Transport, *, poll: timedelta | None
+        self, attempt: Attempt, answer: Running, found: StartedOperation, *, poll: timedelta | None
     ) -> None:
         """Report an attempt that was answered 201 (still running), or hold it open for its lease."""
         call, earlier = attempt.call, attempt.known
-        found = StartedOperation.from_answer(answer, transport=transport, started=attempt.now())
         known = earlier if earlier is not None and earlier.operation_token else found
-        message = f"still running: {found.target}"
+        message = f"still running: {found.target} {found.page}".rstrip()
         if attempt.info.attempt > 1 or poll is not None:
             await _record(attempt, known, progress=answer.progress)
             wanted = poll or renewal_step(call, now=attempt.now(), jitter=self._jitter())
@@ -139,6 +154,16 @@ class OperationActivities:
         """Stop holding an attempt whose call has ended. May be called from any thread, as workflows do."""
         if (task := self._held.get(request_id)) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def count(self, call: OperationCall, outcome: str, seconds: float) -> None:
+        """Count a call whose wait has ended. May be called from any thread, as workflows do."""
+        endpoint, transport = "unknown", call.transport
+        with contextlib.suppress(HandlerError):
+            transport = transport or self._endpoints.resolve(call.endpoint).endpoint.transport
+            endpoint = call.endpoint
+        labels = {"endpoint": endpoint, "operation": f"{call.service}/{call.operation}"}
+        self._metrics.count("bridge_calls", **labels, transport=transport or "unknown", outcome=outcome)
+        self._metrics.observe("bridge_call_duration", timedelta(seconds=seconds), **labels)
 
     def _request(self, attempt: Attempt, resolved: ResolvedEndpoint, transport: Transport) -> StartRequest:
         call, now, is_known = attempt.call, attempt.now(), attempt.known is not None
@@ -185,7 +210,7 @@ class OperationActivities:
             await asyncio.wait_for(self._is_closing.wait(), delay.total_seconds())
 
 
-async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> None:
+async def _end_not_started(attempt: Attempt, error: NotStartedError, *, host: str, poll: timedelta | None) -> None:
     call, known, reason = attempt.call, attempt.known, error.reason
     # Once the operation is known to run, a refusal does not end the call: a wrong key or a proxy's 404 must not fail a
     # healthy payment. Only OutcomeUnknownError does, because it says that the outcome is lost.
@@ -194,19 +219,20 @@ async def _end_not_started(attempt: Attempt, error: NotStartedError, *, poll: ti
     ):
         await attempt.fail(reason)
         return
-    _log.warning(
-        "bridge.handler_not_reached: %s",
-        error,
-        extra={
-            "bridge.request_id": attempt.info.activity_id,
-            "bridge.endpoint": call.endpoint,
-            "bridge.attempt": attempt.info.attempt,
-            "bridge.reason": str(error),
-        },
-    )
     # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.
     retry_after = error.retry_after or timedelta(0)
     wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
+    _log.warning(
+        "bridge.handler_not_reached",
+        extra={
+            "bridge.request_id": attempt.info.activity_id,
+            "bridge.endpoint": call.endpoint,
+            "bridge.host": host,
+            "bridge.attempt": attempt.info.attempt,
+            "bridge.reason": str(error),
+            "bridge.next_s": round(wanted.total_seconds(), 1),
+        },
+    )
     await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, known=known)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker, WorkerConfig
 
+from bridge.runtime.metrics import Metrics
 from bridge.runtime.present_client import present_client
 from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
@@ -19,6 +20,7 @@ from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
+from handler.delivery.undelivered import OnUndelivered, UndeliveredActivities
 from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
@@ -34,9 +36,18 @@ class HandlerPlugin(SessionPlugin):
     """Give it to the worker that runs the targets: `Worker(..., plugins=[HandlerPlugin()])`."""
 
     def __init__(
-        self, settings: HandlerSettings | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        settings: HandlerSettings | None = None,
+        *,
+        on_undelivered: OnUndelivered | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Read the settings if none are given.
+
+        Args:
+            settings: The handler's settings.
+            on_undelivered: Called when a delivery ends without being accepted.
+            clock: Returns the time.
 
         Raises:
             bridge.runtime.settings.SettingsError: The settings cannot be used.
@@ -44,6 +55,7 @@ class HandlerPlugin(SessionPlugin):
         super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(HandlerSettings)
         self._clock = clock
+        self._on_undelivered = on_undelivered
         self._deliveries: list[DeliveryInterceptor] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
@@ -51,7 +63,9 @@ class HandlerPlugin(SessionPlugin):
         if is_reporting(config.get("workflow_runner")):
             return config
         config = super().configure_worker(config)
-        callbacks = CallbackClient(self._settings, http=self.http, clock=self._clock)
+        metrics = Metrics.of(config["client"])
+        callbacks = CallbackClient(self._settings, http=self.http, metrics=metrics, clock=self._clock)
+        undelivered = UndeliveredActivities(metrics=metrics, hook=self._on_undelivered)
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
         deliveries = DeliveryActivities(callbacks=callbacks)
         abandoned = AbandonedActivities(
@@ -65,7 +79,7 @@ class HandlerPlugin(SessionPlugin):
             native = self._nexus_services(present_client(config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
         own = (deliveries.deliver_completion, sweeps.sweep, abandoned.watch_callers, abandoned.cancel_abandoned)
-        config["activities"] = [*config.get("activities", ()), *own]
+        config["activities"] = [*config.get("activities", ()), *own, undelivered.report_undelivered]
         versioning = config.get("deployment_config")
         if versioning is not None and versioning.use_worker_versioning:
             workflows: list[type] = [VersionedDeliveryWorkflow, VersionedSweepWorkflow]

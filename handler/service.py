@@ -3,7 +3,8 @@
 It keeps no state, therefore any number of copies may run. `{caller}` in a route only selects the keys that must verify.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +26,15 @@ from bridge.runtime import http_server
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import FACTS, answer, route
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
+from bridge.runtime.metrics import Metrics, request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
+from bridge.runtime.tracing import span, trace_fields
 from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
+from handler.delivery.watch import watch_deliveries
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
@@ -97,12 +101,13 @@ def create_app(
     served = Served.by(module)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        connected = client if client is not None else await connect(settings.data_converter)
+        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
         threads = executor or BoundedThreads()
         http = HttpClient(user_agent=USER_AGENT)
         app[_SERVICE] = _Service(
             settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
         )
+        watching = asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers))
         try:
             if settings.sweep:
                 try:
@@ -111,6 +116,7 @@ def create_app(
                     raise SettingsError(str(error)) from None
             yield
         finally:
+            watching.cancel()
             await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.
@@ -123,6 +129,7 @@ def create_app(
         app[_SERVICE].holds.close()
 
     app = http_server.create_app(is_ready)
+    app.middlewares.insert(0, request_metrics("handler", lambda: app[_SERVICE].metrics))
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.
@@ -150,7 +157,8 @@ class _Service:
         clock: Callable[[], datetime],
     ) -> None:
         """Raises SettingsError if an operation is claimed twice."""
-        self._callbacks = CallbackClient(settings, http=http, clock=clock)
+        self.metrics = Metrics.of(client)
+        self._callbacks = CallbackClient(settings, http=http, metrics=self.metrics, clock=clock)
         self.namespace = Namespace(client, clock=clock)
         self._name = settings.name
         self._clock = clock
@@ -180,11 +188,16 @@ class _Service:
 
     async def start(self, request: web.Request) -> web.Response:
         """Start an operation, or answer a repeated start with the operation's state."""
-        facts, names = request[FACTS], request.match_info
         caller, message = self._received(request, MessageKind.START)
+        with span("bridge.start", request.headers, caller.peer.trace):
+            request[FACTS].update(trace_fields())
+            return await self._start(request, caller, message)
+
+    async def _start(self, request: web.Request, caller: Caller, message: IncomingMessage) -> web.Response:
+        facts, names = request[FACTS], request.match_info
         facts["bridge.request_id"] = message.headers.get(REQUEST_ID, "")[:255]
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
-        target = self._authorised(caller, names)
+        target = self._authorised(caller, request)
         start_request = decode_start(
             names["service"],
             names["operation"],
@@ -212,7 +225,7 @@ class _Service:
         """Request the end of an operation."""
         names = request.match_info
         caller, message = self._received(request, MessageKind.CANCEL)
-        target = self._authorised(caller, names)
+        target = self._authorised(caller, request)
         token = decode_cancel(message.headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
         await message.body()
         await self._canceler.cancel(caller.name, target, token)
@@ -228,18 +241,19 @@ class _Service:
         return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem)))
 
     def _received(self, request: web.Request, kind: MessageKind) -> tuple[Caller, IncomingMessage]:
+        request[FACTS]["bridge.message"] = kind.name.lower()
         caller = known_peer(self._callers, request.match_info["caller"])
         message = caller.receive(kind, request)
         request[FACTS]["bridge.caller"] = caller.name
         return caller, message
 
-    def _authorised(self, caller: Caller, names: Mapping[str, str]) -> Target | None:
+    def _authorised(self, caller: Caller, request: web.Request) -> Target | None:
         """Return the operation's target; None if one of the service handlers has the operation.
 
         Raises:
             nexusrpc.HandlerError: NOT_FOUND, no such operation; UNAUTHORIZED, this caller may not start it.
         """
-        service, operation = names["service"], names["operation"]
+        service, operation = request.match_info["service"], request.match_info["operation"]
         target = self._targets.get(service, operation)
         if target is None and (service, operation) not in self._operations.names:
             is_known = self._targets.has_service(service) or any(service == each for each, _ in self._operations.names)
@@ -248,6 +262,7 @@ class _Service:
         if not caller.peer.may_start(service, operation):
             message = "this caller may not start this operation"
             raise HandlerError(message, type=HandlerErrorType.UNAUTHORIZED)
+        request[FACTS]["bridge.operation"] = f"{service}/{operation}"
         return target
 
     async def _refuse_other_handlers(self, operation_token: str | None) -> None:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
 from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
@@ -44,6 +45,10 @@ class CallerPeer(BaseModel):
     unchanged. If not, the handler replaces references by their values."""
     shows_terminations: bool = False
     """Whether it gets the identity and the reason of a termination. Our operators write both for themselves."""
+    trace: TraceMode = "continue"
+    """Whether our spans belong to its traces. See `TraceMode`."""
+    ui_url: HttpUrl | None = None
+    """Base URL of its Temporal UI. Targets then link to the workflow that called them."""
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
@@ -143,6 +148,10 @@ class HandlerSettings(BridgeSettings):
         require_distinct_keys(key_sets)
         self.check_host(self.service.host)
         return self
+
+    def ui_url(self, caller: str) -> str | None:
+        """Base URL of the Temporal UI of *caller*; None if the settings do not name it."""
+        return self.callers[caller].ui_url if caller in self.callers else None
 
     def check_host(self, host: str) -> None:
         """Refuse a public *host* if a caller is authenticated only by its network.

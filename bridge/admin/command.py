@@ -12,11 +12,11 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import CycloptsError, Parameter, validators
 
+from bridge.runtime.event_log import LogFormat
 from bridge.runtime.settings import SettingsError
 
 NAME = "callback-bridge"
@@ -24,32 +24,6 @@ NAME = "callback-bridge"
 
 class CommandError(Exception):
     """A command cannot be carried out. The text names the reason and a remedy. The process ends with code 1."""
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, event, and the fields given as `extra` under `bridge.…`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """*record* as one line of JSON."""
-        entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        }
-        entry |= {name: value for name, value in vars(record).items() if name.startswith("bridge.")}
-        if record.exc_info:
-            entry["trace"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
-
-
-def configure_logging(level: str) -> None:
-    """Log JSON lines of *level* and above to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # The SDK's core warns about a heartbeat after a completion, and prints the task token.
-    logging.getLogger("temporalio.worker").setLevel(max(logging.ERROR, logging.getLevelName(level.upper())))
 
 
 @Parameter(name="*")
@@ -65,6 +39,8 @@ class ServeOptions:
     """Let several processes share the port (SO_REUSEPORT)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level that is logged."""
+    log_format: LogFormat | None = None
+    """Form of the log lines. By default text on a terminal, and JSON elsewhere."""
 
 
 def announce(service: str, url: str) -> None:

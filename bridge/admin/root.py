@@ -21,6 +21,8 @@ from bridge.security.keys import new_key
 COMMANDS = {
     "receiver": "caller.admin.serve:receiver",
     "handler": "handler.admin.serve:handler",
+    "calls": "caller.admin.calls:calls",
+    "runs": "handler.admin.runs:runs",
     "deliveries": "handler.admin.command:deliveries",
 }
 
@@ -31,6 +33,7 @@ Examples:
     BRIDGE_CONFIG=caller.toml callback-bridge receiver serve
     BRIDGE_CONFIG=handler.toml callback-bridge handler serve \\
         --module payments --with-worker
+    callback-bridge calls show order-7
     callback-bridge deliveries list --json
 
 Environment:

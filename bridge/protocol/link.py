@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import quote
 
 import nexusrpc
 from temporalio.api.common.v1 import Link
@@ -44,6 +45,11 @@ class WorkflowRef:
                 event = temporal.workflow_event
                 return cls(namespace=event.namespace, workflow_id=event.workflow_id, run_id=event.run_id)
         return None
+
+    def ui_url(self, base: str) -> str:
+        """The page of this run in the Temporal UI at *base*. Every id is percent-encoded."""
+        names = (quote(each, safe="") for each in (self.namespace, self.workflow_id, self.run_id))
+        return "{}/namespaces/{}/workflows/{}/{}/history".format(base, *names)
 
     def to_link(self) -> nexusrpc.Link:
         """A link to the first event of this run."""

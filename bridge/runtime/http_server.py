@@ -24,13 +24,15 @@ from bridge.errors import (
     UntrustedError,
     bad_request,
     not_found,
+    reason_label,
     without_text,
 )
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.incoming_message import LIVE, PROOF
-from bridge.security.redaction import redacted
+from bridge.security.redaction import plain
 
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 _SERVER = "bridge"
@@ -39,7 +41,7 @@ _MAX_HEADER_BYTES = 2900
 """Largest headers of an answer before it is signed. The signature and aiohttp's own headers bring them to 3.5 KiB at
 most. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 Facts = dict[str, str | int]
 FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
@@ -117,6 +119,7 @@ def _error_answer(request: web.Request, error: Exception) -> web.Response:
         case UntrustedError():
             # The operator sees in the log which check failed. The answer does not show it to the peer.
             shown, reason = HandlerError(str(error), type=HandlerErrorType.UNAUTHENTICATED), error.reason
+            request[FACTS]["bridge.untrusted"] = reason_label(reason)
         case RemoteProtocolError() | DestinationRefusedError():
             shown, reason = bad_request(str(error)), str(error)
         case web.HTTPMethodNotAllowed() | web.HTTPNotFound():
@@ -126,7 +129,7 @@ def _error_answer(request: web.Request, error: Exception) -> web.Response:
         case _:
             shown, reason = HandlerError("internal error", type=HandlerErrorType.INTERNAL), type(error).__name__
             _log.error("bridge.internal_error", extra={"bridge.error": reason}, exc_info=without_text(error))
-    request[FACTS]["bridge.refused"] = redacted(reason, 300)
+    request[FACTS]["bridge.refused"] = plain(reason)
     return answer(*encode_handler_error(shown))
 
 
@@ -149,6 +152,10 @@ async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
 
 
+_SUBJECT = ("bridge.message", "bridge.operation", "bridge.caller", "bridge.peer", "bridge.target", "bridge.answer")
+"""Facts that the sentence of an access line names, in this order."""
+
+
 class AccessLogger(AbstractAccessLogger):
     """Logs one line per request: the route's template, never the path, because the path may hold a token."""
 
@@ -162,14 +169,14 @@ class AccessLogger(AbstractAccessLogger):
             template = resource.canonical if resource is not None else template
         if template.endswith((LIVE, "/readyz")):
             return
+        if not self.logger.isEnabledFor(logging.INFO):
+            return
+        ms, reason = round(time * 1000, 1), facts.get("bridge.refused")
+        what = " ".join([str(facts[name]) for name in _SUBJECT if name in facts]) or template
         self.logger.info(
-            "bridge.http_request",
-            extra={
-                "bridge.route": template,
-                "bridge.status": response.status,
-                "bridge.ms": round(time * 1000, 1),
-                **facts,
-            },
+            "bridge.http_request: %s: %d%s in %s ms",
+            *(what, response.status, f" ({reason})" if reason else "", ms),
+            extra={"bridge.route": template, "bridge.status": response.status, "bridge.ms": ms, **facts},
         )
 
 

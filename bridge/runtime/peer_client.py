@@ -3,7 +3,6 @@
 It warns when the answers in place of a peer are repeatedly unsigned, because then a proxy probably gives them.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Literal
@@ -13,21 +12,24 @@ from multidict import CIMultiDict
 from bridge.errors import UnsignedAnswerError
 from bridge.protocol.answers import Answer, Sent, read_answer
 from bridge.protocol.failure import MAX_FAILURE_BYTES
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.metrics import Metrics
 from bridge.security.egress import Network
 from bridge.security.signatures import MessageSigner
 
 _IN_A_ROW = 3
 _SMALL = 16384
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class PeerClient:
     """Sends the requests of one side. It holds one small entry for each peer in the settings."""
 
-    def __init__(self, http: HttpClient, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, http: HttpClient, *, metrics: Metrics, clock: Callable[[], datetime]) -> None:
         self._http = http
+        self._metrics = metrics
         self._clock = clock
         self._in_a_row: dict[str, tuple[int, int]] = {}
 
@@ -81,6 +83,7 @@ class PeerClient:
         if not isinstance(answer.error, UnsignedAnswerError):
             self._in_a_row.pop(peer, None)
             return
+        self._metrics.count("bridge_unsigned_answers", peer=peer, code=answer.status)
         status, count = self._in_a_row.get(peer, (answer.status, 0))
         count = count + 1 if status == answer.status else 1
         self._in_a_row[peer] = answer.status, count

@@ -64,6 +64,9 @@ class BridgeSettings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    metrics_address: str | None = Field(default=None, pattern=r"^.+:[0-9]{1,5}$")
+    """host:port on which a process of the command line serves Prometheus metrics, for everyone who reaches it."""
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -7,9 +7,8 @@ page size. A module that makes a call of its own checks only a status that has a
 
 import asyncio
 import dataclasses
-import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,12 +24,15 @@ from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionResponse,
     GetWorkflowExecutionHistoryReverseRequest,
     GetWorkflowExecutionHistoryReverseResponse,
+    ListWorkflowExecutionsRequest,
 )
 from temporalio.client import Client
 from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError, RPCStatusCode
 
+from bridge.runtime.event_log import event_logger
+from bridge.runtime.metrics import new_runtime
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.user_modules import import_attribute
 
@@ -40,6 +42,7 @@ _DESCRIPTION_CACHE = timedelta(minutes=10)
 _NO_LIMIT = timedelta(days=36_500)
 """Retention of a namespace that reports no retention, as the time-skipping test server does."""
 _REMIND_AFTER_S = 3
+_PAGE = 100
 
 _ERROR_TYPES: Mapping[RPCStatusCode, HandlerErrorType] = {
     RPCStatusCode.INVALID_ARGUMENT: HandlerErrorType.BAD_REQUEST,
@@ -59,18 +62,22 @@ _TEMPORARY = frozenset(
 )
 _FINAL = frozenset({RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE})
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
-async def connect(data_converter: str | None) -> Client:
+async def connect(data_converter: str | None, *, metrics_address: str | None = None) -> Client:
     """Connect with the `TEMPORAL_…` variables: address, namespace, TLS, API key, profiles.
 
-    *data_converter* names a data converter as `module:attribute`; None selects the SDK's default.
+    Args:
+        data_converter: Names a data converter as `module:attribute`; None selects the SDK's default.
+        metrics_address: Where the client's runtime serves metrics, as `host:port`; None selects the default runtime.
 
     Raises:
-        SettingsError: The data converter cannot be imported, or Temporal cannot be reached.
+        SettingsError: The data converter cannot be imported, Temporal cannot be reached, or the address is in use.
     """
     config = connect_config()
+    if metrics_address is not None:
+        config["runtime"] = new_runtime(metrics_address)
     config.setdefault("target_host", "localhost:7233")
     if data_converter is not None:
         config["data_converter"] = import_attribute(data_converter, DataConverter)
@@ -215,6 +222,21 @@ def is_open(info: WorkflowExecutionInfo) -> bool:
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
         WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
     }
+
+
+async def list_runs(client: Client, query: str) -> AsyncIterator[WorkflowExecutionInfo]:
+    """Yield the runs that the visibility query *query* finds, newest first.
+
+    A raw call, because the SDK's method fails on a status that it does not know.
+    """
+    request = ListWorkflowExecutionsRequest(namespace=client.namespace, query=query, page_size=_PAGE)
+    while True:
+        page = await client.workflow_service.list_workflow_executions(request, retry=True)
+        for row in page.executions:
+            yield row
+        if not page.next_page_token:
+            return
+        request.next_page_token = page.next_page_token
 
 
 def keeping_inline(client: Client) -> Client:

@@ -13,6 +13,21 @@ def readable(text: str, limit: int) -> str:
     return _COMMAND.sub("\ufffd", text[:limit])
 
 
+def one_line(text: str, limit: int) -> str:
+    """The result of `readable` with every run of white space replaced by one space."""
+    return " ".join(readable(text, limit).split())
+
+
+def markdown_code(text: str, limit: int = 300) -> str:
+    """*text* as a code span of Markdown, in which neither markup nor an address has an effect."""
+    return f"`{one_line(text, limit).replace('`', chr(39)) or '-'}`"
+
+
+def plain(text: str) -> str:
+    """Return foreign text as one bounded line, safe for a terminal. URLs are removed, because ours hold tokens."""
+    return " ".join(redacted(text, 1000).split())
+
+
 def redacted(text: str, limit: int) -> str:
     """The result of `readable`, with `…` in place of words that may hold a callback URL."""
     return re.sub(r"\S+", lambda word: "…" if _SECRET.search(word[0]) else word[0], readable(text, limit))

@@ -24,6 +24,9 @@ Transport = Literal["callback", "wait", "poll", "nexus"]
 CALL_ENDED = "bridge.call_ended"
 """Name of the function outside the sandbox with which a workflow reports to its worker that a call has ended."""
 
+COUNT_CALL = "bridge.count_call"
+"""Name of the function outside the sandbox that counts a call whose wait has ended: call, outcome, seconds."""
+
 OPERATION_UNSUCCESSFUL = "bridge.OperationUnsuccessful"
 """Error type of the non-retryable wrapper around every failed outcome of the waiting activity.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, assert_never
 
+from nexusrpc import HandlerError
 from temporalio import exceptions, workflow
 from temporalio.common import RetryPolicy
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
@@ -17,6 +18,7 @@ from temporalio.workflow import NexusOperationCancellationType as CancellationTy
 from bridge.workflow.call import (
     ATTEMPT_TIMEOUT,
     CALL_ENDED,
+    COUNT_CALL,
     OPERATION_UNSUCCESSFUL,
     START_OPERATION_ACTIVITY,
     STILL_RUNNING,
@@ -33,6 +35,14 @@ _RETRY_POLICY = RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coeff
 
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=1)
 """Pause between the end of a waiting activity without an outcome and the next waiting activity."""
+
+
+_OUTCOMES = {
+    exceptions.CancelledError: "canceled",
+    exceptions.TimeoutError: "timed out",
+    HandlerError: "refused",
+}
+"""Names of outcomes in metrics, by the type of a call's error. Any other error is "failed"."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -64,6 +74,7 @@ class PendingCall:
         """
         waiting = asyncio.create_task(self._outcome(), name=f"waiting: {self.summary}")
         waiting.add_done_callback(retrieve)
+        waiting.add_done_callback(self._count)
         canceling: asyncio.Future[None] | None = None
         while True:
             try:
@@ -138,6 +149,11 @@ class PendingCall:
         activity.add_done_callback(self._ended)
         return activity
 
+    def _count(self, waiting: "asyncio.Task[Any]") -> None:
+        count = workflow.extern_functions().get(COUNT_CALL)
+        if count is not None and not workflow.unsafe.is_replaying():
+            count(self.call, _outcome_name(waiting), (workflow.now() - self.call.scheduled_time).total_seconds())
+
     def _ended(self, _: object) -> None:
         self._run.ended(self.request_id)
         report_end = workflow.extern_functions().get(CALL_ENDED)
@@ -154,6 +170,13 @@ class PendingCall:
 
     def _error(self) -> exceptions.NexusOperationError:
         return operation_error(self.call.endpoint, self.call.service, self.call.operation)
+
+
+def _outcome_name(waiting: "asyncio.Task[Any]") -> str:
+    if waiting.cancelled():
+        return "canceled"
+    error = waiting.exception()
+    return "succeeded" if error is None else _OUTCOMES.get(type(error.__cause__), "failed")
 
 
 def operation_error(endpoint: str, service: str, operation: str) -> exceptions.NexusOperationError:

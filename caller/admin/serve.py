@@ -4,6 +4,7 @@ from cyclopts import App
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
+from bridge.runtime.event_log import configure_logging
 from bridge.runtime.http_server import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
@@ -21,12 +22,12 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     TEMPORAL_NAMESPACE and similar variables give the connection to Temporal. A worker with
     CallerPlugin(serve_receiver=True) does not need this process.
     """
-    command.configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format)
     settings = load(CallerSettings)
     if settings.receiver is None:
         message = "no receiver in the settings: without one there is nothing to serve"
         raise SettingsError(message)
-    app = create_app(settings, client=await connect(settings.data_converter))
+    app = create_app(settings, client=await connect(settings.data_converter, metrics_address=settings.metrics_address))
     port = settings.receiver.port if options.port is None else options.port
     sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()

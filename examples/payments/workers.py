@@ -12,6 +12,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from bridge.admin import command
+from bridge.runtime.event_log import configure_logging
 from bridge.runtime.http_server import stop_on_signals
 from bridge.runtime.temporal import connect
 from caller import CallerPlugin
@@ -33,7 +34,7 @@ def payment_worker(client: Client) -> Worker:
 
 async def run_worker(arguments: argparse.Namespace) -> None:
     """Run one team's worker until it is asked to stop."""
-    command.configure_logging("info")
+    configure_logging("info")
     client = await connect(data_converter=None)
     stop = stop_on_signals()
     is_order = arguments.team == "orders"

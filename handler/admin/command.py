@@ -1,26 +1,29 @@
 """The commands `callback-bridge deliveries list`, `show` and `redeliver`, as lines or as JSON."""
 
-import json
+import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from datetime import UTC, datetime
+from typing import Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App
+from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.admin.command import CommandError
+from bridge.admin.output import JsonOutput, details, print_list, refusal, to_json
 from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
 from bridge.runtime.temporal import connect
-from handler.admin.deliveries import Deliveries, DeliveryReport, DeliveryState, plain
+from handler.admin.deliveries import Deliveries, DeliveryState
 from handler.settings import HandlerSettings
 
+_PACE_S = 0.1
+COLUMNS = "id state operation target_workflow_id target_run_id caller started deadline"
+"""Fields of a delivery that `list` shows."""
 _OPEN = (DeliveryState.RUNNING, DeliveryState.PAUSED, DeliveryState.FAILED)
 _CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
-_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 
 deliveries = App(
     name="deliveries",
@@ -30,61 +33,60 @@ deliveries = App(
 
 
 @asynccontextmanager
-async def _connected() -> AsyncIterator[Deliveries]:
-    converter = load(HandlerSettings).data_converter if os.environ.get(CONFIG_VARIABLE) else None
-    client = await connect(converter)
+async def connected() -> AsyncIterator[tuple[Client, HandlerSettings | None]]:
+    """Connect as the handler service does. The settings are None if BRIDGE_CONFIG names no file."""
+    settings = load(HandlerSettings) if os.environ.get(CONFIG_VARIABLE) else None
+    client = await connect(settings.data_converter if settings is not None else None)
     try:
-        yield Deliveries(client=client)
+        yield client, settings
     except RPCError as error:
-        raise CommandError(_refusal(error)) from None
-
-
-def _refusal(error: RPCError) -> str:
-    return f"Temporal answered {error.status.name}: {plain(error.message)}"
+        raise CommandError(refusal(error)) from None
 
 
 @deliveries.command(name="list")
 async def list_(
     *,
-    state: Literal["running", "failed", "delivered", "all"] | None = None,
+    state: Literal["running", "paused", "failed", "delivered", "all"] | None = None,
+    caller: str | None = None,
     limit: int = 100,
-    as_json: _Json = False,
+    as_json: JsonOutput = False,
 ) -> None:
     """List deliveries, newest first.
 
     Args:
         state: State of the deliveries to list. By default running and failed.
+        caller: Only deliveries to this caller.
         limit: Maximum number of deliveries to list.
     """
     if limit < 1:
         message = "--limit: at least 1"
         raise SettingsError(message)
-    async with _connected() as found:
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
         # Read one more than is shown, to see whether there are more.
-        reports = await found.read_all(_OPEN if state is None else _CHOICES[state], limit=limit + 1)
+        states = _OPEN if state is None else _CHOICES[state]
+        reports = await found.read_all(states, caller=caller, limit=limit + 1)
     shown = reports[:limit]
-    if as_json:
-        print(to_json(shown))
-    else:
-        print(table(shown, now=datetime.now(UTC)) if shown else "no such deliveries")
+    print_list(shown, COLUMNS, as_json=as_json)
     if len(reports) > len(shown):
         print(f"there are more than these {len(shown)}; --limit shows more", file=sys.stderr)
 
 
 @deliveries.command
-async def show(id: str, /, *, as_json: _Json = False) -> None:  # noqa: A002 - the argument's name
+async def show(id: str, /, *, as_json: JsonOutput = False) -> None:  # noqa: A002 - the argument's name
     """Show everything about one delivery.
 
     Args:
         id: Id of the delivery, as `list` shows it.
     """
-    async with _connected() as found:
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
         report = await found.read(id)
     print(to_json(report) if as_json else details(report, now=datetime.now(UTC)))
 
 
 @deliveries.command
-async def redeliver(*ids: str, failed: bool = False, as_json: _Json = False) -> None:
+async def redeliver(*ids: str, failed: bool = False, as_json: JsonOutput = False) -> None:
     """Run failed deliveries again, with the same content.
 
     Args:
@@ -95,13 +97,16 @@ async def redeliver(*ids: str, failed: bool = False, as_json: _Json = False) -> 
         message = "name the deliveries to run again, or give --failed"
         raise SettingsError(message)
     results: list[dict[str, str | None]] = []
-    async with _connected() as found:
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
         reports = await found.read_all([DeliveryState.FAILED]) if failed else []
-        for each in dict.fromkeys(ids or (report.id for report in reports)):
+        for number, each in enumerate(dict.fromkeys(ids or (report.id for report in reports))):
+            # Many deliveries may wait for one receiver, which was repaired just now.
+            await asyncio.sleep(_PACE_S if number else 0)
             try:
                 results.append({"id": each, "run_id": await found.redeliver(each), "error": None})
             except (CommandError, RPCError) as error:
-                reason = _refusal(error) if isinstance(error, RPCError) else str(error)
+                reason = refusal(error) if isinstance(error, RPCError) else str(error)
                 results.append({"id": each, "run_id": None, "error": reason})
     if as_json:
         print(to_json(results))
@@ -110,43 +115,3 @@ async def redeliver(*ids: str, failed: bool = False, as_json: _Json = False) -> 
         print("\n".join(again) or "nothing was run again")
     if errors := [each["error"] for each in results if each["error"]]:
         raise CommandError("\n".join(errors))
-
-
-def to_json(value: Any) -> str:
-    """Return *value*, which is made of JSON values, times and reports, as JSON."""
-    return json.dumps(value, default=lambda each: each.isoformat() if isinstance(each, datetime) else asdict(each))
-
-
-def table(reports: Sequence[DeliveryReport], *, now: datetime) -> str:
-    """Return a heading and one line for each report."""
-    rows = [("DELIVERY", "STATE", "OPERATION", "TARGET", "CALLER", "AGE", "DEADLINE")]
-    for each in reports:
-        target = f"{plain(each.target_workflow_id)} / {each.target_run_id}" if each.target_workflow_id else "?"
-        deadline = "?" if each.deadline is None else _distance(each.deadline, now)
-        names = (plain(each.operation or "?"), target, plain(each.caller or "?"))
-        rows.append((each.id, each.state.value, *names, _span(now - each.started), deadline))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def details(report: DeliveryReport, *, now: datetime) -> str:
-    """Return all fields of *report*, one on each line."""
-    lines = []
-    for name, value in (asdict(report) | {"state": report.state.value}).items():
-        text = "-" if value is None else plain(str(value))
-        if isinstance(value, datetime):
-            text = f"{value.isoformat(sep=' ', timespec='seconds')} ({_distance(value, now)})"
-        lines.append(f"{name.replace('_', ' '):<20}{text}")
-    return "\n".join(lines)
-
-
-def _distance(instant: datetime, now: datetime) -> str:
-    return f"in {_span(instant - now)}" if instant > now else f"{_span(now - instant)} ago"
-
-
-def _span(span: timedelta) -> str:
-    seconds = int(span.total_seconds())
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"

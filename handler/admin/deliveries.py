@@ -17,20 +17,18 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionResponse,
-    ListWorkflowExecutionsRequest,
     ResetWorkflowExecutionRequest,
 )
 from temporalio.client import Client
 from temporalio.exceptions import ActivityError
 
 from bridge.admin.command import CommandError
-from bridge.runtime.temporal import describe
-from bridge.security.redaction import redacted
+from bridge.runtime.temporal import describe, list_runs
+from bridge.security.redaction import plain
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 
-_PAGE = 100
 _COMPLETED, _CONTINUED = 2, 6
 _ENDED = frozenset({3, 4, 5, 7})
 """Failed, canceled, terminated, timed out: numbers of `WorkflowExecutionStatus`. Newer servers have more statuses."""
@@ -108,17 +106,29 @@ class Deliveries:
     def __init__(self, *, client: Client) -> None:
         self._client = client
 
-    async def read_all(self, states: Collection[DeliveryState], *, limit: int | None = None) -> list[DeliveryReport]:
-        """Return the deliveries in *states*, newest first and each once, by one visibility query."""
+    async def read_all(
+        self, states: Collection[DeliveryState], *, caller: str | None = None, limit: int | None = None
+    ) -> list[DeliveryReport]:
+        """Return the deliveries in *states*, newest first and each once, by one visibility query.
+
+        With *caller* only those to this caller.
+        """
         reports: dict[str, DeliveryReport] = {}
-        async for row in self._rows(f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
+        wanted: list[DeliveryReport] = []
+        async for row in list_runs(self._client, f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
             # A reset keeps the replaced run in the list. Only the newest run counts.
             if row.execution.workflow_id not in reports:
                 reports[row.execution.workflow_id] = DeliveryReport(**await self._facts(row))
-            wanted = [each for each in reports.values() if each.state in states]
+            wanted = [each for each in reports.values() if each.state in states and caller in {None, each.caller}]
             if limit is not None and len(wanted) >= limit:
                 break
-        return [each for each in reports.values() if each.state in states][:limit]
+        return wanted[:limit]
+
+    async def read_open(self) -> AsyncIterator[DeliveryReport]:
+        """Yield the deliveries whose workflow runs, newest first."""
+        query = f'WorkflowType = "{DELIVERY_WORKFLOW}" AND ExecutionStatus = "Running"'
+        async for row in list_runs(self._client, query):
+            yield DeliveryReport(**await self._facts(row))
 
     async def read(self, delivery_id: str) -> DeliveryDetails:
         """Return one delivery.
@@ -177,17 +187,6 @@ class Deliveries:
         )
         return (await self._client.workflow_service.reset_workflow_execution(reset, retry=True)).run_id
 
-    async def _rows(self, query: str) -> AsyncIterator[WorkflowExecutionInfo]:
-        # A raw call, because the SDK's method fails on a status that it does not know.
-        request = ListWorkflowExecutionsRequest(namespace=self._client.namespace, query=query, page_size=_PAGE)
-        while True:
-            page = await self._client.workflow_service.list_workflow_executions(request, retry=True)
-            for row in page.executions:
-                yield row
-            if not page.next_page_token:
-                return
-            request.next_page_token = page.next_page_token
-
     async def _describe(self, delivery_id: str) -> DescribeWorkflowExecutionResponse:
         described = await describe(self._client, delivery_id)
         if described is not None and described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
@@ -220,8 +219,3 @@ class Deliveries:
         # An ActivityError only states that an activity failed; its cause has the reason.
         cause = error.__cause__ if isinstance(error, ActivityError) and error.__cause__ else error
         return plain(str(cause).removeprefix("operation "))
-
-
-def plain(text: str) -> str:
-    """Return foreign text as one bounded line, safe for a terminal. URLs are removed, because ours hold tokens."""
-    return " ".join(redacted(text, 1000).split())

@@ -7,6 +7,7 @@ from temporalio.worker import Worker
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
+from bridge.runtime.event_log import configure_logging
 from bridge.runtime.http_server import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
@@ -35,9 +36,10 @@ async def serve(
             module has names for instances of classes decorated with nexusrpc.handler.service_handler, these are served
             too.
         with_worker: Also run the worker for the workflows in this process, and start them eagerly. If the module has a
-            list named activities, the worker runs these activities.
+            list named activities, the worker runs these activities. If it has a function named on_undelivered, the
+            worker calls it when a delivery ends without being accepted.
     """
-    command.configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format)
     settings = load(HandlerSettings)
     host = options.host or settings.service.host
     try:
@@ -46,7 +48,7 @@ async def serve(
         raise SettingsError(str(error)) from None
     imported = import_module(module)
     served = Served.by(imported)
-    client = await connect(settings.data_converter)
+    client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
     app = create_app(settings, imported, client=client, is_eager=with_worker)
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
@@ -58,7 +60,7 @@ async def serve(
                 task_queue=settings.task_queue,
                 workflows=served.targets.workflow_classes,
                 activities=getattr(imported, "activities", []),
-                plugins=[HandlerPlugin(settings)],
+                plugins=[HandlerPlugin(settings, on_undelivered=getattr(imported, "on_undelivered", None))],
             )
             await stack.enter_async_context(worker)
         url = await stack.enter_async_context(listening(app, sockets))

@@ -1,7 +1,6 @@
 """Sends messages to callback URLs: only to allowed ones, signed for the caller, with a limit per destination."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -14,8 +13,11 @@ from bridge.errors import BridgeError, DestinationRefusedError
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
 from bridge.protocol.echo import decode_echo
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_client import PeerClient
+from bridge.runtime.tracing import TRACEPARENT, span, trace_headers
 from bridge.security.egress import allowed_destination
 from bridge.security.signatures import MessageSigner
 from handler.delivery.close_event import CloseEvent, sendable
@@ -28,7 +30,7 @@ REQUESTS = 100
 REQUESTS_PER_DESTINATION = 20
 """Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 _ECHO_TIMEOUT = REQUEST_TIMEOUT / 2
 """The caller waits `REQUEST_TIMEOUT` for the answer to its own echo."""
 
@@ -58,7 +60,9 @@ class Attempted(NamedTuple):
 class CallbackClient:
     """Sends requests to the receivers of the handler's callers."""
 
-    def __init__(self, settings: HandlerSettings, *, http: HttpClient, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, settings: HandlerSettings, *, http: HttpClient, metrics: Metrics, clock: Callable[[], datetime]
+    ) -> None:
         self._callers = settings.callers
         self._signers: Mapping[str, MessageSigner] = {
             name: MessageSigner(peer.completion_keys)
@@ -66,7 +70,7 @@ class CallbackClient:
             if peer.completion_keys is not None
         }
         self._name = settings.name
-        self._peers = PeerClient(http, clock=clock)
+        self._peers = PeerClient(http, metrics=metrics, clock=clock)
         self._clock = clock
         self._all = asyncio.Semaphore(REQUESTS)
         self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -86,13 +90,16 @@ class CallbackClient:
             "bridge.request_id": delivery.call.request_id,
             "bridge.attempt": attempt,
             "bridge.target": delivery.workflow_id,
+            "bridge.caller": delivery.call.caller,
             "bridge.answer": attempted.meaning.value,
             "bridge.reason": attempted.reason,
         }
         if attempted.meaning is Meaning.REFUSED:
             _log.error("bridge.completion_refused", extra=extra)
+        elif attempted.is_done:
+            _log.info("bridge.completion_delivered", extra=extra)
         else:
-            _log.info(f"bridge.completion_{'' if attempted.is_done else 'not_'}delivered", extra=extra)
+            _log.info("bridge.completion_not_delivered", extra=extra)
         return attempted
 
     async def _deliver(
@@ -110,7 +117,9 @@ class CallbackClient:
         headers, body = encode_completion(completion, callback_headers=call.callback_headers)
         try:
             url, more = call.callback_url or "", call.callback_headers
-            answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
+            traced = {TRACEPARENT: call.traceparent}
+            with span("bridge.deliver", traced, peer.trace if peer is not None and call.traceparent else "off"):
+                answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError as error:
             return Attempted(Meaning.AGAIN, reason=str(error), is_busy=True)
         except DestinationRefusedError as error:
@@ -174,7 +183,7 @@ class CallbackClient:
         try:
             async with self._all:
                 return await self._peers.post(
-                    *(sent, caller, url, headers, body),
+                    *(sent, caller, url, {**headers, **({} if peer.trace == "off" else trace_headers())}, body),
                     signer=self._signers.get(caller),
                     answers=peer.answers,
                     more=more,

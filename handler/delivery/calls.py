@@ -3,15 +3,21 @@
 Another program may have written a payload under our name. Such a payload is no call: one line of the log names the run.
 """
 
-import logging
-
 from temporalio.api.common.v1 import Payload
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.converter import DataConverter
 
 from bridge.errors import UnavailableError
-from handler.delivery.records import CallMemo
+from bridge.runtime.event_log import event_logger
+from handler.delivery.records import MEMO_KEY, CallMemo
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
+
+
+async def read_memo(converter: DataConverter, run: WorkflowExecutionInfo) -> CallMemo | None:
+    """Return the call that started *run*; None if no call did. Raises what `read_call` raises."""
+    payload = run.memo.fields.get(MEMO_KEY)
+    return None if payload is None else await read_call(converter, payload, target=run.execution.workflow_id)
 
 
 async def read_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:

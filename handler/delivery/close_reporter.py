@@ -9,7 +9,6 @@ costs one read. The reporter catches every error, because an exception would fai
 worker from shutting down.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ from temporalio.bridge.proto.workflow_completion import WorkflowActivationComple
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from bridge.runtime.event_log import event_logger
 from bridge.workflow.targets import Targets
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY
 
@@ -47,7 +47,7 @@ _MAY_HAVE_CLOSED = {
     RemoveFromCache.FATAL,
 }
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ limits, so that a receiver that hangs delays no read.
 
 import asyncio
 import contextlib
-import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import timedelta
@@ -18,6 +17,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import is_missing, keeping_inline
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.calls import decoded_call
@@ -40,7 +40,7 @@ _PATIENCE = timedelta(seconds=5)
 _REMEMBERED = 10_000
 """Number of deliveries remembered, so that a second report or the sweep in this process does not repeat them."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class Dispatcher:
@@ -94,7 +94,8 @@ class Dispatcher:
 
     def _begin(self, run: ClosingRun) -> None:
         if len(self._tasks) >= _MAX_RUNS:
-            _log.error("bridge.delivery_left_to_renewal", extra={"bridge.target": run.workflow_id})
+            extra = {"bridge.target": run.workflow_id, "bridge.error": "queue full"}
+            _log.error("bridge.delivery_left_to_renewal", extra=extra)
             return
         task = asyncio.create_task(self._dispatch(run, is_read=len(self._tasks) < _QUEUE))
         self._tasks.add(task)

@@ -108,7 +108,7 @@ class _Inbound(WorkflowInboundInterceptor):
 
     def _attach(self, *arguments: Any) -> None:
         # Accept arguments of any number and form: an exception here would fail the workflow task for ever.
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):
             call = CallMemo(**arguments[0]) if arguments else None
             if call is not None and len(self._watched) < MAX_WATCHED:
                 self._watched.setdefault(call.request_id, call)

@@ -2,13 +2,15 @@
 
 `CallMemo` is one memo field of the target, written when the target is started. `Delivery` is the input of a delivery
 workflow. It names the run whose close event holds the outcome, and never holds the outcome. Both are plain JSON with
-units in the field names, because histories keep them. This module imports only the standard library, because workflow
-code imports it.
+units in the field names, because histories keep them. This module imports little, because workflow code imports it.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+
+from bridge.security.packing import packed, unpacked
 
 MEMO_KEY = "bridge"
 """Memo field with the call that started a run. In a delivery workflow: the facts that `deliveries list` shows."""
@@ -34,12 +36,8 @@ class CallMemo:
     """Name of the Nexus service."""
     operation: str
     """Name of the operation in that service."""
-    operation_token: str
-    """The token with which the start was answered."""
-    callback_url: str | None
-    """None if no message is sent: the caller polls, or Temporal's server delivers."""
-    callback_headers: dict[str, str] = field(default_factory=dict)
-    """Headers that the caller asked to be sent with the completion."""
+    reply: str
+    """Made by `packed_reply`: where and with which tokens to deliver the outcome, not readable at a glance."""
     deadline_ms: int
     """Instant at which attempts to deliver end, Unix time in milliseconds."""
     caller_namespace: str = ""
@@ -54,6 +52,32 @@ class CallMemo:
     """Milliseconds after the first run's start within which the held start's own answer delivers the outcome."""
     renews: bool = True
     """Whether the caller repeats its start until it has the outcome. If not, it depends on the sweep."""
+    traceparent: str = ""
+    """Span that started the target, in W3C form; empty without tracing. The delivery belongs to its trace."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if `reply` cannot be read, so that every reader treats the record as another program's."""
+        _ = self._reply
+
+    @cached_property
+    def _reply(self) -> tuple[str, str | None, dict[str, str]]:
+        token, url, headers = unpacked(self.reply)
+        return token, url, headers
+
+    @property
+    def operation_token(self) -> str:
+        """The token with which the start was answered."""
+        return self._reply[0]
+
+    @property
+    def callback_url(self) -> str | None:
+        """None if no message is sent: the caller polls, or Temporal's server delivers."""
+        return self._reply[1]
+
+    @property
+    def callback_headers(self) -> dict[str, str]:
+        """Headers that the caller asked to be sent with the completion."""
+        return self._reply[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +135,13 @@ def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, 
     first = {call.request_id: call for call in reversed(usable)}
     start = milliseconds(start_time)
     return [Delivery(call=call, workflow_id=workflow_id, run_id=run_id, start_time_ms=start) for call in first.values()]
+
+
+def packed_reply(
+    *, operation_token: str, callback_url: str | None, callback_headers: Mapping[str, str] | None = None
+) -> str:
+    """Return the field `CallMemo.reply`. A memo or signal that UI and CLI show then has no token in plain sight."""
+    return packed([operation_token, callback_url, dict(callback_headers or {})])
 
 
 def milliseconds(instant: datetime) -> int:

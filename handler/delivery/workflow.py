@@ -1,14 +1,17 @@
 """The delivery workflow, and the names that it shares with its activities. Workflow-safe."""
 
+import contextlib
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, VersioningBehavior
+from temporalio.exceptions import ActivityError, ApplicationError
 
 from handler.delivery.records import Delivery
 
 DELIVER_ACTIVITY = "bridge.deliver_completion"
 DELIVERY_WORKFLOW = "bridge.Delivery"
+REPORT_UNDELIVERED_ACTIVITY = "bridge.report_undelivered"
 WATCH_CALLERS_ACTIVITY = "bridge.watch_callers"
 CANCEL_ABANDONED_ACTIVITY = "bridge.cancel_abandoned"
 
@@ -18,6 +21,9 @@ OUTCOME_NOT_KEPT = "bridge.OutcomeNotKept"
 
 ATTEMPT_TIMEOUT = timedelta(seconds=15)
 """Timeout of one attempt: 10 seconds for the request, and 5 for the worker."""
+
+_REPORT_TIMEOUT = timedelta(hours=1)
+"""Time for which a report whose hook fails is repeated."""
 
 WATCH_TIMEOUT = timedelta(minutes=5)
 """Timeout of one attempt to ask for all calls of a target."""
@@ -34,6 +40,13 @@ RETRY_POLICY = RetryPolicy(
 """Applies only if the worker was killed. All other attempts name the delay until the next attempt."""
 
 
+def _reason(error: BaseException) -> str:
+    """Return the error type of a delivery's last attempt. A timeout that passed first has that error as its cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error.type or "" if isinstance(error, ApplicationError) else RECEIVER_NOT_READY
+
+
 # Not sandboxed, because importing our own code again for every delivery would cost more than running it.
 @workflow.defn(name=DELIVERY_WORKFLOW, sandboxed=False)
 class DeliveryWorkflow:
@@ -43,16 +56,29 @@ class DeliveryWorkflow:
     async def run(self, delivery: Delivery) -> str:
         """Return what the receiver answered. The workflow fails if it refused or could not be reached in time."""
         remaining = timedelta(milliseconds=delivery.call.deadline_ms) - timedelta(seconds=workflow.now().timestamp())
-        answer: str = await workflow.execute_activity(
-            DELIVER_ACTIVITY,
-            delivery,
-            result_type=str,
-            # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
-            schedule_to_close_timeout=max(remaining, ATTEMPT_TIMEOUT),
-            start_to_close_timeout=ATTEMPT_TIMEOUT,
-            retry_policy=RETRY_POLICY,
-            summary=f"to {delivery.call.caller}",
-        )
+        try:
+            answer: str = await workflow.execute_activity(
+                DELIVER_ACTIVITY,
+                delivery,
+                result_type=str,
+                # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
+                schedule_to_close_timeout=max(remaining, ATTEMPT_TIMEOUT),
+                start_to_close_timeout=ATTEMPT_TIMEOUT,
+                retry_policy=RETRY_POLICY,
+                summary=f"to {delivery.call.caller}",
+            )
+        except ActivityError as error:
+            # If the report fails too, the error of the delivery is what people must see.
+            with contextlib.suppress(ActivityError):
+                await workflow.execute_activity(
+                    REPORT_UNDELIVERED_ACTIVITY,
+                    args=[delivery, _reason(error)],
+                    schedule_to_close_timeout=_REPORT_TIMEOUT,
+                    start_to_close_timeout=ATTEMPT_TIMEOUT,
+                    retry_policy=RETRY_POLICY,
+                    summary="not delivered",
+                )
+            raise
         return answer
 
 

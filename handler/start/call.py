@@ -8,8 +8,9 @@ from temporalio.api.common.v1 import Callback, Payload
 from bridge.errors import bad_request
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.start import StartRequest
+from bridge.runtime.tracing import TRACEPARENT, trace_headers
 from bridge.workflow.targets import Target
-from handler.delivery.records import CallMemo, milliseconds
+from handler.delivery.records import CallMemo, milliseconds, packed_reply
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """Deadline of deliveries to a caller that names no deadline."""
@@ -65,9 +66,11 @@ class Call:
             input_hash=self.input_hash,
             service=request.service,
             operation=request.operation,
-            operation_token=self.token,
-            callback_url=request.callback_url if is_ours else None,
-            callback_headers=passed_on if is_ours else {},
+            reply=packed_reply(
+                operation_token=self.token,
+                callback_url=request.callback_url if is_ours else None,
+                callback_headers=passed_on if is_ours else {},
+            ),
             deadline_ms=milliseconds(now + (request.operation_timeout or DEFAULT_DEADLINE)),
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
@@ -75,6 +78,7 @@ class Call:
             caller_close_policy=self.target.caller_close_policy,
             held_ms=0 if self.hold is None else _answer_window_ms(self.hold),
             renews=request.scheduled_time is not None,
+            traceparent=trace_headers().get(TRACEPARENT, ""),
         )
 
 

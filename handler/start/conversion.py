@@ -7,7 +7,6 @@ Errors name the fields of an input and never quote its values, because histories
 
 import dataclasses
 import json
-import logging
 import re
 import types
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ from temporalio.common import RawValue
 from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError, bad_request
+from bridge.runtime.event_log import event_logger
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _MAX_FIELDS = 10
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class Conversion:

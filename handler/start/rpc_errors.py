@@ -1,6 +1,5 @@
 """What the caller of a start or a cancel is answered if Temporal failed. The texts quote nothing of Temporal's text."""
 
-import logging
 from datetime import timedelta
 
 from nexusrpc import HandlerError, HandlerErrorType
@@ -8,9 +7,10 @@ from temporalio.service import RPCError
 from yarl import URL
 
 from bridge.errors import UnavailableError, bad_request
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import error_type
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 def handler_error_from_rpc(error: RPCError) -> HandlerError:

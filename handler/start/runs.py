@@ -3,9 +3,10 @@
 Temporal deduplicates starts by a request id, which is a keyed hash of caller, operation, request id and input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from temporalio.api.common.v1 import Callback, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
+from temporalio.api.common.v1 import Callback, Header, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import OnConflictOptions
@@ -21,10 +22,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
 from bridge.runtime.temporal import describe, is_missing, is_open
+from bridge.runtime.tracing import workflow_header
 from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
-from handler.delivery.calls import read_call
+from handler.delivery.calls import read_memo
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.start.call import Call
+from handler.start.description import CALLER_MEMO, describe_call
 from handler.start.rpc_errors import callback_refused
 
 
@@ -56,15 +59,24 @@ class Run:
 class Runs:
     """Reads and changes the runs of one namespace."""
 
-    def __init__(self, client: Client, *, task_queue: str = "", is_eager: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        task_queue: str = "",
+        is_eager: bool = False,
+        ui_url: Callable[[str], str | None] = lambda _: None,
+    ) -> None:
         """Create the runs of *client*'s namespace.
 
         Args:
             client: Connected to the handler's namespace.
             task_queue: Task queue of targets that name none.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
+            ui_url: Base URL of the Temporal UI of a caller, by name.
         """
         self._client = client
+        self._ui_url = ui_url
         self._task_queue = task_queue
         self._is_eager = is_eager
         # Keep memos and signals inline, so that visibility and workers read them without external storage.
@@ -81,7 +93,6 @@ class Runs:
             return None
         info = described.workflow_execution_info
         headers = (each.callback.nexus.header for each in described.callbacks)
-        memo = info.memo.fields.get(MEMO_KEY)
         progress = info.memo.fields.get(PROGRESS_MEMO)
         if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
             # Progress is a few words for people. A reference to external storage is left out.
@@ -91,7 +102,7 @@ class Runs:
             workflow_type=info.type.name,
             start_time_ms=info.start_time.ToMilliseconds(),
             is_open=is_open(info),
-            memo=None if memo is None else await read_call(self._client.data_converter, memo, target=workflow_id),
+            memo=await read_memo(self._client.data_converter, info),
             served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
             progress=progress,
         )
@@ -110,6 +121,7 @@ class Runs:
             header = {**callback.header, OPERATION_TOKEN.lower(): call.token}
             callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
         timeout = request.operation_timeout if target.bounded else None
+        described, metadata = await describe_call(memo, converter=self._inline, ui_url=self._ui_url(memo.caller))
         message = StartWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_id=call.workflow_id,
@@ -121,7 +133,9 @@ class Runs:
             workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
             workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
             on_conflict_options=on_conflict,
-            memo=Memo(fields={MEMO_KEY: (await self._inline.encode([memo]))[0]}),
+            memo=Memo(fields={CALLER_MEMO: described, MEMO_KEY: (await self._inline.encode([memo]))[0]}),
+            user_metadata=metadata,
+            header=Header(fields=workflow_header()),
             links=[link for link in map(to_temporal_link, request.links) if link is not None],
             completion_callbacks=callbacks,
             request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},

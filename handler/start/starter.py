@@ -68,7 +68,7 @@ class Starter:
         """
         self._client = client
         self._namespace = namespace
-        self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager)
+        self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
         self._conversion = Conversion(client.data_converter)
         self._executor = executor
         self._hash_key = decode_key(settings.hash_key)

@@ -7,7 +7,6 @@ with the same request id.
 
 import asyncio
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -27,6 +26,7 @@ from bridge.errors import PeerHandlerError, without_text
 from bridge.protocol.headers import decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT
 from bridge.runtime.temporal import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
@@ -37,7 +37,7 @@ from handler.start.user_functions import close_coroutine, final
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
 """Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 def service_handlers_in(module: ModuleType) -> list[Any]:

@@ -7,7 +7,6 @@ caller gets the function's name and the error's class. The handler's log has the
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from temporalio.exceptions import ApplicationError
 
 from bridge.errors import UnavailableError, bad_request, without_text
+from bridge.runtime.event_log import event_logger
 from bridge.workflow.targets import Target
 from handler.start.conversion import reasons
 
@@ -27,7 +27,7 @@ TIMEOUT = timedelta(seconds=8)
 _MAX_WORKFLOW_ID = 1000
 _MAX_TEXT = 1000
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 async def workflow_id_for(value: Any, target: Target, executor: Executor) -> str:

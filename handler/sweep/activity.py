@@ -9,7 +9,6 @@ moves by the server's clock. Each query looks back by a window, because visibili
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, timedelta
@@ -25,9 +24,10 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from bridge.errors import UnavailableError
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import describe, is_open, is_temporary, keeping_inline
 from bridge.workflow.targets import Target
-from handler.delivery.calls import read_call
+from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, deliveries, milliseconds
@@ -45,7 +45,7 @@ _PLAN_MEMO = "bridge-sweep"
 
 _FORCED = {WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT}
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 
 class SweepActivities:
@@ -108,7 +108,7 @@ class SweepActivities:
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
         # If the codec fails, this raises, and the next sweep looks at the run again.
-        own = await read_call(activity.client().data_converter, run.raw_info.memo.fields[MEMO_KEY], target=run.id)
+        own = await read_memo(activity.client().data_converter, run.raw_info)
         of_run = partial(deliveries, workflow_id=run.id, run_id=run.run_id, start_time=run.start_time)
         if own is None or any(map(self._dispatcher.has_taken, of_run([own]))) or await _lives_on(run, own):
             return

@@ -29,6 +29,7 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from bridge.admin import command
+from bridge.runtime.event_log import configure_logging
 from bridge.runtime.http_server import AccessLogger, stop_on_signals
 from bridge.runtime.temporal import connect
 from bridge.runtime.user_modules import import_module
@@ -207,7 +208,7 @@ def _worker_options(arguments: argparse.Namespace, session: Callable[[], aiohttp
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    command.configure_logging("info")
+    configure_logging("info")
     client = await connect(data_converter=None)
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:

@@ -34,6 +34,7 @@ from temporalio.worker import (
 )
 
 from bridge.admin import command
+from bridge.runtime.event_log import configure_logging
 from bridge.runtime.http_server import stop_on_signals
 from bridge.runtime.temporal import connect
 from caller import CallerPlugin
@@ -111,7 +112,7 @@ class _Inside(WorkflowInboundInterceptor):
 
 async def run_worker() -> None:
     """Run the worker until it is asked to stop."""
-    command.configure_logging("info")
+    configure_logging("info")
     client = await connect(data_converter=f"{__package__}.disturbed_orders:CONVERTER")
     stop = stop_on_signals()
     options: dict[str, Any] = {"plugins": [CallerPlugin()], "interceptors": [TeamInterceptor()]}

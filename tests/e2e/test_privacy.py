@@ -9,7 +9,7 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToJson
 from temporalio.client import WorkflowFailureError
 
-from bridge.admin.command import JsonFormatter
+from bridge.runtime.event_log import JsonFormatter
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan

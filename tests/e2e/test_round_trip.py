@@ -50,7 +50,7 @@ async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: Worl
     assert memo["caller_run_id"] == called.run_id
     assert memo["request_id"] == request_id
     identity = history[6].activity_task_completed_event_attributes.identity
-    assert identity == f"bridge:{request_id}:{described.run_id}:succeeded payment-prod/payment-{order_id}"
+    assert identity == f"payment-prod/payment-{order_id} bridge:{request_id}:{described.run_id}:succeeded"
     started = (await target.fetch_history()).events[0]
     assert started.links[0].workflow_event.workflow_id == handle.id
 

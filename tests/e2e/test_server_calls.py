@@ -25,6 +25,7 @@ from temporalio.worker import Worker
 from yarl import URL
 
 from bridge.security.keys import KeySet
+from handler.delivery.records import CallMemo
 from handler.settings import HandlerSettings
 from scripts.environment import temporal_cli
 from scripts.environment.server import Server
@@ -131,7 +132,9 @@ async def assert_delivered(caplog: pytest.LogCaptureFixture, target: WorkflowHan
     """Wait until the dispatcher has delivered the outcome of *target* once, with this answer."""
 
     async def delivered() -> None:
-        records = [each.__dict__ for each in caplog.records if each.getMessage() == "bridge.completion_delivered"]
+        records = [
+            each.__dict__ for each in caplog.records if each.getMessage().startswith("bridge.completion_delivered")
+        ]
         assert [each["bridge.answer"] for each in records if each["bridge.target"] == target.id] == [answer]
 
     await assert_eventually(delivered)
@@ -297,7 +300,7 @@ async def test_a_completion_may_overtake_the_answer_to_the_start(world: World) -
         if each.HasField("nexus_operation_started_event_attributes")
     ]
     memo = await (await world.target(ask).describe()).memo()
-    assert started.operation_token == memo["bridge"]["operation_token"]
+    assert started.operation_token == CallMemo(**memo["bridge"]).operation_token
     assert await runs_of(world, ask) == 1
 
 

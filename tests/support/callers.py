@@ -37,6 +37,8 @@ class CallPlan:
     """Cancel the call, not the workflow, on the signal `cancel_call`."""
     max_input_bytes: int | None = MAX_INPUT_BYTES
     max_calls_in_flight: int = MAX_CALLS_IN_FLIGHT
+    details: str = ""
+    """What the workflow sets as its current details."""
     catch: bool = False
     """After an error wait for a second, and end successfully with the error's name."""
 
@@ -63,6 +65,7 @@ class CallingWorkflow:
 
     @workflow.run
     async def run(self, ask: Ask, plan: CallPlan) -> Reply:
+        workflow.set_current_details(plan.details)
         client = bridge.create_client(
             service=ProbeService,
             endpoint=plan.endpoint,

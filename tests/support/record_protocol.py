@@ -159,7 +159,7 @@ class Scenes:
         order = await self.order(13, 5000)
         await self._world.until_attempt(order, 3, in_backoff=True)
         await self._payment(13).signal("reject")
-        await self.take("completion too early", COMPLETION, 503, state="failed")
+        await self.take("completion too early", COMPLETION, 503, state="failed", order=13)
         await self._ended(order)
 
     async def _refused(self) -> None:

@@ -13,9 +13,11 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
 from bridge.admin.command import CommandError
-from handler.admin.command import details, table, to_json
-from handler.admin.deliveries import Deliveries, DeliveryDetails, DeliveryReport, DeliveryState, plain
-from handler.delivery.records import MEMO_KEY, CallMemo, Delivery
+from bridge.admin.output import details, table, to_json
+from bridge.security.redaction import plain
+from handler.admin.command import COLUMNS
+from handler.admin.deliveries import Deliveries, DeliveryDetails, DeliveryReport, DeliveryState
+from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, packed_reply
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
@@ -180,8 +182,7 @@ async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repea
         input_hash="",
         service="S",
         operation="o",
-        operation_token="t",
-        callback_url="http://x/?sig=1",
+        reply=packed_reply(operation_token="t", callback_url="http://x/?sig=1"),
         deadline_ms=0,
     )
     waiting = Delivery(call=call, workflow_id="target", run_id="run", start_time_ms=0)
@@ -305,7 +306,7 @@ def report(**changes: Any) -> DeliveryDetails:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        pytest.param({}, ["running", "?", "?", "?", "2h", "?"], id="unreadable"),
+        pytest.param({}, ["running", "?", "?", "?", "?", "2h ago", "?"], id="unreadable"),
         pytest.param(
             {
                 "state": DeliveryState.FAILED,
@@ -316,15 +317,15 @@ def report(**changes: Any) -> DeliveryDetails:
                 "target_workflow_id": "pay\x1b-1\n",
                 "target_run_id": "run",
             },
-            ["failed", "PaymentService/process", "pay\ufffd-1 / run", "shop", "2h", "in 3d"],
+            ["failed", "PaymentService/process", "pay\ufffd-1", "run", "shop", "2h ago", "in 3d"],
             id="failed",
         ),
     ],
 )
 def test_a_delivery_is_one_line(changes: dict[str, Any], expected: list[str]) -> None:
     """Control characters in a workflow id are replaced."""
-    heading, line = table([report(**changes)], now=NOW).splitlines()
-    assert heading.split()[:3] == ["DELIVERY", "STATE", "OPERATION"]
+    heading, line = table([report(**changes)], COLUMNS, now=NOW).splitlines()
+    assert heading.split()[:3] == ["ID", "STATE", "OPERATION"]
     assert [cell.strip() for cell in line.split("  ") if cell.strip()] == ["bridge-delivery-a-b", *expected]
 
 

@@ -9,7 +9,7 @@ from temporalio.converter import DataConverter, PayloadCodec
 
 from bridge.errors import UnavailableError
 from handler.delivery.calls import read_call
-from handler.delivery.records import CallMemo
+from handler.delivery.records import CallMemo, packed_reply
 
 CALL = CallMemo(
     caller="order-prod",
@@ -17,8 +17,7 @@ CALL = CallMemo(
     input_hash="",
     service="PaymentService",
     operation="process",
-    operation_token="token",
-    callback_url=None,
+    reply=packed_reply(operation_token="token", callback_url=None),
     deadline_ms=0,
 )
 

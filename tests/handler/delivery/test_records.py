@@ -3,7 +3,12 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from handler.delivery.records import CallMemo, deliveries
+from handler.delivery.records import CallMemo, deliveries, packed_reply
+
+
+def reply(callback_url: str | None) -> str:
+    return packed_reply(operation_token="token", callback_url=callback_url)
+
 
 CALL = CallMemo(
     caller="order-prod",
@@ -11,13 +16,12 @@ CALL = CallMemo(
     input_hash="",
     service="PaymentService",
     operation="process",
-    operation_token="token",
-    callback_url="http://receiver/callbacks/first",
+    reply=reply("http://receiver/callbacks/first"),
     deadline_ms=0,
 )
-RENEWAL = replace(CALL, callback_url="http://receiver/callbacks/renewal")
+RENEWAL = replace(CALL, reply=reply("http://receiver/callbacks/renewal"))
 OTHER = replace(CALL, request_id="two")
-POLLING = replace(CALL, request_id="three", callback_url=None)
+POLLING = replace(CALL, request_id="three", reply=reply(None))
 
 
 def kept(*calls: CallMemo | None) -> list[CallMemo]:

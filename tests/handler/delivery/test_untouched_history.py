@@ -17,7 +17,7 @@ from temporalio.common import RetryPolicy, VersioningBehavior, WorkerDeploymentV
 from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker, WorkerDeploymentConfig
 
-from handler.delivery.records import MEMO_KEY, CallMemo
+from handler.delivery.records import MEMO_KEY, CallMemo, packed_reply
 from handler.plugin import HandlerPlugin
 from tests.support.callers import CallPlan
 from tests.support.cases import Case, CaseChild, CaseWorkflow, double
@@ -116,8 +116,7 @@ def a_call() -> CallMemo:
         input_hash="",
         service="CaseService",
         operation="case",
-        operation_token="t",
-        callback_url="http://127.0.0.1:1/callbacks/x?sig=1",
+        reply=packed_reply(operation_token="t", callback_url="http://127.0.0.1:1/callbacks/x?sig=1"),
         deadline_ms=0,
     )
 

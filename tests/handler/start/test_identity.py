@@ -6,12 +6,14 @@ import pytest
 
 from bridge.protocol.link import WorkflowRef
 from bridge.workflow.targets import Targets
-from handler.delivery.records import CallMemo
+from handler.delivery.records import CallMemo, packed_reply
 from handler.start.identity import may_cancel
 from handler.start.runs import Run
 from tests.support.targets import ProbeWorkflow, SharedWorkflow
 
 [PROBE], [SHARED] = list(Targets([ProbeWorkflow])), list(Targets([SharedWorkflow]))
+
+REPLY = packed_reply(operation_token="t", callback_url=None)
 
 
 def run_of(caller: str | None) -> Run:
@@ -19,7 +21,7 @@ def run_of(caller: str | None) -> Run:
     memo = None
     if caller is not None:
         fields = {each.name: "" for each in dataclasses.fields(CallMemo) if each.default is dataclasses.MISSING}
-        memo = CallMemo(**{**fields, "caller": caller, "request_id": "request-1"})  # type: ignore[arg-type]
+        memo = CallMemo(**{**fields, "caller": caller, "request_id": "request-1", "reply": REPLY})  # type: ignore[arg-type]
     ref = WorkflowRef(namespace="payments", workflow_id="payment-7", run_id="run")
     return Run(
         ref=ref,

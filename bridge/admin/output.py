@@ -1,0 +1,79 @@
+"""How commands print reports: as a table, as lines with a timeline, or as JSON. Foreign text is made plain."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from temporalio.service import RPCError
+
+from bridge.security.redaction import one_line, plain
+
+JsonOutput = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
+"""The option `--json` of a command."""
+
+
+def refusal(error: RPCError) -> str:
+    """Say what Temporal answered instead of doing what a command asked for."""
+    return f"Temporal answered {error.status.name}: {plain(error.message)}"
+
+
+def to_json(value: Any) -> str:
+    """Return *value*, which is made of JSON values, times and reports, as JSON."""
+    return json.dumps(
+        value, default=lambda each: each.isoformat() if isinstance(each, datetime) else dataclasses.asdict(each)
+    )
+
+
+def print_list(reports: Sequence[Any], columns: str, *, as_json: bool) -> None:
+    """Print *reports* as JSON, or as a table of the fields that *columns* names."""
+    print(to_json(reports) if as_json else table(reports, columns, now=datetime.now(UTC)))
+
+
+def table(reports: Sequence[Any], columns: str, *, now: datetime) -> str:
+    """Return a heading and one line for each report: "?" for None, and for a time its distance from *now*."""
+    names = columns.split()
+    texts = [[name.replace("_", " ").upper() for name in names]]
+    texts += [[_cell(getattr(each, name), now) for name in names] for each in reports]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]
+    return "\n".join(lines) if reports else "nothing found"
+
+
+def details(report: Any, *, now: datetime) -> str:
+    """Return the fields of *report*, one on each line: first the facts, then the times in their order."""
+    facts = {name: value for name, value in dataclasses.asdict(report).items() if not isinstance(value, datetime)}
+    times = {name: value for name, value in vars(report).items() if isinstance(value, datetime)}
+    # A link was made from the settings, with every id percent-encoded. Other texts are foreign.
+    lines = [
+        f"{name.replace('_', ' '):<20}"
+        + (one_line(value, 4000) if name == "link" and value else _cell(value, now, unknown="-"))
+        for name, value in facts.items()
+    ]
+    for name, value in sorted(times.items(), key=lambda each: each[1]):
+        instant = value.isoformat(sep=" ", timespec="seconds")
+        lines.append(f"{name.replace('_', ' '):<20}{instant} ({_cell(value, now)})")
+    return "\n".join(lines)
+
+
+def _cell(value: object, now: datetime, *, unknown: str = "?") -> str:
+    match value:
+        case None:
+            return unknown
+        case datetime():
+            return f"in {_span(value - now)}" if value > now else f"{_span(now - value)} ago"
+        case Enum():
+            return str(value.value)
+        case _:
+            return plain(str(value))
+
+
+def _span(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

@@ -1,0 +1,118 @@
+"""The bridge's metrics. The Temporal SDK's exporter serves them together with the SDK's own.
+
+A label holds a name from the settings, a name of a served operation, or one of a few words. Text that a peer chooses
+never becomes a label, so that the number of time series is limited.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from time import perf_counter
+from typing import Self
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+from temporalio.client import Client
+from temporalio.common import MetricMeter
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+
+from bridge.runtime.http_server import FACTS
+from bridge.runtime.incoming_message import PROOF
+from bridge.runtime.settings import SettingsError
+
+COUNTERS = {
+    "bridge_calls": "Calls that have ended: endpoint, operation, transport, outcome",
+    "bridge_starts": "Starts that the handler service answered: caller, operation, code",
+    "bridge_completions": "Completions that the receiver answered: handler, outcome",
+    "bridge_renewals": "Renewals, and what they found: endpoint, result",
+    "bridge_deliveries_failed": "Deliveries that ended without being accepted: caller, reason",
+    "bridge_untrusted": "Requests that were not authenticated: side, reason",
+    "bridge_unsigned_answers": "Answers that do not count, because the peer has not signed them: peer, code",
+    "bridge_key_uses": "Requests whose signature was verified: peer, key_id",
+}
+DURATIONS = {
+    "bridge_call_duration": "Time from the schedule of a call to its end: endpoint, operation",
+    "bridge_callback_to_resume": "Time from the close of the target to the end of the wait: handler",
+    "bridge_start_duration": "Time that the handler service took to answer a start: caller, operation, code",
+}
+GAUGES = {
+    "bridge_deliveries_open": "Deliveries that are still attempted: caller",
+    "bridge_delivery_oldest_seconds": "Age of the oldest of them: caller",
+}
+
+_SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+_LONG = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, *(days * 86400.0 for days in (1, 3, 7, 30)))
+
+
+def new_runtime(address: str) -> Runtime:
+    """Return a runtime that serves `/metrics` on *address* (host:port), with the names of docs/observability.md.
+
+    Raises:
+        SettingsError: The address cannot be used.
+    """
+    buckets = dict.fromkeys(DURATIONS, _SHORT) | {"bridge_call_duration": _LONG}
+    config = PrometheusConfig(
+        bind_address=address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+        histogram_bucket_overrides=buckets,
+    )
+    try:
+        return Runtime(telemetry=TelemetryConfig(metrics=config))
+    except (ValueError, RuntimeError) as error:
+        message = f"metrics_address {address}: {error}"
+        raise SettingsError(message) from None
+
+
+class Metrics:
+    """The bridge's instruments on one meter. Without an exporter they do nothing."""
+
+    def __init__(self, meter: MetricMeter) -> None:
+        self.is_exported = meter is not MetricMeter.noop
+        self._counters = {name: meter.create_counter(name, text) for name, text in COUNTERS.items()}
+        self._durations = {name: meter.create_histogram_timedelta(name, text, "s") for name, text in DURATIONS.items()}
+        self._gauges = {name: meter.create_gauge_float(name, text) for name, text in GAUGES.items()}
+
+    @classmethod
+    def of(cls, client: Client) -> Self:
+        """Use the runtime of *client*."""
+        return cls((client.service_client.config.runtime or Runtime.default()).metric_meter)
+
+    def count(self, name: str, **labels: str | int) -> None:
+        """Add 1 to a counter."""
+        self._counters[name].add(1, labels)
+
+    def observe(self, name: str, duration: timedelta, **labels: str | int) -> None:
+        """Record *duration*, at least zero: two machines' clocks may differ."""
+        self._durations[name].record(max(duration, timedelta(0)), labels)
+
+    def set(self, name: str, value: float, **labels: str | int) -> None:
+        """Set a gauge."""
+        self._gauges[name].set(value, labels)
+
+
+def request_metrics(side: str, metrics: Callable[[], Metrics]) -> Middleware:
+    """Return the outermost middleware of a service. It counts from the facts that routes add to the access log."""
+
+    @web.middleware
+    async def middleware(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        begun = perf_counter()
+        response = await handler(request)
+        facts, counters = request.get(FACTS, {}), metrics()
+        peer = str(facts.get("bridge.caller", facts.get("bridge.peer", "unknown")))
+        if "bridge.untrusted" in facts:
+            counters.count("bridge_untrusted", side=side, reason=str(facts["bridge.untrusted"]))
+        if (proof := request.get(PROOF)) is not None:
+            counters.count("bridge_key_uses", peer=peer, key_id=proof.key_id)
+        if facts.get("bridge.message") == "start":
+            labels = {"caller": peer, "operation": str(facts.get("bridge.operation", "unknown"))}
+            counters.count("bridge_starts", **labels, code=response.status)
+            taken = timedelta(seconds=perf_counter() - begun)
+            counters.observe("bridge_start_duration", taken, **labels, code=response.status)
+        elif facts.get("bridge.message") == "completion":
+            counters.count("bridge_completions", handler=peer, outcome=str(facts.get("bridge.answer", "refused")))
+        return response
+
+    return middleware

@@ -1,0 +1,81 @@
+"""The commands `callback-bridge calls list` and `show`, as lines or as JSON."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import App, Parameter, validators
+from temporalio.service import RPCError
+
+from bridge.admin.command import CommandError
+from bridge.admin.output import JsonOutput, details, print_list, refusal, to_json
+from bridge.runtime.settings import CONFIG_VARIABLE, load
+from bridge.runtime.temporal import connect
+from caller.calls import Calls
+from caller.settings import CallerSettings
+
+calls = App(
+    name="calls",
+    help="See the calls of the caller's workflows: which wait, since when, for which target. Connects as the receiver "
+    "does; BRIDGE_CONFIG is needed only for links and for a data converter.",
+)
+
+
+@asynccontextmanager
+async def _connected() -> AsyncIterator[Calls]:
+    settings = load(CallerSettings) if os.environ.get(CONFIG_VARIABLE) else None
+    client = await connect(settings.data_converter if settings is not None else None)
+    try:
+        yield Calls(client=client, ui_url=settings.ui_url if settings is not None else lambda _: None)
+    except RPCError as error:
+        raise CommandError(refusal(error)) from None
+
+
+@calls.command(name="list")
+async def list_(
+    *,
+    query: str = 'ExecutionStatus = "Running"',
+    endpoint: str | None = None,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    as_json: JsonOutput = False,
+) -> None:
+    """List the calls that wait now.
+
+    Temporal's visibility does not know which workflows have calls. This reads each workflow that the query finds, the
+    newest first. Name those that may wait: --query 'WorkflowType = "OrderWorkflow" AND ExecutionStatus = "Running"'.
+
+    Args:
+        query: Temporal's list filter of the workflows to read.
+        endpoint: Only calls through this endpoint.
+        limit: Number of workflows to read.
+    """
+    async with _connected() as found:
+        read, waiting = await found.waiting(query, limit=limit)
+    shown = [each for each in waiting if endpoint in {None, each.endpoint}]
+    print_list(shown, "workflow_id endpoint operation target attempts scheduled deadline", as_json=as_json)
+    if read == limit:
+        print(f"read the first {read} workflows of the query; --limit reads more", file=sys.stderr)
+
+
+@calls.command
+async def show(
+    workflow_id: str, /, *, run_id: str = "", request_id: str | None = None, as_json: JsonOutput = False
+) -> None:
+    """Show the calls of one workflow: target, last error, next try, and the times in their order.
+
+    Args:
+        workflow_id: Id of the calling workflow.
+        run_id: Its run. By default the newest.
+        request_id: Only this call.
+    """
+    async with _connected() as found:
+        reports = await found.of_run(workflow_id, run_id)
+    shown = [each for each in reports if request_id in {None, each.request_id}]
+    if not shown:
+        message = "no such call in this run"
+        raise CommandError(message)
+    now = datetime.now(UTC)
+    print(to_json(shown) if as_json else "\n\n".join(details(each, now=now) for each in shown))
