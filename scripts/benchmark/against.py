@@ -142,6 +142,8 @@ async def _bench(root: Path, *arguments: str) -> str:
     """Run the benchmark of the checkout at *root*. Returns its standard output; its progress is shown as it comes."""
     process = await asyncio.create_subprocess_exec(
         *("env", "-u", "PYTHONPATH", f"{CHOICE_VARIABLE}={chosen()}", str(root / "scripts" / "bench"), *arguments),
+        # Older commits find their modules by the working folder.
+        cwd=root,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
