@@ -1,0 +1,20 @@
+"""The facts of a run that `runs list` and `show` print."""
+
+import pytest
+from temporalio.api.common.v1 import Memo
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.client import Client
+
+from handler.admin.runs import read_run
+from scripts.environment.server import Server
+from tests.support.helpers import HANDLER
+
+
+@pytest.mark.parametrize("value", [None, 7, {"caller": "half a call"}])
+async def test_a_run_with_a_foreign_memo_under_our_name_is_shown_without_a_call(server: Server, value: object) -> None:
+    """Every client of the namespace may write such a memo. The command still lists the other runs."""
+    client = await Client.connect(server.address, namespace=HANDLER)
+    [payload] = await client.data_converter.encode([value])
+    facts = await read_run(client, None, WorkflowExecutionInfo(memo=Memo(fields={"bridge": payload})))
+    assert "caller" not in facts
+    assert facts["state"] == "status 0"
