@@ -47,6 +47,10 @@ class DestinationRefusedError(BridgeError):
     """The address of an outgoing request is not allowed. A retry gives the same result."""
 
 
+class DestinationBusyError(BridgeError):
+    """The maximum number of requests is in flight to the destination, and none ended in time. Nothing was sent."""
+
+
 class PeerHandlerError(HandlerError):
     """A request failed, and the peer itself reported it: the body holds a HandlerError, not only a status."""
 

@@ -1,5 +1,6 @@
 """Endpoints: send requests to the handler behind an endpoint's name, and read the answers."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -61,6 +62,7 @@ class Endpoints:
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
+        self._http = http
         self._peers = PeerClient(http, metrics=metrics, clock=clock)
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
@@ -70,6 +72,10 @@ class Endpoints:
             NotStartedError: The handler was not reached, or it refused; `reason` shows which.
             nexusrpc.HandlerError: There is no such endpoint, or the start has a form that cannot be sent.
         """
+        endpoint = self.resolve(name).endpoint
+        if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.networks):
+            # Held starts must leave places for others. This start is answered at once, and its callback comes later.
+            request = dataclasses.replace(request, wait=None)
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
         message = encode_start(request, payload, request_timeout=timeout)
         is_first, more = request.attempt == 1, request.headers

@@ -1,4 +1,8 @@
-"""The HTTP session of a process: it keeps connections alive, limits and guards them, and follows no redirects.
+"""The HTTP client of a process: it keeps connections alive, limits and guards them, and follows no redirects.
+
+Destinations share nothing: each has its own connections, places for requests, address guard and name look-ups. A
+destination that is slow therefore delays only its own requests, and a connection that was opened under the networks of
+one entry of the settings serves no other entry.
 
 tenacity repeats a request that did not reach the peer, within one second. Later repeats are Temporal's retries, which
 people can see. No exception of aiohttp leaves this module, because its text may hold a signed URL.
@@ -6,20 +10,27 @@ people can see. No exception of aiohttp leaves this module, because its text may
 
 import asyncio
 import io
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import NamedTuple
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict, CIMultiDictProxy
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 from yarl import URL
 
-from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
+from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
 from bridge.security.egress import ConnectGuard, Network, RefusedAddressError
 
 REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
-_CONNECTIONS_PER_HOST = 100
+"""Includes the look-up of the name."""
+REQUESTS_PER_DESTINATION = 20
+"""Maximum number of requests in flight to one scheme, host and port."""
+PATIENCE = timedelta(seconds=1)
+"""Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _LARGE = 1024 * 1024
 
 
@@ -41,17 +52,21 @@ class _NotConnectedError(Exception):
 class HttpClient:
     """Sends messages. Close it with `aclose`."""
 
-    def __init__(self, *, user_agent: str, connections_per_host: int = _CONNECTIONS_PER_HOST) -> None:
+    def __init__(self, *, user_agent: str, requests_per_destination: int = REQUESTS_PER_DESTINATION) -> None:
         self._user_agent = user_agent
-        self._connections_per_host = connections_per_host
-        self._guard = ConnectGuard()
-        self._session: aiohttp.ClientSession | None = None
+        self._limit = requests_per_destination
+        # The settings bound the number of entries: every URL is below one of their base URLs.
+        self._destinations: dict[tuple[URL, tuple[Network, ...]], _Destination] = {}
 
     async def aclose(self) -> None:
         """Close all connections. A later `post` opens new ones."""
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
+        destinations, self._destinations = self._destinations, {}
+        for each in destinations.values():
+            await each.session.close()
+
+    def is_half_full(self, url: str, networks: tuple[Network, ...]) -> bool:
+        """Whether half of the places for requests to the destination of *url* are taken."""
+        return self._destination(URL(url, encoded=True), networks).in_flight * 2 >= self._limit
 
     async def post(
         self,
@@ -60,6 +75,7 @@ class HttpClient:
         body: bytes,
         *,
         networks: tuple[Network, ...] = (),
+        patience: timedelta = PATIENCE,
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it covers the repeats inside this method
         max_answer_bytes: int,
     ) -> HttpAnswer:
@@ -70,10 +86,12 @@ class HttpClient:
             headers: Sent as given; no `Content-Type` is added.
             body: Sent as given.
             networks: Non-public networks that the host may resolve to.
-            timeout: For the request and all its repeats together.
+            patience: Maximum wait for a place, if the maximum number of requests is in flight to the destination.
+            timeout: For the wait, the request and all its repeats together.
             max_answer_bytes: Largest body of an answer. A longer answer is an error.
 
         Raises:
+            DestinationBusyError: No place became free.
             TransportError: No answer arrived in time.
             DestinationRefusedError: The host resolves to addresses that are not allowed.
             RemoteProtocolError: The answer is too long.
@@ -86,18 +104,77 @@ class HttpClient:
         )
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                with self._guard.allowing(networks):
-                    return await retrying(self._post_once, url, headers, body, max_answer_bytes)
+                target = URL(url, encoded=True)
+                destination = self._destination(target, networks)
+                await destination.enter(patience)
+                try:
+                    return await retrying(destination.post, target, headers, body, max_answer_bytes)
+                finally:
+                    destination.leave()
         except TimeoutError:
             message = "no answer in time"
             raise TransportError(message) from None
         except _NotConnectedError as error:
             raise TransportError(str(error)) from None
+        except ValueError:
+            message = "the URL or a header cannot be sent"
+            raise TransportError(message) from None
 
-    async def _post_once(self, url: str, headers: CIMultiDict[str], body: bytes, max_answer_bytes: int) -> HttpAnswer:
+    def _destination(self, url: URL, networks: tuple[Network, ...]) -> "_Destination":
+        key = url.origin(), networks
+        if (found := self._destinations.get(key)) is None:
+            found = self._destinations[key] = _Destination(networks, user_agent=self._user_agent, limit=self._limit)
+        return found
+
+
+class _Destination:
+    """One scheme, host and port, as one entry of the settings allows it."""
+
+    def __init__(self, networks: tuple[Network, ...], *, user_agent: str, limit: int) -> None:
+        self.in_flight = 0
+        self._places = asyncio.Semaphore(limit)
+        self._is_stuck = False
+        self._guard = ConnectGuard(networks)
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver(), socket_factory=self._guard.open_socket),
+            # `HttpClient.post` limits the total time, because a held start may take longer than other requests.
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT.total_seconds()),
+            # A cookie of one caller must not be sent with another caller's callback. A proxy from the environment
+            # would bypass the guard. A compressed answer could be larger than the limit.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            requote_redirect_url=False,
+        )
+
+    async def enter(self, patience: timedelta) -> None:
+        """Take a place. Once a wait was in vain, later requests do not wait until a request has left.
+
+        Raises:
+            DestinationBusyError: No place became free within *patience*.
+        """
         try:
-            async with self._open().post(
-                URL(url, encoded=True),
+            async with asyncio.timeout(0 if self._is_stuck else patience.total_seconds()):
+                await self._places.acquire()
+        except TimeoutError:
+            self._is_stuck = self._is_stuck or patience > timedelta(0)
+            message = "too many requests in flight to the destination"
+            raise DestinationBusyError(message) from None
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Free the place."""
+        self.in_flight -= 1
+        self._is_stuck = False
+        self._places.release()
+
+    async def post(self, url: URL, headers: CIMultiDict[str], body: bytes, max_answer_bytes: int) -> HttpAnswer:
+        """Make one attempt."""
+        opened = self._guard.opened
+        try:
+            async with self.session.post(
+                url,
                 # aiohttp writes large bytes in one piece and warns about it. It writes a stream in parts.
                 data=io.BytesIO(body) if len(body) > _LARGE else body,
                 headers=headers,
@@ -108,7 +185,7 @@ class HttpClient:
                 return HttpAnswer(status=response.status, headers=response.headers, body=answer)
         except aiohttp.ClientConnectorError as error:
             # If one address was allowed, the destination is not refused: that address may only be down for a while.
-            if RefusedAddressError.TEXT in str(error.os_error) and not self._guard.has_opened:
+            if isinstance(error.os_error, RefusedAddressError) and self._guard.opened == opened:
                 message = (
                     "destination address refused: a network that is not public has to be in `networks` of its entry"
                 )
@@ -120,27 +197,37 @@ class HttpClient:
             # of the protocol carries the id by which it is deduplicated.
             message = f"connection lost: {type(error).__name__}"
             raise _NotConnectedError(message) from None
-        except (aiohttp.ClientError, ValueError) as error:
+        except aiohttp.ClientError as error:
             message = type(error).__name__
             raise TransportError(message) from None
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit_per_host=self._connections_per_host, socket_factory=self._guard.open_socket
-                ),
-                # `post` limits the total time, because a held start may take longer than other requests.
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT.total_seconds()),
-                # A cookie of one host must not be sent with another caller's callback. A proxy from the environment
-                # would bypass the guard. A compressed answer could be larger than the limit.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                auto_decompress=False,
-                headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
-                requote_redirect_url=False,
+
+class _Resolver(AbstractResolver):
+    """Looks a name up in a thread of its own: a name server that hangs must not fill the event loop's thread pool.
+
+    aiohttp runs one look-up of a name at a time, also if a request has stopped waiting for it.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of *host*. An OSError means that there are none."""
+        thread, loop = ThreadPoolExecutor(1), asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(
+                thread, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
             )
-        return self._session
+        finally:
+            thread.shutdown(wait=False)
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
+            )
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Do nothing: a look-up that still runs ends by itself."""
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -13,7 +13,7 @@ from bridge.errors import UnsignedAnswerError
 from bridge.protocol.answers import Answer, Sent, read_answer
 from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.runtime.http_client import PATIENCE, REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.security.egress import Network
 from bridge.security.signatures import MessageSigner
@@ -45,6 +45,7 @@ class PeerClient:
         answers: Literal["signed", "unsigned"],
         more: Iterable[str] = (),
         networks: tuple[Network, ...] = (),
+        patience: timedelta = PATIENCE,
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
         is_first: bool = True,
     ) -> Answer:
@@ -60,11 +61,13 @@ class PeerClient:
             answers: Whether the peer signs its answers. Without *signer* it cannot.
             more: Names of further headers that the signature covers.
             networks: Non-public networks that the host may resolve to.
-            timeout: For the request and its repeats.
+            patience: Maximum wait for a busy destination.
+            timeout: For the wait, the request and its repeats.
             is_first: Whether no earlier request of the same call can have had an effect.
 
         Raises:
             ValueError: The request cannot be signed.
+            bridge.errors.DestinationBusyError: Too many requests were in flight. Nothing was sent.
             bridge.errors.BridgeError: There was no answer, or the address is not allowed.
         """
         signed, proof = CIMultiDict(headers), None
@@ -72,7 +75,9 @@ class PeerClient:
             proof = signer.sign(sent.kind, url, signed, body, more=more)
         # Only the answer to a start holds an outcome.
         limit = MAX_FAILURE_BYTES if sent is Sent.START else _SMALL
-        answered = await self._http.post(url, signed, body, networks=networks, timeout=timeout, max_answer_bytes=limit)
+        answered = await self._http.post(
+            url, signed, body, networks=networks, patience=patience, timeout=timeout, max_answer_bytes=limit
+        )
         proof = proof if answers == "signed" else None
         answer = read_answer(sent, proof, *answered, now=self._clock(), is_first=is_first)
         self._note(peer, answer)

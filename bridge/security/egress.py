@@ -9,10 +9,7 @@ import errno
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -162,40 +159,14 @@ def is_allowed_address(text: str, networks: Iterable[Network] = ()) -> bool:
     return address in _GLOBAL_6 and not any(address in network for network in _DENIED_6)
 
 
-@dataclass
-class _Passage:
-    """The connections of one request."""
-
-    networks: tuple[Network, ...] = ()
-    """Non-public networks to which they may go."""
-    has_opened: bool = False
-    """Whether the guard has allowed one of them."""
-
-
 class ConnectGuard:
-    """Creates the sockets of outgoing connections, and refuses an address that is not allowed.
+    """Creates the sockets of the connections to one destination, and refuses an address that is not allowed."""
 
-    The networks of a destination belong to one request, not to the guard. A context variable passes them through
-    aiohttp's connector, because the connector does not see the request.
-    """
-
-    def __init__(self) -> None:
-        self._passage: ContextVar[_Passage | None] = ContextVar("passage", default=None)
-
-    @contextmanager
-    def allowing(self, networks: tuple[Network, ...]) -> Iterator[None]:
-        """Allow connections to *networks* and to public addresses inside this context."""
-        token = self._passage.set(_Passage(networks))
-        try:
-            yield
-        finally:
-            self._passage.reset(token)
-
-    @property
-    def has_opened(self) -> bool:
-        """Whether the guard has allowed an address since `allowing`. If so, a retry may succeed."""
-        passage = self._passage.get()
-        return passage is not None and passage.has_opened
+    def __init__(self, networks: tuple[Network, ...]) -> None:
+        """*networks* are the non-public networks to which the connections may go."""
+        self._networks = networks
+        self.opened = 0
+        """Number of sockets created so far. If it grew during a failed request, one address was allowed."""
 
     def open_socket(self, address: AddrInfoType) -> socket.socket:
         """Create a socket for *address*: the socket factory of aiohttp's connector.
@@ -204,12 +175,10 @@ class ConnectGuard:
             RefusedAddressError: The address is not allowed.
         """
         family, kind, protocol, _, socket_address = address
-        passage = self._passage.get() or _Passage()
-        if not is_allowed_address(str(socket_address[0]), passage.networks):
+        if not is_allowed_address(str(socket_address[0]), self._networks):
             # The connector only handles OSError, and reports the text of the last one.
             raise RefusedAddressError(errno.EACCES, RefusedAddressError.TEXT)
-        # Change the object instead of setting the variable: the connector may call this in another task.
-        passage.has_opened = True
+        self.opened += 1
         return socket.socket(family, kind, protocol)
 
 

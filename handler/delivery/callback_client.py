@@ -1,15 +1,12 @@
-"""Sends messages to callback URLs: only to allowed ones, signed for the caller, with a limit per destination."""
+"""Sends messages to callback URLs: only to allowed ones, and signed for the caller."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from temporalio.converter import DataConverter
-from yarl import URL
 
-from bridge.errors import BridgeError, DestinationRefusedError
+from bridge.errors import BridgeError, DestinationBusyError, DestinationRefusedError
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
 from bridge.protocol.echo import decode_echo
@@ -25,18 +22,10 @@ from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
 USER_AGENT = "callback-bridge-handler/0.1"
-REQUESTS = 100
-"""Maximum number of requests in flight."""
-REQUESTS_PER_DESTINATION = 20
-"""Maximum number in flight to one host and port, so that a destination that hangs does not block the others."""
 _NO_PATIENCE = timedelta(0)
 _log = event_logger(__name__)
 _ECHO_TIMEOUT = REQUEST_TIMEOUT / 2
 """The caller waits `REQUEST_TIMEOUT` for the answer to its own echo."""
-
-
-class DestinationBusyError(BridgeError):
-    """The maximum number of requests is in flight to the destination."""
 
 
 class Attempted(NamedTuple):
@@ -72,8 +61,6 @@ class CallbackClient:
         self._name = settings.name
         self._peers = PeerClient(http, metrics=metrics, clock=clock)
         self._clock = clock
-        self._all = asyncio.Semaphore(REQUESTS)
-        self._destinations: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def deliver(
         self,
@@ -162,8 +149,8 @@ class CallbackClient:
         """POST to the callback *url* of *caller* with a fresh signature, which also covers the headers in *more*.
 
         Raises:
-            DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
-            DestinationRefusedError: The caller is not in the settings, its list does not allow the URL, or the request
+            bridge.errors.DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
+            bridge.errors.DestinationRefusedError: The caller is not in the settings, its list does not allow the URL, or the request
                 cannot be signed.
             bridge.errors.BridgeError: There was no usable answer.
         """
@@ -173,25 +160,16 @@ class CallbackClient:
             raise DestinationRefusedError(message)
         # Check again, not only at the start of the target: the list may have changed since.
         destination = allowed_destination(url, peer.callbacks)
-        free = self._destinations.setdefault(URL(url).authority, asyncio.Semaphore(REQUESTS_PER_DESTINATION))
         try:
-            async with asyncio.timeout(patience.total_seconds()):
-                await free.acquire()
-        except TimeoutError:
-            message = "too many requests in flight to the destination"
-            raise DestinationBusyError(message) from None
-        try:
-            async with self._all:
-                return await self._peers.post(
-                    *(sent, caller, url, {**headers, **({} if peer.trace == "off" else trace_headers())}, body),
-                    signer=self._signers.get(caller),
-                    answers=peer.answers,
-                    more=more,
-                    networks=destination.networks,
-                    timeout=timeout,
-                )
+            return await self._peers.post(
+                *(sent, caller, url, {**headers, **({} if peer.trace == "off" else trace_headers())}, body),
+                signer=self._signers.get(caller),
+                answers=peer.answers,
+                more=more,
+                networks=destination.networks,
+                patience=patience,
+                timeout=timeout,
+            )
         except ValueError as error:
             # The request cannot be signed.
             raise DestinationRefusedError(str(error)) from None
-        finally:
-            free.release()

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -13,9 +14,12 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from multidict import CIMultiDict
+from yarl import URL
 
-from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
+from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
+from bridge.runtime import http_client
 from bridge.runtime.http_client import HttpAnswer, HttpClient
+from tests.support.helpers import assert_eventually
 
 LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 SECRET = "sig=secret.token"
@@ -141,6 +145,12 @@ async def raw_server(
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/?{SECRET}"
+
+
+async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\nbody")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
 
 
 def unused_port() -> int:
@@ -476,10 +486,82 @@ async def test_two_messages_use_one_connection(client: HttpClient, peer: Peer) -
 
 async def test_no_more_connections_are_opened_than_allowed(peer: Peer) -> None:
     """A burst waits its turn and spares the peer."""
-    async with aclosing(HttpClient(user_agent="bridge/1", connections_per_host=2)) as client:
+    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=2)) as client:
         await asyncio.gather(*(post(client, peer.url()) for _ in range(10)))
     assert len(peer.lines) == 10
     assert len(peer.connections) <= 2
+
+
+async def test_a_kept_connection_serves_only_the_entry_that_allowed_it(client: HttpClient, peer: Peer) -> None:
+    """A caller with a private network opens a connection. It is not used for a caller without that network."""
+    assert (await post(client, peer.url())).status == 200
+    with pytest.raises(DestinationRefusedError):
+        await post(client, peer.url(), networks=())
+    assert (await post(client, peer.url())).status == 200
+    assert len(peer.connections) == 1
+
+
+@asynccontextmanager
+async def hanging(client: HttpClient, peer: Peer, count: int) -> AsyncIterator[None]:
+    """*count* requests that *peer* does not answer."""
+    held = [asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=60))) for _ in range(count)]
+
+    async def arrived() -> None:
+        assert peer.lines.count("POST /silent") >= count
+
+    try:
+        await assert_eventually(arrived)
+        yield
+    finally:
+        for each in held:
+            each.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer) -> None:
+    """Neither the limit of a destination nor one of the whole client is used up for others."""
+    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client:
+        async with hanging(client, peer, 120), raw_server(answer_once) as other:
+            with pytest.raises(DestinationBusyError):
+                await post(client, peer.url(), patience=SOON)
+            assert (await post(client, other, patience=timedelta(0))).status == 200
+
+
+async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_answers(peer: Peer) -> None:
+    """After a wait in vain, later requests fail at once and hold no slot of a worker, until a request ends."""
+    day = timedelta(days=1)
+    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=2)) as client:
+        async with hanging(client, peer, 2):
+            with pytest.raises(DestinationBusyError):
+                await post(client, peer.url(), patience=SOON)
+            with pytest.raises(DestinationBusyError):
+                await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
+        assert (await post(client, peer.url(), patience=timedelta(0))).status == 200
+
+
+async def test_a_name_server_that_hangs_delays_only_its_own_names(
+    client: HttpClient, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look-up of each name runs at a time, its requests end in time, and other names are looked up meanwhile."""
+    answers, asked, real = threading.Event(), list[str](), socket.getaddrinfo
+
+    def getaddrinfo(host: str, *given: Any, **named: Any) -> Any:
+        asked.append(host)
+        if host.endswith(".example"):
+            answers.wait(60)
+        return real("127.0.0.1", *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(http_client, "CONNECT_TIMEOUT", SOON)
+    names = [f"http://slow{number}.example/" for number in range(40)]
+    try:
+        for _ in range(2):
+            found = await asyncio.gather(*(post(client, each) for each in names), return_exceptions=True)
+            assert {type(each) for each in found} == {TransportError}
+        assert sorted(asked) == sorted(URL(each).host or "" for each in names)
+        assert (await post(client, f"http://fast.test:{peer.port}/")).status == 200
+    finally:
+        answers.set()
 
 
 async def test_a_kept_connection_that_the_peer_closed_is_replaced_at_once(client: HttpClient) -> None:
