@@ -20,7 +20,7 @@ from bridge.protocol.headers import OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import FACTS, answer, route
+from bridge.runtime.http_server import FACTS, add_route, answer
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics, request_metrics
 from bridge.runtime.settings import SettingsError
@@ -61,8 +61,8 @@ def create_app(
     app = http_server.create_app(is_ready)
     app.middlewares.insert(0, request_metrics("receiver", lambda: app[_RECEIVER].metrics))
     app.on_startup.append(prepare)
-    app.router.add_post("/callbacks", route(_RECEIVER, _Receiver.echo))
-    app.router.add_post("/callbacks/{callback_id}", route(_RECEIVER, _Receiver.complete))
+    add_route(app, "/callbacks", _RECEIVER, _Receiver.echo)
+    add_route(app, "/callbacks/{callback_id}", _RECEIVER, _Receiver.complete)
     return app
 
 
@@ -82,7 +82,7 @@ class _Receiver:
 
     async def echo(self, request: web.Request) -> web.Response:
         """Let a handler check its key, its clock and our URL. Completes nothing."""
-        verifier = known_peer(self._verifiers, request.query.get("handler", ""))
+        verifier = known_peer(self._verifiers, request.query.get("handler", ""), MessageKind.ECHO, request)
         await IncomingMessage(request, MessageKind.ECHO, verifier).body()
         return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
 
@@ -96,7 +96,8 @@ class _Receiver:
             raise UntrustedError(reason)
         claims = self._tokens.verify(text[0], callback_id=request.match_info["callback_id"], now=self._clock())
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
-        message = IncomingMessage(request, MessageKind.COMPLETION, known_peer(self._verifiers, claims.peer))
+        verifier = known_peer(self._verifiers, claims.peer, MessageKind.COMPLETION, request)
+        message = IncomingMessage(request, MessageKind.COMPLETION, verifier)
         body = await message.body()
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if message.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:

@@ -24,7 +24,7 @@ from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
 from bridge.runtime.http_client import HttpClient
-from bridge.runtime.http_server import FACTS, answer, route
+from bridge.runtime.http_server import FACTS, add_route, answer
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics, request_metrics
 from bridge.runtime.settings import SettingsError
@@ -134,11 +134,11 @@ def create_app(
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.
     path = "/c/{caller}/{service:[^/]+}/{operation:[^/]+}"
-    app.router.add_post("/c/{caller}", route(_SERVICE, _Service.echo))
-    app.router.add_post(path, route(_SERVICE, _Service.start))
-    app.router.add_post(f"{path}/cancel", route(_SERVICE, _Service.cancel))
+    add_route(app, "/c/{caller}", _SERVICE, _Service.echo)
+    add_route(app, path, _SERVICE, _Service.start)
+    add_route(app, f"{path}/cancel", _SERVICE, _Service.cancel)
     # Temporal's server 1.29 sends this form.
-    app.router.add_post(f"{path}/{{token:[^/]+}}/cancel", route(_SERVICE, _Service.cancel))
+    add_route(app, f"{path}/{{token:[^/]+}}/cancel", _SERVICE, _Service.cancel)
     return app
 
 
@@ -242,7 +242,7 @@ class _Service:
 
     def _received(self, request: web.Request, kind: MessageKind) -> tuple[Caller, IncomingMessage]:
         request[FACTS]["bridge.message"] = kind.name.lower()
-        caller = known_peer(self._callers, request.match_info["caller"])
+        caller = known_peer(self._callers, request.match_info["caller"], kind, request)
         message = caller.receive(kind, request)
         request[FACTS]["bridge.caller"] = caller.name
         return caller, message

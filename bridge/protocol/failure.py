@@ -6,6 +6,7 @@ writes. Pure functions.
 Source of the rules: Nexus SPEC "Failure", Temporal server `common/nexus/failure.go` of 1.29 to 1.31.
 """
 
+from itertools import accumulate
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
@@ -17,6 +18,7 @@ from temporalio.api.enums.v1 import NexusHandlerErrorRetryBehavior
 from temporalio.api.failure.v1 import CanceledFailureInfo, Failure, TerminatedFailureInfo
 
 from bridge.errors import RemoteProtocolError
+from bridge.protocol.payload import MAX_PAYLOADS
 
 FAILURE_TYPE = "temporal.api.failure.v1.Failure"
 HANDLER_ERROR_TYPE = "nexus.HandlerError"
@@ -26,12 +28,15 @@ FOREIGN_FAILURE_TYPE = "NexusFailure"
 
 MAX_FAILURE_BYTES = 4 * 1024 * 1024
 """Largest body of a message in either direction."""
-_MAX_DEPTH = 80
-"""Most nested causes that are read. Protobuf readers, such as the SDK's core, stop at 100 nested messages, and the
-messages around a failure count too."""
-_MAX_CAUSES = 79
-"""Most causes that are written. With more, a reader on the way would refuse the message and the outcome would be
-lost."""
+_MAX_DEPTH = 64
+"""Most nested objects and arrays that are read. Protobuf readers, such as the SDK's core, stop at 100 nested messages,
+and the messages around a failure count too."""
+_MAX_CAUSES = _MAX_DEPTH - 8
+"""Most causes that are written. With more, a reader would refuse the message and the outcome would be lost. The objects
+around a failure and inside the last cause count too."""
+_MAX_TOKENS = 32 * MAX_PAYLOADS
+"""Most structural characters outside of strings, and most quotes. 1 000 payloads need less than half of them."""
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"{}[],'))
 _RETRY_BEHAVIORS = {
     True: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_RETRYABLE,
     False: NexusHandlerErrorRetryBehavior.NEXUS_HANDLER_ERROR_RETRY_BEHAVIOR_NON_RETRYABLE,
@@ -76,8 +81,9 @@ def parse_failure(body: bytes) -> WireFailure:
     """Read the JSON of a Failure.
 
     Raises:
-        RemoteProtocolError: Not JSON, or not a Failure.
+        RemoteProtocolError: Not JSON, not a Failure, too deep, or too many values.
     """
+    _refuse_large_structure(body)
     try:
         return WireFailure.model_validate_json(body)
     except ValidationError as error:
@@ -85,6 +91,18 @@ def parse_failure(body: bytes) -> WireFailure:
         fields = ", ".join(sorted({str(each["loc"][0]) if each["loc"] else "body" for each in error.errors()}))
         message = f"not a Nexus Failure: {fields}"
         raise RemoteProtocolError(message) from None
+
+
+def _refuse_large_structure(body: bytes) -> None:
+    """Refuse a *body* that would take long to parse: a few bytes of JSON become a large object."""
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    message = f"not a Nexus Failure: over {_MAX_TOKENS} values, or more than {_MAX_DEPTH} deep"
+    if unescaped.count(b'"') > _MAX_TOKENS:
+        raise RemoteProtocolError(message)
+    structure = b"".join(unescaped.translate(None, _NOT_STRUCTURE).split(b'"')[::2])
+    steps = (1 if each in b"{[" else -1 for each in structure if each != ord(","))
+    if len(structure) > _MAX_TOKENS or max(accumulate(steps), default=0) > _MAX_DEPTH:
+        raise RemoteProtocolError(message)
 
 
 def encode_failure(failure: Failure) -> WireFailure:
@@ -110,9 +128,9 @@ def decode_failure(wire: WireFailure, *, canceled: bool) -> Failure:
     """Read the failure of an operation that ended failed, or *canceled*.
 
     Raises:
-        RemoteProtocolError: `details` do not fit the kind, or there are too many causes.
+        RemoteProtocolError: `details` do not fit the kind.
     """
-    failure = _decode(wire, canceled=canceled, depth=0)
+    failure = _decode(wire, canceled=canceled)
     if canceled and not failure.HasField("canceled_failure_info"):
         # The caller must see a cancellation, also if the peer sent a failure of another kind.
         outer = Failure(message=failure.message or "operation canceled")
@@ -122,16 +140,13 @@ def decode_failure(wire: WireFailure, *, canceled: bool) -> Failure:
     return failure
 
 
-def _decode(wire: WireFailure, *, canceled: bool, depth: int) -> Failure:
-    if depth > _MAX_DEPTH:
-        message = "too many causes"
-        raise RemoteProtocolError(message)
+def _decode(wire: WireFailure, *, canceled: bool) -> Failure:
     if wire.kind == OPERATION_ERROR_TYPE and wire.cause is not None:
-        return _decode(wire.cause, canceled=canceled, depth=depth + 1)
+        return _decode(wire.cause, canceled=canceled)
     failure = Failure()
     match wire.kind:
         case "temporal.api.failure.v1.Failure":
-            failure = _parse_details(wire.details or {}, max_depth=_MAX_DEPTH - depth)
+            failure = _parse_details(wire.details or {})
         case "nexus.OperationError" if not canceled:
             failure.application_failure_info.type = "OperationError"
             failure.application_failure_info.non_retryable = True
@@ -148,13 +163,13 @@ def _decode(wire: WireFailure, *, canceled: bool, depth: int) -> Failure:
     if wire.stack_trace:
         failure.stack_trace = wire.stack_trace
     if wire.cause is not None and not failure.HasField("cause"):
-        failure.cause.CopyFrom(_decode(wire.cause, canceled=False, depth=depth + 1))
+        failure.cause.CopyFrom(_decode(wire.cause, canceled=False))
     return failure
 
 
-def _parse_details(details: Any, *, max_depth: int) -> Failure:
+def _parse_details(details: Any) -> Failure:
     try:
-        return ParseDict(details, Failure(), ignore_unknown_fields=True, max_recursion_depth=max_depth)
+        return ParseDict(details, Failure(), ignore_unknown_fields=True)
     except (ParseError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError):
         message = "details are not a temporal failure"
         raise RemoteProtocolError(message) from None

@@ -12,7 +12,16 @@ from temporalio.api.failure.v1 import Failure
 from bridge.errors import RemoteProtocolError
 from bridge.protocol.failure import decode_failure, encode_failure, parse_failure
 from bridge.protocol.headers import OperationState
-from bridge.protocol.payload import CONTENT_TYPE, JSON, MAX_PAYLOAD_BYTES, decode_payload, encode_payload, is_json
+from bridge.protocol.payload import (
+    CONTENT_TYPE,
+    JSON,
+    MAX_PAYLOAD_BYTES,
+    MAX_PAYLOADS,
+    decode_payload,
+    encode_payload,
+    is_json,
+    payloads_in,
+)
 
 OUTCOME_TOO_LARGE = "OutcomeTooLarge"
 """Error type of the failure that replaces an outcome which is too large to deliver."""
@@ -52,13 +61,17 @@ class Outcome:
     def within_size_limit(self) -> "Outcome":
         """This outcome, or the outcome of `too_large` if an activity cannot be completed with it."""
         part = self.result if self.failure is None else self.failure
-        size = 0 if part is None else part.ByteSize()
-        return self if size <= MAX_PAYLOAD_BYTES else too_large(size, MAX_PAYLOAD_BYTES)
+        if part is None:
+            return self
+        if (size := part.ByteSize()) > MAX_PAYLOAD_BYTES:
+            return too_large(size, MAX_PAYLOAD_BYTES)
+        count = sum(1 for _ in payloads_in(part))
+        return self if count <= MAX_PAYLOADS else too_large(count, MAX_PAYLOADS, unit="values")
 
 
-def too_large(size: int, limit: int) -> Outcome:
-    """The failed outcome that replaces an outcome of *size* bytes, if at most *limit* bytes can be delivered."""
-    failure = Failure(message=f"the operation's outcome of {size} bytes is over the limit of {limit} bytes")
+def too_large(size: int, limit: int, *, unit: str = "bytes") -> Outcome:
+    """The failed outcome that replaces an outcome of *size*, if at most *limit* can be delivered."""
+    failure = Failure(message=f"the operation's outcome of {size} {unit} is over the limit of {limit} {unit}")
     failure.application_failure_info.type = OUTCOME_TOO_LARGE
     failure.application_failure_info.non_retryable = True
     return Outcome.failed(failure)

@@ -5,7 +5,7 @@ Source of the rules: Temporal server, `common/nexus/payload_serializer.go`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from google.protobuf.message import DecodeError, Message
 from temporalio.api.common.v1 import Payload
@@ -15,6 +15,9 @@ from bridge.errors import RemoteProtocolError
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024 - 1024
 """Largest payload that is delivered, slightly below Temporal's limit for one blob (`limit.blobSize.error`, 2 MiB). The
 server answers OK to a completion above its limit and then fails the activity."""
+
+MAX_PAYLOADS = 1000
+"""Most payloads in one outcome."""
 
 CONTENT_TYPE = "Content-Type"
 JSON = "application/json"
@@ -31,15 +34,24 @@ def holds_reference(message: Message) -> bool:
 
     Workers fetch what such a payload names. Therefore only a peer that shares the external storage may send one.
     """
+    return any(
+        each.external_payloads
+        or each.metadata.get("encoding") == b"json/external-storage-reference"
+        or each.metadata.get("messageType") == b"temporal.api.sdk.v1.ExternalStorageReference"
+        or "__temporal_external_storage_reference" in each.metadata
+        for each in payloads_in(message)
+    )
+
+
+def payloads_in(message: Message) -> Iterator[Payload]:
+    """Yield every payload that *message* is or holds."""
     if isinstance(message, Payload):
-        metadata = message.metadata
-        return bool(message.external_payloads) or (
-            metadata.get("encoding") == b"json/external-storage-reference"
-            or metadata.get("messageType") == b"temporal.api.sdk.v1.ExternalStorageReference"
-            or "__temporal_external_storage_reference" in metadata
-        )
-    fields = (value for field, value in message.ListFields() if field.message_type is not None)
-    return any(holds_reference(each) for value in fields for each in ([value] if isinstance(value, Message) else value))
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in [value] if isinstance(value, Message) else value:
+                yield from payloads_in(each)
 
 
 def is_json(headers: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -35,11 +36,19 @@ from bridge.runtime.incoming_message import LIVE, PROOF
 from bridge.security.redaction import plain
 
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
+MAX_CONNECTIONS = 512
+MAX_HEADER_BYTES = 16 * 1024
+"""Largest request line and headers together."""
+HEADER_TIMEOUT = timedelta(seconds=10)
+"""For the headers of a request: from the opening of the connection, or from the first byte of a later request."""
+_READY_CACHE_S = 1
 _SERVER = "bridge"
 
 _MAX_HEADER_BYTES = 2900
 """Largest headers of an answer before it is signed. The signature and aiohttp's own headers bring them to 3.5 KiB at
 most. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
+
+_ACCEPT_AGAIN_S = 0.05
 
 _log = event_logger(__name__)
 
@@ -64,12 +73,19 @@ def create_app(check: ReadyCheck) -> web.Application:
     stopping. A wrong method is answered 404, because server 1.29 retries a 405.
     """
     stopping = asyncio.Event()
+    checking = asyncio.Lock()
+    is_ready, checked = False, float("-inf")
 
     async def alive(_: web.Request) -> web.Response:
         return web.Response(text="alive\n")
 
     async def ready(_: web.Request) -> web.Response:
-        if not stopping.is_set() and await check():
+        nonlocal is_ready, checked
+        # Every check is a call to Temporal, and strangers may ask.
+        async with checking:
+            if time.monotonic() - checked >= _READY_CACHE_S:
+                is_ready, checked = await check(), time.monotonic()
+        if is_ready and not stopping.is_set():
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
@@ -91,25 +107,40 @@ def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:
     return web.Response(status=status, headers=headers, body=body or None)
 
 
-def route(key: web.AppKey[_ServiceT], method: Callable[[_ServiceT, web.Request], Awaitable[web.Response]]) -> Route:
-    """Return *method* as a route. The application keeps its object under *key*, from the time it has a client."""
+def add_route(
+    app: web.Application,
+    path: str,
+    key: web.AppKey[_ServiceT],
+    method: Callable[[_ServiceT, web.Request], Awaitable[web.Response]],
+) -> None:
+    """Add *method* as the route of POST *path*. *app* keeps its object under *key*, from the time it has a client."""
 
     async def call(request: web.Request) -> web.Response:
         return await method(request.app[key], request)
 
-    return call
+    async def expected(_: web.Request) -> None:
+        """Do not ask for the body yet: `IncomingMessage.body` does, when the headers are verified."""
+
+    app.router.add_post(path, call, expect_handler=expected)
 
 
 @web.middleware
 async def _middleware(request: web.Request, handler: Route) -> web.StreamResponse:
     request[FACTS] = {}
     try:
+        _refuse_long_headers(request)
         response = await handler(request)
         _finish(request, response)
     except Exception as error:  # noqa: BLE001 - a bug must become an answer, not a traceback
         response = _error_answer(request, error)
         _finish(request, response)
     return response
+
+
+def _refuse_long_headers(request: web.Request) -> None:
+    if sum(len(name) + len(value) + 4 for name, value in request.raw_headers) > MAX_HEADER_BYTES:
+        message = f"the headers are over {MAX_HEADER_BYTES} bytes"
+        raise bad_request(message)
 
 
 def _error_answer(request: web.Request, error: Exception) -> web.Response:
@@ -194,9 +225,58 @@ _NO_PARSER_QUOTES = _NoParserQuotes()
 
 
 class _Protocol(web.RequestHandler):
-    """One connection. A request that cannot be parsed is answered like every other bad request, without quoting it."""
+    """One connection. A request that cannot be parsed is answered like every other bad request, without quoting it.
 
-    __slots__ = ()
+    The headers of a request are limited in time and size. aiohttp limits only each header and their number.
+    """
+
+    __slots__ = ("_due", "_unfinished")
+
+    _due: asyncio.TimerHandle | None
+    """Closes the connection; None while no headers are expected."""
+    _unfinished: int
+    """Bytes of headers that are not complete yet."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Expect headers."""
+        super().connection_made(transport)
+        self._unfinished = 0
+        self._due = self._loop.call_later(HEADER_TIMEOUT.total_seconds(), self.force_close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Expect nothing any more."""
+        super().connection_lost(exc)
+        self._expect_nothing()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse *data*, and count it if it is a part of headers."""
+        count, is_header = self._request_count, self.is_idle
+        super().data_received(data)
+        if self._request_count > count:
+            self._expect_nothing()
+        elif is_header and data:
+            self._unfinished += len(data)
+            if self._due is None:
+                self._due = self._loop.call_later(HEADER_TIMEOUT.total_seconds(), self.force_close)
+            if self._unfinished > MAX_HEADER_BYTES:
+                # A NUL is allowed nowhere in headers. The parser refuses the request, and `handle_error` answers it.
+                super().data_received(b"\0")
+
+    def _expect_nothing(self) -> None:
+        self._unfinished = 0
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection waits for a request, or for the rest of its headers."""
+        return self._waiter is not None and not self._waiter.done() and self.transport is not None
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Order in which idle connections are closed: those without a request first, and the oldest of them first."""
+        return self._request_count > 0, self._next_keepalive_close_time
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -214,8 +294,43 @@ class _Protocol(web.RequestHandler):
 
 
 class _Server(web.Server):
+    """Accepts connections up to a limit.
+
+    If the limit is reached, or the process has no descriptor left, idle connections are closed in favor of new ones.
+    asyncio's own server would log each failed attempt to accept, many thousand times a second.
+    """
+
     def __call__(self) -> web.RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)
+
+    async def accept(self, listening: socket.socket, *, limit: int) -> None:
+        """Accept the connections of *listening* until canceled. *limit* holds for all sockets of the server."""
+        listening.settimeout(0)
+        logged = float("-inf")
+        while True:
+            problem = ""
+            try:
+                accepted, _ = await self._loop.sock_accept(listening)
+                if sum(each.transport is not None for each in self._connections) >= limit and not self._close_idle():
+                    accepted.close()
+                    problem = "all connections are in use"
+                else:
+                    await self._loop.connect_accepted_socket(self, accepted)
+            except OSError as error:
+                # Usually EMFILE: no descriptor is left. The connection stays in the queue of the socket.
+                problem = error.strerror or type(error).__name__
+                self._close_idle()
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+            if problem and time.monotonic() - logged >= 1:
+                logged = time.monotonic()
+                _log.warning("bridge.connections_exhausted", extra={"bridge.reason": problem, "bridge.limit": limit})
+
+    def _close_idle(self) -> bool:
+        """Close the connection that is needed least. Returns whether there was one."""
+        idle = [each for each in self._connections if isinstance(each, _Protocol) and each.is_idle]
+        if idle:
+            min(idle, key=lambda each: each.rank).force_close()
+        return bool(idle)
 
 
 class ServiceRunner(web.AppRunner):
@@ -250,8 +365,10 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
 
 
 @asynccontextmanager
-async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> AsyncIterator[str]:
-    """Serve *app* on *sockets*, and yield the URL.
+async def listening(
+    app: web.Application, sockets: Sequence[socket.socket], *, max_connections: int = MAX_CONNECTIONS
+) -> AsyncIterator[str]:
+    """Serve *app* on *sockets* over at most *max_connections* connections, and yield the URL.
 
     At the end the service reports that it is not ready, accepts no new connections, finishes the running requests, and
     closes.
@@ -270,22 +387,27 @@ async def listening(app: web.Application, sockets: Sequence[socket.socket]) -> A
         lingering_time=2,
         # A path holds an operation token of 4 KiB, and header lines hold callback headers of 8 KiB.
         max_line_size=8190,
-        max_field_size=16380,
+        max_field_size=MAX_HEADER_BYTES - 4,
         shutdown_timeout=SHUTDOWN_TIMEOUT.total_seconds(),
         # If the sender disconnects, a completion must not be interrupted.
         handler_cancellation=False,
     )
+    accepting: list[asyncio.Task[None]] = []
     try:
         await runner.setup()
-        for each in sockets:
-            await web.SockSite(runner, each).start()
+        server = runner.server
+        assert isinstance(server, _Server)
+        accepting = [asyncio.create_task(server.accept(each, limit=max_connections)) for each in sockets]
         host, port = sockets[0].getsockname()[:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         app[_STOPPING].set()
-        await runner.cleanup()
+        for task in accepting:
+            task.cancel()
+        await asyncio.gather(*accepting, return_exceptions=True)
         for each in sockets:
             each.close()
+        await runner.cleanup()
 
 
 def stop_on_signals() -> asyncio.Event:

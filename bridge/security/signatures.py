@@ -13,6 +13,7 @@ import base64
 import hashlib
 import hmac
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ SIGNATURE_INPUT = "Signature-Input"
 
 _ANSWER = "bridge-answer"
 _LABEL = "bridge"
+_NO_KEY = secrets.token_bytes(32)
 _ALWAYS = ("@method", "@path", "@query", "repr-digest")
 _PREFIXES = ("nexus-", "content-", "bridge-")
 _ACTED_UPON = frozenset({"operation-timeout", "request-timeout", "prefer"})
@@ -205,10 +207,8 @@ class MessageVerifier:
         fields = _fields(headers)
         found = _find(fields, kind.value)
         key_id = found.parameters["keyid"].strip('"')
-        key = self._keys.get(key_id)
-        if key is None:
-            reason = f"no key of the request's key id (known here: {', '.join(self._keys)})"
-            raise UntrustedError(reason)
+        # With an unknown key id do the same work, so that timing does not reveal the key ids of a peer.
+        key = self._keys.get(key_id, _NO_KEY)
         self._check_time(found)
         try:
             required = _required(fields, ())
@@ -218,6 +218,8 @@ class MessageVerifier:
         found.require(required)
         if not found.holds(key, values):
             reason = f"signature does not hold: another key {key_id!r}, or method, path, query or a header was changed"
+            if key is _NO_KEY:
+                reason = f"no key of the request's key id (known here: {', '.join(self._keys)})"
             if found.holds(key, values | {"@path": values["@path"].removeprefix(self._prefix)}):
                 reason = f"the sender signed the path without the prefix {self._prefix} of our public URL"
             raise UntrustedError(reason)

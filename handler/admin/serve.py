@@ -53,6 +53,7 @@ async def serve(
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()
+    limit = command.raise_descriptor_limit()
     async with AsyncExitStack() as stack:
         if with_worker:
             worker = Worker(
@@ -63,6 +64,6 @@ async def serve(
                 plugins=[HandlerPlugin(settings, on_undelivered=getattr(imported, "on_undelivered", None))],
             )
             await stack.enter_async_context(worker)
-        url = await stack.enter_async_context(listening(app, sockets))
+        url = await stack.enter_async_context(listening(app, sockets, max_connections=limit))
         command.announce("handler", url)
         await stop.wait()

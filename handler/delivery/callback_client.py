@@ -150,8 +150,8 @@ class CallbackClient:
 
         Raises:
             bridge.errors.DestinationBusyError: The maximum number of requests was in flight for as long as *patience*.
-            bridge.errors.DestinationRefusedError: The caller is not in the settings, its list does not allow the URL, or the request
-                cannot be signed.
+            bridge.errors.DestinationRefusedError: The caller is not in the settings, its list does not allow the URL,
+                or the request cannot be signed.
             bridge.errors.BridgeError: There was no usable answer.
         """
         peer = self._callers.get(caller)

@@ -37,7 +37,7 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
     async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=4)) as http:
         settings = caller_settings(Keys(), receiver_url="http://127.0.0.1:9", endpoint_url=str(server.make_url("")))
         endpoints = Endpoints(settings, http=http, clock=lambda: datetime.now(UTC))
-        held = []
+        held: list[asyncio.Task[object]] = []
 
         async def reached() -> None:
             assert len(asked) == len(held)

@@ -118,11 +118,20 @@ def test_an_ordinary_outcome_fits(outcome: Outcome) -> None:
     assert outcome.within_size_limit() is outcome
 
 
+def with_values(count: int) -> Failure:
+    failure = Failure(message="no")
+    for _ in range(count):
+        metadata = {"encoding": b"json/protobuf", "messageType": b"orders.v1.Order"}
+        failure.application_failure_info.details.payloads.add(metadata=metadata, data=b"{}")
+    return failure
+
+
 @pytest.mark.parametrize(
     "outcome",
     [
         pytest.param(Outcome.succeeded(Payload(data=bytes(MAX_PAYLOAD_BYTES))), id="result"),
         pytest.param(Outcome.failed(Failure(message="x" * MAX_PAYLOAD_BYTES)), id="failure"),
+        pytest.param(Outcome.failed(with_values(1001)), id="values of a failure"),
     ],
 )
 def test_an_outcome_over_the_limit_becomes_a_failure_that_says_so(outcome: Outcome) -> None:
@@ -140,6 +149,20 @@ def test_the_largest_outcome_still_fits() -> None:
     payload = Payload(data=bytes(MAX_PAYLOAD_BYTES - 4))
     assert payload.ByteSize() == MAX_PAYLOAD_BYTES
     assert Outcome.succeeded(payload).within_size_limit().state is OperationState.SUCCEEDED
+
+
+def test_the_largest_number_of_values_arrives() -> None:
+    """The reader's limit, which holds before a body is parsed, leaves room for them and for the longest chain."""
+    failure = with_values(500)
+    last = failure
+    for _ in range(56):
+        last = last.cause
+        last.message = "a cause"
+    last.application_failure_info.CopyFrom(with_values(500).application_failure_info)
+    outcome = Outcome.failed(failure)
+    assert outcome.within_size_limit() is outcome
+    headers, body = encode_outcome(outcome)
+    assert decode_outcome(OperationState.FAILED, headers, body).failure == failure
 
 
 def test_a_failure_too_large_names_size_and_limit() -> None:

@@ -520,11 +520,14 @@ async def hanging(client: HttpClient, peer: Peer, count: int) -> AsyncIterator[N
 
 async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer) -> None:
     """Neither the limit of a destination nor one of the whole client is used up for others."""
-    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client:
-        async with hanging(client, peer, 120), raw_server(answer_once) as other:
-            with pytest.raises(DestinationBusyError):
-                await post(client, peer.url(), patience=SOON)
-            assert (await post(client, other, patience=timedelta(0))).status == 200
+    async with (
+        aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client,
+        hanging(client, peer, 120),
+        raw_server(answer_once) as other,
+    ):
+        with pytest.raises(DestinationBusyError):
+            await post(client, peer.url(), patience=SOON)
+        assert (await post(client, other, patience=timedelta(0))).status == 200
 
 
 async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_answers(peer: Peer) -> None:
@@ -556,7 +559,8 @@ async def test_a_name_server_that_hangs_delays_only_its_own_names(
     names = [f"http://slow{number}.example/" for number in range(40)]
     try:
         for _ in range(2):
-            found = await asyncio.gather(*(post(client, each) for each in names), return_exceptions=True)
+            sent = (post(client, each, timeout=timedelta(days=1)) for each in names)
+            found = await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), 40)
             assert {type(each) for each in found} == {TransportError}
         assert sorted(asked) == sorted(URL(each).host or "" for each in names)
         assert (await post(client, f"http://fast.test:{peer.port}/")).status == 200
