@@ -319,8 +319,7 @@ class _Server(web.Server):
             except OSError as error:
                 # Usually EMFILE: no descriptor is left. The connection stays in the queue of the socket.
                 problem = error.strerror or type(error).__name__
-                self._close_idle()
-                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                await asyncio.sleep(0 if self._close_idle() else _ACCEPT_AGAIN_S)
             if problem and time.monotonic() - logged >= 1:
                 logged = time.monotonic()
                 _log.warning("bridge.connections_exhausted", extra={"bridge.reason": problem, "bridge.limit": limit})

@@ -13,7 +13,8 @@ from temporalio.service import RPCError
 from yarl import URL
 
 from bridge.protocol.headers import operation_path
-from bridge.security.keys import new_key
+from bridge.security import signatures
+from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
 from tests.support.codec import Scrambler
@@ -216,6 +217,48 @@ async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None
     message = start(quiet, {"key": quiet.key()})
     message.kind = MessageKind.CANCEL
     assert (await send(message, signer(quiet))).status == 401
+
+
+async def test_an_unknown_name_or_key_id_costs_as_much_as_a_wrong_key(
+    quiet: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of an answer shows neither which callers there are nor how their keys are named."""
+    made: list[str] = []
+    real = signatures._mac
+
+    def mac(*given: Any) -> str:
+        made.append("mac")
+        return real(*given)
+
+    monkeypatch.setattr(signatures, "_mac", mac)
+    counts = set()
+    unknown_id = MessageSigner(KeySet.model_validate({"signing": "k9", "keys": {"k9": new_key()}}))
+    for name, own in ((CALLER, MessageSigner(key_set())), ("stranger", MessageSigner(key_set())), (CALLER, unknown_id)):
+        message = start(quiet, {"key": quiet.key()})
+        url(f"/c/{CALLER}/", f"/c/{name}/")(message)
+        made.clear()
+        answer = await send(message, own)
+        assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+        counts.add(len(made))
+    assert len(counts) == 1
+
+
+async def test_a_body_is_asked_for_only_after_the_headers_are_verified(quiet: World) -> None:
+    """A stranger gets the refusal instead of `100 Continue`; a caller with a proof gets the interim answer."""
+    message = start(quiet, {"key": quiet.key()})
+    for is_signed in (False, True):
+        if is_signed:
+            signer(quiet).sign(MessageKind.START, message.url, message.headers, message.body)
+        lines = [f"POST {URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: h", "Expect: 100-continue"]
+        lines += [f"{name}: {value}" for name, value in message.headers.items()]
+        reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
+        writer.write("\r\n".join([*lines, f"Content-Length: {len(message.body)}", "", ""]).encode())
+        assert (await reader.readline()).split()[1] == (b"100" if is_signed else b"401")
+        if is_signed:
+            assert await reader.readline() == b"\r\n"
+            writer.write(message.body)
+            assert (await reader.readline()).split()[1] == b"201"
+        writer.transport.abort()
 
 
 async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None:

@@ -1,0 +1,244 @@
+"""The services' HTTP server on real sockets: what a stranger can use up, and what honest callers get meanwhile."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from aiohttp import ClientSession, web
+
+from bridge.runtime import http_server
+from bridge.runtime.http_server import bind, create_app, listening
+from tests.support.helpers import assert_eventually
+
+SOON = timedelta(milliseconds=300)
+HEAD = b"GET /livez HTTP/1.1\r\nHost: h\r\n"
+
+
+class Service:
+    """A service on a free port, with a route that answers when `released` is set."""
+
+    def __init__(self) -> None:
+        self.checks = 0
+        self.held = 0
+        self.released = asyncio.Event()
+        self.app = create_app(self._check)
+        self.app.router.add_get("/hold", self._hold)
+        self.app.router.add_get("/port", self._port)
+        self.url = ""
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def _check(self) -> bool:
+        self.checks += 1
+        return True
+
+    async def _port(self, request: web.Request) -> web.Response:
+        assert request.transport is not None
+        return web.Response(text=str(request.transport.get_extra_info("peername")[1]))
+
+    async def _hold(self, _: web.Request) -> web.Response:
+        self.held += 1
+        await self.released.wait()
+        return web.Response()
+
+    async def connect(self, sent: bytes = b"") -> asyncio.StreamReader:
+        """A connection that has sent *sent*. It is closed at the end of the test."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
+        self.writers.append(writer)
+        writer.write(sent)
+        return reader
+
+
+@asynccontextmanager
+async def serving(*, max_connections: int = 512) -> AsyncIterator[Service]:
+    service = Service()
+    async with listening(service.app, bind("127.0.0.1", 0), max_connections=max_connections) as service.url:
+        try:
+            yield service
+        finally:
+            service.released.set()
+            for writer in service.writers:
+                writer.transport.abort()
+
+
+async def get(service: Service, path: str = "/livez") -> int:
+    async with ClientSession() as session, session.get(service.url + path) as response:
+        return response.status
+
+
+async def port_of(session: ClientSession, service: Service) -> int:
+    """Our port of the connection that a request of *session* uses."""
+    async with session.get(f"{service.url}/port") as response:
+        return int(await response.text())
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """Everything that arrives before the service closes the connection."""
+    try:
+        return await asyncio.wait_for(reader.read(), 20)
+    except ConnectionError:
+        return b""
+
+
+async def test_idle_connections_are_closed_in_favor_of_new_ones(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of strangers first: a connection that has carried a request is kept."""
+    async with serving(max_connections=4) as service, ClientSession() as honest:
+        assert await port_of(honest, service) == (port := await port_of(honest, service))
+        strangers = [await service.connect(HEAD if number % 2 else b"") for number in range(20)]
+        for _ in range(3):
+            assert await get(service) == 200
+        assert [await ended(each) for each in strangers[:16]] == [b""] * 16
+        assert await port_of(honest, service) == port
+    assert "bridge.connections_exhausted" not in caplog.text
+
+
+async def test_a_connection_over_the_limit_is_closed_while_all_others_work(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests in progress end as if nothing had happened; one line a second says what is the matter."""
+    async with serving(max_connections=2) as service:
+        working = [asyncio.create_task(get(service, "/hold")) for _ in range(2)]
+
+        async def arrived() -> None:
+            assert service.held == 2
+
+        await assert_eventually(arrived)
+        assert [await ended(await service.connect(HEAD + b"\r\n")) for _ in range(20)] == [b""] * 20
+        service.released.set()
+        assert await asyncio.gather(*working) == [200, 200]
+        assert await get(service) == 200
+    lines = [each for each in caplog.records if each.getMessage() == "bridge.connections_exhausted"]
+    assert 1 <= len(lines) < 20
+
+
+EXHAUSTED = """
+import asyncio, json, logging, resource, sys
+from bridge.runtime.http_server import bind, create_app, listening
+
+async def check():
+    return True
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    async with listening(create_app(check), bind("127.0.0.1", 0)) as url:
+        print(url, flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+logging.basicConfig(format="%(message)s")
+asyncio.run(main())
+"""
+
+
+async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once_a_second() -> None:
+    """A stranger holds more connections than the process has descriptors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", EXHAUSTED),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    service = Service()
+    service.url = (await process.stdout.readline()).decode().strip()
+    began = asyncio.get_running_loop().time()
+    try:
+        for _ in range(80):
+            await service.connect()
+        assert [await asyncio.wait_for(get(service), 20) for _ in range(5)] == [200] * 5
+    finally:
+        for writer in service.writers:
+            writer.transport.abort()
+        process.stdin.close()
+        _, log = await process.communicate()
+    seconds = asyncio.get_running_loop().time() - began
+    lines = log.decode().splitlines()
+    assert lines
+    assert set(lines) == {"bridge.connections_exhausted"}
+    assert len(lines) <= seconds + 1
+
+
+async def test_headers_must_be_complete_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time does not begin anew with every byte. A kept connection that waits for its next request may be idle."""
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT", SOON)
+    async with serving() as service, ClientSession() as honest:
+        port = await port_of(honest, service)
+        silent = await service.connect()
+        reader = await service.connect(HEAD + b"\r\n" + HEAD)
+        assert b"200" in await reader.readuntil(b"alive\n")
+        writer = service.writers[-1]
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"X-Drip: 1\r\n")
+                await asyncio.sleep(0.05)  # the drip itself
+
+        dripping = asyncio.create_task(drip())
+        assert await ended(silent) == b""
+        assert await ended(reader) == b""
+        dripping.cancel()
+        assert await port_of(honest, service) == port
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "unfinished"])
+async def test_headers_over_the_limit_are_refused_in_the_documented_form(*, is_complete: bool) -> None:
+    """Each line is short, and the lines are fewer than the parser's maximum. The limit is that of their sum."""
+    lines = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in range(17))
+    async with serving() as service:
+        reader = await service.connect(HEAD + lines[: len(lines) // 2])
+        await asyncio.sleep(0)
+        service.writers[-1].write(lines[len(lines) // 2 :] + (b"\r\n" if is_complete else b""))
+        if is_complete:
+            head = await reader.readuntil(b"\r\n\r\n")
+            text = await reader.readuntil(b"}}")
+        else:
+            head, _, text = (await ended(reader)).partition(b"\r\n\r\n")
+        assert head.split()[1] == b"400"
+        assert json.loads(text)["metadata"]["type"] == "nexus.HandlerError"
+
+
+async def test_headers_below_the_limit_are_taken_however_they_are_cut() -> None:
+    """Requests over one connection are counted one by one, and bodies are not headers."""
+    lines = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in range(15))
+    request = b"GET /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n" + lines + b"\r\n" + b"x" * 60_000
+    async with serving() as service:
+        reader = await service.connect()
+        for _ in range(3):
+            for start in range(0, len(request), 3000):
+                service.writers[-1].write(request[start : start + 3000])
+                await service.writers[-1].drain()
+            assert b" 200 " in await reader.readuntil(b"alive\n")
+
+
+async def test_readiness_is_checked_once_a_second_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check is a call to Temporal, and no proof is needed to ask."""
+    async with serving() as service:
+        monkeypatch.setattr(http_server, "_READY_CACHE_S", 3600)
+        assert set(await asyncio.gather(*(get(service, "/readyz") for _ in range(30)))) == {200}
+        assert service.checks == 1
+        monkeypatch.setattr(http_server, "_READY_CACHE_S", 0)
+        assert await get(service, "/readyz") == 200
+        assert service.checks == 2
+
+
+LIMITS = """
+import resource
+from bridge.admin.command import raise_descriptor_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))
+print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "raised"),
+    [(256, 1024, 512, 1024), (256, 256, 128, 256), (100, 20_000, 512, 4096), (8192, 20_000, 512, 8192)],
+)
+def test_a_service_raises_its_descriptors_and_accepts_fewer_connections(
+    soft: int, hard: int, connections: int, raised: int
+) -> None:
+    """Half of the descriptors are left for outgoing connections, Temporal and files."""
+    program = LIMITS.format(soft, hard)
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert printed.stdout.split() == [b"%d" % each for each in (connections, raised, hard)]
