@@ -98,6 +98,7 @@ def _refuse_large_structure(body: bytes) -> None:
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     message = f"not a Nexus Failure: over {_MAX_TOKENS} values, or more than {_MAX_DEPTH} deep"
     if unescaped.count(b'"') > _MAX_TOKENS:
+        # The split below would itself take long.
         raise RemoteProtocolError(message)
     structure = b"".join(unescaped.translate(None, _NOT_STRUCTURE).split(b'"')[::2])
     steps = (1 if each in b"{[" else -1 for each in structure if each != ord(","))

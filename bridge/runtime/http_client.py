@@ -66,7 +66,7 @@ class HttpClient:
 
     def is_half_full(self, url: str, networks: tuple[Network, ...]) -> bool:
         """Whether half of the places for requests to the destination of *url* are taken."""
-        return self._destination(URL(url, encoded=True), networks).in_flight * 2 >= self._limit
+        return self._destination(URL(url, encoded=True), networks).is_half_full
 
     async def post(
         self,
@@ -132,6 +132,7 @@ class _Destination:
 
     def __init__(self, networks: tuple[Network, ...], *, user_agent: str, limit: int) -> None:
         self.in_flight = 0
+        self._limit = limit
         self._places = asyncio.Semaphore(limit)
         self._is_stuck = False
         self._guard = ConnectGuard(networks)
@@ -148,8 +149,13 @@ class _Destination:
             requote_redirect_url=False,
         )
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half of the places are taken."""
+        return self.in_flight * 2 >= self._limit
+
     async def enter(self, patience: timedelta) -> None:
-        """Take a place. Once a wait was in vain, later requests do not wait until a request has left.
+        """Take a place. Once a wait was in vain, later requests do not wait until half of the places are free.
 
         Raises:
             DestinationBusyError: No place became free within *patience*.
@@ -166,7 +172,8 @@ class _Destination:
     def leave(self) -> None:
         """Free the place."""
         self.in_flight -= 1
-        self._is_stuck = False
+        # A slow destination frees a place now and then. Requests that wait for it would hold slots of the worker.
+        self._is_stuck = self._is_stuck and self.is_half_full
         self._places.release()
 
     async def post(self, url: URL, headers: CIMultiDict[str], body: bytes, max_answer_bytes: int) -> HttpAnswer:
@@ -211,7 +218,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the addresses of *host*. An OSError means that there are none."""
+        """Return the addresses of *host*. Raises OSError if the look-up fails."""
         thread, loop = ThreadPoolExecutor(1), asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(

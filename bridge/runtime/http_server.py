@@ -243,11 +243,6 @@ class _Protocol(web.RequestHandler):
         self._unfinished = 0
         self._due = self._loop.call_later(HEADER_TIMEOUT.total_seconds(), self.force_close)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Expect nothing any more."""
-        super().connection_lost(exc)
-        self._expect_nothing()
-
     def data_received(self, data: bytes) -> None:
         """Parse *data*, and count it if it is a part of headers."""
         count, is_header = self._request_count, self.is_idle

@@ -84,8 +84,11 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-async def test_idle_connections_are_closed_in_favor_of_new_ones(caplog: pytest.LogCaptureFixture) -> None:
+async def test_idle_connections_are_closed_in_favor_of_new_ones(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of strangers first: a connection that has carried a request is kept."""
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT", timedelta(hours=1))
     async with serving(max_connections=4) as service, ClientSession() as honest:
         assert await port_of(honest, service) == (port := await port_of(honest, service))
         strangers = [await service.connect(HEAD if number % 2 else b"") for number in range(20)]
