@@ -35,6 +35,7 @@ SENTENCES = {
     "bridge.completion_refused": "{caller} refuses the outcome of {target}: {reason}. After the repair: "
     "callback-bridge deliveries redeliver",
     "bridge.connecting": "connecting to Temporal at {temporal}, namespace {namespace}",
+    "bridge.connections_exhausted": "a connection was not accepted: {reason}. The limit is {limit} connections",
     "bridge.delivery_left_to_renewal": "the outcome of {target} is left to the caller's renewal and the sweep: {error}",
     "bridge.ending_swept": "the sweep delivered the outcome of {target} to {calls} calls",
     "bridge.handler_not_reached": "endpoint {endpoint} ({host}) was not reached in attempt {attempt} of call "

@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from temporalio.api.common.v1 import Payload
+from temporalio.common import MetricMeter
 
 from bridge.protocol.start import StartRequest
 from bridge.runtime.http_client import HttpClient
+from bridge.runtime.metrics import Metrics
 from caller.endpoints import Endpoints
 from tests.support.helpers import Keys, assert_eventually, caller_settings
 
@@ -36,7 +38,8 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
     app.router.add_post("/{any:.*}", hold)
     async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=4)) as http:
         settings = caller_settings(Keys(), receiver_url="http://127.0.0.1:9", endpoint_url=str(server.make_url("")))
-        endpoints = Endpoints(settings, http=http, clock=lambda: datetime.now(UTC))
+        metrics = Metrics(MetricMeter.noop)
+        endpoints = Endpoints(settings, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
         held: list[asyncio.Task[object]] = []
 
         async def reached() -> None:

@@ -112,7 +112,7 @@ async def test_a_connection_over_the_limit_is_closed_while_all_others_work(caplo
         service.released.set()
         assert await asyncio.gather(*working) == [200, 200]
         assert await get(service) == 200
-    lines = [each for each in caplog.records if each.getMessage() == "bridge.connections_exhausted"]
+    lines = [each for each in caplog.records if each.getMessage().startswith("bridge.connections_exhausted")]
     assert 1 <= len(lines) < 20
 
 
@@ -159,7 +159,7 @@ async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once
     seconds = asyncio.get_running_loop().time() - began
     lines = log.decode().splitlines()
     assert lines
-    assert set(lines) == {"bridge.connections_exhausted"}
+    assert {each.partition(": ")[0] for each in lines} == {"bridge.connections_exhausted"}
     assert len(lines) <= seconds + 1
 
 
