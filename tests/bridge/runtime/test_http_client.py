@@ -538,6 +538,11 @@ async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_an
     """
     day = timedelta(days=1)
     async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=4)) as client:
+
+        async def queued() -> None:
+            [destination] = client._destinations.values()
+            assert destination._places._waiters
+
         async with hanging(client, peer, 3):
             async with hanging(client, peer, 1):
                 with pytest.raises(DestinationBusyError):
@@ -549,14 +554,8 @@ async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_an
                     await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
         async with hanging(client, peer, 4):
             waiting = asyncio.create_task(post(client, peer.url(), patience=day, timeout=day))
-            await assert_eventually(lambda: is_queued(client))
+            await assert_eventually(queued)
         assert (await waiting).status == 200
-
-
-async def is_queued(client: HttpClient) -> None:
-    """A request waits for a place."""
-    [destination] = client._destinations.values()
-    assert destination._places._waiters
 
 
 async def test_a_name_server_that_hangs_delays_only_its_own_names(
