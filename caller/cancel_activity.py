@@ -1,8 +1,8 @@
-"""The cancel activity: ask a handler to end operations that our workflow waits for.
+"""The cancel activity: ask handlers to cancel operations that our workflow waits for.
 
-It is a local activity, because the server refuses other activities once the workflow is at the limit of its pending
-activities. One describe of the workflow finds the operation tokens of all calls of a batch. The workflow repeats the
-cancel requests that no handler accepted, with growing delays.
+The activity is a local activity, because the server refuses other activities once the workflow is at the limit of its
+pending activities. One describe of the workflow finds the operation tokens of all calls of a batch. The workflow
+repeats the cancel requests that no handler accepted, with growing delays.
 """
 
 import asyncio
@@ -52,14 +52,14 @@ class CancelActivities:
             )
         except Exception as error:  # noqa: BLE001 - any error of the team's codec and converter
             return _not_sent(order, type(error).__name__)
-        known = StartedOperation.from_details(decoded)
-        if known is None or not known.operation_token:
+        started = StartedOperation.from_details(decoded)
+        if started is None or not started.operation_token:
             return _not_sent(order, "the operation is not known to have started yet")
         call = order.call
         request = CancelRequest(
             service=call.service,
             operation=call.operation,
-            operation_token=known.operation_token,
+            operation_token=started.operation_token,
             headers=call.headers,
         )
         try:

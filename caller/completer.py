@@ -53,7 +53,7 @@ class Wait:
     """One waiting activity, as a callback token names it."""
 
     workflow_id: str
-    """Of the waiting workflow."""
+    """Id of the waiting workflow."""
     run_id: str
     """Run that waited when the callback token was made. After a reset or continue-as-new, another run is current."""
     request_id: str
@@ -84,17 +84,17 @@ class CompletionAnswer(Enum):
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
     """Return the receipt of an outcome: the text for the close event's `identity`.
 
-    The target's name for people comes first. Equal outcomes have an equal last word.
+    A receipt begins with the target's name, for people. Its last word is the same for equal outcomes.
     """
     run_id = target.run_id if target is not None else _digest(outcome)
-    facts = f"bridge:{request_id}:{quote(run_id)[:400]}:{outcome.state.value}"
+    last_word = f"bridge:{request_id}:{quote(run_id)[:400]}:{outcome.state.value}"
     name = "" if target is None else one_line(f"{target.namespace}/{target.workflow_id}", _MAX_IDENTITY_BYTES)
-    room = _MAX_IDENTITY_BYTES - len(facts) - 1
-    return f"{name.encode()[:room].decode(errors='ignore')} {facts}".lstrip()
+    room = _MAX_IDENTITY_BYTES - len(last_word) - 1
+    return f"{name.encode()[:room].decode(errors='ignore')} {last_word}".lstrip()
 
 
 def _digest(outcome: Outcome) -> str:
-    """Identify the outcome of a peer that names no run. Otherwise a second, different result would pass as a repeat."""
+    """Hash the outcome of a peer that names no run. Without it, a second, different result would pass as a repeat."""
     content = outcome.result or outcome.failure
     serialized = b"" if content is None else content.SerializeToString(deterministic=True)
     return hashlib.sha256(serialized).hexdigest()[:32]
@@ -150,11 +150,11 @@ class Completer:
 
     async def _is_completed_by(self, wait: Wait, outcome: Outcome, identity: str) -> bool:
         # Without a run id Temporal takes the current run, which has the same activity after a reset. The activity's id
-        # is the request id, so that this completes no other call.
+        # is the request id, so that no other call is completed.
         ids: dict[str, Any] = {"workflow_id": wait.workflow_id, "activity_id": wait.request_id}
-        for names in (ids,) if wait.task_token is None else ({"task_token": wait.task_token}, ids):
+        for key in (ids,) if wait.task_token is None else ({"task_token": wait.task_token}, ids):
             try:
-                await self._end(names, outcome, identity)
+                await self._end(key, outcome, identity)
             except RPCError as error:
                 if not is_missing(error):
                     raise
@@ -162,10 +162,10 @@ class Completer:
                 return True
         return False
 
-    async def _end(self, names: Mapping[str, Any], outcome: Outcome, identity: str) -> None:
-        """End the activity that *names* names by its task token or by its ids."""
-        service, by_id = self._client.workflow_service, "activity_id" in names
-        end = {**names, "namespace": self._client.namespace, "identity": identity}
+    async def _end(self, key: Mapping[str, Any], outcome: Outcome, identity: str) -> None:
+        """End an activity. *key* holds either its task token or its ids, by the names of the request's fields."""
+        service, by_id = self._client.workflow_service, "activity_id" in key
+        end = {**key, "namespace": self._client.namespace, "identity": identity}
         if outcome.failure is not None:
             end["failure"] = final_failure(outcome.failure)
             if by_id:
@@ -239,21 +239,21 @@ class Completer:
             if closing is None:
                 answer = CompletionAnswer.OVER
                 continue
-            recorded, given = _facts(_identity(closing)), _facts(identity)
+            recorded, given = _last_word(_identity(closing)), _last_word(identity)
             if recorded is None:
                 return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
             return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
         return answer
 
     async def _closing(self, wait: Wait, run_id: str) -> HistoryEvent | None:
-        """Return the event that closed the activity; None if the run ended or was reset while it was open."""
+        """Return the event that closed the activity; None if the run ended or was reset while the activity was open."""
         closings: dict[int, HistoryEvent] = {}
         execution, token = WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id), b""
         while True:
             page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
                 if event.event_type in CLOSINGS:
-                    if (_facts(_identity(event)) or "").startswith(f"bridge:{wait.request_id}:"):
+                    if (_last_word(_identity(event)) or "").startswith(f"bridge:{wait.request_id}:"):
                         return event
                     closings[event_attributes(event).scheduled_event_id] = event
                 elif event.activity_task_scheduled_event_attributes.activity_id == wait.request_id:
@@ -303,18 +303,18 @@ class Receipt:
 def read_receipt(event: HistoryEvent) -> Receipt | None:
     """Return the receipt in an event that closed a waiting activity; None if the wait ended without an outcome."""
     name, _, _ = (identity := _identity(event)).rpartition(" ")
-    if (facts := _facts(identity)) is None:
+    if (last_word := _last_word(identity)) is None:
         return None
-    _, run_id, state = facts.rsplit(":", 2)
+    _, run_id, state = last_word.rsplit(":", 2)
     namespace, _, workflow_id = name.partition("/")
     target = WorkflowRef(namespace=namespace, workflow_id=workflow_id, run_id=unquote(run_id)) if workflow_id else None
     return Receipt(target=target, state=state)
 
 
-def _facts(identity: str) -> str | None:
+def _last_word(identity: str) -> str | None:
     """Return the last word of a receipt, which is equal for equal outcomes; None if *identity* is not a receipt."""
-    last = identity.rpartition(" ")[2]
-    return last if last.startswith("bridge:") and last.count(":") > 2 else None
+    word = identity.rpartition(" ")[2]
+    return word if word.startswith("bridge:") and word.count(":") > 2 else None
 
 
 def final_failure(failure: Failure) -> Failure:

@@ -41,8 +41,8 @@ class CallerPlugin(SessionPlugin):
             clock: Returns the time.
 
         Raises:
-            bridge.runtime.settings.SettingsError: The settings cannot be used. Creating a worker raises it too, if
-                another process listens on the receiver's port.
+            bridge.runtime.settings.SettingsError: The settings cannot be used. If another process listens on the
+                receiver's port, creating a worker raises the same error.
         """
         super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
         self._settings = settings if settings is not None else load(CallerSettings)
@@ -69,9 +69,9 @@ class CallerPlugin(SessionPlugin):
         )
         cancels = CancelActivities(endpoints=endpoints)
         self._activities.append(activities)
-        own = (activities.start_operation, cancels.cancel_operations)
+        bridge_activities = (activities.start_operation, cancels.cancel_operations)
         self._endpoints = endpoints
-        config["activities"] = [*config.get("activities", ()), *own]
+        config["activities"] = [*config.get("activities", ()), *bridge_activities]
         config["interceptors"] = [
             CallerInterceptor(activities, ui_url=settings.ui_url),
             *config.get("interceptors", ()),
@@ -81,7 +81,7 @@ class CallerPlugin(SessionPlugin):
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Run the worker and, around it, the receiver. The receiver accepts outcomes until the activities have ended.
 
-        At the same time check whether the endpoints are ready for calls.
+        Meanwhile a task checks whether the endpoints are ready for calls.
         """
         for each in worker.config(active_config=True).get("interceptors", ()):
             if isinstance(each, CallerInterceptor):
@@ -95,7 +95,7 @@ class CallerPlugin(SessionPlugin):
             await super().run_worker(worker, next)
 
     async def before_close(self) -> None:
-        """Stop the check, and record at once the pending details of the waiting activities."""
+        """Stop the check. Record at once the heartbeat details that held attempts have not recorded yet."""
         if self._check is not None:
             self._check.cancel()
             await asyncio.gather(self._check, return_exceptions=True)

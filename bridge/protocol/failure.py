@@ -87,7 +87,7 @@ def parse_failure(body: bytes) -> WireFailure:
     try:
         return WireFailure.model_validate_json(body)
     except ValidationError as error:
-        # The outermost name is a member of `WireFailure`. Names below it may be chosen by the peer.
+        # Show only the outermost name, a member of `WireFailure`. The peer may have chosen the names below it.
         fields = ", ".join(sorted({str(each["loc"][0]) if each["loc"] else "body" for each in error.errors()}))
         message = f"not a Nexus Failure: {fields}"
         raise RemoteProtocolError(message) from None

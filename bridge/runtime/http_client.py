@@ -31,7 +31,7 @@ REQUESTS_PER_DESTINATION = 20
 """Maximum number of requests in flight to one scheme, host and port."""
 PATIENCE = timedelta(seconds=1)
 """Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
-_LARGE = 1024 * 1024
+_LARGE_BODY_BYTES = 1024 * 1024
 
 
 class HttpAnswer(NamedTuple):
@@ -42,7 +42,7 @@ class HttpAnswer(NamedTuple):
     headers: CIMultiDictProxy[str]
     """All headers, as received."""
     body: bytes
-    """As received."""
+    """The body, as received."""
 
 
 class _NotConnectedError(Exception):
@@ -183,13 +183,13 @@ class _Destination:
             async with self.session.post(
                 url,
                 # aiohttp writes large bytes in one piece and warns about it. It writes a stream in parts.
-                data=io.BytesIO(body) if len(body) > _LARGE else body,
+                data=io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body,
                 headers=headers,
                 skip_auto_headers=("Content-Type",),
                 allow_redirects=False,
             ) as response:
-                answer = await _read(response, max_answer_bytes)
-                return HttpAnswer(status=response.status, headers=response.headers, body=answer)
+                answer_body = await _read(response, max_answer_bytes)
+                return HttpAnswer(status=response.status, headers=response.headers, body=answer_body)
         except aiohttp.ClientConnectorError as error:
             # If one address was allowed, the destination is not refused: that address may only be down for a while.
             if isinstance(error.os_error, RefusedAddressError) and self._guard.opened == opened:

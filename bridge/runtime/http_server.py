@@ -1,7 +1,8 @@
 """The parts that both services share as aiohttp servers: answers, limits, health, logs, and a graceful stop.
 
 A route reads the request, calls one function and answers. Every answer passes one middleware. The middleware turns an
-error into a Nexus Failure with its status, and signs an answer that depends on the verified request alone.
+error into a Nexus Failure with its status. It signs an answer only if the answer depends on nothing but the verified
+parts of the request.
 """
 
 import asyncio
@@ -45,8 +46,8 @@ _READY_CACHE_S = 1
 _SERVER = "bridge"
 
 _MAX_HEADER_BYTES = 2900
-"""Largest headers of an answer before it is signed. The signature and aiohttp's own headers bring them to 3.5 KiB at
-most. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
+"""Largest headers of an answer before it is signed. With the signature and aiohttp's own headers they have at most
+3.5 KiB. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
 
 _ACCEPT_AGAIN_S = 0.05
 
@@ -63,14 +64,14 @@ ReadyCheck = Callable[[], Awaitable[bool]]
 
 
 _STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
-"""Set when the process stops: it is not ready any more."""
+"""Set when the process stops. From then on `/readyz` answers 503."""
 
 
 def create_app(check: ReadyCheck) -> web.Application:
     """An application with health routes and the error middleware.
 
-    It may be mounted into another application. The service is ready while *check* returns true and the process is not
-    stopping. A wrong method is answered 404, because server 1.29 retries a 405.
+    The application may be mounted into another one. The service is ready while *check* returns true and the process is
+    not stopping. A wrong method is answered 404, because server 1.29 retries a 405.
     """
     stopping = asyncio.Event()
     checking = asyncio.Lock()
@@ -113,7 +114,7 @@ def add_route(
     key: web.AppKey[_ServiceT],
     method: Callable[[_ServiceT, web.Request], Awaitable[web.Response]],
 ) -> None:
-    """Add *method* as the route of POST *path*. *app* keeps its object under *key*, from the time it has a client."""
+    """Add *method* as the route of POST *path*. *app* stores the service object under *key* when it has a client."""
 
     async def call(request: web.Request) -> web.Response:
         return await method(request.app[key], request)
@@ -183,7 +184,7 @@ async def _hide_versions(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
 
 
-_SUBJECT = ("bridge.message", "bridge.operation", "bridge.caller", "bridge.peer", "bridge.target", "bridge.answer")
+_NAMED_FACTS = ("bridge.message", "bridge.operation", "bridge.caller", "bridge.peer", "bridge.target", "bridge.answer")
 """Facts that the sentence of an access line names, in this order."""
 
 
@@ -203,16 +204,16 @@ class AccessLogger(AbstractAccessLogger):
         if not self.logger.isEnabledFor(logging.INFO):
             return
         ms, reason = round(time * 1000, 1), facts.get("bridge.refused")
-        what = " ".join([str(facts[name]) for name in _SUBJECT if name in facts]) or template
+        subject = " ".join([str(facts[name]) for name in _NAMED_FACTS if name in facts]) or template
         self.logger.info(
             "bridge.http_request: %s: %d%s in %s ms",
-            *(what, response.status, f" ({reason})" if reason else "", ms),
+            *(subject, response.status, f" ({reason})" if reason else "", ms),
             extra={"bridge.route": template, "bridge.status": response.status, "bridge.ms": ms, **facts},
         )
 
 
 class _NoParserQuotes(logging.Filter):
-    """Removes what aiohttp's parser quotes: it logs the malformed line, which may hold a token."""
+    """Replaces the log records of aiohttp's parser, because they quote the malformed line, which may hold a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == "aiohttp.server":
@@ -277,9 +278,7 @@ class _Protocol(web.RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         super().handle_error(request, status, exc, message)
-        error = bad_request(
-            "the request is not HTTP as the protocol has it: malformed, or a line or header is too long"
-        )
+        error = bad_request("the request is not valid HTTP: it is malformed, or a line or header is too long")
         if status >= 500:
             error = HandlerError("internal error", type=HandlerErrorType.INTERNAL)
         response = answer(*encode_handler_error(error))
@@ -331,12 +330,12 @@ class ServiceRunner(web.AppRunner):
     """Serves an application over connections that answer a malformed request in the form of the protocol."""
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+        server = await super()._make_server()
         return _Server(
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            **made._kwargs,  # noqa: SLF001 - aiohttp has no other way to choose the protocol's class
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to choose the protocol's class
         )
 
 

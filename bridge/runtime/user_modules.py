@@ -27,7 +27,7 @@ def import_module(name: str) -> ModuleType:
     if package in OWN_PACKAGES:
         message = f"cannot use {name}: {package} is a package of the bridge itself; give your module another name"
         raise SettingsError(message)
-    # Appended, not prepended: a user's `handler.py` in the current directory must not hide our package.
+    # Append the directory. If it came first, a user's `handler.py` in it would hide our package.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -41,12 +41,13 @@ def require_own_package(name: str) -> None:
     """Make sure that `import` finds our package *name*, without importing it.
 
     Raises:
-        SettingsError: `import` finds another module with this name. The text names both places.
+        SettingsError: `import` finds another module with this name. The error names both files.
     """
-    found = getattr(find_spec(name), "origin", "missing")
-    own = Path(bridge.__file__).parent.parent / name / "__init__.py"
-    if found != str(own):
-        message = f"the package {name} should be {own}, but is {found}; rename that module, or leave it off PYTHONPATH"
+    found_file = getattr(find_spec(name), "origin", "missing")
+    own_file = Path(bridge.__file__).parent.parent / name / "__init__.py"
+    if found_file != str(own_file):
+        remedy = "rename that module, or leave it off PYTHONPATH"
+        message = f"the package {name} should be {own_file}, but is {found_file}; {remedy}"
         raise SettingsError(message)
 
 
@@ -57,8 +58,8 @@ def import_attribute(name: str, kind: type[Any]) -> Any:
         SettingsError: The attribute does not exist or is not an instance of *kind*.
     """
     module, _, attribute = name.partition(":")
-    found = getattr(import_module(module), attribute, None) if attribute else None
-    if not isinstance(found, kind):
+    value = getattr(import_module(module), attribute, None) if attribute else None
+    if not isinstance(value, kind):
         message = f"{name} does not name a {kind.__name__}; the form is module:attribute"
         raise SettingsError(message)
-    return found
+    return value

@@ -39,7 +39,7 @@ _DENIED_4 = tuple(
     for text in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
         *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
-        # The last one is the host agent of a cloud, which has a public address.
+        # The last network is the host agent of one cloud. The agent has an address in the public space.
         *("203.0.113.0/24", "224.0.0.0/3", "168.63.129.16/32"),
     )
 )
@@ -49,12 +49,12 @@ _DENIED_6 = tuple(_IPv6(text) for text in ("2001::/23", "2001:db8::/32", "2002::
 
 
 def check_base_url(text: str) -> str:
-    """Refuse a *text* that has not the form `https://host[:port][/prefix]`, or the same with http.
+    """Return *text* if it has the form `https://host[:port][/prefix]`, or the same with http.
 
     Raises:
         ValueError: *text* has another form. The error does not quote it.
     """
-    # Requests append a path to a base URL. After a `?`, even with an empty query, it would not be a path.
+    # Requests append a path to a base URL. If the base URL had a `?`, the appended text would belong to the query.
     try:
         if set(text) & set("?@"):
             raise ValueError  # noqa: TRY301 - one text for all reasons
@@ -80,11 +80,12 @@ def _parsed(text: str) -> URL:
     # Without `encoded` yarl quotes the URL again, and a signed URL would change between check and use.
     url = URL(text, encoded=True)
     host = url.host or ""
-    # Decode the path, because many servers read `%2e%2e%2f` as `../` and leave the prefix. Some cut at a semicolon.
+    # Decode the path, because many servers read `%2e%2e%2f` as `../` and leave the prefix. Some
+    # servers ignore the part of a segment after a semicolon.
     path = unquote(url.raw_path)
     segments = {segment.partition(";")[0] for segment in path.split("/")}
     if (
-        # The port is None or 0: no connection can be opened.
+        # If the port is None or 0, no connection can be opened.
         not url.port
         or (url.user, url.password) != (None, None)
         or "@" in url.raw_authority
@@ -92,8 +93,8 @@ def _parsed(text: str) -> URL:
         or host.endswith(".")
         or "%" in host
         or {".", ".."} & segments
-        # Some servers read these as a slash or as the end (backslash, control characters, overlong UTF-8), or decode
-        # the path twice (`%252e`).
+        # Some servers read a backslash, a control character or overlong UTF-8 as a slash or as the end of the path.
+        # Some decode the path twice (`%252e`).
         or _AMBIGUOUS.search(path)
         or unquote(path) != path
         or not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0])
@@ -120,12 +121,12 @@ class Destination(BaseModel):
 
     def covers(self, url: URL) -> bool:
         """Whether *url* has this entry's scheme, host and port, and a path below its prefix."""
-        own = URL(self.url, encoded=True)
+        entry = URL(self.url, encoded=True)
         if url.scheme == "http" and not self.allow_insecure:
             return False
-        prefix = own.raw_path.rstrip("/") + "/"
-        return (url.scheme, url.host, url.port) == (own.scheme, own.host, own.port) and (
-            url.raw_path.startswith(prefix) or url.raw_path == own.raw_path
+        prefix = entry.raw_path.rstrip("/") + "/"
+        return (url.scheme, url.host, url.port) == (entry.scheme, entry.host, entry.port) and (
+            url.raw_path.startswith(prefix) or url.raw_path == entry.raw_path
         )
 
 
@@ -176,7 +177,7 @@ class ConnectGuard:
         """
         family, kind, protocol, _, socket_address = address
         if not is_allowed_address(str(socket_address[0]), self._networks):
-            # The connector only handles OSError, and reports the text of the last one.
+            # The connector handles only OSError. If all addresses fail, it reports the text of the last error.
             raise RefusedAddressError(errno.EACCES, RefusedAddressError.TEXT)
         self.opened += 1
         return socket.socket(family, kind, protocol)

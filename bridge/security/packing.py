@@ -1,8 +1,8 @@
 """Packs tokens for records that people read: memos, signals and heartbeat details.
 
-UI and CLI then show no token and no callback URL that could be copied by accident. This is not encryption: every reader
-of the record can unpack it. A payload codec encrypts the whole record. Only the standard library is imported, because
-workflow code imports this module.
+UI and CLI then show no token and no callback URL that could be copied by accident. Packing is not encryption: every
+reader of the record can unpack them. A payload codec encrypts the whole record. Only the standard library is imported,
+because workflow code imports this module.
 """
 
 import base64

@@ -14,8 +14,8 @@ MAX_PROGRESS_BYTES = 16 * 1024
 def report_progress(details: Any) -> None:
     """Record the target's progress. The answer to the caller's next renewal holds the latest *details*.
 
-    Call it in the target's workflow at steps that matter to people, because each call adds an event to the target's
-    history. UI, CLI and describe show *details*, encoded by the data converter, on the caller's pending activity. A
-    value of more than 16 KiB is recorded and not sent to the caller.
+    Call this function in the target's workflow only at steps that matter to people, because each call adds an event to
+    the target's history. UI, CLI and describe show *details*, encoded by the data converter, on the caller's pending
+    activity. A value of more than 16 KiB is recorded and not sent to the caller.
     """
     workflow.upsert_memo({PROGRESS_MEMO: details})

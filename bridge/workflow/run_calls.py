@@ -1,8 +1,8 @@
 """The calls of one workflow run: which of them wait, and which are to be canceled.
 
 Cancels are sent in batches. A cancel is sent again until the handler has accepted it or its call has ended. A local
-activity sends them, because it is not a pending activity: at the limit of pending activities the server would refuse
-another one. No timer precedes the first try: the server rounds the shortest timer up to a second.
+activity sends the cancels, because at the limit of pending activities the server would refuse any other activity. The
+first request waits for no timer, because the server rounds the shortest timer up to a second.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class _Cancel:
     """What to send."""
     is_over: Callable[[], bool]
     """Whether the call has ended, so that the cancel need not be sent any more."""
-    asked: datetime = field(default_factory=workflow.now)
+    first_requested: datetime = field(default_factory=workflow.now)
     """When the cancel was first requested, workflow time."""
     due: datetime = field(default_factory=workflow.now)
     """When to send the cancel next, workflow time."""
@@ -49,11 +49,11 @@ class _Cancel:
         elif answer.refusal is not None:
             self.answer.set_exception(HandlerError(answer.refusal, type=HandlerErrorType[answer.refusal_type]))
         else:
-            self.due = workflow.now() + max(_RETRY_DELAY, (workflow.now() - self.asked) / 10)
+            self.due = workflow.now() + max(_RETRY_DELAY, (workflow.now() - self.first_requested) / 10)
 
 
 class RunCalls:
-    """The calls of the run whose code is running: see `present`."""
+    """The calls of one workflow run. `present` returns the instance of the run whose code is running."""
 
     _of_runs: ClassVar["WeakKeyDictionary[asyncio.AbstractEventLoop, RunCalls]"] = WeakKeyDictionary()
 
@@ -66,7 +66,7 @@ class RunCalls:
 
     @classmethod
     def present(cls) -> "RunCalls":
-        """The calls of the present run. Every run has an event loop of its own, which is the key."""
+        """The calls of the run whose code is running. The key is the event loop, because every run has its own."""
         return cls._of_runs.setdefault(asyncio.get_running_loop(), cls())
 
     def ended(self, request_id: str) -> None:
@@ -90,7 +90,7 @@ class RunCalls:
 
     async def _send(self) -> None:
         while self._cancels:
-            # Conditions are checked when no task of the run can go on. The batch then has all cancels of this moment.
+            # The SDK checks conditions when no task of the run can go on. Every task has then requested its cancels.
             await workflow.wait_condition(lambda: True)
             self._is_changed, now = False, workflow.now()
             if due := [each for each in self._cancels if each.due <= now][:MAX_BATCH]:

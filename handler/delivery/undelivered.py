@@ -1,4 +1,4 @@
-"""Reports an outcome that was not delivered: a log line of its own name, a counter, and the team's hook."""
+"""Reports an outcome that was not delivered, by a log line, a counter and the hook of the handler's team."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -23,23 +23,25 @@ class UndeliveredOutcome:
     caller: str
     """Name of the caller in the settings."""
     operation: str
-    """Service/operation."""
+    """Service and operation of the call, as `service/operation`."""
     request_id: str
     """Request id of the call."""
     target_workflow_id: str
     """Workflow whose outcome was not delivered."""
     target_run_id: str
-    """Its run."""
+    """Run of that workflow that produced the outcome."""
     reason: str
-    """Error type of the last attempt, for example `bridge.ReceiverNotReady` if the deadline came first."""
+    """Error type of the last attempt. For example, `bridge.ReceiverNotReady` if the receiver did not accept
+    or refuse the outcome before the deadline."""
 
 
 OnUndelivered = Callable[[UndeliveredOutcome], Awaitable[None] | None]
-"""A function of the handler's team, plain or `async`. It is called at least once, and again if it raises an error."""
+"""A function of the handler's team, plain or `async`. Each outcome is passed to it at least once, and again if the
+function raises an error."""
 
 
 class UndeliveredActivities:
-    """The activity that reports, for one worker."""
+    """The activity that reports undelivered outcomes, for one worker."""
 
     def __init__(self, *, metrics: Metrics, hook: OnUndelivered | None) -> None:
         self._metrics = metrics
@@ -62,5 +64,5 @@ class UndeliveredActivities:
             extra = {f"bridge.{name}": getattr(outcome, name) for name in outcome.__dataclass_fields__}
             _log.error("bridge.outcome_undelivered", extra=extra)
             self._metrics.count("bridge_deliveries_failed", caller=call.caller, reason=reason)
-        if self._hook is not None and inspect.isawaitable(called := self._hook(outcome)):
-            await called
+        if self._hook is not None and inspect.isawaitable(running := self._hook(outcome)):
+            await running

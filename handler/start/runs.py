@@ -36,7 +36,7 @@ class Run:
     """The newest run of a workflow id, open or closed."""
 
     ref: WorkflowRef
-    """Its names."""
+    """Its namespace, workflow id and run id."""
     workflow_type: str
     """Temporal's name of the workflow."""
     start_time_ms: int
@@ -67,7 +67,7 @@ class Runs:
         is_eager: bool = False,
         ui_url: Callable[[str], str | None] = lambda _: None,
     ) -> None:
-        """Create the runs of *client*'s namespace.
+        """Prepare to read and change the runs of *client*'s namespace.
 
         Args:
             client: Connected to the handler's namespace.
@@ -117,11 +117,11 @@ class Runs:
         target, request, callback = call.target, call.request, call.server_callback
         callbacks = []
         if callback is not None:
-            # If the completion overtakes the answer to the start, the token in it names the operation.
+            # If the completion overtakes the answer to the start, the token in its header names the operation.
             header = {**callback.header, OPERATION_TOKEN.lower(): call.token}
             callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
         timeout = request.operation_timeout if target.bounded else None
-        described, metadata = await describe_call(memo, converter=self._inline, ui_url=self._ui_url(memo.caller))
+        caller_memo, metadata = await describe_call(memo, converter=self._inline, ui_url=self._ui_url(memo.caller))
         message = StartWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_id=call.workflow_id,
@@ -133,7 +133,7 @@ class Runs:
             workflow_id_reuse_policy=WorkflowIdReusePolicy.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE,
             workflow_id_conflict_policy=WorkflowIdConflictPolicy.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
             on_conflict_options=on_conflict,
-            memo=Memo(fields={CALLER_MEMO: described, MEMO_KEY: (await self._inline.encode([memo]))[0]}),
+            memo=Memo(fields={CALLER_MEMO: caller_memo, MEMO_KEY: (await self._inline.encode([memo]))[0]}),
             user_metadata=metadata,
             header=Header(fields=workflow_header()),
             links=[link for link in map(to_temporal_link, request.links) if link is not None],
@@ -145,8 +145,8 @@ class Runs:
         if target.retry_policy is not None:
             target.retry_policy.apply_to_proto(message.retry_policy)
         try:
-            # Needed for eager starts too: without `retry` the SDK does not pass an eager first task to its worker, and
-            # the target would wait for its workflow task timeout.
+            # `retry` matters for eager starts too: without it the SDK does not pass an eager first task to its worker,
+            # and the target would wait for its workflow task timeout.
             return await self._client.workflow_service.start_workflow_execution(message, retry=True)
         except RPCError as error:
             if error.status is RPCStatusCode.ALREADY_EXISTS:

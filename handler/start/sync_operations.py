@@ -67,7 +67,7 @@ class SyncOperations:
         try:
             self._handler = Handler(services, executor)
         except (TypeError, RuntimeError, KeyError) as error:
-            # KeyError: an operation is missing, because the instance is of the contract and not of a handler.
+            # nexusrpc raises KeyError if the instance is of the contract's class, which has no operation handlers.
             reason = f"a mere contract, no handler for {error}" if isinstance(error, KeyError) else str(error)
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
@@ -95,8 +95,8 @@ class SyncOperations:
             service=request.service,
             operation=request.operation,
             headers={
-                name: each
-                for name, each in request.headers.items()
+                name: value
+                for name, value in request.headers.items()
                 if not name.startswith(RESERVED_PREFIXES) and name not in RESERVED_HEADERS
             },
             task_cancellation=cancellation,
@@ -130,7 +130,7 @@ class SyncOperations:
         return Finished(outcome=outcome.within_size_limit(), target=None, links=context.outbound_links)
 
     async def _result(self, value: Any, context: StartOperationContext) -> Payload:
-        """Return *value* as it is sent. A failure is final, because a retry would run the operation again."""
+        """Return the encoded *value*. A conversion error is final, because a retry would run the operation again."""
         try:
             payload = self._conversion.payload(value)
         except Exception as error:  # noqa: BLE001 - any error of the team's own converter
@@ -146,10 +146,10 @@ class SyncOperations:
         """Return *error* with its *cause* as the encoded failure that is sent."""
         if cause is None:
             return error
-        sent = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
-        sent.remote_cause = Failure()
-        await self._data_converter.encode_failure(cause, sent.remote_cause)
-        return sent
+        with_cause = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
+        with_cause.remote_cause = Failure()
+        await self._data_converter.encode_failure(cause, with_cause.remote_cause)
+        return with_cause
 
     async def _unsuccessful(self, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
@@ -161,7 +161,7 @@ class SyncOperations:
 
 
 class _Input:
-    """The input. It is converted when nexusrpc has found its type."""
+    """The input of an operation. nexusrpc calls `consume` with the type that the operation declares."""
 
     def __init__(self, payload: Payload, conversion: Conversion) -> None:
         self._payload = payload

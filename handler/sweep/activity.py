@@ -1,11 +1,11 @@
 """The sweep: find closed targets whose outcome no worker delivers, and deliver it.
 
-These are runs that were terminated or timed out, and all runs of a target whose workers have no plugin. If a worker is
-killed before it delivers, callers that do not renew depend on the sweep. For operations that such a caller may start,
-the sweep therefore looks at every closed run. It sends one visibility query per target and interval.
+Workers do not deliver the outcome of a run that was terminated or timed out, or of any run if they have no plugin. If a
+worker is killed before it delivers, callers that do not renew depend on the sweep. For operations that such a caller
+may start, the sweep therefore looks at every closed run. It sends one visibility query per target and interval.
 
-The heartbeat details of the sweep's only activity keep its place, which therefore survives every restart. The place
-moves by the server's clock. Each query looks back by a window, because visibility may show a run late.
+The heartbeat details of the sweep's only activity keep the sweep's place, so that the place survives every restart. The
+place is an instant of the server's clock. Each query looks back by a window, because visibility may show a run late.
 """
 
 import asyncio
@@ -66,10 +66,10 @@ class SweepActivities:
             place = SweepPlace(**info.heartbeat_details[0])
         else:
             place = SweepPlace(until_ms=milliseconds(info.scheduled_time) if plan.since_ms is None else plan.since_ms)
-        message = "all new endings were looked at"
+        message = "all newly closed runs were handled"
         try:
-            if await self._look(plan, place):
-                # This time is by the server's clock and before the query. No later closing is skipped.
+            if await self._handle_closed_runs(plan, place):
+                # The attempt was scheduled before the query, by the server's clock. No closing is skipped.
                 place = place.moved_to(info.current_attempt_scheduled_time)
             else:
                 message = "Temporal did not answer for every run"
@@ -83,8 +83,8 @@ class SweepActivities:
             next_retry_delay=timedelta(seconds=plan.interval_s),
         )
 
-    async def _look(self, plan: SweepPlan, place: SweepPlace) -> bool:
-        """Handle the runs that closed since *place*, and note them in it. False if Temporal did not always answer."""
+    async def _handle_closed_runs(self, plan: SweepPlan, place: SweepPlace) -> bool:
+        """Handle the runs that closed since *place*, and add them to it. False if Temporal did not answer for all."""
         is_complete = True
         closed_since = place.since.isoformat().replace("+00:00", "Z")
         pages = activity.client().list_workflows(f"CloseTime >= '{closed_since}' AND ({plan.query})", page_size=_PAGE)
@@ -108,17 +108,19 @@ class SweepActivities:
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
         # If the codec fails, this raises, and the next sweep looks at the run again.
-        own = await read_memo(activity.client().data_converter, run.raw_info)
+        starter = await read_memo(activity.client().data_converter, run.raw_info)
         of_run = partial(deliveries, workflow_id=run.id, run_id=run.run_id, start_time=run.start_time)
-        if own is None or any(map(self._dispatcher.has_taken, of_run([own]))) or await _lives_on(run, own):
+        if starter is None or any(map(self._dispatcher.has_taken, of_run([starter]))):
+            return
+        if await _is_continued(run, starter):
             return
         is_ordinary = run.status not in _FORCED
         if not plan.is_instrumented:
             # A worker without the plugin handles no attach signal, therefore no call is attached.
-            closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [own]
+            closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [starter]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
-            found = [own, *[await _attached(each, run) for each in attached]]
+            found = [starter, *[await _attached(each, run) for each in attached]]
             calls = [call for call in found if call is not None and not (is_ordinary and call.renews)]
         waiting = of_run(calls)
         if closed is None or not waiting:
@@ -157,7 +159,7 @@ async def _attached(payload: Payload, run: WorkflowExecution) -> CallMemo | None
         return None
 
 
-async def _lives_on(run: WorkflowExecution, call: CallMemo) -> bool:
+async def _is_continued(run: WorkflowExecution, call: CallMemo) -> bool:
     """Whether another run continues the call, because a reset terminates the run that it replaces."""
     if run.status is not WorkflowExecutionStatus.TERMINATED:
         return False
@@ -195,15 +197,15 @@ async def start_sweep(client: Client, *, targets: Iterable[Target], settings: Ha
 async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: str) -> None:
     # If another replica starts the sweep at the same time, its plan is the same. Replace only a plan that differs.
     conflict, since_ms = WorkflowIDConflictPolicy.USE_EXISTING, None
-    if (found := await describe(client, workflow_id)) is not None:
-        info, decode = found.workflow_execution_info, client.data_converter.decode
+    if (existing := await describe(client, workflow_id)) is not None:
+        info, decode = existing.workflow_execution_info, client.data_converter.decode
         if is_open(info):
             if await decode([info.memo.fields[_PLAN_MEMO]], [dict]) == [asdict(plan)]:
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
         since_ms = milliseconds(info.close_time.ToDatetime(UTC)) if info.HasField("close_time") else None
-        for pending in found.pending_activities:
+        for pending in existing.pending_activities:
             if pending.heartbeat_details.payloads:
                 [place] = await decode(pending.heartbeat_details.payloads, [SweepPlace])
                 since_ms = place.until_ms
