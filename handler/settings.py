@@ -115,7 +115,7 @@ class HandlerSettings(BridgeSettings):
     service: Service
     """Where starts arrive."""
     hash_key: Key
-    """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would not be recognised."""
+    """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would count as new."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
     """The callers that we serve, by name."""
     nexus: bool = False
@@ -124,7 +124,7 @@ class HandlerSettings(BridgeSettings):
     sweep: bool = True
     """Whether the service starts a sweep for each target. False starts no sweep and stops no running one."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
-    """Seconds between two sweeps. An outcome that the target's worker cannot deliver arrives this late."""
+    """Seconds between two sweeps. An outcome that the target's worker cannot deliver is late by up to this time."""
     abandoned_check_s: float = Field(default=60.0, gt=0)
     """Seconds until the first check whether a caller still waits, for operations with `caller_close_policy =
     "request_cancel"`. Doubled after every check, up to an hour."""

@@ -25,7 +25,8 @@ class Echo(BaseModel):
     version: int = PROTOCOL_VERSION
     """Version of the protocol that the service speaks."""
     callback_problem: Annotated[str, AfterValidator(lambda text: redacted(text, 1000))] | None = None
-    """Why no completion would arrive at the callback URL in the request. None if one would, or without such a URL."""
+    """Why no completion would arrive at the callback URL in the request. None if one would arrive, or if the
+    request has no such URL."""
 
     def clock_problem(self, now: datetime) -> str | None:
         """Say how far *now*, by our clock, is from the answerer's time; None if it is less than a minute."""

@@ -19,7 +19,7 @@ _MAX = 1000
 _encode = json.JSONEncoder(default=str).encode
 
 SENTENCES = {
-    "bridge.attached_calls_dropped": "{count} calls attached to {target} did not fit into its next run; their renewals "
+    "bridge.attached_calls_dropped": "{calls} calls attached to {target} did not fit into its next run; their renewals "
     "get the outcome",
     "bridge.attempt_not_reported": "an attempt of call {request_id} was not reported: Temporal answered {rpc_status}, "
     "usually because the callback came first",
@@ -141,7 +141,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 def configure_logging(level: str, log_format: LogFormat | None = None) -> None:
     """Log lines of *level* and above to standard error: text on a terminal, JSON elsewhere, unless the format is given.
 
-    What no line shows is not collected: a line then costs a third less.
+    Facts that no line shows are not collected, which makes a line a third cheaper.
     """
     handler = logging.StreamHandler()
     chosen = log_format or ("text" if handler.stream.isatty() else "json")

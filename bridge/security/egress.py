@@ -80,8 +80,8 @@ def _parsed(text: str) -> URL:
     # Without `encoded` yarl quotes the URL again, and a signed URL would change between check and use.
     url = URL(text, encoded=True)
     host = url.host or ""
-    # Decode the path, because many servers read `%2e%2e%2f` as `../` and leave the prefix. Some
-    # servers ignore the part of a segment after a semicolon.
+    # Decode the path, because many servers read `%2e%2e%2f` as `../` and leave the prefix. Some servers
+    # ignore the part of a segment after a semicolon.
     path = unquote(url.raw_path)
     segments = {segment.partition(";")[0] for segment in path.split("/")}
     if (

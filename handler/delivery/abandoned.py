@@ -1,4 +1,4 @@
-"""Abandoned targets: no caller waits for them any more. They are canceled if the operation declares so.
+"""Abandoned targets: targets for which no caller waits any more. If the operation declares so, they are canceled.
 
 One activity watches the calls of one target. Each attempt asks the receivers of these calls and then names the delay
 until the next attempt. The watch therefore costs one event of history, and one small request per call and interval.

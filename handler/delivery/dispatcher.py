@@ -34,7 +34,7 @@ _QUEUE = 1000
 """Maximum number of runs read and delivered here. For further runs, delivery workflows are started without a read."""
 _MAX_RUNS = 10_000
 _READ_AGAIN_S = 60
-"""Time for which a failed read is repeated. Meanwhile no delivery workflow could be started either."""
+"""Time for which a failed read is repeated. If Temporal does not answer, no delivery workflow can be started either."""
 _PATIENCE = timedelta(seconds=5)
 """Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _REMEMBERED = 10_000
@@ -62,7 +62,7 @@ class Dispatcher:
 
     @property
     def _client(self) -> Client:
-        # Read it each time: a team changes certificates by giving the running worker another client.
+        # Read the client each time: a team changes certificates by giving the running worker another client.
         return self._worker.client
 
     def notice(self, run: ClosingRun) -> None:
