@@ -20,7 +20,7 @@ from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.attempt import waiting_converter
-from caller.endpoints import Endpoints, NotStartedError
+from caller.endpoint_client import Endpoints, NotStartedError
 from caller.started_operation import StartedOperation
 
 _REQUEST_TIMEOUT = timedelta(seconds=5)

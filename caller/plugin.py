@@ -12,7 +12,7 @@ from bridge.runtime.settings import load
 from bridge.runtime.worker_plugin import SessionPlugin
 from caller.callback_urls import CallbackUrls
 from caller.cancel_activity import CancelActivities
-from caller.endpoints import Endpoints
+from caller.endpoint_client import Endpoints
 from caller.hosted_receiver import HostedReceiver
 from caller.interceptor import CallerInterceptor
 from caller.settings import CallerSettings

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from bridge.runtime.event_log import event_logger
-from caller.endpoints import Endpoints, NotStartedError
+from caller.endpoint_client import Endpoints, NotStartedError
 
 _log = event_logger(__name__)
 

@@ -31,7 +31,7 @@ from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.callback_urls import CallbackUrls
 from caller.completer import Completer
-from caller.endpoints import Endpoints, NotStartedError, ResolvedEndpoint
+from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.renewals import renewal_step, unreached_step
 from caller.started_operation import StartedOperation
 

@@ -34,7 +34,7 @@ from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
-from handler.delivery.watch import watch_deliveries
+from handler.delivery.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts

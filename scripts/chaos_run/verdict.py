@@ -13,7 +13,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, START_OPERATION_ACTIVITY
-from caller.endpoints import MAY_HAVE_STARTED
+from caller.endpoint_client import MAY_HAVE_STARTED
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.chaos_run.schedule import Call

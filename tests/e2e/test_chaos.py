@@ -41,6 +41,7 @@ def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
     assert all(harm[kind] for kind in (FaultKind.DUPLICATE, FaultKind.DELAY))
 
 
+@pytest.mark.part("chaos")
 async def test_an_interrupted_run_ends_all_that_it_started() -> None:
     """After Ctrl-C during the run, no process of the run is left."""
     process = await asyncio.create_subprocess_exec(

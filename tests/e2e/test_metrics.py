@@ -22,8 +22,8 @@ from yarl import URL
 from bridge.errors import UntrustedError, reason_label
 from bridge.runtime.metrics import COUNTERS, DURATIONS, GAUGES, Metrics, new_runtime
 from bridge.runtime.settings import SettingsError
+from handler.delivery.open_deliveries import watch_deliveries
 from handler.delivery.undelivered import UndeliveredOutcome
-from handler.delivery.watch import watch_deliveries
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT

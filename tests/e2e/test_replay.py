@@ -28,7 +28,7 @@ from scripts.environment.server import Server
 from tests.support.callers import CALLERS, CallingWorkflow, CallPlan, ManyCalls
 from tests.support.helpers import assert_eventually
 from tests.support.targets import TARGETS, Ask
-from tests.support.world import World, events, running_world
+from tests.support.world import RUNNER, World, events, running_world
 
 HISTORIES = Path(__file__).parent / "histories"
 VERSION = "0.1"
@@ -53,7 +53,8 @@ RECORDED = sorted(HISTORIES.glob("*/*.json"))
 async def test_a_recorded_history_replays(path: Path) -> None:
     """The code issues the same commands in the same order, without plugins, settings or keys."""
     own = [DeliveryWorkflow, SweepWorkflow]
-    replayer = Replayer(workflows=[OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS, *own])
+    workflows = [OrderWorkflow, PaymentWorkflow, *CALLERS, *TARGETS, *own]
+    replayer = Replayer(workflows=workflows, workflow_runner=RUNNER)
     await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text()))
 
 

@@ -19,7 +19,7 @@ from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller import create_app
-from caller.endpoints import Endpoints
+from caller.endpoint_client import Endpoints
 from caller.startup_check import check_endpoints
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set

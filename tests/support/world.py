@@ -45,7 +45,7 @@ from tests.support.targets import TARGETS, Ask, Reply
 
 # The sandbox would import the modules of the tests' workflows again for each of them, at every start of a worker and in
 # every run: that took most of the suite's CPU. The sandbox with its default has tests of its own (test_sandbox.py).
-_RUNNER = SandboxedWorkflowRunner(
+RUNNER = SandboxedWorkflowRunner(
     restrictions=SandboxRestrictions.default.with_passthrough_modules("tests.support", "examples.payments")
 )
 
@@ -223,7 +223,7 @@ class World:
                 task_queue=self.order_queue,
                 workflows=[OrderWorkflow, *CALLERS],
                 plugins=[CallerPlugin(self.caller_settings, clock=self.caller_clock)],
-                **{"workflow_runner": _RUNNER, **self.caller_worker_options},
+                **{"workflow_runner": RUNNER, **self.caller_worker_options},
             )
         else:
             worker = Worker(
@@ -231,7 +231,7 @@ class World:
                 task_queue=self.payment_queue,
                 workflows=[PaymentWorkflow, *TARGETS],
                 plugins=[HandlerPlugin(self.handler_settings)],
-                **{"workflow_runner": _RUNNER, **self.worker_options},
+                **{"workflow_runner": RUNNER, **self.worker_options},
             )
         await stack.enter_async_context(worker)
         self.workers[side] = worker

@@ -12,7 +12,7 @@ from temporalio.common import MetricMeter
 from bridge.protocol.start import StartRequest
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
-from caller.endpoints import Endpoints
+from caller.endpoint_client import Endpoints
 from tests.support.helpers import Keys, assert_eventually, caller_settings
 
 MINUTE = timedelta(minutes=1)
