@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import subprocess
@@ -66,6 +67,12 @@ class Server:
     """Base URL of its HTTP port, where completions of Nexus operations arrive, where we know of one."""
     restart: Callable[[float], Awaitable[None]] | None = None
     """Kill it, and start it again after so many seconds, on the same ports and with its database file if it has one."""
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version."""
+        major, minor, *_ = _numbers(self.version)
+        return major, minor
 
 
 async def check_version(address: str) -> str:
@@ -139,7 +146,10 @@ async def running_server(
     eager = "system.enableActivityEagerExecution"
     if not any(each.startswith(f"{eager}=") for each in dynamic_config):
         arguments += ["--dynamic-config-value", f"{eager}=true"]
-    for each in dynamic_config:
+    # The dev server sets it up to version 1.30. An operation of an endpoint with a URL needs it.
+    template = f"http://127.0.0.1:{http_port}/namespaces/{{{{.NamespaceName}}}}/nexus/callback"
+    template_name = "component.nexusoperations.callback.endpoint.template"
+    for each in (f"{template_name}={json.dumps(template)}", *dynamic_config):
         arguments += ["--dynamic-config-value", each]
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log is not None else subprocess.DEVNULL

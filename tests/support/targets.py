@@ -155,6 +155,7 @@ class SharedWorkflow(ListeningWorkflow):
     service=ProbeService,
     operation=ProbeService.minded,
     workflow_id=lambda ask: f"minded-{ask.key}",
+    attach_across_callers=True,
     caller_close_policy="request_cancel",
 )
 @workflow.defn
@@ -203,7 +204,11 @@ class FlakyWorkflow:
 
 
 @bridge.emits_callback(
-    service=ProbeService, operation=ProbeService.strict, workflow_id=workflow_id, on_input_mismatch="refuse"
+    service=ProbeService,
+    operation=ProbeService.strict,
+    workflow_id=workflow_id,
+    on_input_mismatch="refuse",
+    attach_across_callers=True,
 )
 @workflow.defn
 class StrictWorkflow(ListeningWorkflow):
