@@ -14,7 +14,7 @@ from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
-from handler.delivery.abandoned import AbandonedActivities
+from handler.delivery.abandoned_runs import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.close_reporter import is_reporting

@@ -26,8 +26,6 @@ OPERATION_ERROR_TYPE = "nexus.OperationError"
 FOREIGN_FAILURE_TYPE = "NexusFailure"
 """Application error type of a failure from a peer without Temporal, as Temporal's server names it."""
 
-MAX_FAILURE_BYTES = 4 * 1024 * 1024
-"""Largest body of a message in either direction."""
 _MAX_DEPTH = 64
 """Most nested objects and arrays that are read. Protobuf readers, such as the SDK's core, stop at 100 nested messages,
 and the messages around a failure count too."""

@@ -12,6 +12,8 @@ from temporalio.api.common.v1 import Payload
 
 from bridge.errors import RemoteProtocolError
 
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Most bytes in the body of any message."""
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024 - 1024
 """Largest payload that is delivered, slightly below Temporal's limit for one blob (`limit.blobSize.error`, 2 MiB). The
 server answers OK to a completion above its limit and then fails the activity."""

@@ -29,9 +29,9 @@ from bridge.errors import (
     reason_label,
     without_text,
 )
-from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
+from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.incoming_message import LIVE, PROOF
 from bridge.security.redaction import plain
@@ -90,7 +90,7 @@ def create_app(check: ReadyCheck) -> web.Application:
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
-    app = web.Application(middlewares=[_middleware], client_max_size=MAX_FAILURE_BYTES)
+    app = web.Application(middlewares=[_middleware], client_max_size=MAX_BODY_BYTES)
     app[_STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
     app.on_shutdown.append(_stop)

@@ -15,8 +15,8 @@ from nexusrpc import HandlerError, HandlerErrorType
 from pydantic import SecretStr
 
 from bridge.errors import UntrustedError, bad_request
-from bridge.protocol.failure import MAX_FAILURE_BYTES
 from bridge.protocol.headers import LINK
+from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import ABSOLUTE_FORM, MessageKind, MessageVerifier, RequestProof, Verified
 
@@ -121,7 +121,7 @@ async def _read(request: web.Request) -> bytes:
                 # aiohttp counts what is written as a part of the answer's body.
                 request.writer.output_size = 0
             # The application that ours is mounted in has its own limit, and may have read the body already.
-            own = request.clone(client_max_size=MAX_FAILURE_BYTES) if request.can_read_body else request
+            own = request.clone(client_max_size=MAX_BODY_BYTES) if request.can_read_body else request
             return await own.read()
     except TimeoutError:
         message = "the body did not arrive in time"
@@ -131,5 +131,5 @@ async def _read(request: web.Request) -> bytes:
         message = "the body broke off"
         raise bad_request(message) from None
     except web.HTTPRequestEntityTooLarge:
-        message = f"the body is over {MAX_FAILURE_BYTES} bytes"
+        message = f"the body is over {MAX_BODY_BYTES} bytes"
         raise bad_request(message) from None

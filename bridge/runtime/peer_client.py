@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from bridge.errors import UnsignedAnswerError
 from bridge.protocol.answers import Answer, Sent, read_answer
-from bridge.protocol.failure import MAX_FAILURE_BYTES
+from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import PATIENCE, REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
@@ -74,7 +74,7 @@ class PeerClient:
         if signer is not None:
             proof = signer.sign(sent.kind, url, signed, body, more=more)
         # Only the answer to a start holds an outcome.
-        limit = MAX_FAILURE_BYTES if sent is Sent.START else _SMALL
+        limit = MAX_BODY_BYTES if sent is Sent.START else _SMALL
         answered = await self._http.post(
             url, signed, body, networks=networks, patience=patience, timeout=timeout, max_answer_bytes=limit
         )
