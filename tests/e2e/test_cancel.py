@@ -67,7 +67,7 @@ async def test_wait_completed_waits_for_the_operations_own_end(world: World) -> 
     assert isinstance(await operation_failure(handle), CancelledError)
     await until_canceled(target)
     assert cancels(world) == [202]
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 async def test_wait_completed_takes_a_success_where_the_target_goes_on(world: World) -> None:

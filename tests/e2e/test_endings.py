@@ -94,7 +94,7 @@ async def test_a_reset_target_delivers_the_new_runs_outcome_once(world: World) -
     new_run = await reset(world.handler_client, target, 4)
     await target.signal("say", "after the reset")
     assert await handle.result() == Reply("after the reset")
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
     closing = (await handle.fetch_history()).events[6].activity_task_completed_event_attributes
     assert new_run in closing.identity
 
@@ -125,7 +125,7 @@ async def test_a_caller_that_is_reset_gets_the_outcome_of_the_same_target(world:
     assert await again.result() == Reply("the same target")
     runs = [run async for run in world.handler_client.list_workflows(f"WorkflowId = '{target.id}'")]
     assert len(runs) == 1
-    assert 200 in world.receiver.statuses
+    assert 200 in await world.receiver.answered()
 
 
 async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_again(world: World) -> None:
@@ -145,7 +145,7 @@ async def test_a_caller_that_continues_as_new_gives_its_call_up_and_may_call_aga
     assert await handle.result() == Reply("to the second run")
 
     async def both_answered() -> None:
-        assert sorted(world.receiver.statuses) == [200, 410]
+        assert sorted(await world.receiver.answered()) == [200, 410]
 
     await assert_eventually(both_answered)
 
@@ -178,6 +178,6 @@ async def test_the_sender_stops_when_the_caller_is_gone(world: World, end: str) 
     assert await target.result() == {"text": "to no caller", "blob": ""}
 
     async def answered() -> None:
-        assert world.receiver.statuses == [410 if end == "terminated" else 404]
+        assert await world.receiver.answered() == [410 if end == "terminated" else 404]
 
     await assert_eventually(answered)

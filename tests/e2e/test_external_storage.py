@@ -86,7 +86,7 @@ async def test_a_stored_outcome_arrives_as_its_value(server: Server, way: str, b
         if way == "delivery workflow":
 
             async def refused() -> None:
-                assert len(world.receiver.statuses) >= 2
+                assert len(await world.receiver.answered()) >= 2
 
             await assert_eventually(refused)
             world.receiver.before = None

@@ -27,7 +27,7 @@ async def test_a_call_crosses_two_mounted_services(server: Server) -> None:
     async with running_world(server, mount=MOUNT) as world:
         big = Ask(key=world.key(), size=1_500_000)
         assert await (await world.call(big, CallPlan(first_lease=600))).result() == Reply("", "b" * 1_500_000)
-        assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+        assert (await world.service.answered(), await world.receiver.answered()) == ([201], [200])
 
         waiting = Ask(key=world.key(), behaviour="wait")
         handle = await world.call(waiting, CallPlan(first_lease=1, renewal=1))

@@ -99,7 +99,7 @@ async def test_the_other_handler_starts_nothing_and_the_first_handlers_callback_
     await world.target(ask).signal("say", "from the first")
     assert await handle.result() == Reply("from the first")
     assert other.statuses(of_cancels=False) == {421}
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
     assert not await other.has_started(ask)
 
 

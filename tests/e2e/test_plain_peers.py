@@ -120,9 +120,9 @@ async def test_an_order_is_paid_by_a_handler_without_temporal(server: Server) ->
     """The answer to the start or a later signed completion carries the outcome; a failure arrives as a failure."""
     async with plain_handler(server) as (world, _):
         assert (await order(world, 50)).status == "paid"
-        assert world.receiver.statuses == []
+        assert await world.receiver.answered() == []
         assert (await order(world, 500)).status == "paid"
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
 
         with pytest.raises(WorkflowFailureError) as raised:
             await order(world, 50_000)
@@ -150,7 +150,7 @@ async def test_a_handler_without_temporal_is_canceled_and_says_so(server: Server
         with pytest.raises(WorkflowFailureError) as raised:
             await handle.result()
         assert "cancel" in str(raised.value.cause).lower()
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
 
 
 async def test_a_completion_that_a_plain_handler_cannot_deliver_is_fetched_by_a_renewal(server: Server) -> None:

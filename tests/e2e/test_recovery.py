@@ -65,7 +65,7 @@ async def test_a_renewal_replaces_a_lost_callback(world: World, behaviour: str) 
         error = await failure_of(handle)
         assert isinstance(error.cause, CancelledError if behaviour == "cancel" else ApplicationError)
     assert len(await events(handle)) == 11
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
     assert world.service.statuses[-1] == (200 if behaviour == "return" else 424)
 
 
@@ -272,7 +272,7 @@ async def test_a_failure_during_a_short_lease_takes_two_requests(world: World, s
     await target.signal("say", "fail")
     assert isinstance((await failure_of(handle)).cause, ApplicationError)
     if not stops:
-        assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+        assert (await world.service.answered(), await world.receiver.answered()) == ([201], [200])
 
 
 async def test_a_deadline_between_renewals_is_the_same_timeout(world: World) -> None:

@@ -27,7 +27,7 @@ async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: Worl
     target = world.handler_client.get_workflow_handle(f"payment-{order_id}")
     assert await target.result() == {"payment_id": f"p-{order_id}", "status": "paid"}
     assert world.service.statuses == [201]
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
     assert await events(handle) == [
         "WORKFLOW_EXECUTION_STARTED",
         "WORKFLOW_TASK_SCHEDULED",
@@ -75,7 +75,7 @@ async def test_a_failure_arrives_with_type_details_and_the_whole_cause_chain(wor
         *("the inner reason", "Inner", True),
         [1],
     )
-    assert world.service.statuses + world.receiver.statuses == [201, 200]
+    assert await world.service.answered() + await world.receiver.answered() == [201, 200]
 
 
 async def test_a_repeated_order_is_answered_with_the_outcome_and_not_run_again(world: World) -> None:
@@ -86,7 +86,7 @@ async def test_a_repeated_order_is_answered_with_the_outcome_and_not_run_again(w
 
     assert first == again == Reply("once")
     assert world.service.statuses == [201, 200]
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 async def test_a_second_call_of_a_running_target_finds_its_outcome(world: World) -> None:

@@ -93,7 +93,7 @@ async def test_a_page_in_place_of_the_receiver_ends_no_delivery(
     calm.receiver.before = first(1, status, headers, body)
     handle = await calm.call(Ask(key=calm.key(), text="true"), CallPlan(first_lease=600))
     assert await handle.result() == Reply("true")
-    assert status in calm.receiver.statuses
+    assert status in await calm.receiver.answered()
 
 
 @pytest.mark.parametrize("then", [404, 403, 401, 409, 200])
@@ -308,4 +308,4 @@ async def test_a_receiver_that_cannot_sign_is_named_in_the_settings(server: Serv
         handle = await world.call(ask, CallPlan(first_lease=600))
         assert await handle.result() == Reply("true")
         await world.target(ask).result()
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]

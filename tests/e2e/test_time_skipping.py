@@ -23,4 +23,4 @@ async def test_a_call_goes_through_the_time_skipping_server() -> None:
         async with running_world(Server(address=address, ui=None, version="test", pid=None)) as world:
             handle = await world.call(Ask(key=world.key(), text="skipped"), CallPlan(first_lease=600))
             assert await asyncio.wait_for(handle.result(), 60) == Reply("skipped")
-            assert world.receiver.statuses == [200]
+            assert await world.receiver.answered() == [200]

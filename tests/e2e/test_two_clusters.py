@@ -51,7 +51,7 @@ async def test_a_result_arrives_from_the_other_cluster(world: World) -> None:
     ask = Ask(key=world.key(), text="across")
     handle = await world.call(ask)
     assert await handle.result() == Reply("across")
-    assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+    assert (await world.service.answered(), await world.receiver.answered()) == ([201], [200])
     assert len(await events(handle)) == 11
 
 

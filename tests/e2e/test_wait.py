@@ -61,7 +61,7 @@ async def runs_of(world: World, ask: Ask) -> int:
 async def assert_in_answer(world: World, target: WorkflowHandle[Any, Any], status: int) -> None:
     """Assert that there was one request in all, and that the target's worker delivered nothing."""
     assert world.service.statuses == [status]
-    assert world.receiver.statuses == []
+    assert await world.receiver.answered() == []
     assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
 
 
@@ -99,7 +99,7 @@ async def test_continuing_as_new_within_the_hold_does_not_end_it(world: World) -
     assert await handle.result() == Reply("second run")
 
     async def both_answered() -> None:
-        assert (world.service.statuses, world.receiver.statuses) == ([200], [200])
+        assert (await world.service.answered(), await world.receiver.answered()) == ([200], [200])
 
     await assert_eventually(both_answered)
     assert (await events(handle)).count("ACTIVITY_TASK_COMPLETED") == 1
@@ -126,11 +126,11 @@ async def test_starts_beyond_the_limit_of_held_starts_are_answered_at_once(serve
         second_target = await world.until_started(asks[1])
         await second_target.signal("say", "by callback")
         assert await second.result() == Reply("by callback")
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
         await first_target.signal("say", "in the answer")
         assert await first.result() == Reply("in the answer")
         assert world.service.statuses == [201, 200]
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
 
         # Another start can be held again.
         third = Ask(world.key(), "wait")
@@ -205,7 +205,7 @@ async def test_a_hold_that_a_proxy_cuts_ends_by_callback_if_the_repeat_is_not_he
         await assert_eventually(answered)
         await target.signal("say", "by callback")
         assert await asyncio.wait_for(handle.result(), HELD_S) == Reply("by callback")
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
         assert await runs_of(world, ask) == 1
 
 
@@ -223,7 +223,7 @@ async def test_the_next_attempt_replaces_an_answer_lost_after_the_target_ended(w
     await target.signal("say", "learned")
     assert await handle.result() == Reply("learned")
     assert len(opened) == 2
-    assert world.receiver.statuses == []
+    assert await world.receiver.answered() == []
     assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
     assert await runs_of(world, ask) == 1
 
@@ -258,7 +258,7 @@ async def test_a_run_longer_than_the_hold_is_completed_by_callback(server: Serve
         await world.target(ask).signal("say", "later")
         assert await handle.result() == Reply("later")
         assert world.service.statuses == [201]
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
 
 
 async def test_a_hold_ends_before_the_operation_must_have_started(world: World) -> None:

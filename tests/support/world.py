@@ -1,5 +1,6 @@
 """Both sides of the bridge on a real server and real sockets. A test can stop and start each part."""
 
+import asyncio
 import contextlib
 import dataclasses
 import re
@@ -78,6 +79,9 @@ class Listener:
         """Turns the service's answer into the one that is sent."""
         self._make = make
         self._runner: web.AppRunner | None = None
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def start(self) -> None:
         app = self._make()
@@ -105,6 +109,20 @@ class Listener:
         if _ECHO.fullmatch(request.path):
             # The worker's check at its start does not belong to the test.
             return await handler(request)
+        self._open += 1
+        self._idle.clear()
+        try:
+            answer = await self._answer(request, handler)
+            self.requests.append((request.raw_path, answer.status))
+            return answer
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+    async def _answer(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
         answer = await self.before(request) if self.before is not None else None
         if answer is None:
             answer = await handler(request)
@@ -112,8 +130,15 @@ class Listener:
                 await self.after()
             if self.change is not None:
                 answer = self.change(request, answer)
-        self.requests.append((request.raw_path, answer.status))
         return answer
+
+    async def answered(self) -> list[int]:
+        """Return the statuses of all answers, once no request is open.
+
+        The outcome of a call can be seen before the receiver, which has recorded it, has answered.
+        """
+        await self._idle.wait()
+        return self.statuses
 
     @property
     def statuses(self) -> list[int]:

@@ -143,7 +143,7 @@ async def test_in_doubt_the_caller_counts_as_waiting(attentive: World, status: i
 
     world.receiver.before = refuse
     await until_watched(world, target)
-    assert status in world.receiver.statuses
+    assert status in await world.receiver.answered()
     world.receiver.before = None
     await target.signal("say", "done")
     assert await handle.result() == Reply("done")

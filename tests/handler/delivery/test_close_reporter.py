@@ -56,7 +56,7 @@ async def test_a_failure_outside_the_run_function_is_delivered_at_once(
         failure = await failure_of(handle)
         assert isinstance(failure, ApplicationError)
         assert failure.type == ("TypeError" if behaviour == "unwritable" else "Broken")
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
     gc.collect()
 
 
@@ -136,7 +136,7 @@ async def test_a_plugin_on_client_and_worker_delivers_once(server: Server) -> No
         )
         async with worker:
             assert await (await world.call(Ask(key=world.key(), text="once"), LONG)).result() == Reply("once")
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
 
 
 async def test_an_error_in_the_reporter_harms_no_run_and_no_shutdown(

@@ -257,7 +257,7 @@ async def test_a_worker_that_stops_delivers_what_it_has_closed(world: World) -> 
     assert not ended
     gate.opened.set()
     await stopping
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
     assert await handle.result() == Reply("last")
 
 
@@ -265,7 +265,7 @@ async def test_a_bug_in_the_target_is_not_an_ending(world: World) -> None:
     """The server retries a failed workflow task. Only the outcome after the fix is delivered."""
     handle = await world.call(Ask(key=world.key(), behaviour="bug once"), LONG)
     assert await handle.result() == Reply("mended")
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 @pytest.mark.parametrize("memo", ["", "own memo"])
@@ -273,7 +273,7 @@ async def test_continuing_as_new_is_not_an_ending(world: World, memo: str) -> No
     """The next run keeps the call, even if the author passes another memo. The last run's outcome arrives once."""
     handle = await world.call(Ask(key=world.key(), behaviour="continue once", text=memo), LONG)
     assert await handle.result() == Reply("second run")
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 @pytest.mark.parametrize("behaviour", ["return", "fail"])
@@ -286,7 +286,7 @@ async def test_of_a_retried_target_the_last_run_is_delivered(world: World, behav
         failure = await failure_of(handle)
         assert isinstance(failure, ApplicationError)
         assert failure.message == "attempt 3 failed"
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 async def test_a_query_of_a_closed_target_delivers_nothing_again(world: World) -> None:
@@ -298,7 +298,7 @@ async def test_a_query_of_a_closed_target_delivers_nothing_again(world: World) -
     for _ in range(3):
         assert await world.target(ask).query("said") == []
     await world.stop_worker("handler")
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 async def test_a_run_without_a_call_goes_on_untouched(world: World) -> None:
@@ -349,7 +349,7 @@ async def test_a_foreign_signal_under_our_name_disturbs_neither_the_run_nor_its_
         await target.signal("bridge.attach", args=foreign)
     await target.signal("say", "all the same")
     assert await handle.result() == Reply("all the same")
-    assert world.receiver.statuses == [200]
+    assert await world.receiver.answered() == [200]
 
 
 class Mapping(Interceptor):

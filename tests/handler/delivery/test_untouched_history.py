@@ -197,7 +197,7 @@ async def test_versioned_workers_deliver_and_a_new_version_takes_over_deliveries
         [sweep] = world.sweeps
 
         async def swept_and_handed_over() -> None:
-            assert 503 in world.receiver.statuses
+            assert 503 in await world.receiver.answered()
             activity = await world.pending(sweep)
             assert activity is not None
             assert activity.attempt > 2

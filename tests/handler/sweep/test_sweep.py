@@ -134,7 +134,7 @@ async def deliveries(world: World, ask: Ask) -> list[str]:
 async def assert_delivered_once(world: World, ask: Ask) -> None:
     """One request delivers the outcome, without a delivery workflow. The next sweeps do not repeat it."""
     await swept_on(world)
-    assert (world.service.statuses, world.receiver.statuses) == ([201], [200])
+    assert (await world.service.answered(), await world.receiver.answered()) == ([201], [200])
     assert await deliveries(world, ask) == []
 
 
@@ -245,7 +245,7 @@ async def test_outcomes_are_delivered_through_a_codec(server: Server) -> None:
         await world.start_sweep()
         await world.start_sweep()
         await swept_on(world)
-        assert world.receiver.statuses == [200] * 3
+        assert await world.receiver.answered() == [200] * 3
         assert world.service.statuses == [201] * 3
         await end_sweep(world)
 
@@ -296,7 +296,7 @@ async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: Wo
     await swept_on(swept)
     assert len(await runs_of_sweep(swept)) == 2
     # A new sweep does not know which runs the old one handled. The receiver recognises the repeat.
-    assert swept.receiver.statuses == [200, 200]
+    assert await swept.receiver.answered() == [200, 200]
 
 
 async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(server: Server) -> None:
@@ -336,7 +336,7 @@ async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> 
     assert after["until_ms"] > before["until_ms"]
     assert set(after["handled"]) == set(looks)
     assert len(looks) == 2
-    assert swept.receiver.statuses == [200, 200]
+    assert await swept.receiver.answered() == [200, 200]
 
 
 async def test_a_delivered_outcome_costs_the_sweep_nothing(swept: World, looks: list[str]) -> None:
@@ -352,7 +352,7 @@ async def test_a_delivered_outcome_costs_the_sweep_nothing(swept: World, looks: 
         else:
             await failure_of(handle)
     await swept_on(swept)
-    assert (swept.service.statuses, swept.receiver.statuses) == ([201] * 3, [200] * 3)
+    assert (await swept.service.answered(), await swept.receiver.answered()) == ([201] * 3, [200] * 3)
     assert looks == []
     assert (await place(swept))["handled"] == {}
     for ask in asks:
@@ -386,7 +386,7 @@ async def test_a_reset_target_has_not_ended(swept: World, looks: list[str]) -> N
     await assert_eventually(handled)
     await target.signal(ProbeWorkflow.say, "after the reset")
     assert await handle.result() == Reply("after the reset")
-    assert (swept.service.statuses, swept.receiver.statuses) == ([201], [200])
+    assert (await swept.service.answered(), await swept.receiver.answered()) == ([201], [200])
     assert looks == []
     assert await deliveries(swept, ask) == []
 
@@ -434,7 +434,7 @@ async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monk
     during = await assert_eventually(said)
     assert during["until_ms"] == before["until_ms"]
     assert len(during["handled"]) == 1
-    assert swept.receiver.statuses == [200]
+    assert await swept.receiver.answered() == [200]
     is_unavailable = False
     assert isinstance(await failure_of(lost_handle), TerminatedError)
 
@@ -442,7 +442,7 @@ async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monk
         assert (await place(swept))["until_ms"] > before["until_ms"]
 
     await assert_eventually(moved)
-    assert swept.receiver.statuses == [200, 200]
+    assert await swept.receiver.answered() == [200, 200]
 
 
 async def test_all_pages_are_read(swept: World, looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +457,7 @@ async def test_all_pages_are_read(swept: World, looks: list[str], monkeypatch: p
     failures = await asyncio.gather(*map(failure_of, handles))
     assert {type(failure) for failure in failures} == {TerminatedError}
     await swept_on(swept)
-    assert swept.receiver.statuses == [200] * 4
+    assert await swept.receiver.answered() == [200] * 4
     assert len(looks) == 4
 
 
@@ -525,7 +525,7 @@ async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) 
             assert (await place(world))["handled"]
 
         await assert_eventually(handled)
-        assert world.receiver.statuses == [200]
+        assert await world.receiver.answered() == [200]
         await end_sweep(world)
 
 
