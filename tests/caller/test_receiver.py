@@ -1,7 +1,5 @@
 """The receiver against bad input, forgeries and repeats: each answer as documented, nothing completed, nothing lost."""
 
-import os
-import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +18,7 @@ from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
 from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
 from tests.support.callers import CallingWorkflow, CallPlan
-from tests.support.helpers import CALLER, assert_eventually, key_set
+from tests.support.helpers import CALLER, assert_eventually, key_set, paused
 from tests.support.peer import Message, Spoil, completion, failure_body, send
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
@@ -387,13 +385,9 @@ async def test_a_receiver_without_temporal_answers_503_and_loses_nothing() -> No
     ):
         call = await waiting_call(world)
         message, key = call.message(), call.signer()
-        assert own.pid is not None
-        os.kill(own.pid, signal.SIGSTOP)
-        try:
+        async with paused(own.pid):
             answer = await send(message, key)
             ready = await send(Message(f"{world.receiver.url}/readyz", message.headers, b"", method="GET"), None)
-        finally:
-            os.kill(own.pid, signal.SIGCONT)
         assert (answer.status, answer.type) == (503, "UNAVAILABLE")
         assert answer.headers["Retry-After"] == "1"
         assert ready.status == 503

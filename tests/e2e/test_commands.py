@@ -21,7 +21,7 @@ from scripts.environment.server import Server, free_ports, require_free, running
 from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError
 from tests.support.commands import BRIDGE, process, run
-from tests.support.helpers import CALLER, HANDLER, assert_eventually
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, paused
 from tests.support.peer import send, start
 from tests.support.targets import Ask, Reply
 from tests.support.world import World
@@ -147,9 +147,7 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
         ) as (service, ready),
     ):
         port = int(ready["url"].rpartition(":")[2])
-        assert own.pid is not None
-        os.kill(own.pid, signal.SIGSTOP)
-        try:
+        async with paused(own.pid):
             # Temporal does not answer. Therefore the readiness request runs for a while.
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")
@@ -172,8 +170,6 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
             await assert_eventually(closed)
             assert service.returncode is None
             assert b"503" in await reader.readline()
-        finally:
-            os.kill(own.pid, signal.SIGCONT)
         assert await asyncio.wait_for(service.wait(), 30) == 0
         for each in (writer, second):
             each.close()

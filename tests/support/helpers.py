@@ -1,7 +1,11 @@
-"""Waiting for facts, and settings with fresh keys."""
+"""Waiting for facts, paused processes, and settings with fresh keys."""
 
-from collections.abc import Awaitable, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from multidict import CIMultiDict
@@ -25,6 +29,23 @@ async def assert_eventually(check: Callable[[], Awaitable[T]], *, within: float 
         reraise=True,
     )
     return await retrying(check)
+
+
+@asynccontextmanager
+async def paused(pid: int | None) -> AsyncIterator[None]:
+    """Pause a process: it keeps its connections and answers nothing. `kill` returns before all its threads stand."""
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+
+    async def stands() -> None:
+        states = [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+        assert set(states) == {"T"}
+
+    try:
+        await assert_eventually(stands)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def key_set(key: str | None = None) -> KeySet:
