@@ -208,7 +208,7 @@ async def receiver_of_a_plain_peer(world: World, ask: Ask, *, operation: str = "
     async def take(request: web.Request) -> web.StreamResponse | None:
         if request.path.endswith("c" * 22):
             got.append(await request.read())
-            return web.Response(status=200)
+            return world.signed_response(request, 200)
         return None
 
     world.receiver.before = take
