@@ -12,7 +12,7 @@ from datetime import datetime
 
 from temporalio.client import Client
 
-from bridge.runtime.http_server import bind, listening
+from bridge.runtime.listener import bind, listening
 from bridge.runtime.settings import SettingsError
 from caller.receiver import create_app
 from caller.settings import CallerSettings

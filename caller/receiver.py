@@ -22,7 +22,8 @@ from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_server import FACTS, add_route, answer
 from bridge.runtime.incoming_message import IncomingMessage, known_peer
-from bridge.runtime.metrics import Metrics, request_metrics
+from bridge.runtime.metrics import Metrics
+from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields

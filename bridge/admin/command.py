@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import CycloptsError, Parameter, validators
 
 from bridge.runtime.event_log import LogFormat
-from bridge.runtime.http_server import MAX_CONNECTIONS
+from bridge.runtime.listener import MAX_CONNECTIONS
 from bridge.runtime.settings import SettingsError
 
 NAME = "callback-bridge"

@@ -4,19 +4,13 @@ A label holds a name from the settings, a name of a served operation, or one of 
 never becomes a label, so that the number of time series is limited.
 """
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from time import perf_counter
 from typing import Self
 
-from aiohttp import web
-from aiohttp.typedefs import Middleware
 from temporalio.client import Client
 from temporalio.common import MetricMeter
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
-from bridge.runtime.http_server import FACTS
-from bridge.runtime.incoming_message import PROOF
 from bridge.runtime.settings import SettingsError
 
 COUNTERS = {
@@ -89,30 +83,3 @@ class Metrics:
     def set(self, name: str, value: float, **labels: str | int) -> None:
         """Set a gauge."""
         self._gauges[name].set(value, labels)
-
-
-def request_metrics(side: str, metrics: Callable[[], Metrics]) -> Middleware:
-    """Return the outermost middleware of a service. It counts from the facts that routes add to the access log."""
-
-    @web.middleware
-    async def middleware(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        begun = perf_counter()
-        response = await handler(request)
-        facts, counters = request.get(FACTS, {}), metrics()
-        peer = str(facts.get("bridge.caller", facts.get("bridge.peer", "unknown")))
-        if "bridge.untrusted" in facts:
-            counters.count("bridge_untrusted", side=side, reason=str(facts["bridge.untrusted"]))
-        if (proof := request.get(PROOF)) is not None:
-            counters.count("bridge_key_uses", peer=peer, key_id=proof.key_id)
-        if facts.get("bridge.message") == "start":
-            labels = {"caller": peer, "operation": str(facts.get("bridge.operation", "unknown"))}
-            counters.count("bridge_starts", **labels, code=response.status)
-            taken = timedelta(seconds=perf_counter() - begun)
-            counters.observe("bridge_start_duration", taken, **labels, code=response.status)
-        elif facts.get("bridge.message") == "completion":
-            counters.count("bridge_completions", handler=peer, outcome=str(facts.get("bridge.answer", "refused")))
-        return response
-
-    return middleware

@@ -5,7 +5,7 @@ from cyclopts import App
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.http_server import bind, listening, stop_on_signals
+from bridge.runtime.listener import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
 from caller.receiver import create_app

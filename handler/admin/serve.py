@@ -8,7 +8,7 @@ from temporalio.worker import Worker
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.http_server import bind, listening, stop_on_signals
+from bridge.runtime.listener import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
 from bridge.runtime.user_modules import import_module

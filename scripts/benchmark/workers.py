@@ -30,7 +30,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from bridge.admin import command
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.http_server import AccessLogger, stop_on_signals
+from bridge.runtime.http_server import AccessLogger
+from bridge.runtime.listener import stop_on_signals
 from bridge.runtime.temporal import connect
 from bridge.runtime.user_modules import import_module
 from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES

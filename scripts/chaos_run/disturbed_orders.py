@@ -35,7 +35,7 @@ from temporalio.worker import (
 
 from bridge.admin import command
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.http_server import stop_on_signals
+from bridge.runtime.listener import stop_on_signals
 from bridge.runtime.temporal import connect
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow

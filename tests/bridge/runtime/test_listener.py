@@ -1,4 +1,4 @@
-"""The services' HTTP server on real sockets: what a stranger can use up, and what honest callers get meanwhile."""
+"""The services' listener on real sockets: what a stranger can use up, and what honest callers get meanwhile."""
 
 import asyncio
 import json
@@ -11,8 +11,9 @@ from datetime import timedelta
 import pytest
 from aiohttp import ClientSession, web
 
-from bridge.runtime import http_server
-from bridge.runtime.http_server import bind, create_app, listening
+from bridge.runtime import http_server, listener
+from bridge.runtime.http_server import create_app
+from bridge.runtime.listener import bind, listening
 from tests.support.helpers import assert_eventually
 
 SOON = timedelta(milliseconds=300)
@@ -88,7 +89,7 @@ async def test_idle_connections_are_closed_in_favor_of_new_ones(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of strangers first: a connection that has carried a request is kept."""
-    monkeypatch.setattr(http_server, "HEADER_TIMEOUT", timedelta(hours=1))
+    monkeypatch.setattr(listener, "HEADER_TIMEOUT", timedelta(hours=1))
     async with serving(max_connections=4) as service, ClientSession() as honest:
         assert await port_of(honest, service) == (port := await port_of(honest, service))
         strangers = [await service.connect(HEAD if number % 2 else b"") for number in range(20)]
@@ -118,7 +119,8 @@ async def test_a_connection_over_the_limit_is_closed_while_all_others_work(caplo
 
 EXHAUSTED = """
 import asyncio, json, logging, resource, sys
-from bridge.runtime.http_server import bind, create_app, listening
+from bridge.runtime.http_server import create_app
+from bridge.runtime.listener import bind, listening
 
 async def check():
     return True
@@ -165,7 +167,7 @@ async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once
 
 async def test_headers_must_be_complete_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time does not begin anew with every byte. A kept connection that waits for its next request may be idle."""
-    monkeypatch.setattr(http_server, "HEADER_TIMEOUT", SOON)
+    monkeypatch.setattr(listener, "HEADER_TIMEOUT", SOON)
     async with serving() as service, ClientSession() as honest:
         port = await port_of(honest, service)
         silent = await service.connect()

@@ -1,0 +1,39 @@
+"""What a service counts of the requests that it answers."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from time import perf_counter
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from bridge.runtime.http_server import FACTS
+from bridge.runtime.incoming_message import PROOF
+from bridge.runtime.metrics import Metrics
+
+
+def request_metrics(side: str, metrics: Callable[[], Metrics]) -> Middleware:
+    """Return the outermost middleware of a service. It counts from the facts that routes add to the access log."""
+
+    @web.middleware
+    async def middleware(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        begun = perf_counter()
+        response = await handler(request)
+        facts, counters = request.get(FACTS, {}), metrics()
+        peer = str(facts.get("bridge.caller", facts.get("bridge.peer", "unknown")))
+        if "bridge.untrusted" in facts:
+            counters.count("bridge_untrusted", side=side, reason=str(facts["bridge.untrusted"]))
+        if (proof := request.get(PROOF)) is not None:
+            counters.count("bridge_key_uses", peer=peer, key_id=proof.key_id)
+        if facts.get("bridge.message") == "start":
+            labels = {"caller": peer, "operation": str(facts.get("bridge.operation", "unknown"))}
+            counters.count("bridge_starts", **labels, code=response.status)
+            taken = timedelta(seconds=perf_counter() - begun)
+            counters.observe("bridge_start_duration", taken, **labels, code=response.status)
+        elif facts.get("bridge.message") == "completion":
+            counters.count("bridge_completions", handler=peer, outcome=str(facts.get("bridge.answer", "refused")))
+        return response
+
+    return middleware
