@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -11,6 +12,7 @@ import pytest_asyncio
 
 from scripts.environment.server import Server, running_server
 from tests.support.helpers import CALLER, HANDLER
+from tests.support.settings_files import Configured, Tree, toml
 from tests.support.world import World, running_world
 
 # On a busy machine an example may take long; how long is no property of the code.
@@ -41,6 +43,21 @@ async def server() -> AsyncIterator[Server]:
 async def world(server: Server) -> AsyncIterator[World]:
     async with running_world(server) as made:
         yield made
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configured:
+    """Name a file of these settings in BRIDGE_CONFIG."""
+    monkeypatch.delenv("BRIDGE_NAME", raising=False)
+
+    def write(content: Tree | str | bytes) -> Path:
+        path = tmp_path / "bridge.toml"
+        text = toml(content) if isinstance(content, dict) else content
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        monkeypatch.setenv("BRIDGE_CONFIG", str(path))
+        return path
+
+    return write
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
