@@ -134,7 +134,13 @@ async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer 
     """Return *outcome* in the form in which *peer* may get it. None is a caller that is not in the settings."""
     if peer is None or not peer.shares_storage:
         outcome = await inlined(converter, outcome)
-    is_ours = outcome.failure is not None and outcome.failure.message.startswith(_TERMINATED_BY)
+    failure = outcome.failure
+    # A target may use the same words in a failure of its own, which must arrive unchanged.
+    is_ours = (
+        failure is not None
+        and failure.HasField("terminated_failure_info")
+        and failure.message.startswith(_TERMINATED_BY)
+    )
     if is_ours and (peer is None or not peer.shows_terminations):
         outcome = Outcome.failed(_terminated(_TERMINATED))
     return outcome.within_size_limit()
