@@ -20,7 +20,7 @@ from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
-from handler.delivery.undelivered import OnUndelivered, UndeliveredActivities
+from handler.delivery.undelivered_report import OnUndelivered, UndeliveredActivities
 from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
