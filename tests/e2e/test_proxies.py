@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import NexusOperationError
 
@@ -273,6 +274,33 @@ async def test_a_refusal_that_a_proxy_replaces_is_given_once_the_proxy_lets_it_p
         with pytest.raises(WorkflowFailureError) as raised:
             await handle.result()
     assert isinstance(raised.value.cause, NexusOperationError)
+
+
+@pytest.mark.part("proxies")
+async def test_an_outcome_whose_body_a_proxy_cuts_short_is_not_taken(
+    fronted: World, make: Callable[[str], Proxy]
+) -> None:
+    """The end of the connection ends such a body, so only the signed digest shows that half of it is missing."""
+    cut: list[str] = []
+
+    def halved(request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
+        if cut or not isinstance(answer, web.Response) or not isinstance(answer.body, bytes):
+            return answer
+        cut.append(request.path)
+        half = web.Response(status=answer.status, headers=answer.headers, body=answer.body[: len(answer.body) // 2])
+        half.headers["Content-Length"] = str(len(answer.body))
+        half.force_close()
+        return half
+
+    fronted.service.change = halved
+    # Without a length and without chunks, the client sees a complete answer that ends with its connection.
+    close_delimited = "chunked_transfer_encoding off; sub_filter absent absent; sub_filter_types *;"
+    async with running(make("nginx"), service=close_delimited):
+        plan = CallPlan(transport="wait", first_lease=10, renewal=1)
+        handle = await fronted.call(Ask(key=fronted.key(), text="paid", size=300_000), plan)
+        assert await handle.result() == Reply("paid", "b" * 300_000)
+    assert cut
+    assert fronted.service.statuses == [200, 200]
 
 
 @pytest.mark.part("proxies")
