@@ -7,6 +7,7 @@ comes from TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE, the bridge's settings come f
 import argparse
 import json
 import os
+from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.worker import Worker
@@ -20,16 +21,31 @@ from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
 from handler import HandlerPlugin
 
+STOP_TIMEOUT = timedelta(seconds=10)
+"""Time for activities that run when a worker stops. Without it the SDK cancels them at once."""
+
 
 def order_worker(client: Client, *, serve_receiver: bool) -> Worker:
     """The order team's worker: its workflows may call through the bridge, and it may host the receiver too."""
     plugin = CallerPlugin(serve_receiver=serve_receiver)
-    return Worker(client, task_queue=ORDER_QUEUE, workflows=[OrderWorkflow], plugins=[plugin])
+    return Worker(
+        client,
+        task_queue=ORDER_QUEUE,
+        workflows=[OrderWorkflow],
+        plugins=[plugin],
+        graceful_shutdown_timeout=STOP_TIMEOUT,
+    )
 
 
 def payment_worker(client: Client) -> Worker:
     """The payment team's worker: the outcomes of its workflows are delivered to their callers."""
-    return Worker(client, task_queue=PAYMENT_QUEUE, workflows=[PaymentWorkflow], plugins=[HandlerPlugin()])
+    return Worker(
+        client,
+        task_queue=PAYMENT_QUEUE,
+        workflows=[PaymentWorkflow],
+        plugins=[HandlerPlugin()],
+        graceful_shutdown_timeout=STOP_TIMEOUT,
+    )
 
 
 async def run_worker(arguments: argparse.Namespace) -> None:

@@ -280,7 +280,7 @@ async def test_a_refusal_that_a_proxy_replaces_is_given_once_the_proxy_lets_it_p
 async def test_an_outcome_whose_body_a_proxy_cuts_short_is_not_taken(
     fronted: World, make: Callable[[str], Proxy]
 ) -> None:
-    """The end of the connection ends such a body, so only the signed digest shows that half of it is missing."""
+    """The end of the connection ends such a body, and only the signed digest shows that half of it is missing."""
     cut: list[str] = []
 
     def halved(request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
