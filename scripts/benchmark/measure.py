@@ -68,7 +68,8 @@ async def used(world: World, mode: Mode, into: list[Usage]) -> AsyncIterator[Non
 async def run_batch(world: World, mode: Mode, plan: Plan) -> Batch:
     """Make the calls of *plan*, and read what they took."""
     amount = SETTLES if plan.target_seconds else AT_ONCE
-    prefix = f"{mode.name}-{plan.name}-{plan.round}-{plan.in_flight}"
+    # An earlier run on the same server may have used the rest of the name.
+    prefix = f"{world.folder.name[-8:]}-{mode.name}-{plan.name}-{plan.round}-{plan.in_flight}"
     for number in range(plan.lead_in):
         await (await start_order(world, mode, Order(order_id=f"{prefix}-before-{number}", amount=amount))).result()
     numbers = iter(range(plan.calls))
@@ -106,10 +107,10 @@ async def run_batch(world: World, mode: Mode, plan: Plan) -> Batch:
         samples=await asyncio.gather(
             *(read_call(world, mode, each) for each in ids[max(0, len(ids) - plan.samples) :])
         ),
-        server_cpu_s=usage[0].server_cpu_s if plan.is_alone else None,
+        server_cpu_s=usage[0].server_cpu_s if plan.is_alone and world.server.pid is not None else None,
         client_cpu_s=usage[0].client_cpu_s,
         http_requests=usage[0].http_requests,
-        grpc_requests=usage[0].grpc_requests if plan.is_alone else None,
+        grpc_requests=usage[0].grpc_requests if plan.is_alone and world.server.metrics is not None else None,
     )
 
 

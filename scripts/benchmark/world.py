@@ -17,6 +17,7 @@ import psutil
 from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
 from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from scripts.benchmark.orders import nexus_endpoint
 from scripts.benchmark.results import frontend_requests, http_requests
@@ -243,16 +244,23 @@ def commands(mode: Mode, *, is_eager: bool, api_port: int) -> dict[str, tuple[st
 
 @contextlib.asynccontextmanager
 async def running_world(
-    modes: Sequence[Mode], setting: Setting, *, is_split: bool = False, environment: Mapping[str, str] | None = None
+    modes: Sequence[Mode],
+    setting: Setting,
+    *,
+    address: str | None = None,
+    is_split: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[World]:
     """A server of its own with *setting*, and the processes of *modes*; all of it ends with the context.
 
+    *address*: the server to use instead, whose flags stay as they are.
     *is_split*: handler services and workers are processes of their own, also where targets could be started eagerly.
     """
     folder = Path(tempfile.mkdtemp(prefix="callback-bridge-bench-"))
     try:
         async with running_server(
             namespaces=[CALLER_NAMESPACE, HANDLER_NAMESPACE],
+            address=address,
             log=folder / "temporal.log",
             dynamic_config=setting.dynamic_config,
         ) as server:
@@ -335,6 +343,10 @@ def adapted(settings: str, replace: Mapping[str, str]) -> str:
 
 async def _create_nexus_endpoint(client: Client, queue: str) -> None:
     target = EndpointTarget(worker=EndpointTarget.Worker(namespace=HANDLER_NAMESPACE, task_queue=queue))
-    await client.operator_service.create_nexus_endpoint(
-        CreateNexusEndpointRequest(spec=EndpointSpec(name=nexus_endpoint(queue), target=target))
-    )
+    request = CreateNexusEndpointRequest(spec=EndpointSpec(name=nexus_endpoint(queue), target=target))
+    try:
+        await client.operator_service.create_nexus_endpoint(request)
+    except RPCError as error:
+        # An earlier run on the same server created it.
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:
+            raise

@@ -109,8 +109,9 @@ ELSEWHERE = {RAISED_EAGER.name: 50}
 class Bench:
     """One run: what has been measured so far."""
 
-    def __init__(self, *, size: Size, modes: Sequence[Mode], parts: Sequence[str]) -> None:
+    def __init__(self, *, size: Size, modes: Sequence[Mode], parts: Sequence[str], address: str | None = None) -> None:
         self._size = size
+        self._address = address
         self._modes = modes
         self._parts = parts
         self._began = time.monotonic()
@@ -139,7 +140,9 @@ class Bench:
         say(f"[{time.monotonic() - self._began:4.0f} s] {text}")
 
     async def _enter(self, stack: AsyncExitStack, modes: Sequence[Mode], setting: Setting, **environment: str) -> World:
-        world = await stack.enter_async_context(running_world(modes, setting, environment=environment))
+        world = await stack.enter_async_context(
+            running_world(modes, setting, address=self._address, environment=environment)
+        )
         self._server = world.server.version
         return world
 
@@ -216,7 +219,9 @@ class Bench:
     async def _measure_memory(self) -> None:
         environment = {"ORDER_FIRST_LEASE_SECONDS": "7200"}
         # Our processes are what is measured: the server need not pace their tasks.
-        async with running_world([BRIDGE], RAISED_EAGER, is_split=True, environment=environment) as world:
+        async with running_world(
+            [BRIDGE], RAISED_EAGER, address=self._address, is_split=True, environment=environment
+        ) as world:
             self._server = world.server.version
             self._say("memory: warming up")
             await run_batch(world, BRIDGE, Plan(name="warm-up", calls=1500, in_flight=50, seconds=120, samples=0))
@@ -275,12 +280,16 @@ def _parser() -> argparse.ArgumentParser:
         help="compare this checkout with another commit of the repository: paired rounds of both (six, or --rounds), "
         "each in its own worktree and environment; prints median and 95%% interval of every ratio",
     )
+    temporal_cli.add_address_option(parser)
     temporal_cli.add_server_option(parser)
     return parser
 
 
 async def _bench(arguments: argparse.Namespace) -> int:
     temporal_cli.choose(arguments.server)
+    if arguments.against is not None and arguments.temporal is not None:
+        say("--against starts servers of its own: unset TEMPORAL_ADDRESS and leave out --temporal")
+        return 2
     if arguments.against is not None:
         return await until_stopped(lambda: _compare(arguments))
     size = QUICK if arguments.quick else FULL
@@ -291,6 +300,9 @@ async def _bench(arguments: argparse.Namespace) -> int:
     if arguments.settings is not None:
         named = {each.name.replace(", ", "-").replace(" ", "-"): each for each in SETTINGS}
         size = replace(size, settings=[named[name] for name in arguments.settings])
+    if arguments.temporal is not None:
+        # The flags of a given server stay as they are.
+        size = replace(size, settings=size.settings[:1])
     chosen = [BRIDGE.name if name == "default" else name for name in arguments.modes or ()] or [
         mode.name for mode in MODES
     ]
@@ -300,7 +312,7 @@ async def _bench(arguments: argparse.Namespace) -> int:
 
     async def work() -> int:
         async with asyncio.timeout(LIMIT_S):
-            results = await Bench(size=size, modes=modes, parts=arguments.parts).run()
+            results = await Bench(size=size, modes=modes, parts=arguments.parts, address=arguments.temporal).run()
         compared = ratios(
             results, subjects=[mode.name for mode in SUBJECTS], references=[mode.name for mode in REFERENCES]
         )

@@ -91,6 +91,8 @@ class Plan:
     patience: float
     """Longest time after the last harm until a call counts as pending, in seconds."""
     keep: bool
+    temporal: str | None
+    """Address of a server that is used and not restarted; None starts one."""
 
 
 async def run_chaos(plan: Plan, *, as_json: bool) -> int:
@@ -107,6 +109,7 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
     async with starts.running(), callbacks.running():
         options = StackOptions(
             ui=False,
+            temporal=plan.temporal,
             durable=True,
             separate=True,
             first_lease=plan.first_lease,
@@ -132,10 +135,15 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
                 await Client.connect(stack.servers["caller"].address, namespace=namespace, runtime=quiet)
                 for namespace in (CALLER_NAMESPACE, HANDLER_NAMESPACE)
             ]
+            # The verdict counts every run of the two namespaces, and a seed makes the same ids each time.
+            if any([await _count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
+                message = (
+                    f"{plan.temporal} has earlier runs in {CALLER_NAMESPACE} or {HANDLER_NAMESPACE}: use a new server"
+                )
+                raise temporal_cli.NoServerError(message)
             calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
-            harms = plan_harm(
-                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, down_s=plan.down_s
-            )
+            restarts = 0 if plan.temporal is not None else plan.restarts
+            harms = plan_harm(plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=restarts, down_s=plan.down_s)
             harms += plan_disturbances(plan.seed, seconds=plan.seconds, times=plan.restarts, clocks=library is not None)
             moving = None if library is None else clocks.Clocks(library, stack.folder)
             disturbance = Disturbance(stack, options, callbacks, moving)
@@ -377,6 +385,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--renewal", type=float, default=10.0, metavar="S", help="seconds between renewals, default %(default)s"
     )
+    temporal_cli.add_address_option(parser)
     temporal_cli.add_server_option(parser)
     parser.add_argument("--keep", action="store_true", help="keep settings, logs and database")
     parser.add_argument(
@@ -408,6 +417,7 @@ def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         settlement=3.0,
         patience=45.0 if is_short else 150.0,
         keep=given.keep,
+        temporal=given.temporal,
     )
 
 

@@ -40,12 +40,7 @@ def add_stack_options(
     parser: argparse.ArgumentParser, *, first_lease: float, renewal: float, clusters: int, port: int | None = None
 ) -> None:
     """Add the options that `demo` and `up` share, with the defaults in which they differ."""
-    parser.add_argument(
-        "--temporal",
-        metavar="HOST:PORT",
-        default=os.environ.get("TEMPORAL_ADDRESS"),
-        help="use this Temporal server instead of starting one (default: TEMPORAL_ADDRESS)",
-    )
+    temporal_cli.add_address_option(parser)
     temporal_cli.add_server_option(parser)
     parser.add_argument(
         "--clusters",

@@ -54,6 +54,16 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_address_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--temporal`. Without it the value is TEMPORAL_ADDRESS, or None."""
+    parser.add_argument(
+        "--temporal",
+        metavar="HOST:PORT",
+        default=os.environ.get("TEMPORAL_ADDRESS"),
+        help="use this Temporal server instead of starting one (default: TEMPORAL_ADDRESS)",
+    )
+
+
 def choose(server: str | None) -> None:
     """Keep the user's choice for this process and those that it starts."""
     if server is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from scripts.chaos_run.clocks import MISSING, find_library
 from scripts.chaos_run.fault_proxy import FaultKind
 from scripts.chaos_run.schedule import VICTIMS, HarmKind
+from scripts.environment.server import running_server
 from scripts.environment.stack import ROOT
 from tests.support.helpers import assert_eventually
 
 CHAOS = str(ROOT / "scripts" / "chaos")
+OWN_SERVER = {name: value for name, value in os.environ.items() if name != "TEMPORAL_ADDRESS"}
 
 
 @pytest.mark.part("chaos", short=True)
@@ -25,7 +28,12 @@ def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
     Clocks are moved only where libfaketime is installed, which is not part of the project.
     """
     done = subprocess.run(
-        [CHAOS, "--quick", "--seed", "1", "--json"], capture_output=True, text=True, timeout=180, check=False
+        [CHAOS, "--quick", "--seed", "1", "--json"],
+        env=OWN_SERVER,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -42,10 +50,35 @@ def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
 
 
 @pytest.mark.part("chaos")
+@pytest.mark.timeout(300)
+async def test_a_given_server_is_used_and_never_restarted() -> None:
+    """A second run on it is refused, because its verdict would count the runs of the first."""
+    async with running_server(namespaces=["order-prod", "payment-prod"]) as server:
+        command = [CHAOS, "--quick", "--calls", "20", "--kills", "5", "--json", "--temporal", server.address]
+
+        async def run() -> tuple[int, str, str]:
+            process = await asyncio.create_subprocess_exec(
+                *command, env=OWN_SERVER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+            out, said = await process.communicate()
+            assert process.returncode is not None
+            return process.returncode, out.decode(), said.decode()
+
+        code, out, said = await run()
+        assert code == 0, said
+        report = json.loads(out.splitlines()[-1])
+        assert report["harm"][HarmKind.RESTART_SERVER] == 0
+        assert (report["calls"], report["lost"], report["double"]) == (20, 0, 0)
+        code, _, said = await run()
+        assert code != 0
+        assert "use a new server" in said
+
+
+@pytest.mark.part("chaos")
 async def test_an_interrupted_run_ends_all_that_it_started() -> None:
     """After Ctrl-C during the run, no process of the run is left."""
     process = await asyncio.create_subprocess_exec(
-        *(CHAOS, "--quick", "--seed", "2"), stderr=asyncio.subprocess.PIPE, start_new_session=True
+        *(CHAOS, "--quick", "--seed", "2"), env=OWN_SERVER, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
     assert process.stderr is not None
     while b"seed 2:" not in (line := await asyncio.wait_for(process.stderr.readline(), 60)):
