@@ -1,4 +1,4 @@
-"""Callback URLs: where a handler sends the outcome of one attempt's call. Minted here, verified by the receiver."""
+"""Mints callback URLs, to which handlers POST the outcomes of our calls. The receiver verifies them."""
 
 import secrets
 from datetime import datetime
@@ -19,10 +19,10 @@ class CallbackUrls:
         self._tokens = tokens
 
     def mint(self, attempt: Attempt, *, handler: str, now: datetime) -> str:
-        """Return a signed callback URL for *attempt*, with which only the peer *handler* can complete the call.
+        """Return a new callback URL for the call of *attempt*. Only the peer *handler* can complete the call by it.
 
         Raises:
-            nexusrpc.HandlerError: BAD_REQUEST, the URL would be longer than Temporal allows.
+            nexusrpc.HandlerError: BAD_REQUEST, the URL would be longer than Temporal's server allows.
         """
         callback_id = secrets.token_urlsafe(_CALLBACK_ID_BYTES)
         token = self._tokens.mint(

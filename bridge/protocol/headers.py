@@ -27,21 +27,21 @@ RETRY_AFTER = "Retry-After"
 SCHEDULED_TIME = "Bridge-Scheduled-Time"
 """Header of the bridge, on a start: when the caller's workflow scheduled the operation, RFC 3339."""
 ATTEMPT = "Bridge-Attempt"
-"""Header of the bridge, on a start: the attempt of the waiting activity. A start above 1 is a renewal. Information
-only."""
+"""Header of the bridge, on a start: number of the attempt of the waiting activity. Above 1 the start is a renewal. The
+number is only for people."""
 
 PREFER = "Prefer"
-"""On a start, RFC 7240: `wait=N` asks to hold the request open for up to N seconds."""
+"""Header of a start (RFC 7240): `wait=N` asks the handler to hold the start open for up to N seconds."""
 
 MAX_OPERATION_TOKEN = 4096
-"""Most characters of an operation token."""
+"""Maximum number of characters in an operation token."""
 OPERATION_TOKEN_TEXT = re.compile(rf"[!-~]{{1,{MAX_OPERATION_TOKEN}}}")
-"""What a header of a renewal or a cancel can carry."""
+"""Form of an operation token that the header of a renewal or a cancel can carry."""
 
 _UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|ns|m|s)")
 _LONGEST = timedelta(days=365_000)
-"""Longest duration that is read: longer than any peer's duration type, and short enough to add to the present time."""
+"""Longest duration that is read. Longer than any peer's duration type; the present time plus this is still a date."""
 _INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
@@ -58,16 +58,16 @@ _SEGMENT = "!$&'()*+,;=:@"
 
 
 def operation_path(service: str, operation: str) -> str:
-    """`/{service}/{operation}`, each as one segment in RFC 3986 normal form.
+    """Return `/{service}/{operation}`. Each name is one segment, and only what RFC 3986 requires is encoded.
 
-    Characters that a segment may hold unencoded are not encoded. The signature covers the spelling of the path, and a
-    proxy that strips a prefix decodes the path and encodes only what it must.
+    The signature covers the spelling of the path. A proxy that strips a prefix decodes the path and encodes it again,
+    and makes the same spelling.
     """
     return f"/{quote(service, safe=_SEGMENT)}/{quote(operation, safe=_SEGMENT)}"
 
 
 def encode_duration(duration: timedelta) -> str:
-    """*duration* in whole milliseconds, the one unit that every reader accepts. A negative one becomes 0."""
+    """Write *duration* in whole milliseconds, the only unit that every reader accepts. A negative one becomes 0."""
     return f"{max(0, round(duration.total_seconds() * 1000))}ms"
 
 
@@ -81,12 +81,12 @@ def decode_duration(text: str) -> timedelta | None:
 
 
 def encode_http_date(instant: datetime) -> str:
-    """*instant* as an IMF-fixdate. Go's reader accepts only the literal GMT."""
+    """Write *instant* as an HTTP date that ends in the literal GMT, because Go's reader accepts no other zone."""
     return format_datetime(instant.astimezone(UTC), usegmt=True)
 
 
 def encode_instant(instant: datetime) -> str:
-    """*instant* in the form of RFC 3339, in UTC with milliseconds."""
+    """Write *instant* in the form of RFC 3339, in UTC with milliseconds."""
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -102,7 +102,7 @@ def decode_instant(text: str) -> datetime | None:
 
 
 def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
-    """The wait that a peer asked for, at most an hour; None if `Retry-After` is missing, unreadable or in the past."""
+    """Read the wait in `Retry-After`, at most an hour; None if the header is missing, unreadable or in the past."""
     text = headers.get(RETRY_AFTER, "").strip()
     if re.fullmatch(r"\d{1,9}", text):
         return min(timedelta(seconds=int(text)), timedelta(hours=1))
@@ -114,21 +114,21 @@ def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelt
 
 
 def encode_wait(wait: timedelta) -> str:
-    """The `Prefer` header that asks to hold the answer for up to *wait*, in whole seconds (RFC 7240 section 4.3)."""
+    """Write a `Prefer` header: hold the start open for up to *wait*, in whole seconds (RFC 7240 section 4.3)."""
     return f"wait={int(wait.total_seconds())}"
 
 
 def decode_wait(text: str) -> timedelta | None:
-    """The wait in a `Prefer` header; None if it holds no readable wait."""
+    """Read the wait in a `Prefer` header; None if the header has no readable wait, or a wait of 0."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", text, re.IGNORECASE)
     return timedelta(seconds=int(found[1])) if found and int(found[1]) else None
 
 
 def require_state(text: str | None) -> OperationState:
-    """The final state that a header names.
+    """Read the final state in *text*, the value of `Nexus-Operation-State`; *text* is None if the header is missing.
 
     Raises:
-        RemoteProtocolError: The header is missing or does not name one of the three final states.
+        RemoteProtocolError: *text* is None or not one of the three final states.
     """
     try:
         state = OperationState(text)

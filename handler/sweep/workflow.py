@@ -1,4 +1,4 @@
-"""The sweep workflow, with its plan and its place. Workflow-safe."""
+"""The sweep workflow, its plan (what to sweep for) and its place (how far the sweep has come). Workflow-safe."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
 
 WINDOW = timedelta(minutes=2)
-"""Maximum delay with which visibility may show a closed run."""
+"""Longest time after which visibility shows a closed run. Each query looks back by this time."""
 
 _MAX_REMEMBERED = 5000
 """Maximum number of run ids in a place (about 200 kB). A run that drops out is looked up again; its delivery workflow
@@ -31,14 +31,14 @@ class SweepPlan:
     """What to sweep for. Never rename a field: histories hold the names."""
 
     query: str
-    """Visibility query for the closed runs of one target with the statuses to look at. It has no condition on time."""
+    """Visibility query for the closed runs of one target, by status. The sweep adds the condition on the close time."""
     is_instrumented: bool
     """Whether the target's workers deliver. If so, the sweep delivers the outcomes of completed, failed and canceled
     runs only to callers that do not renew."""
     interval_s: float
     """Seconds between two sweeps."""
     since_ms: int | None = None
-    """Place of an earlier sweep, Unix time in milliseconds; None to begin with this workflow's start."""
+    """`until_ms` of an earlier sweep from which to continue; None to begin with this workflow's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +46,34 @@ class SweepPlace:
     """How far a sweep has come. Never rename a field: heartbeat details hold the names."""
 
     until_ms: int
-    """All runs that closed before and were visible have been handled. Unix time in milliseconds."""
+    """The sweep has handled all runs that closed before this time and were visible. Unix time in milliseconds."""
     handled: dict[str, int] = field(default_factory=dict)
-    """Run ids inside the window that are handled, with their close time as Unix time in milliseconds."""
+    """Ids of the handled runs that the next query may show again, with their close time, Unix time in milliseconds."""
 
     @property
     def since(self) -> datetime:
-        """Earliest close time to query: `until_ms` less the window, because visibility may show a run late."""
+        """Earliest close time in the next query: `until_ms` minus `WINDOW`, because visibility may show a run late."""
         return datetime.fromtimestamp(self.until_ms / 1000, UTC) - WINDOW
 
     def moved_to(self, instant: datetime) -> "SweepPlace":
-        """Return the place moved on to *instant*; it never moves back."""
+        """Return the place at *instant*, or this place if it is later."""
         return replace(self, until_ms=max(self.until_ms, milliseconds(instant)))
 
     def trimmed(self) -> "SweepPlace":
-        """Return the place without runs that no later query shows, and small enough to be recorded."""
+        """Return the place without the runs that no later query shows, and with at most `_MAX_REMEMBERED` runs."""
         first = milliseconds(self.since)
         kept = sorted((closed, run_id) for run_id, closed in self.handled.items() if closed >= first)
         return replace(self, handled={run_id: closed for closed, run_id in kept[-_MAX_REMEMBERED:]})
 
 
-# Not sandboxed: this is our own code, and it only waits.
+# Not sandboxed, because this is our own code and it only waits.
 @workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False)
 class SweepWorkflow:
-    """Sweeps for ever in one activity. Every sweep is an attempt of it; the history therefore stays at five events."""
+    """Sweeps forever. Each sweep is an attempt of one activity, so that the history stays at five events."""
 
     @workflow.run
     async def run(self, plan: SweepPlan) -> None:
-        """Sweep until canceled or replaced."""
+        """Sweep until the workflow is canceled, or a sweep with another plan replaces it."""
         try:
             await workflow.execute_activity(
                 SWEEP_ACTIVITY,
@@ -81,7 +81,7 @@ class SweepWorkflow:
                 result_type=type(None),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 start_to_close_timeout=timedelta(hours=1),
-                # An attempt records its place after every page. If the worker is killed, the next begins after this.
+                # Each attempt heartbeats after every page. If the worker is killed, the next attempt begins after this.
                 heartbeat_timeout=timedelta(seconds=30),
                 retry_policy=RETRY_POLICY,
                 summary=f"every {plan.interval_s:g} s",
@@ -89,13 +89,14 @@ class SweepWorkflow:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
-            # The activity never ends by itself, but the worker fails it if its heartbeat details cannot be decoded.
-            # Continue from an hour ago: the ids of delivery workflows prevent a second delivery.
+            # The activity never ends by itself, but the worker fails it if its heartbeat details cannot be decoded. The
+            # place is then lost. Continue from an hour ago: the ids of delivery workflows prevent a second delivery.
             await workflow.sleep(WINDOW)
             workflow.continue_as_new(replace(plan, since_ms=milliseconds(workflow.now() - timedelta(hours=1))))
 
 
-# A versioned worker refuses workflows without a behavior. On an unversioned worker (server 1.29) this one would hang.
+# A versioned worker refuses a workflow without a versioning behavior. On an unversioned worker with server 1.29 a
+# workflow with a versioning behavior would hang.
 @workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False, versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class VersionedSweepWorkflow(SweepWorkflow):
     """The same workflow, for versioned workers. A new version continues the sweep."""
@@ -109,7 +110,7 @@ class VersionedSweepWorkflow(SweepWorkflow):
 def sweep_plans(
     targets: Iterable[Target], *, task_queue: str, interval_s: float, is_renewed: Callable[[Target], bool]
 ) -> dict[str, SweepPlan]:
-    """Return one plan for each target's workflow type, by the id of the sweep workflow.
+    """Return the plan of each sweep, by the id of its workflow. Each workflow type of *targets* has one sweep.
 
     Handlers on one task queue may serve different targets, as replicas of two versions do during a deploy. Each handler
     starts the sweeps of its own targets and does not touch the others.
@@ -121,7 +122,7 @@ def sweep_plans(
         is_renewed: Whether every caller that may start the target renews.
 
     Raises:
-        ValueError: A target's name cannot stand in a query.
+        ValueError: A query cannot contain the workflow type or the task queue of a target.
     """
     plans: dict[str, SweepPlan] = {}
     for target in sorted(targets, key=lambda each: (each.instrumented, is_renewed(each))):
@@ -141,8 +142,9 @@ def sweep_plans(
 
 
 def _quoted(text: str) -> str:
-    # Server 1.29.1 finds no run by a name with one of these, with any form of escape.
+    # Server 1.29.1 finds no run by a name with one of these characters, with any form of escape.
     if not text.isprintable() or '"' in text or "\\" in text:
-        message = f"{text!r}: a target with a double quote, a backslash or a control character cannot be swept for"
+        characters = "a double quote, a backslash or a control character"
+        message = f"the sweep cannot find a name with {characters}: rename {text!r}, or set sweep = false"
         raise ValueError(message)
     return "'" + text.replace("'", "''") + "'"

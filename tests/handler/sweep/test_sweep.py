@@ -552,7 +552,7 @@ async def test_a_name_with_a_quote_can_be_asked_for(world: World) -> None:
 def test_a_name_that_no_query_finds_is_refused(name: str) -> None:
     """Otherwise its outcomes would never be delivered, without an error."""
     for target in (named(name, "queue"), named("fine", name)):
-        with pytest.raises(ValueError, match="cannot be swept for"):
+        with pytest.raises(ValueError, match="set sweep = false"):
             plans_of([target])
 
 
