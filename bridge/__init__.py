@@ -6,8 +6,8 @@ workflow code may import them. The caller's team uses `create_client`. The handl
 
 A *call* has four steps. The caller's workflow schedules one activity. The activity POSTs a start with a signed callback
 URL to the handler service and then waits asynchronously. The handler service starts the target workflow and answers at
-once. When the target has ended, an interceptor on its worker POSTs the outcome to the callback URL, where the caller's
-receiver completes the waiting activity. The messages are Nexus RPC over HTTP.
+once. When the target has ended, its worker's process POSTs the outcome to the callback URL, where the caller's receiver
+completes the waiting activity. The messages are Nexus RPC over HTTP.
 """
 
 from bridge.workflow.call import Renewals

@@ -142,8 +142,11 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
                 )
                 raise temporal_cli.NoServerError(message)
             calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
-            restarts = 0 if plan.temporal is not None else plan.restarts
-            harms = plan_harm(plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=restarts, down_s=plan.down_s)
+            harms = plan_harm(
+                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, down_s=plan.down_s
+            )
+            if plan.temporal is not None:
+                harms = tuple(harm for harm in harms if harm.kind is not HarmKind.RESTART_SERVER)
             harms += plan_disturbances(plan.seed, seconds=plan.seconds, times=plan.restarts, clocks=library is not None)
             moving = None if library is None else clocks.Clocks(library, stack.folder)
             disturbance = Disturbance(stack, options, callbacks, moving)
