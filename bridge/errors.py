@@ -85,8 +85,14 @@ class WrongHandlerError(PeerHandlerError):
 class UnavailableError(HandlerError):
     """This side cannot serve the request now. The peer should send it again after *retry_after*."""
 
-    def __init__(self, message: str, *, retry_after: timedelta = timedelta(seconds=1)) -> None:
-        super().__init__(message, type=HandlerErrorType.UNAVAILABLE)
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: timedelta = timedelta(seconds=1),
+        kind: HandlerErrorType = HandlerErrorType.UNAVAILABLE,
+    ) -> None:
+        super().__init__(message, type=kind)
         self.retry_after = retry_after
 
 
@@ -98,6 +104,11 @@ def bad_request(message: str) -> HandlerError:
 def not_found(message: str) -> HandlerError:
     """A HandlerError for an unknown service, operation or call. Not retryable."""
     return HandlerError(message, type=HandlerErrorType.NOT_FOUND)
+
+
+def over_limit(message: str, *, retry_after: timedelta) -> UnavailableError:
+    """A HandlerError for a request over a limit of its sender (status 429). Retryable."""
+    return UnavailableError(message, retry_after=retry_after, kind=HandlerErrorType.RESOURCE_EXHAUSTED)
 
 
 def without_text(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

@@ -15,6 +15,7 @@ from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageKind, MessageVerifier
 from handler.settings import CallerPeer, HandlerSettings
+from handler.start.limits import TokenBucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Caller:
     """Settings of the caller."""
     verifier: MessageVerifier | None
     """None if this caller does not sign."""
+    starts: TokenBucket
+    """The starts that it may make now."""
 
     def receive(self, kind: MessageKind, request: web.Request) -> IncomingMessage:
         """Authenticate *request* as a message of this caller.
@@ -67,7 +70,8 @@ def callers(settings: HandlerSettings) -> Mapping[str, Caller]:
     found = {}
     for name, peer in settings.callers.items():
         verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url) if peer.start_keys else None
-        found[name] = Caller(name=name, peer=peer, verifier=verifier)
+        starts = TokenBucket(per_second=peer.limits.starts_per_second, burst=peer.limits.burst)
+        found[name] = Caller(name=name, peer=peer, verifier=verifier, starts=starts)
     return found
 
 

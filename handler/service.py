@@ -197,6 +197,7 @@ class _Service:
     async def _start(self, request: web.Request, caller: Caller, message: IncomingMessage) -> web.Response:
         facts, names = request[FACTS], request.match_info
         facts["bridge.request_id"] = message.headers.get(REQUEST_ID, "")[:255]
+        caller.starts.take()
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
         target = self._authorised(caller, request)
         start_request = decode_start(

@@ -14,6 +14,21 @@ _NEEDED_KEYS = {"signature": ("start_keys", "completion_keys"), "bearer": ("bear
 """The key sets that a way to authenticate needs."""
 
 
+class Limits(BaseModel):
+    """How much one caller may use. Each copy of the service counts for itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    starts_per_second: float = Field(default=50, gt=0, allow_inf_nan=False)
+    """Starts a second in the long run, renewals and polls included. A start beyond it is answered 429."""
+    burst: int = Field(default=100, ge=1)
+    """Starts at once."""
+    held_starts: int = Field(default=20, ge=0)
+    """Starts held open at once. Further starts are answered at once."""
+    deadline_days: float = Field(default=60, gt=0, le=36_500)
+    """Days from the start of a call within which its outcome is delivered, even if the call names a later deadline."""
+
+
 class CallerPeer(BaseModel):
     """A caller that we serve. Its name is its key in `callers` and the path segment of its routes."""
 
@@ -37,6 +52,8 @@ class CallerPeer(BaseModel):
     """Operations that it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
     """Destinations to which its completions may be sent."""
+    limits: Limits = Limits()
+    """How much it may use."""
     renews: bool | None = None
     """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
     every closed run of the operations that it may start. By default true with "signature", else false."""
@@ -86,7 +103,7 @@ class Service(BaseModel):
     port: int = Field(default=8081, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     held_starts: int = Field(default=100, ge=0)
-    """Maximum number of starts held open for callers that prefer to wait. Further starts are answered at once."""
+    """Maximum number of starts of all callers held open. Further starts are answered at once."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 

@@ -24,15 +24,19 @@ from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
-from handler.settings import CallerPeer, HandlerSettings
+from handler.settings import CallerPeer, HandlerSettings, Limits
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
 from handler.start.identity import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
+from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
-from handler.start.rpc_errors import handler_error_from_rpc
+from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs
 from handler.start.user_functions import workflow_id_for
+
+DEFAULT_DEADLINE = timedelta(days=7)
+"""Deadline of deliveries to a caller that names no deadline."""
 
 _LOOKS = 3
 """Maximum number of reads, in one request, of a run that changes meanwhile."""
@@ -73,6 +77,7 @@ class Starter:
         self._executor = executor
         self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
+        self._attached = AttachedCalls()
         self._clock = clock
         self._settings = settings
 
@@ -104,7 +109,8 @@ class Starter:
                 start the run.
         """
         peer = self._settings.callers.get(caller)
-        with self._holds.reserve(request.wait) as hold:
+        limits = peer.limits if peer is not None else Limits()
+        with self._holds.reserve(request.wait, caller=caller, limit=limits.held_starts) as hold:
             try:
                 workflow_id, hashed = await self._identify(peer, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
@@ -120,6 +126,7 @@ class Starter:
                     token=token.encode(),
                     server_callback=server_callback,
                     hold=hold,
+                    deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
@@ -194,7 +201,8 @@ class Starter:
         server refuses the closing, and the worker sees the signal first.
 
         Raises:
-            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it.
+            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it;
+                RESOURCE_EXHAUSTED, the run can have no further call.
         """
         # A held start's answer does not replace the delivery to an attached call.
         memo, target = replace(call, hold=None).memo(self._clock()), call.target
@@ -212,5 +220,10 @@ class Starter:
         is_watched = target.caller_close_policy == "request_cancel"
         if not target.instrumented or (memo.callback_url is None and not is_watched):
             # The caller's renewals get the outcome, or Temporal's server delivers it.
+            return True
+        if not self._attached.admit(call.temporal_request_id, run):
+            if call.request.operation_token is None:
+                raise run_is_full()
+            # This call was answered 201 before. It is attached already, or gets the outcome by its renewals.
             return True
         return await self._runs.attach(call, memo, run)
