@@ -23,6 +23,8 @@ SENTENCES = {
     "get the outcome",
     "bridge.attempt_not_reported": "an attempt of call {request_id} was not reported: Temporal answered {rpc_status}, "
     "usually because the callback came first",
+    "bridge.authorize_failed": "authorize {error} for {operation}, called by {caller}: nothing started, the caller "
+    "repeats",
     "bridge.cancel_not_sent": "the cancel of call {request_id} through endpoint {endpoint} was not sent: {reason}. "
     "It is sent again",
     "bridge.cause_unreadable": "the cause of a refusal was left out, because this worker cannot decode it: {error}",

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
+from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Callback, Payload
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import OnConflictOptions
@@ -25,6 +27,7 @@ from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
 from handler.settings import CallerPeer, HandlerSettings, Limits
+from handler.start.authorization import Authorization, Authorize
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
@@ -58,6 +61,7 @@ class Starter:
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
+        authorize: Authorize | None = None,
     ) -> None:
         """Create a starter.
 
@@ -66,11 +70,13 @@ class Starter:
             namespace: Describes that namespace.
             settings: Name the callers, the task queue of targets that name none, and the key of the hashes.
             holds: Keeps count of the starts that are held open.
-            executor: Runs the team's `check` and `workflow_id`.
+            executor: Runs the team's functions that are not `async`.
             clock: Returns the time.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
+            authorize: Decides whether a start is allowed; None allows all.
         """
         self._client = client
+        self._authorization = Authorization(authorize, executor)
         self._namespace = namespace
         self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
         self._conversion = Conversion(client.data_converter)
@@ -112,7 +118,7 @@ class Starter:
         limits = peer.limits if peer is not None else Limits()
         with self._holds.reserve(request.wait, caller=caller, limit=limits.held_starts) as hold:
             try:
-                workflow_id, hashed = await self._identify(peer, target, payload)
+                value, workflow_id, hashed = await self._identify(peer, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
@@ -128,6 +134,8 @@ class Starter:
                     hold=hold,
                     deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
+                if request.operation_token is None:
+                    await self._authorize(call, value)
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
@@ -139,14 +147,31 @@ class Starter:
                 raise handler_error_from_rpc(error) from None
         return answer
 
-    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[str, str]:
-        """Check the input. Returns the workflow id and the input's hash."""
+    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[Any, str, str]:
+        """Check the input. Returns the decoded input, the workflow id and the input's hash."""
         if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = self._conversion.value(opened, target.input_type)
-        return await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
+        return value, await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
+
+    async def _authorize(self, call: Call, value: Any) -> None:
+        """Return if the team's function allows the call, or if the call has started its run already.
+
+        Raises:
+            nexusrpc.HandlerError: The function refuses the call or failed.
+        """
+        target = call.target
+        try:
+            await self._authorization.require(call.caller, f"{target.service}/{target.operation}", value)
+        except HandlerError:
+            # The function may decide otherwise than before. If the first answer was lost, a refusal of the repeat would
+            # end the call while its run goes on.
+            run = await self._runs.find(call.workflow_id)
+            memo = None if run is None else run.memo
+            if memo is None or (memo.caller, memo.request_id) != (call.caller, call.request.request_id):
+                raise
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
