@@ -121,6 +121,7 @@ _REASONS = {
     "unknown": "unknown peer",
     "no such peer": "unknown peer",
     "token": "callback token",
+    "certificate": "certificate",
     "key": "key",
     "sign": "signature",
     "digest": "signature",

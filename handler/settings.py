@@ -10,8 +10,8 @@ from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
-_NEEDED_KEYS = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",)}
-"""The key sets that a way to authenticate needs."""
+_NEEDED = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",), "certificate": ("san",)}
+"""The fields that a way to authenticate needs."""
 
 
 class Limits(BaseModel):
@@ -34,10 +34,13 @@ class CallerPeer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    auth: Literal["signature", "bearer", "none"] = "signature"
-    """How it authenticates. "bearer" and "none" are for callers that cannot sign, for example Temporal's server. With
-    "bearer" a proxy adds a secret to its requests. With "none" only the sender's network is checked. A public listener
-    therefore refuses "none"."""
+    auth: Literal["signature", "bearer", "certificate", "none"] = "signature"
+    """How it authenticates. All but "signature" are for callers that cannot sign, for example Temporal's server. With
+    "bearer" a proxy adds a secret to its requests. With "certificate" its client certificate is the proof. With "none"
+    only the sender's network is checked. A public listener therefore refuses "none"."""
+    san: str | None = Field(default=None, min_length=1)
+    """Subject alternative name of its client certificate, as our proxy reports it in `service.certificate_header`. With
+    "certificate" no other proof is needed. With any other `auth` the certificate is required in addition."""
     start_keys: KeySet | None = None
     """With "signature": verifies its requests."""
     bearer_keys: KeySet | None = None
@@ -69,7 +72,7 @@ class CallerPeer(BaseModel):
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        needed = _NEEDED_KEYS.get(self.auth, ())
+        needed = _NEEDED.get(self.auth, ())
         if any(getattr(self, field) is None for field in needed):
             message = f'auth = "{self.auth}" needs {" and ".join(needed)}'
             raise ValueError(message)
@@ -104,6 +107,10 @@ class Service(BaseModel):
     """Port to listen on; 0 takes a free one."""
     held_starts: int = Field(default=100, ge=0)
     """Maximum number of starts of all callers held open. Further starts are answered at once."""
+    certificate_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
+    """Header in which our TLS proxy reports the client certificate's subject alternative name."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses of these proxies. From any other address the header is a forgery."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 
@@ -158,6 +165,9 @@ class HandlerSettings(BridgeSettings):
     def _is_consistent(self) -> Self:
         key_sets = {"hash_key": KeySet(signing="hash", keys={"hash": self.hash_key})}
         for name, caller in self.callers.items():
+            if caller.san is not None and not (self.service.certificate_header and self.service.proxies):
+                message = f"callers.{name}.san needs service.certificate_header and service.proxies"
+                raise ValueError(message)
             for field in ("start_keys", "bearer_keys", "completion_keys"):
                 key_set: KeySet | None = getattr(caller, field)
                 if key_set is not None:
