@@ -25,8 +25,8 @@ from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
 from bridge.runtime.http_client import HttpClient
-from bridge.runtime.http_server import FACTS, add_route, answer
-from bridge.runtime.incoming_message import IncomingMessage, known_peer
+from bridge.runtime.http_server import add_route, answer
+from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
@@ -243,6 +243,8 @@ class _Service:
         target = self._authorised(caller, request)
         token = decode_cancel(message.headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
         await message.body()
+        if (named := OperationToken.decode(token)) is not None:
+            request[FACTS] |= {"bridge.request_id": named.request_id, "bridge.target": named.workflow_id}
         await self._canceler.cancel(caller.name, target, token)
         return web.Response(status=202)
 

@@ -34,7 +34,7 @@ class TokenBucket:
         """Take a token.
 
         Raises:
-            nexusrpc.HandlerError: RESOURCE_EXHAUSTED, there is none. Each refusal names a later time than the one
+            nexusrpc.HandlerError: RESOURCE_EXHAUSTED, the bucket is empty. Each refusal names a later time than the one
                 before, so that the refused requests come back at the rate of the refill.
         """
         now = self._clock()

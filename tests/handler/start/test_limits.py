@@ -35,7 +35,7 @@ class Seconds:
 
 
 def wait_of(bucket: TokenBucket) -> float | None:
-    """Take a token; the seconds to wait if there is none."""
+    """Take a token; the seconds to wait if the bucket is empty."""
     try:
         bucket.take()
     except UnavailableError as error:
@@ -191,7 +191,7 @@ async def test_a_full_run_takes_no_further_call_and_every_call_gets_the_outcome(
     assert (await events(target)).count("WORKFLOW_EXECUTION_SIGNALED") == 1
     await target.signal("say", "to all")
     assert [await first.result(), await second.result()] == [Reply("to all")] * 2
-    # Do not wait for the third call's next attempt, which is 30 seconds away.
+    # Do not wait for the third call's next attempt, which is 30 seconds from now.
     await world.caller_client.workflow_service.reset_activity(
         ResetActivityRequest(
             namespace=CALLER,
