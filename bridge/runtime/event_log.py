@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from bridge.runtime.tracing import trace_fields
-from bridge.security.redaction import one_line, readable
+from bridge.security.redaction import one_line, readable, without_task_tokens
 
 LogFormat = Literal["text", "json"]
 _MAX = 1000
@@ -93,6 +93,18 @@ class EventLogger(logging.LoggerAdapter[logging.Logger]):
 def event_logger(name: str) -> EventLogger:
     """Return the logger of the module *name*."""
     return EventLogger(logging.getLogger(name))
+
+
+def core_logger() -> logging.Logger:
+    """Return the logger of the SDK's core, which quotes task tokens."""
+    logger = logging.getLogger("temporalio.core")
+    logger.addFilter(_redact)
+    return logger
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg = without_task_tokens(record.getMessage())
+    return True
 
 
 class JsonFormatter(logging.Formatter):
