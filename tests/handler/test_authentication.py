@@ -72,7 +72,7 @@ async def test_the_certificate_of_the_caller_is_a_proof(quiet: World) -> None:
     ],
 )
 async def test_anything_else_is_a_401(quiet: World, sender: str, sans: list[str]) -> None:
-    """A header in a request from elsewhere is a forgery, whoever signed the request."""
+    """A header in a request from elsewhere is a forgery, also if the request is signed."""
     assert await status(quiet, sender, *sans) == 401
 
 

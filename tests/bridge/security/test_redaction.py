@@ -50,6 +50,6 @@ def test_no_text_as_long_as_a_key_is_shown(sentence: str, key: bytes) -> None:
     ],
 )
 def test_names_and_paths_are_shown(text: str) -> None:
-    """Else nobody could find the field."""
+    """An operator must be able to find the field."""
     assert without_keys(text) == text
     assert new_key() not in without_keys(f"{text} {new_key()}")
