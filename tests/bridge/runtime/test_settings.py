@@ -451,6 +451,17 @@ def test_a_key_in_the_place_of_a_name_is_not_quoted(
     assert f"  callers.{CALLER}" in message or "  callers.…" in message
 
 
+@pytest.mark.parametrize("make", [hexadecimal, lambda: secrets.token_hex(16)])
+def test_a_key_id_is_shorter_than_every_key(configured: Configured, make: Callable[[], str]) -> None:
+    """Logs, metrics and messages show ids: a key must not be accepted as one."""
+    tree, key = handler_tree(), make()
+    tree["callers"][CALLER]["start_keys"] = {"signing": key, "keys": {key: new_key()}}
+    configured(tree)
+    message = message_of(HandlerSettings, tree)
+    assert "start_keys.signing: String should match" in message
+    assert key not in message
+
+
 @pytest.mark.parametrize("side", ["endpoints", "handlers"])
 def test_a_key_as_the_name_of_an_endpoint_or_a_handler_is_not_quoted(configured: Configured, side: str) -> None:
     """Also where the error names what is known."""
