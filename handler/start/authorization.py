@@ -19,7 +19,7 @@ from handler.start.user_functions import MAX_TEXT, TIMEOUT, close_coroutine
 Authorize = Callable[[str, str, Any], Awaitable[None] | None]
 """`authorize(caller, operation, input)`, plain or `async`: returns None to allow the start, or raises
 `PermissionError("why not")`, whose text the caller gets. *caller* is its authenticated name, *operation* is
-`Service/operation`, *input* is decoded. It is called again when a start is repeated."""
+`Service/operation`, *input* is decoded. It may be called again for the same start."""
 
 _log = event_logger(__name__)
 

@@ -76,7 +76,7 @@ class Starter:
             authorize: Decides whether a start is allowed; None allows all.
         """
         self._client = client
-        self._authorization = Authorization(authorize, executor)
+        self._authorization = None if authorize is None else Authorization(authorize, executor)
         self._namespace = namespace
         self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
         self._conversion = Conversion(client.data_converter)
@@ -134,8 +134,8 @@ class Starter:
                     hold=hold,
                     deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
-                if request.operation_token is None:
-                    await self._authorize(call, value)
+                if self._authorization is not None:
+                    await self._require(self._authorization, call, value)
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
@@ -156,22 +156,28 @@ class Starter:
         value = self._conversion.value(opened, target.input_type)
         return value, await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
 
-    async def _authorize(self, call: Call, value: Any) -> None:
+    async def _require(self, authorization: Authorization, call: Call, value: Any) -> None:
         """Return if the team's function allows the call, or if the call has started its run already.
 
         Raises:
             nexusrpc.HandlerError: The function refuses the call or failed.
         """
-        target = call.target
+        # An operation token is no proof: it only says that the call may have started its run.
+        is_renewal = call.request.operation_token is not None
+        if is_renewal and await self._has_started(call):
+            return
         try:
-            await self._authorization.require(call.caller, f"{target.service}/{target.operation}", value)
+            await authorization.require(call.caller, f"{call.target.service}/{call.target.operation}", value)
         except HandlerError:
             # The function may decide otherwise than before. If the first answer was lost, a refusal of the repeat would
             # end the call while its run goes on.
-            run = await self._runs.find(call.workflow_id)
-            memo = None if run is None else run.memo
-            if memo is None or (memo.caller, memo.request_id) != (call.caller, call.request.request_id):
+            if is_renewal or not await self._has_started(call):
                 raise
+
+    async def _has_started(self, call: Call) -> bool:
+        run = await self._runs.find(call.workflow_id)
+        memo = None if run is None else run.memo
+        return memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id)
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""

@@ -18,9 +18,11 @@ from temporalio.service import RPCError
 
 from bridge.errors import UnavailableError
 from bridge.runtime.settings import SettingsError
+from bridge.runtime.temporal import Namespace
 from bridge.security.signatures import MessageSigner
 from handler.service import Served
 from handler.start.authorization import Authorize
+from handler.start.operation_token import OperationToken
 from handler.start.user_functions import TIMEOUT
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
@@ -28,7 +30,7 @@ from tests.support.helpers import CALLER
 from tests.support.peer import Answered, send, start
 from tests.support.services import Quotes
 from tests.support.targets import Ask, ProbeWorkflow, Reply
-from tests.support.world import World, events, running_world
+from tests.support.world import World, clock, events, running_world
 
 SECRET = "the-teams-own-secret"
 
@@ -132,6 +134,19 @@ async def test_an_allowed_start_starts(quiet: World) -> None:
     answers = [await ask(quiet, operation, "yes", quiet.key()) for operation in OPERATIONS]
     assert [each.status for each in answers] == [201, 200, 200]
     quiet.services[0].calls.clear()
+
+
+async def test_the_token_of_an_operation_does_not_replace_the_permission(quiet: World) -> None:
+    """A caller can make up a token. Without the permission it would get the outcome of another call's run."""
+    key, token = quiet.key(), "Nexus-Operation-Token"
+    message = start(quiet, {"key": key, "text": "yes"}, operation="shared")
+    owner = await send(message, MessageSigner(quiet.keys.start))
+    assert owner.status == 201
+    namespace_id = await Namespace(quiet.handler_client, clock=clock).id()
+    for text, status in (("refused", 403), ("yes", 201)):
+        message = start(quiet, {"key": key, "text": text}, operation="shared", request_id="r-2")
+        message.headers[token] = OperationToken(namespace_id, "r-2", f"shared-{key}").encode()
+        assert (await send(message, MessageSigner(quiet.keys.start))).status == status
 
 
 async def test_a_stranger_is_not_asked_about(quiet: World) -> None:
