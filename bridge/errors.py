@@ -85,8 +85,14 @@ class WrongHandlerError(PeerHandlerError):
 class UnavailableError(HandlerError):
     """This side cannot serve the request now. The peer should send it again after *retry_after*."""
 
-    def __init__(self, message: str, *, retry_after: timedelta = timedelta(seconds=1)) -> None:
-        super().__init__(message, type=HandlerErrorType.UNAVAILABLE)
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: timedelta = timedelta(seconds=1),
+        kind: HandlerErrorType = HandlerErrorType.UNAVAILABLE,
+    ) -> None:
+        super().__init__(message, type=kind)
         self.retry_after = retry_after
 
 
@@ -100,6 +106,11 @@ def not_found(message: str) -> HandlerError:
     return HandlerError(message, type=HandlerErrorType.NOT_FOUND)
 
 
+def over_limit(message: str, *, retry_after: timedelta) -> UnavailableError:
+    """A HandlerError for a request over a limit of its sender (status 429). Retryable."""
+    return UnavailableError(message, retry_after=retry_after, kind=HandlerErrorType.RESOURCE_EXHAUSTED)
+
+
 def without_text(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """*error* as the `exc_info` of a log record: class and traceback without the text, which may quote a message."""
     return type(error), Exception("(text withheld)"), error.__traceback__
@@ -110,6 +121,7 @@ _REASONS = {
     "unknown": "unknown peer",
     "no such peer": "unknown peer",
     "token": "callback token",
+    "certificate": "certificate",
     "key": "key",
     "sign": "signature",
     "digest": "signature",

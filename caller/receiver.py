@@ -20,8 +20,8 @@ from bridge.protocol.headers import OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import FACTS, add_route, answer
-from bridge.runtime.incoming_message import IncomingMessage, known_peer
+from bridge.runtime.http_server import add_route, answer
+from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError

@@ -1,4 +1,7 @@
-"""The callers of a handler service, and how each proves who it is: a signature, a secret, or its network."""
+"""The callers of a handler service, and how each proves who it is: a signature, a certificate, a secret or a network.
+
+This is the one place where a further way to authenticate is added.
+"""
 
 import hashlib
 import hmac
@@ -8,13 +11,15 @@ from dataclasses import dataclass
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
+from pydantic import IPvAnyNetwork
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
 from bridge.runtime.incoming_message import IncomingMessage
 from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageKind, MessageVerifier
-from handler.settings import CallerPeer, HandlerSettings
+from handler.settings import CallerPeer, HandlerSettings, Service
+from handler.start.limits import TokenBucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,10 @@ class Caller:
     """Settings of the caller."""
     verifier: MessageVerifier | None
     """None if this caller does not sign."""
+    service: Service
+    """Names the proxies that report client certificates."""
+    starts: TokenBucket
+    """The starts that it may make now."""
 
     def receive(self, kind: MessageKind, request: web.Request) -> IncomingMessage:
         """Authenticate *request* as a message of this caller.
@@ -35,9 +44,11 @@ class Caller:
             UntrustedError: The proof of the caller's settings is missing or invalid.
             nexusrpc.HandlerError: BAD_REQUEST, a header is not part of the protocol or can be read in two ways.
         """
+        if self.peer.san is not None:
+            _check_certificate(self.peer.san, self.service, request)
         if self.peer.bearer_keys is not None:
             _check_bearer(self.peer.bearer_keys, request.headers.getall("Authorization", []))
-        elif self.verifier is None:
+        if self.peer.auth == "none":
             _check_network(self.peer, request)
         return IncomingMessage(request, kind, self.verifier)
 
@@ -67,7 +78,8 @@ def callers(settings: HandlerSettings) -> Mapping[str, Caller]:
     found = {}
     for name, peer in settings.callers.items():
         verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url) if peer.start_keys else None
-        found[name] = Caller(name=name, peer=peer, verifier=verifier)
+        starts = TokenBucket(per_second=peer.limits.starts_per_second, burst=peer.limits.burst)
+        found[name] = Caller(name=name, peer=peer, verifier=verifier, service=settings.service, starts=starts)
     return found
 
 
@@ -81,10 +93,25 @@ def _check_bearer(key_set: KeySet, found: Sequence[str]) -> None:
         raise UntrustedError(reason)
 
 
+def _check_certificate(san: str, service: Service, request: web.Request) -> None:
+    # Only our proxy has seen the certificate. Any other sender can invent the header.
+    if not _is_from(service.proxies, request):
+        reason = "certificate not reported by one of service.proxies"
+        raise UntrustedError(reason)
+    if request.headers.getall(service.certificate_header or "", []) != [san]:
+        reason = "certificate missing, or not the caller's"
+        raise UntrustedError(reason)
+
+
 def _check_network(peer: CallerPeer, request: web.Request) -> None:
-    address = request.remote
     # Behind a proxy, `remote` is the proxy's address and does not identify the sender.
     is_forwarded = any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via"))
-    if address is None or is_forwarded or not any(ipaddress.ip_address(address) in each for each in peer.networks):
+    if is_forwarded or not _is_from(peer.networks, request):
         reason = "unsigned, and from outside the caller's networks"
         raise UntrustedError(reason)
+
+
+def _is_from(networks: Sequence[IPvAnyNetwork], request: web.Request) -> bool:
+    address = ipaddress.ip_address(request.remote) if request.remote else None
+    # A listener on `::` names an IPv4 sender by an IPv6 address.
+    return address is not None and any((getattr(address, "ipv4_mapped", None) or address) in each for each in networks)

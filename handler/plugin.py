@@ -23,6 +23,7 @@ from handler.delivery.interceptor import DeliveryInterceptor
 from handler.delivery.undelivered_report import OnUndelivered, UndeliveredActivities
 from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
+from handler.start.authorization import Authorize
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.native_nexus import TargetOperation, nexus_services
@@ -40,6 +41,7 @@ class HandlerPlugin(SessionPlugin):
         settings: HandlerSettings | None = None,
         *,
         on_undelivered: OnUndelivered | None = None,
+        authorize: Authorize | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Read the settings if none are given.
@@ -47,6 +49,7 @@ class HandlerPlugin(SessionPlugin):
         Args:
             settings: The handler's settings.
             on_undelivered: Called when a delivery ends without being accepted.
+            authorize: Decides about the starts of native Nexus calls, as in the module of the handler service.
             clock: Returns the time.
 
         Raises:
@@ -56,6 +59,7 @@ class HandlerPlugin(SessionPlugin):
         self._settings = settings if settings is not None else load(HandlerSettings)
         self._clock = clock
         self._on_undelivered = on_undelivered
+        self._authorize = authorize
         self._deliveries: list[DeliveryInterceptor] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
@@ -119,6 +123,7 @@ class HandlerPlugin(SessionPlugin):
             clock=self._clock,
             # The worker that receives the call usually runs the target too.
             is_eager=True,
+            authorize=self._authorize,
         )
         canceler = Canceler(client=client, namespace=namespace)
         converter = client.data_converter

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import ModuleType
 from typing import Any, Self
 
@@ -24,8 +25,8 @@ from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
 from bridge.runtime.http_client import HttpClient
-from bridge.runtime.http_server import FACTS, add_route, answer
-from bridge.runtime.incoming_message import IncomingMessage, known_peer
+from bridge.runtime.http_server import add_route, answer
+from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
@@ -37,6 +38,7 @@ from handler.authentication import Caller, callers
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
+from handler.start.authorization import Authorization, Authorize, authorize_in
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.operation_token import OperationToken
@@ -55,16 +57,23 @@ class Served:
     """The decorated workflows."""
     services: Sequence[Any]
     """Instances of classes decorated with `nexusrpc.handler.service_handler`."""
+    authorize: Authorize | None
+    """Decides whether a start is allowed; None allows all that the settings allow."""
 
     @classmethod
     def by(cls, module: ModuleType) -> Self:
-        """Collect the workflows and service handlers that *module* defines or imports.
+        """Collect the workflows, the service handlers and the function `authorize` that *module* defines or imports.
 
         Raises:
-            bridge.runtime.settings.SettingsError: The module has neither, or two workflows claim one operation.
+            bridge.runtime.settings.SettingsError: The module has no operation, two workflows claim one operation, or
+                `authorize` has other parameters.
         """
         try:
-            found = cls(targets=Targets.in_module(module), services=service_handlers_in(module))
+            found = cls(
+                targets=Targets.in_module(module),
+                services=service_handlers_in(module),
+                authorize=authorize_in(module),
+            )
         except ValueError as error:
             raise SettingsError(str(error)) from None
         if not list(found.targets) and not found.services:
@@ -90,7 +99,8 @@ def create_app(
 
     Args:
         settings: The handler's settings.
-        module: The service serves its decorated workflows and service handlers.
+        module: The service serves its decorated workflows and service handlers. If it has a function `authorize`, the
+            function decides about every start (`handler.start.authorization.Authorize`).
         client: Starts the targets.
         is_eager: Whether a worker for the task queue runs in this process and uses the same client.
         executor: Runs the team's functions that are not `async`; it is not closed. By default 32 threads of our own.
@@ -184,7 +194,9 @@ class _Service:
             executor=executor,
             clock=clock,
             is_eager=is_eager,
+            authorize=served.authorize,
         )
+        self._authorization = Authorization(served.authorize, executor)
         self._canceler = Canceler(client=client, namespace=self.namespace)
 
     async def start(self, request: web.Request) -> web.Response:
@@ -197,6 +209,7 @@ class _Service:
     async def _start(self, request: web.Request, caller: Caller, message: IncomingMessage) -> web.Response:
         facts, names = request[FACTS], request.match_info
         facts["bridge.request_id"] = message.headers.get(REQUEST_ID, "")[:255]
+        caller.starts.take()
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
         target = self._authorised(caller, request)
         start_request = decode_start(
@@ -212,7 +225,8 @@ class _Service:
             refusal = f"the input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
             raise bad_request(refusal)
         if target is None:
-            result: StartAnswer = await self._operations.start(start_request, payload)
+            authorize = partial(self._authorization.require, caller.name, f"{names['service']}/{names['operation']}")
+            result: StartAnswer = await self._operations.start(start_request, payload, authorize)
         else:
             result = await self._starter.start(
                 *(caller.name, target, start_request, payload), is_gone=lambda: request.transport is None
@@ -229,6 +243,8 @@ class _Service:
         target = self._authorised(caller, request)
         token = decode_cancel(message.headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
         await message.body()
+        if (named := OperationToken.decode(token)) is not None:
+            request[FACTS] |= {"bridge.request_id": named.request_id, "bridge.target": named.workflow_id}
         await self._canceler.cancel(caller.name, target, token)
         return web.Response(status=202)
 

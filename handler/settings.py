@@ -10,8 +10,23 @@ from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
 
-_NEEDED_KEYS = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",)}
-"""The key sets that a way to authenticate needs."""
+_NEEDED = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",), "certificate": ("san",)}
+"""The fields that a way to authenticate needs."""
+
+
+class Limits(BaseModel):
+    """How much one caller may use. Each copy of the service counts for itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    starts_per_second: float = Field(default=50, gt=0, allow_inf_nan=False)
+    """Starts a second in the long run, renewals and polls included. A start beyond it is answered 429."""
+    burst: int = Field(default=100, ge=1)
+    """Starts at once."""
+    held_starts: int = Field(default=20, ge=0)
+    """Starts held open at once. Further starts are answered at once."""
+    deadline_days: float = Field(default=60, gt=0, le=36_500)
+    """Days from the start of a call within which its outcome is delivered, even if the call names a later deadline."""
 
 
 class CallerPeer(BaseModel):
@@ -19,10 +34,13 @@ class CallerPeer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    auth: Literal["signature", "bearer", "none"] = "signature"
-    """How it authenticates. "bearer" and "none" are for callers that cannot sign, for example Temporal's server. With
-    "bearer" a proxy adds a secret to its requests. With "none" only the sender's network is checked. A public listener
-    therefore refuses "none"."""
+    auth: Literal["signature", "bearer", "certificate", "none"] = "signature"
+    """How it authenticates. All but "signature" are for callers that cannot sign, for example Temporal's server. With
+    "bearer" a proxy adds a secret to its requests. With "certificate" its client certificate is the proof. With "none"
+    only the sender's network is checked. A public listener therefore refuses "none"."""
+    san: str | None = Field(default=None, min_length=1)
+    """Subject alternative name of its client certificate, as our proxy reports it in `service.certificate_header`. With
+    "certificate" no other proof is needed. With any other `auth` the certificate is required in addition."""
     start_keys: KeySet | None = None
     """With "signature": verifies its requests."""
     bearer_keys: KeySet | None = None
@@ -37,6 +55,8 @@ class CallerPeer(BaseModel):
     """Operations that it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
     """Destinations to which its completions may be sent."""
+    limits: Limits = Limits()
+    """How much it may use."""
     renews: bool | None = None
     """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
     every closed run of the operations that it may start. By default true with "signature", else false."""
@@ -52,7 +72,7 @@ class CallerPeer(BaseModel):
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        needed = _NEEDED_KEYS.get(self.auth, ())
+        needed = _NEEDED.get(self.auth, ())
         if any(getattr(self, field) is None for field in needed):
             message = f'auth = "{self.auth}" needs {" and ".join(needed)}'
             raise ValueError(message)
@@ -86,7 +106,11 @@ class Service(BaseModel):
     port: int = Field(default=8081, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     held_starts: int = Field(default=100, ge=0)
-    """Maximum number of starts held open for callers that prefer to wait. Further starts are answered at once."""
+    """Maximum number of starts of all callers held open. Further starts are answered at once."""
+    certificate_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
+    """Header in which our TLS proxy reports the client certificate's subject alternative name."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses of these proxies. From any other address the header is a forgery."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
 
@@ -141,6 +165,9 @@ class HandlerSettings(BridgeSettings):
     def _is_consistent(self) -> Self:
         key_sets = {"hash_key": KeySet(signing="hash", keys={"hash": self.hash_key})}
         for name, caller in self.callers.items():
+            if caller.san is not None and not (self.service.certificate_header and self.service.proxies):
+                message = f"callers.{name}.san needs service.certificate_header and service.proxies"
+                raise ValueError(message)
             for field in ("start_keys", "bearer_keys", "completion_keys"):
                 key_set: KeySet | None = getattr(caller, field)
                 if key_set is not None:

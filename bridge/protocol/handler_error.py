@@ -1,6 +1,7 @@
 """A HandlerError as the answer to a failed request: status, headers and body. Sans-I/O."""
 
 from collections.abc import Mapping
+from math import ceil
 
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.failure.v1 import Failure
@@ -61,7 +62,7 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     if error.retryable_override is not None:
         headers[REQUEST_RETRYABLE] = "true" if error.retryable_override else "false"
     if isinstance(error, UnavailableError):
-        headers[RETRY_AFTER] = str(max(1, round(error.retry_after.total_seconds())))
+        headers[RETRY_AFTER] = str(max(1, ceil(error.retry_after.total_seconds())))
     metadata = {"type": HANDLER_ERROR_TYPE}
     for mark, marked in _MARKED.items():
         if isinstance(error, marked):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from bridge.runtime.tracing import trace_fields
-from bridge.security.redaction import one_line, readable
+from bridge.security.redaction import one_line, readable, without_task_tokens
 
 LogFormat = Literal["text", "json"]
 _MAX = 1000
@@ -23,6 +23,8 @@ SENTENCES = {
     "get the outcome",
     "bridge.attempt_not_reported": "an attempt of call {request_id} was not reported: Temporal answered {rpc_status}, "
     "usually because the callback came first",
+    "bridge.authorize_failed": "authorize {error} for {operation}, called by {caller}: nothing started, the caller "
+    "repeats",
     "bridge.cancel_not_sent": "the cancel of call {request_id} through endpoint {endpoint} was not sent: {reason}. "
     "It is sent again",
     "bridge.cause_unreadable": "the cause of a refusal was left out, because this worker cannot decode it: {error}",
@@ -91,6 +93,18 @@ class EventLogger(logging.LoggerAdapter[logging.Logger]):
 def event_logger(name: str) -> EventLogger:
     """Return the logger of the module *name*."""
     return EventLogger(logging.getLogger(name))
+
+
+def core_logger() -> logging.Logger:
+    """Return the logger of the SDK's core, which quotes task tokens."""
+    logger = logging.getLogger("temporalio.core")
+    logger.addFilter(_redact)
+    return logger
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg = without_task_tokens(record.getMessage())
+    return True
 
 
 class JsonFormatter(logging.Formatter):

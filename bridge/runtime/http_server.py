@@ -28,7 +28,7 @@ from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
 from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.incoming_message import LIVE, PROOF
+from bridge.runtime.incoming_message import FACTS, LIVE, PROOF, Facts
 from bridge.security.redaction import plain
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -42,10 +42,6 @@ _MAX_ANSWER_HEADERS = 2900
 most 3.5 KiB. If the headers do not fit a proxy's buffer (nginx: 4 KiB), the proxy replaces the answer with a 502."""
 
 _log = event_logger(__name__)
-
-Facts = dict[str, str | int]
-FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
-"""Fields that a route adds to the access log: ids and labels, never a token or a URL."""
 
 _ServiceT = TypeVar("_ServiceT")
 

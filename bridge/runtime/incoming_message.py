@@ -22,6 +22,9 @@ from bridge.security.signatures import ABSOLUTE_FORM, MessageKind, MessageVerifi
 
 BODY_TIMEOUT = timedelta(seconds=10)
 LIVE = "/livez"
+Facts = dict[str, str | int]
+FACTS: web.RequestKey[Facts] = web.RequestKey("facts", dict)
+"""Fields of the request's line in the access log: ids and labels, never a token or a URL."""
 PROOF: web.RequestKey[RequestProof | None] = web.RequestKey("proof", RequestProof)
 """Set while the answer depends on nothing but the signed parts of the request. The answer is then signed."""
 
@@ -67,6 +70,7 @@ class IncomingMessage:
                 kind, method=request.method, raw_path=_path_below_mount(request), headers=request.headers
             )
             request[PROOF] = self._verified.proof
+            request[FACTS] |= {"bridge.key_id": self._verified.proof.key_id, "bridge.skew_s": self._verified.skew_s}
             self.headers = self._verified.headers
             self.links = [self.headers[LINK]] if LINK in self.headers else []
         if "Content-Encoding" in self.headers:

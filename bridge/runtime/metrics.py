@@ -4,13 +4,15 @@ A label holds a name from the settings, a name of a served operation, or one of 
 never becomes a label, so that the number of time series is limited.
 """
 
+import dataclasses
 from datetime import timedelta
 from typing import Self
 
 from temporalio.client import Client
 from temporalio.common import MetricMeter
-from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.runtime import LogForwardingConfig, LoggingConfig, PrometheusConfig, Runtime, TelemetryConfig
 
+from bridge.runtime.event_log import core_logger
 from bridge.runtime.settings import SettingsError
 
 COUNTERS = {
@@ -37,22 +39,26 @@ _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 _LONG = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, *(days * 86400.0 for days in (1, 3, 7, 30)))
 
 
-def new_runtime(address: str) -> Runtime:
-    """Return a runtime that serves `/metrics` on *address* (host:port), with the names of docs/observability.md.
+def new_runtime(address: str | None) -> Runtime:
+    """Return a runtime that logs to Python's `temporalio.core` without task tokens.
+
+    It serves `/metrics` on *address* (host:port), with the names of docs/observability.md; None serves none.
 
     Raises:
         SettingsError: The address cannot be used.
     """
     buckets = dict.fromkeys(DURATIONS, _SHORT) | {"bridge_call_duration": _LONG}
     config = PrometheusConfig(
-        bind_address=address,
+        bind_address=address or "",
         counters_total_suffix=True,
         unit_suffix=True,
         durations_as_seconds=True,
         histogram_bucket_overrides=buckets,
     )
+    # By default the SDK's core prints to standard output, which holds the line that a command announces.
+    core = dataclasses.replace(LoggingConfig.default, forwarding=LogForwardingConfig(logger=core_logger()))
     try:
-        return Runtime(telemetry=TelemetryConfig(metrics=config))
+        return Runtime(telemetry=TelemetryConfig(logging=core, metrics=config if address else None))
     except (ValueError, RuntimeError) as error:
         message = f"metrics_address {address}: {error}"
         raise SettingsError(message) from None

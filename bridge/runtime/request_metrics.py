@@ -7,8 +7,7 @@ from time import perf_counter
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from bridge.runtime.http_server import FACTS
-from bridge.runtime.incoming_message import PROOF
+from bridge.runtime.incoming_message import FACTS, PROOF
 from bridge.runtime.metrics import Metrics
 
 

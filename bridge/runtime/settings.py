@@ -16,11 +16,12 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as SourceError
 
 from bridge.security.keys import KEY_ID, KeySet
+from bridge.security.redaction import without_keys
 
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-"""Name of a caller, a handler or an endpoint. It fits a path segment."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+"""Name of a caller, a handler or an endpoint. It fits a path segment, and is shorter than every key."""
 
 
 def require_https(text: str, *, allow_insecure: bool) -> None:
@@ -98,7 +99,7 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         return model(**overrides)
     except ValidationError as error:
         problems = [
-            f"  {_field(each['loc']) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
+            without_keys(f"  {_field(each['loc']) or 'settings'}: {each['msg'].removeprefix('Value error, ')}")
             for each in error.errors(include_input=False, include_context=False, include_url=False)
         ]
         where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
@@ -178,7 +179,7 @@ def _spelled_as_in(file: Any, variables: Any) -> Any:
         if len(meant) > 1:
             both = " or ".join(meant)
             message = f"a variable BRIDGE_…__{name.upper()} could mean {both}; rename one of them in the file"
-            raise SettingsError(message)
+            raise SettingsError(without_keys(message))
         [key] = meant or [name]
         spelled[key] = _spelled_as_in(file.get(key), value)
     return spelled

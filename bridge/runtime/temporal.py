@@ -70,14 +70,13 @@ async def connect(data_converter: str | None, *, metrics_address: str | None = N
 
     Args:
         data_converter: Names a data converter as `module:attribute`; None selects the SDK's default.
-        metrics_address: Where the client's runtime serves metrics, as `host:port`; None selects the default runtime.
+        metrics_address: Where the client's runtime serves metrics, as `host:port`; None serves none.
 
     Raises:
         SettingsError: The data converter cannot be imported, Temporal cannot be reached, or the address is in use.
     """
     config = connect_config()
-    if metrics_address is not None:
-        config["runtime"] = new_runtime(metrics_address)
+    config["runtime"] = new_runtime(metrics_address)
     config.setdefault("target_host", "localhost:7233")
     if data_converter is not None:
         config["data_converter"] = import_attribute(data_converter, DataConverter)

@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, fi
 MIN_KEY_BYTES = 32
 MAX_KEYS = 10
 
-KEY_ID = r"^[a-z0-9-]{1,64}$"
+KEY_ID = r"^[a-z0-9-]{1,31}$"
+"""Logs, metrics and signatures show an id, therefore it is shorter than every key."""
 KeyId = Annotated[str, Field(pattern=KEY_ID)]
 
 

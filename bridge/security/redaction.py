@@ -8,6 +8,22 @@ _COMMAND = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 """Characters that control a terminal, change the reading direction or are lone surrogates."""
 
 
+_LIKE_A_KEY = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+=_-][A-Za-z0-9+/=_-]{31,}")
+"""A word as long as a key in base64 or hexadecimal form. It is not an absolute path, which an error may name."""
+_TASK_TOKEN = re.compile(r"(task_?token)(?:\([^)]*\)?|\W{1,4}(?:b?\"[^\"]*\"?|\[[^\]]*\]?))", re.IGNORECASE)
+"""Task tokens as the SDK's core spells them. With a task token an activity can be completed."""
+
+
+def without_task_tokens(text: str) -> str:
+    """*text* of the SDK's core with `…` in place of task tokens."""
+    return _TASK_TOKEN.sub(r"\1…", text)
+
+
+def without_keys(text: str) -> str:
+    """*text* with `…` in place of every word that may be a key. A user may have swapped a key and its name."""
+    return _LIKE_A_KEY.sub("…", text)
+
+
 def readable(text: str, limit: int) -> str:
     """At most *limit* characters of *text*, with U+FFFD in place of characters that control a terminal."""
     return _COMMAND.sub("\ufffd", text[:limit])

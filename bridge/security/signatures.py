@@ -142,6 +142,8 @@ class Verified:
     """Covered headers only, one line each, case-insensitive."""
     proof: RequestProof
     """Signs the answer to the request."""
+    skew_s: int
+    """Seconds from the time in the signature to our time. A sender whose clock is ahead makes it negative."""
 
     def check_body(self, body: bytes) -> None:
         """Compare *body*, as received, with the signed digest.
@@ -209,7 +211,7 @@ class MessageVerifier:
         key_id = found.parameters["keyid"].strip('"')
         # With an unknown key id do the same work, so that timing does not reveal the key ids of a peer.
         key = self._keys.get(key_id, _NO_KEY)
-        self._check_time(found)
+        skew_s = self._check_time(found)
         try:
             required = _required(fields, ())
             values = _joined(fields) | _derived(method, self._base + raw_path)
@@ -224,9 +226,9 @@ class MessageVerifier:
                 reason = f"the sender signed the path without the prefix {self._prefix} of our public URL"
             raise UntrustedError(reason)
         proof = RequestProof(key_id=key_id, key=key, label=found.label, signature=found.signature)
-        return Verified(headers=found.covered(values), proof=proof)
+        return Verified(headers=found.covered(values), proof=proof, skew_s=skew_s)
 
-    def _check_time(self, found: "_Found") -> None:
+    def _check_time(self, found: "_Found") -> int:
         allowed, now = CLOCK_SKEW.total_seconds(), self._clock()
         created = int(found.parameters.get("created", "0"))
         if abs(now - created) > allowed:
@@ -235,6 +237,7 @@ class MessageVerifier:
         if int(found.parameters.get("expires", now)) < now - allowed:
             reason = "signature expired"
             raise UntrustedError(reason)
+        return int(now - created)
 
 
 class _Found(NamedTuple):

@@ -34,7 +34,7 @@ async def serve(
     Args:
         module: Dotted name of the module with the decorated workflows. It may be in the current directory. If the
             module has names for instances of classes decorated with nexusrpc.handler.service_handler, these are served
-            too.
+            too. If it has a function named authorize, the function decides about every start.
         with_worker: Also run the worker for the workflows in this process, and start them eagerly. If the module has a
             list named activities, the worker runs these activities. If it has a function named on_undelivered, the
             worker calls it when a delivery ends without being accepted.
@@ -56,12 +56,13 @@ async def serve(
     limit = command.raise_descriptor_limit()
     async with AsyncExitStack() as stack:
         if with_worker:
+            hook = getattr(imported, "on_undelivered", None)
             worker = Worker(
                 client,
                 task_queue=settings.task_queue,
                 workflows=served.targets.workflow_classes,
                 activities=getattr(imported, "activities", []),
-                plugins=[HandlerPlugin(settings, on_undelivered=getattr(imported, "on_undelivered", None))],
+                plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
             )
             await stack.enter_async_context(worker)
         url = await stack.enter_async_context(listening(app, sockets, max_connections=limit))

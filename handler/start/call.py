@@ -12,9 +12,6 @@ from bridge.runtime.tracing import TRACEPARENT, trace_headers
 from bridge.workflow.targets import Target
 from handler.delivery.records import CallMemo, milliseconds, packed_reply
 
-DEFAULT_DEADLINE = timedelta(days=7)
-"""Deadline of deliveries to a caller that names no deadline."""
-
 _PASSED_ON = frozenset({"temporal-callback-token", "source"})
 """Callback headers that a caller may ask us to send. Other headers could replace headers of the protocol."""
 _MAX_CALLBACK_HEADERS = 2048
@@ -46,6 +43,8 @@ class Call:
     """To this callback Temporal's server delivers the outcome; None if a worker or the caller's renewals do."""
     hold: timedelta | None
     """How long the start is held open; None if it is answered at once."""
+    deadline: timedelta
+    """Time from now within which the outcome is delivered."""
 
     def memo(self, now: datetime) -> CallMemo:
         """Return the record of this call for the target's memo, or for the signal that attaches the call to a run.
@@ -71,7 +70,7 @@ class Call:
                 callback_url=request.callback_url if is_ours else None,
                 callback_headers=passed_on if is_ours else {},
             ),
-            deadline_ms=milliseconds(now + (request.operation_timeout or DEFAULT_DEADLINE)),
+            deadline_ms=milliseconds(now + self.deadline),
             caller_namespace=source.namespace if source else "",
             caller_workflow_id=source.workflow_id if source else "",
             caller_run_id=source.run_id if source else "",

@@ -5,6 +5,7 @@ run that already exists.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +26,8 @@ class HeldStarts:
 
     def __init__(self, client: Client, *, limit: int) -> None:
         self._client = client
-        self._free = limit
+        self._limit = limit
+        self._held: Counter[str] = Counter()
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -33,16 +35,20 @@ class HeldStarts:
         self._closing.set()
 
     @contextmanager
-    def reserve(self, wait: timedelta | None) -> Iterator[timedelta | None]:
-        """Reserve a place and yield how long to hold the start; yield None if *wait* is None or no place is free."""
-        if wait is None or self._free <= 0 or self._closing.is_set():
+    def reserve(self, wait: timedelta | None, *, caller: str, limit: int) -> Iterator[timedelta | None]:
+        """Reserve a place for *caller*, which may have *limit* places, and yield how long to hold the start.
+
+        Yield None if *wait* is None or no place is free. The start is then answered at once.
+        """
+        is_free = self._held.total() < self._limit and self._held[caller] < limit
+        if wait is None or not is_free or self._closing.is_set():
             yield None
             return
-        self._free -= 1
+        self._held[caller] += 1
         try:
             yield min(wait, MAX_WAIT)
         finally:
-            self._free += 1
+            self._held[caller] -= 1
 
     async def outcome_of(self, target: WorkflowRef, *, within: timedelta) -> Finished | None:
         """Return the outcome of *target*; None if it does not close *within*.

@@ -6,7 +6,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.service import RPCError
 from yarl import URL
 
-from bridge.errors import UnavailableError, bad_request
+from bridge.errors import UnavailableError, bad_request, over_limit
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.temporal import error_type
 
@@ -27,11 +27,16 @@ def handler_error_from_rpc(error: RPCError) -> HandlerError:
     return UnavailableError(f"the handler's Temporal server does not serve requests now ({error.status.name})")
 
 
+def run_is_full() -> HandlerError:
+    """Return the error for a call that cannot attach. The repeated call gets the outcome in the end."""
+    message = "no further call may wait for the run of this operation: ask again for its outcome"
+    return over_limit(message, retry_after=timedelta(seconds=30))
+
+
 def callback_refused(url: str, error: RPCError) -> HandlerError:
     """Return the error for a callback that our server refused. The caller is not at fault, and may retry."""
     if "callbacks to a workflow" in error.message:
-        message = "more calls wait for this run than the handler's Temporal server allows: ask again for the outcome"
-        return HandlerError(message, type=HandlerErrorType.RESOURCE_EXHAUSTED)
+        return run_is_full()
     if "callback" not in error.message:
         return handler_error_from_rpc(error)
     host = URL(url).authority

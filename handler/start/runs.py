@@ -28,7 +28,7 @@ from handler.delivery.calls import read_memo
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.start.call import Call
 from handler.start.description import CALLER_MEMO, describe_call
-from handler.start.rpc_errors import callback_refused
+from handler.start.rpc_errors import callback_refused, run_is_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,12 @@ class Run:
     """Its namespace, workflow id and run id."""
     workflow_type: str
     """Temporal's name of the workflow."""
+    first_run_id: str
+    """The first run of its chain of continue-as-new, retry or cron."""
+    events: int
+    """Length of its history."""
+    history_bytes: int
+    """Size of its history."""
     start_time_ms: int
     """Its start, Unix time in milliseconds."""
     is_open: bool
@@ -100,6 +106,9 @@ class Runs:
         return Run(
             ref=self.ref(workflow_id, info.execution.run_id),
             workflow_type=info.type.name,
+            first_run_id=info.first_run_id,
+            events=info.history_length,
+            history_bytes=info.history_size_bytes,
             start_time_ms=info.start_time.ToMilliseconds(),
             is_open=is_open(info),
             memo=await read_memo(self._client.data_converter, info),
@@ -173,6 +182,9 @@ class Runs:
         except RPCError as error:
             if is_missing(error):
                 return False
+            if error.status is RPCStatusCode.INVALID_ARGUMENT and "signal" in error.message:
+                # The run has received as many signals as the server allows one run.
+                raise run_is_full() from None
             raise
         return True
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
+from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Callback, Payload
 from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import OnConflictOptions
@@ -24,15 +26,20 @@ from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
-from handler.settings import CallerPeer, HandlerSettings
+from handler.settings import CallerPeer, HandlerSettings, Limits
+from handler.start.authorization import Authorization, Authorize
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
 from handler.start.identity import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
+from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
-from handler.start.rpc_errors import handler_error_from_rpc
+from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs
 from handler.start.user_functions import workflow_id_for
+
+DEFAULT_DEADLINE = timedelta(days=7)
+"""Deadline of deliveries to a caller that names no deadline."""
 
 _LOOKS = 3
 """Maximum number of reads, in one request, of a run that changes meanwhile."""
@@ -54,6 +61,7 @@ class Starter:
         executor: Executor,
         clock: Callable[[], datetime],
         is_eager: bool = False,
+        authorize: Authorize | None = None,
     ) -> None:
         """Create a starter.
 
@@ -62,17 +70,20 @@ class Starter:
             namespace: Describes that namespace.
             settings: Name the callers, the task queue of targets that name none, and the key of the hashes.
             holds: Keeps count of the starts that are held open.
-            executor: Runs the team's `check` and `workflow_id`.
+            executor: Runs the team's functions that are not `async`.
             clock: Returns the time.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
+            authorize: Decides whether a start is allowed; None allows all.
         """
         self._client = client
+        self._authorization = None if authorize is None else Authorization(authorize, executor)
         self._namespace = namespace
         self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
         self._conversion = Conversion(client.data_converter)
         self._executor = executor
         self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
+        self._attached = AttachedCalls()
         self._clock = clock
         self._settings = settings
 
@@ -104,9 +115,10 @@ class Starter:
                 start the run.
         """
         peer = self._settings.callers.get(caller)
-        with self._holds.reserve(request.wait) as hold:
+        limits = peer.limits if peer is not None else Limits()
+        with self._holds.reserve(request.wait, caller=caller, limit=limits.held_starts) as hold:
             try:
-                workflow_id, hashed = await self._identify(peer, target, payload)
+                value, workflow_id, hashed = await self._identify(peer, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
@@ -120,7 +132,10 @@ class Starter:
                     token=token.encode(),
                     server_callback=server_callback,
                     hold=hold,
+                    deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
+                if self._authorization is not None:
+                    await self._require(self._authorization, call, value)
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
@@ -132,14 +147,37 @@ class Starter:
                 raise handler_error_from_rpc(error) from None
         return answer
 
-    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[str, str]:
-        """Check the input. Returns the workflow id and the input's hash."""
+    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[Any, str, str]:
+        """Check the input. Returns the decoded input, the workflow id and the input's hash."""
         if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = self._conversion.value(opened, target.input_type)
-        return await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
+        return value, await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
+
+    async def _require(self, authorization: Authorization, call: Call, value: Any) -> None:
+        """Return if the team's function allows the call, or if the call has started its run already.
+
+        Raises:
+            nexusrpc.HandlerError: The function refuses the call or failed.
+        """
+        # An operation token is no proof: it only says that the call may have started its run.
+        is_renewal = call.request.operation_token is not None
+        if is_renewal and await self._has_started(call):
+            return
+        try:
+            await authorization.require(call.caller, f"{call.target.service}/{call.target.operation}", value)
+        except HandlerError:
+            # The function may decide otherwise than before. If the first answer was lost, a refusal of the repeat would
+            # end the call while its run goes on.
+            if is_renewal or not await self._has_started(call):
+                raise
+
+    async def _has_started(self, call: Call) -> bool:
+        run = await self._runs.find(call.workflow_id)
+        memo = None if run is None else run.memo
+        return memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id)
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
@@ -194,7 +232,8 @@ class Starter:
         server refuses the closing, and the worker sees the signal first.
 
         Raises:
-            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it.
+            nexusrpc.HandlerError: UNAVAILABLE, this caller does not renew, and no worker or sweep would deliver to it;
+                RESOURCE_EXHAUSTED, the run can have no further call.
         """
         # A held start's answer does not replace the delivery to an attached call.
         memo, target = replace(call, hold=None).memo(self._clock()), call.target
@@ -212,5 +251,10 @@ class Starter:
         is_watched = target.caller_close_policy == "request_cancel"
         if not target.instrumented or (memo.callback_url is None and not is_watched):
             # The caller's renewals get the outcome, or Temporal's server delivers it.
+            return True
+        if not self._attached.admit(call.temporal_request_id, run):
+            if call.request.operation_token is None:
+                raise run_is_full()
+            # This call was answered 201 before. It is attached already, or gets the outcome by its renewals.
             return True
         return await self._runs.attach(call, memo, run)

@@ -8,7 +8,7 @@ with the same request id.
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from types import ModuleType
@@ -82,8 +82,10 @@ class SyncOperations:
                 message = f"{target.service}/{target.operation} is claimed by {target.name} and a service handler"
                 raise ValueError(message)
 
-    async def start(self, request: StartRequest, payload: Payload) -> Finished:
-        """Run one of the operations.
+    async def start(
+        self, request: StartRequest, payload: Payload, authorize: Callable[[Any], Awaitable[None]]
+    ) -> Finished:
+        """Run one of the operations, once *authorize* has returned for its decoded input.
 
         Raises:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
@@ -106,7 +108,7 @@ class SyncOperations:
         )
         try:
             async with limit:
-                result = await self._handler.start_operation(context, _Input(payload, self._conversion))
+                result = await self._handler.start_operation(context, _Input(payload, self._conversion, authorize))
         except OperationError as error:
             outcome = await self._unsuccessful(error)
         except HandlerError as error:
@@ -163,12 +165,15 @@ class SyncOperations:
 class _Input:
     """The input of an operation. nexusrpc calls `consume` with the type that the operation declares."""
 
-    def __init__(self, payload: Payload, conversion: Conversion) -> None:
+    def __init__(self, payload: Payload, conversion: Conversion, authorize: Callable[[Any], Awaitable[None]]) -> None:
         self._payload = payload
         self._conversion = conversion
+        self._authorize = authorize
 
     async def consume(self, as_type: type[Any] | None = None) -> Any:
-        return self._conversion.value(await self._conversion.open(self._payload), as_type)
+        value = self._conversion.value(await self._conversion.open(self._payload), as_type)
+        await self._authorize(value)
+        return value
 
 
 class _Cancellation(OperationTaskCancellation):

@@ -25,7 +25,8 @@ TIMEOUT = timedelta(seconds=8)
 """Time limit for both functions together, because a caller waits 10 seconds for the answer."""
 
 _MAX_WORKFLOW_ID = 1000
-_MAX_TEXT = 1000
+MAX_TEXT = 1000
+"""Most characters of a function's text that the caller gets."""
 
 _log = event_logger(__name__)
 
@@ -83,12 +84,12 @@ def _call(role: str, function: Callable[[Any], Any], value: Any, target: Target)
         raise
     except ApplicationError as error:
         kind, is_retryable = HandlerErrorType.INTERNAL, not error.non_retryable
-        raise HandlerError(error.message[:_MAX_TEXT], type=kind, retryable_override=is_retryable) from None
+        raise HandlerError(error.message[:MAX_TEXT], type=kind, retryable_override=is_retryable) from None
     except ValueError as error:
         if role != "check":
             raise _broken(target, role, f"raised {type(error).__name__}", error) from None
         text = f"the check refuses {reasons(error)}" if isinstance(error, ValidationError) else str(error)
-        raise bad_request(text[:_MAX_TEXT]) from None
+        raise bad_request(text[:MAX_TEXT]) from None
     except OSError as error:
         _log.warning("bridge.user_function_unavailable", extra=_labels(target), exc_info=without_text(error))
         message = f"the operation's {role} is unavailable ({type(error).__name__})"

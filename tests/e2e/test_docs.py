@@ -54,6 +54,20 @@ def test_the_life_of_a_call_names_functions_that_exist() -> None:
                 assert re.search(rf"(def|class) {part}\b", source), f"{name}: {part}"
 
 
+def test_every_row_of_the_threat_model_names_tests_that_exist() -> None:
+    """The last cell of a row has files, and after each file the tests in it."""
+    table = (ROOT / "docs" / "security.md").read_text().partition("## Threat model")[2]
+    rows = [row.rpartition(" | ")[2] for row in re.findall(r"^\| (?!---|Who ).* \|$", table, re.MULTILINE)]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[a-z0-9_/]+\.py)`((?:,? `test_\w+`)+)", row)
+        assert named, row
+        assert row.count("`test_") == sum(tests.count("`test_") for _, tests in named), row
+        for name, tests in named:
+            for test in re.findall(r"`(test_\w+)`", tests):
+                assert re.search(rf"def {test}\(", (ROOT / name).read_text()), f"{name} has no {test}"
+
+
 @pytest.mark.parametrize(("number", "model"), [(0, CallerSettings), (1, HandlerSettings)])
 def test_the_settings_in_the_documents_load(number: int, model: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Real keys replace the placeholders."""

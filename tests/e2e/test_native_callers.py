@@ -75,7 +75,7 @@ async def test_more_calls_than_the_server_delivers_to_still_end(server: Server) 
             started = PendingNexusOperationState.PENDING_NEXUS_OPERATION_STATE_STARTED
             refusals = [each.last_attempt_failure for each in pending if each.state != started]
             assert len(pending) - len(refusals) == 32
-            assert ["more calls wait for this run" in str(each) for each in refusals] == [True, True]
+            assert ["no further call may wait for the run" in str(each) for each in refusals] == [True, True]
 
         await assert_eventually(the_others_wait, within=60)
         await target.signal("say", "to all")

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from temporalio.contrib.opentelemetry import TracingInterceptor
 
 from bridge.runtime.tracing import span, trace_headers
+from handler.delivery.calls import read_memo
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.helpers import HANDLER, assert_eventually
@@ -97,6 +98,28 @@ async def test_a_call_is_one_trace(server: Server, exporter: InMemorySpanExporte
     for request in sent:
         assert "traceparent" in request.headers
         assert "baggage" not in request.headers
+
+
+async def test_no_secret_is_in_a_trace(server: Server, exporter: InMemorySpanExporter, sent: list[web.Request]) -> None:
+    """Neither keys nor the callback token nor the input."""
+    async with running_world(server, prepare=traced("continue")) as world:
+        ask = Ask(key=world.key(), text="planted-input-4711")
+        await (await world.call(ask)).result()
+        described = await world.target(ask).describe()
+        memo = await read_memo(world.handler_client.data_converter, described.raw_info)
+
+        async def exported() -> str:
+            text = "".join(each.to_json() for each in exporter.get_finished_spans())
+            assert all(each in text for each in ("bridge.complete", ask.key))
+            return text
+
+        text = await assert_eventually(exported)
+    assert memo is not None
+    assert memo.callback_url is not None
+    keys = (world.keys.start, world.keys.completion, world.keys.callback)
+    secrets = [each.get_secret_value() for key_set in keys for each in key_set.keys.values()]
+    secrets += [world.keys.hash, memo.callback_url.partition("sig=")[2], ask.text]
+    assert not [secret[:3] for secret in secrets if secret in text]
 
 
 async def test_a_link_keeps_two_traces(server: Server, exporter: InMemorySpanExporter, sent: list[web.Request]) -> None:

@@ -1,6 +1,7 @@
 """Starts that are held open: after every fault during a hold the call ends with the outcome of one run."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from handler.start.held_starts import HeldStarts
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
@@ -287,11 +288,26 @@ async def test_no_start_is_held_after_holding_has_ended(world: World) -> None:
     """A start that is released later makes no room for another one."""
     holds = HeldStarts(world.handler_client, limit=1)
     second = timedelta(seconds=1)
-    with holds.reserve(second) as hold:
+    with holds.reserve(second, caller=CALLER, limit=1) as hold:
         assert hold == second
         holds.close()
-    with holds.reserve(second) as hold:
+    with holds.reserve(second, caller=CALLER, limit=1) as hold:
         assert hold is None
+
+
+async def test_one_caller_cannot_take_the_held_starts_of_all(world: World) -> None:
+    """A caller at its own limit is answered at once, while another caller is held, up to the limit of all."""
+    holds = HeldStarts(world.handler_client, limit=3)
+    second = timedelta(seconds=1)
+    with contextlib.ExitStack() as stack:
+
+        def hold(caller: str) -> timedelta | None:
+            return stack.enter_context(holds.reserve(second, caller=caller, limit=2))
+
+        assert [hold("greedy") for _ in range(3)] == [second, second, None]
+        assert [hold("other"), hold("third")] == [second, None]
+    with holds.reserve(second, caller="greedy", limit=2) as again:
+        assert again == second
 
 
 async def test_a_hold_costs_one_request_to_temporal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

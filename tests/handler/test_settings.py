@@ -48,6 +48,9 @@ PEER = f"callers/{CALLER}"
         ),
         pytest.param(put(f"{PEER}/networks", ["localhost"]), f"callers.{CALLER}.networks.0:", id="network by name"),
         pytest.param(put("service/held_starts", -1), "service.held_starts:", id="fewer than no held starts"),
+        pytest.param(put(f"{PEER}/san", "spiffe://orders"), f"callers.{CALLER}.san needs", id="SAN without a proxy"),
+        pytest.param(put(f"{PEER}/auth", "certificate"), f"callers.{CALLER}:", id="certificate without a SAN"),
+        pytest.param(put(f"{PEER}/limits", {"burst": 0}), f"callers.{CALLER}.limits.burst:", id="no starts at all"),
         pytest.param(put(f"{PEER}/auth", "none"), f"callers.{CALLER}:", id="auth none with start keys"),
         pytest.param(
             put(f"{PEER}/callbacks", [{"url": "http://orders.example"}]), f"callers.{CALLER}:", id="http callback"

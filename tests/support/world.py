@@ -38,6 +38,7 @@ from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.plugin import HandlerPlugin
 from handler.settings import HandlerSettings
+from handler.start.authorization import Authorize
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import start_sweep
 from scripts.environment.server import Server, free_ports
@@ -167,6 +168,7 @@ class World:
         """The targets of the service; the worker has only the first few."""
         self.services: list[Any] = []
         """Service handlers in addition to the targets."""
+        self.authorize: Authorize | None = None
         self.executor: Executor = BoundedThreads(threads=4)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
@@ -238,6 +240,8 @@ class World:
         module = ModuleType("served")
         for number, each in enumerate([*self.targets, *self.services]):
             setattr(module, f"served_{number}", each)
+        if self.authorize is not None:
+            vars(module)["authorize"] = self.authorize
         return handler.create_app(self.handler_settings, module, client=self.handler_client, executor=self.executor)
 
     async def start_worker(self, side: str) -> None:
@@ -256,7 +260,7 @@ class World:
                 self.handler_client,
                 task_queue=self.payment_queue,
                 workflows=[PaymentWorkflow, *TARGETS],
-                plugins=[HandlerPlugin(self.handler_settings)],
+                plugins=[HandlerPlugin(self.handler_settings, authorize=self.authorize)],
                 **{"workflow_runner": RUNNER, **self.worker_options},
             )
         await stack.enter_async_context(worker)

@@ -4,8 +4,9 @@ import contextlib
 import copy
 import json
 import os
+import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -387,3 +388,86 @@ def test_arbitrary_settings_are_taken_or_refused_in_one_way_only(data: st.DataOb
         except SettingsError as error:
             text = str(error)
             assert not [secret for secret in secrets_of(tree) if secret in text]
+
+
+def hexadecimal(_: object = None) -> str:
+    return secrets.token_hex(32)
+
+
+def swap_id(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER]["start_keys"] = {"signing": key, "keys": {key: "k1"}}
+
+
+def signing_is_the_key(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER]["start_keys"] = {"signing": key, "keys": {"k1": key}}
+
+
+def signing_is_another(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER]["start_keys"] = {"signing": "k1", "keys": {key: new_key()}}
+
+
+def key_as_caller(tree: Tree, key: str) -> None:
+    tree["callers"] = {key: tree["callers"][CALLER]}
+
+
+def key_as_caller_with_a_fault(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER]["auth"] = "none"
+    key_as_caller(tree, key)
+
+
+def key_as_field(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER][key] = "start_keys"
+
+
+def key_as_operation_and_fault(tree: Tree, key: str) -> None:
+    tree["callers"][CALLER].update(operations=[key], auth="none")
+
+
+@pytest.mark.parametrize("make", [new_key, hexadecimal, lambda: secrets.token_hex(16), lambda: new_key() + "="])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        swap_id,
+        signing_is_the_key,
+        signing_is_another,
+        key_as_caller,
+        key_as_caller_with_a_fault,
+        key_as_field,
+        key_as_operation_and_fault,
+    ],
+)
+def test_a_key_in_the_place_of_a_name_is_not_quoted(
+    configured: Configured, spoil: Callable[[Tree, str], None], make: Callable[[], str]
+) -> None:
+    """The settings may be refused or, where a short name is taken for a name, accepted; the key is in no error."""
+    tree, key = handler_tree(), make()
+    spoil(tree, key)
+    configured(tree)
+    if spoil is key_as_caller and len(key) < 40:
+        assert key in load(HandlerSettings).callers
+        return
+    message = message_of(HandlerSettings, tree)
+    assert key not in message
+    assert f"  callers.{CALLER}" in message or "  callers.…" in message
+
+
+@pytest.mark.parametrize("make", [hexadecimal, lambda: secrets.token_hex(16)])
+def test_a_key_id_is_shorter_than_every_key(configured: Configured, make: Callable[[], str]) -> None:
+    """Logs, metrics and messages show ids: a key must not be accepted as one."""
+    tree, key = handler_tree(), make()
+    tree["callers"][CALLER]["start_keys"] = {"signing": key, "keys": {key: new_key()}}
+    configured(tree)
+    message = message_of(HandlerSettings, tree)
+    assert "start_keys.signing: String should match" in message
+    assert key not in message
+
+
+@pytest.mark.parametrize("side", ["endpoints", "handlers"])
+def test_a_key_as_the_name_of_an_endpoint_or_a_handler_is_not_quoted(configured: Configured, side: str) -> None:
+    """Also where the error names what is known."""
+    tree, key = caller_tree(), new_key()
+    tree[side] = {key: next(iter(tree[side].values()))}
+    tree["endpoints"] = {name: {**each, "handler": key[:32]} for name, each in tree["endpoints"].items()}
+    configured(tree)
+    message = message_of(CallerSettings, tree)
+    assert key[:32] not in message

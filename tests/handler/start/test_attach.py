@@ -258,7 +258,8 @@ async def test_callback_headers_are_bounded(world: World) -> None:
     """Memos and signals hold the headers, and continue-as-new copies them."""
     message = start(world, {"key": world.key()})
     message.headers["Nexus-Callback-Source"] = "x" * 2100
-    assert (await send(message, MessageSigner(world.keys.start))).status == 400
+    answer = await send(message, MessageSigner(world.keys.start))
+    assert (answer.status, answer.is_signed) == (400, True)
 
 
 async def test_a_receiver_that_hangs_keeps_no_run_open_and_delays_no_other(server: Server) -> None:

@@ -31,6 +31,9 @@ def run_of(caller: str | None) -> Run:
         served=frozenset(),
         progress=None,
         start_time_ms=0,
+        first_run_id="run",
+        events=1,
+        history_bytes=1,
     )
 
 
