@@ -1,0 +1,290 @@
+"""Fake endpoints: they answer the calls of a caller's workflows as the test says, in the worker's process.
+
+Only the handler is replaced. The workflow side, the waiting activity and the cancel activity are those of production,
+so that results, errors, cancels and timeouts are too. A call that has to wait ends its attempt with the delay until it
+should ask again, because the time-skipping test server skips the pause between two attempts and not an attempt.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, Self, TypeVar
+
+import nexusrpc
+from nexusrpc import HandlerError
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError, CancelledError, FailureError
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import WorkerConfig
+
+from bridge.errors import not_found
+from bridge.protocol.cancel import CancelRequest
+from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
+from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
+from bridge.runtime.metrics import Metrics
+from bridge.runtime.worker_plugin import share_modules
+from bridge.security.keys import KeySet, new_key
+from bridge.security.signatures import MessageSigner
+from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
+from caller.cancel_activity import CancelActivities
+from caller.completer import Completer, Wait
+from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
+from caller.interceptor import CallerInterceptor
+from caller.renewals import LAST_ATTEMPT
+from caller.settings import Endpoint, HandlerPeer
+from caller.waiting_activity import OperationActivities
+from handler.start.conversion import Conversion
+
+_InputT = TypeVar("_InputT")
+_OutputT = TypeVar("_OutputT")
+
+_AT_ONCE = timedelta(0)
+_SHORTEST_PAUSE = timedelta(seconds=1)
+"""Longest time until a cancel ends a young call where the server cannot start an attempt early. For an older call it is
+a quarter of the age of the call, so that a call of a month takes few attempts."""
+_KEYS = KeySet.model_validate({"signing": "fake", "keys": {"fake": new_key()}})
+
+
+@dataclass
+class RecordedCall(Generic[_InputT]):
+    """One call that a fake endpoint has received."""
+
+    endpoint: str
+    """Name of the endpoint that the workflow called."""
+    service: str
+    """Name of the service."""
+    operation: str
+    """Name of the operation."""
+    input: _InputT
+    """The operation's input, as the contract's type."""
+    headers: Mapping[str, str]
+    """The Nexus headers that the workflow set, by lower-case names."""
+    is_canceled: bool = False
+    """Whether the workflow has asked to cancel the operation."""
+
+
+class FakeOperation(Generic[_InputT, _OutputT]):
+    """What one operation of a fake endpoint does. The method that was called last decides about later calls."""
+
+    def __init__(self, input_type: Any) -> None:
+        self.calls: list[RecordedCall[_InputT]] = []
+        """The calls in the order of their starts. The renewals of a call are not counted."""
+        self._input_type = input_type
+        self._function: Callable[[_InputT], object] | None = None
+        self._after: timedelta | None = None
+
+    def returns(self, value: _OutputT, *, after: timedelta = _AT_ONCE) -> None:
+        """Succeed with *value*. *after* is how long the operation runs, by the clock of the server."""
+        self.runs(lambda _: value, after=after)
+
+    def fails(self, error: FailureError | HandlerError, *, after: timedelta = _AT_ONCE) -> None:
+        """Fail as the caller sees it: *error* becomes the cause of the workflow's NexusOperationError.
+
+        A FailureError is the operation's outcome; CancelledError means that the operation was canceled. A HandlerError
+        is the handler's answer to the start. The caller repeats the start if the error is retryable.
+        """
+
+        def fail(_: _InputT) -> _OutputT:
+            raise error
+
+        self.runs(fail, after=after)
+
+    def runs(
+        self, function: Callable[[_InputT], _OutputT | Awaitable[_OutputT]], *, after: timedelta = _AT_ONCE
+    ) -> None:
+        """Run *function* once for each call. It gets the typed input and may raise the errors of `fails`.
+
+        Any other error of *function* fails the call and the test.
+        """
+        self._function, self._after = function, after
+
+    def never(self) -> None:
+        """Run until the call is canceled or passes its deadline."""
+        self._function, self._after = lambda _: None, None
+
+    async def receive(self, recorded: RecordedCall[Any], payload: Payload, began: datetime) -> "_Call":
+        """Record a call that *began* by the server's clock, and decide how it ends.
+
+        Raises:
+            AssertionError: The test has not said what the operation does, or its function has a mistake.
+        """
+        name = f"{recorded.service}/{recorded.operation}"
+        if self._function is None:
+            message = (
+                f"unexpected call of {name} through endpoint {recorded.endpoint!r}: no fake has been told to answer"
+            )
+            raise AssertionError(message)
+        converter = activity.client().data_converter
+        due = None if self._after is None else began + self._after
+        try:
+            recorded.input = Conversion(converter).value(payload, self._input_type)
+            self.calls.append(recorded)
+            value = self._function(recorded.input)
+            [result] = await converter.encode([await value if inspect.isawaitable(value) else value])
+            outcome = Outcome.succeeded(result)
+        except HandlerError as error:
+            return _Call(recorded=recorded, answer=NotStartedError(error, retry_after=None), due=began)
+        except FailureError as error:
+            await converter.encode_failure(error, failure := Failure())
+            outcome = (Outcome.canceled if isinstance(error, CancelledError) else Outcome.failed)(failure)
+        except Exception as error:
+            message = f"the fake of {name} raised {error!r}"
+            raise AssertionError(message) from error
+        return _Call(recorded=recorded, answer=Finished(outcome=outcome, target=None), due=due)
+
+
+class FakeEndpoint:
+    """One service behind one endpoint."""
+
+    def __init__(self, service: nexusrpc.ServiceDefinition | None = None) -> None:
+        """Without *service* the endpoint has no operations."""
+        names = service.operation_definitions if service is not None else {}
+        self.operations: dict[str, FakeOperation[Any, Any]] = {
+            name: FakeOperation(each.input_type) for name, each in names.items()
+        }
+
+    def on(self, operation: nexusrpc.Operation[_InputT, _OutputT]) -> FakeOperation[_InputT, _OutputT]:
+        """Return the fake of *operation*: to say what it does, and to read its calls.
+
+        Raises:
+            KeyError: *operation* is not an operation of the service.
+        """
+        return self.operations[operation.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A call that has been received."""
+
+    recorded: RecordedCall[Any]
+    answer: Finished | NotStartedError
+    """How the call ends, unless it is canceled before."""
+    due: datetime | None
+    """When the call ends, by the server's clock; None for never."""
+
+
+class FakeEndpoints(SimplePlugin):
+    """A plugin for the worker of a caller, in place of `CallerPlugin`. It needs no settings.
+
+    Use it as a context manager around the worker. At its end it raises AssertionError if a call came that the test did
+    not expect. The call itself fails at once, and its error says the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("bridge.FakeEndpoints", workflow_runner=share_modules)
+        self._fakes: dict[tuple[str, str], FakeEndpoint] = {}
+        self._calls: dict[str, _Call] = {}
+        self._problems: list[str] = []
+        self._is_entered = False
+
+    def __enter__(self) -> Self:
+        self._is_entered = True
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._problems:
+            raise AssertionError("\n".join(self._problems)) from error
+
+    def add(self, *, service: type[Any], endpoint: str) -> FakeEndpoint:
+        """Fake *service* behind *endpoint*: the arguments are those of `bridge.create_client`.
+
+        Raises:
+            ValueError: *service* is not decorated with `nexusrpc.service`.
+        """
+        if (declared := nexusrpc.get_service_definition(service)) is None:
+            message = f"service={service!r} is not decorated with @nexusrpc.service"
+            raise ValueError(message)
+        return self._fakes.setdefault((endpoint, declared.name), FakeEndpoint(declared))
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add what `CallerPlugin` adds.
+
+        Raises:
+            RuntimeError: The plugin is not used as a context manager.
+        """
+        if not self._is_entered:
+            message = (
+                "use `with FakeEndpoints() as fakes:` around the worker, so that an unexpected call fails the test"
+            )
+            raise RuntimeError(message)
+        answers, metrics = _Answers(self._calls), Metrics.of(config["client"])
+        # The attempts take no time, and the clock of the test server may be years ahead.
+        activities = OperationActivities(
+            endpoints=answers, callbacks=None, metrics=metrics, clock=lambda: activity.info().started_time
+        )
+
+        @activity.defn(name=START_OPERATION_ACTIVITY)
+        async def start_operation(call: OperationCall, operation_input: RawValue) -> RawValue:
+            if activity.info().activity_id not in self._calls:
+                self._calls[activity.info().activity_id] = await self._received(call, operation_input.payload)
+            if call.deadline - activity.info().started_time < LAST_ATTEMPT:
+                # In production the last attempt stays open. The test server would let it stay open past the deadline.
+                message = "the deadline of the call has passed"
+                raise ApplicationError(message, type=STILL_RUNNING, non_retryable=True)
+            # The attempts of a transport with a callback stay open, and the test server does not skip an open attempt.
+            return await activities.start_operation(dataclasses.replace(call, transport="poll"), operation_input)
+
+        cancels = CancelActivities(endpoints=answers)
+        config["activities"] = [*config.get("activities", ()), start_operation, cancels.cancel_operations]
+        interceptor = CallerInterceptor(activities, ui_url=lambda _: None)
+        config["interceptors"] = [interceptor, *config.get("interceptors", ())]
+        return super().configure_worker(config)
+
+    async def _received(self, call: OperationCall, payload: Payload) -> _Call:
+        began, names = activity.info().scheduled_time, (call.endpoint, call.service, call.operation)
+        recorded = RecordedCall[Any](*names, input=None, headers=call.headers)
+        fake = self._fakes.get(names[:2], FakeEndpoint()).operations.get(call.operation, FakeOperation(None))
+        try:
+            return await fake.receive(recorded, payload, began)
+        except AssertionError as error:
+            self._problems.append(str(error))
+            return _Call(recorded=recorded, answer=NotStartedError(not_found(str(error)), retry_after=None), due=began)
+
+
+class _Answers(Endpoints):
+    """Answers to the recorded calls in place of HTTP requests."""
+
+    def __init__(self, calls: Mapping[str, _Call]) -> None:
+        self._calls = calls
+
+    async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
+        """Answer with the state of the call."""
+        del name, payload, remaining
+        call = self._calls[request.request_id]
+        if call.recorded.is_canceled:
+            return _CANCELED
+        if call.due is None or activity.info().started_time < call.due:
+            return Running(operation_token=request.request_id, target=None)
+        if isinstance(call.answer, NotStartedError):
+            raise call.answer
+        return call.answer
+
+    async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
+        """End the operation as canceled."""
+        del name, remaining
+        self._calls[request.operation_token].recorded.is_canceled = True
+        info, client = activity.info(), activity.client()
+        request_id, run_id = request.operation_token, info.workflow_run_id or ""
+        wait = Wait(workflow_id=info.workflow_id or "", run_id=run_id, request_id=request_id)
+        # Between two attempts this starts one, which gets the answer above.
+        await Completer(client=client).complete(wait, _CANCELED.outcome, None)
+
+    def resolve(self, name: str) -> ResolvedEndpoint:
+        """Return settings that end each attempt at once, with the pause until the call should ask again."""
+        pause = _SHORTEST_PAUSE
+        if activity.in_activity() and (call := self._calls.get((info := activity.info()).activity_id)) is not None:
+            pause = max(pause, (info.started_time - info.scheduled_time) / 4)
+            pause = pause if call.due is None else min(pause, call.due - info.started_time)
+        # Constructed without validation: no request is sent, and a pause may be shorter than those of real polls.
+        endpoint = Endpoint.model_construct(
+            url="", handler=name, transport="poll", poll_interval_s=pause.total_seconds()
+        )
+        return ResolvedEndpoint(endpoint=endpoint, peer=HandlerPeer(start_keys=_KEYS), signer=MessageSigner(_KEYS))
+
+
+_CANCELED = Finished(outcome=Outcome.canceled(Failure(message=CANCELED_MESSAGE)), target=None)
