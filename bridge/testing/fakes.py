@@ -115,9 +115,7 @@ class FakeOperation(Generic[_InputT, _OutputT]):
         """
         name = f"{recorded.service}/{recorded.operation}"
         if self._function is None:
-            message = (
-                f"unexpected call of {name} through endpoint {recorded.endpoint!r}: no fake has been told to answer"
-            )
+            message = f"unexpected call of {name} through endpoint {recorded.endpoint!r}: the test has no fake of it"
             raise AssertionError(message)
         converter = activity.client().data_converter
         due = None if self._after is None else began + self._after
@@ -162,6 +160,7 @@ class _Call:
     """A call that has been received."""
 
     recorded: RecordedCall[Any]
+    """What the test reads."""
     answer: Finished | NotStartedError
     """How the call ends, unless it is canceled before."""
     due: datetime | None
