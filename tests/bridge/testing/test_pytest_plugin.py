@@ -41,7 +41,7 @@ def outcomes(folder: Path, test: str) -> str:
 def test_the_entry_point_names_the_plugin() -> None:
     """An installed project's pytest finds it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["entry-points"]["pytest11"] == {"callback-bridge": MODULE}
+    assert project["project"]["entry-points"]["pytest11"] == {MODULE: MODULE}
     assert MODULE in project["tool"]["setuptools"]["py-modules"]
 
 
