@@ -4,7 +4,7 @@
 sockets: with its client a test of a handler needs no caller, and with its faults messages are lost, late or repeated.
 """
 
-from bridge.testing.fakes import FakeEndpoint, FakeEndpoints, FakeOperation, RecordedCall
+from bridge.testing.fakes import FakeEndpoints, FakeOperation, RecordedCall
 from bridge.testing.pair import Fault, Pair, PairService
 
-__all__ = ["FakeEndpoint", "FakeEndpoints", "FakeOperation", "Fault", "Pair", "PairService", "RecordedCall"]
+__all__ = ["FakeEndpoints", "FakeOperation", "Fault", "Pair", "PairService", "RecordedCall"]

@@ -5,10 +5,12 @@ so that results, errors, cancels and timeouts are too. A call that has to wait e
 should ask again, because the time-skipping test server skips the pause between two attempts and not an attempt.
 """
 
+# ruff: noqa: ARG002 - the fakes need fewer facts than real endpoints
+
 import dataclasses
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, Self, TypeVar
 
@@ -31,6 +33,7 @@ from bridge.runtime.worker_plugin import share_modules
 from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
+from bridge.workflow.client import service_name
 from caller.cancel_activity import CancelActivities
 from caller.completer import Completer, Wait
 from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
@@ -48,6 +51,7 @@ _SHORTEST_PAUSE = timedelta(seconds=1)
 """Longest time until a cancel ends a young call where the server cannot start an attempt early. For an older call it is
 a quarter of the age of the call, so that a call of a month takes few attempts."""
 _KEYS = KeySet.model_validate({"signing": "fake", "keys": {"fake": new_key()}})
+_CANCELED = Finished(outcome=Outcome.canceled(Failure(message=CANCELED_MESSAGE)), target=None)
 
 
 @dataclass
@@ -60,10 +64,10 @@ class RecordedCall(Generic[_InputT]):
     """Name of the service."""
     operation: str
     """Name of the operation."""
-    input: _InputT
-    """The operation's input, as the contract's type."""
     headers: Mapping[str, str]
     """The Nexus headers that the workflow set, by lower-case names."""
+    input: _InputT = field(init=False)
+    """The operation's input, as the contract's type."""
     is_canceled: bool = False
     """Whether the workflow has asked to cancel the operation."""
 
@@ -71,16 +75,16 @@ class RecordedCall(Generic[_InputT]):
 class FakeOperation(Generic[_InputT, _OutputT]):
     """What one operation of a fake endpoint does. The method that was called last decides about later calls."""
 
-    def __init__(self, input_type: Any) -> None:
+    def __init__(self, input_type: type[_InputT] | None) -> None:
         self.calls: list[RecordedCall[_InputT]] = []
         """The calls in the order of their starts. The renewals of a call are not counted."""
         self._input_type = input_type
         self._function: Callable[[_InputT], object] | None = None
-        self._after: timedelta | None = None
+        self._after: timedelta | None = _AT_ONCE
 
     def returns(self, value: _OutputT, *, after: timedelta = _AT_ONCE) -> None:
         """Succeed with *value*. *after* is how long the operation runs, by the clock of the server."""
-        self.runs(lambda _: value, after=after)
+        self._function, self._after = lambda _: value, after
 
     def fails(self, error: FailureError | HandlerError, *, after: timedelta = _AT_ONCE) -> None:
         """Fail as the caller sees it: *error* becomes the cause of the workflow's NexusOperationError.
@@ -88,81 +92,58 @@ class FakeOperation(Generic[_InputT, _OutputT]):
         A FailureError is the operation's outcome; CancelledError means that the operation was canceled. A HandlerError
         is the handler's answer to the start. The caller repeats the start if the error is retryable.
         """
+        self._function, self._after = lambda _: error, after
 
-        def fail(_: _InputT) -> _OutputT:
-            raise error
-
-        self.runs(fail, after=after)
-
-    def runs(
-        self, function: Callable[[_InputT], _OutputT | Awaitable[_OutputT]], *, after: timedelta = _AT_ONCE
-    ) -> None:
+    def runs(self, function: Callable[[_InputT], _OutputT | Awaitable[_OutputT]]) -> None:
         """Run *function* once for each call. It gets the typed input and may raise the errors of `fails`.
 
         Any other error of *function* fails the call and the test.
         """
-        self._function, self._after = function, after
+        self._function, self._after = function, _AT_ONCE
 
     def never(self) -> None:
         """Run until the call is canceled or passes its deadline."""
         self._function, self._after = lambda _: None, None
 
-    async def receive(self, recorded: RecordedCall[Any], payload: Payload, began: datetime) -> "_Call":
-        """Record a call that *began* by the server's clock, and decide how it ends.
+    async def receive(self, call: RecordedCall[_InputT], payload: Payload) -> "_Received":
+        """Record *call*, and decide how and when it ends.
 
         Raises:
-            AssertionError: The test has not said what the operation does, or its function has a mistake.
+            AssertionError: The test did not expect the call, or its function has a mistake.
         """
-        name = f"{recorded.service}/{recorded.operation}"
+        converter, began, name = activity.client().data_converter, activity.info().scheduled_time, call.operation
         if self._function is None:
-            message = f"unexpected call of {name} through endpoint {recorded.endpoint!r}: the test has no fake of it"
+            message = f"unexpected call of {call.service}/{name} through endpoint {call.endpoint!r}: it has no fake"
             raise AssertionError(message)
-        converter = activity.client().data_converter
-        due = None if self._after is None else began + self._after
         try:
-            recorded.input = Conversion(converter).value(payload, self._input_type)
-            self.calls.append(recorded)
-            value = self._function(recorded.input)
-            [result] = await converter.encode([await value if inspect.isawaitable(value) else value])
-            outcome = Outcome.succeeded(result)
-        except HandlerError as error:
-            return _Call(recorded=recorded, answer=NotStartedError(error, retry_after=None), due=began)
-        except FailureError as error:
-            await converter.encode_failure(error, failure := Failure())
-            outcome = (Outcome.canceled if isinstance(error, CancelledError) else Outcome.failed)(failure)
+            call.input = Conversion(converter).value(payload, self._input_type)
+            self.calls.append(call)
+            value = self._function(call.input)
+            value = await value if inspect.isawaitable(value) else value
+        except (HandlerError, FailureError) as error:
+            value = error
         except Exception as error:
-            message = f"the fake of {name} raised {error!r}"
+            message = f"the fake of {call.service}/{name} raised {error!r}"
             raise AssertionError(message) from error
-        return _Call(recorded=recorded, answer=Finished(outcome=outcome, target=None), due=due)
+        if isinstance(value, HandlerError):
+            return _Received(call, NotStartedError(value, retry_after=None), began)
+        if isinstance(value, FailureError):
+            await converter.encode_failure(value, failure := Failure())
+            outcome = (Outcome.canceled if isinstance(value, CancelledError) else Outcome.failed)(failure)
+        else:
+            outcome = Outcome.succeeded((await converter.encode([value]))[0])
+        due = None if self._after is None else began + self._after
+        return _Received(call, Finished(outcome=outcome, target=None), due)
 
 
-class FakeEndpoint:
-    """One service behind one endpoint."""
+@dataclass(frozen=True)
+class _Received:
+    """A call, and how it ends unless it is canceled before."""
 
-    def __init__(self, service: nexusrpc.ServiceDefinition | None = None) -> None:
-        """Without *service* the endpoint has no operations."""
-        names = service.operation_definitions if service is not None else {}
-        self.operations: dict[str, FakeOperation[Any, Any]] = {
-            name: FakeOperation(each.input_type) for name, each in names.items()
-        }
-
-    def on(self, operation: nexusrpc.Operation[_InputT, _OutputT]) -> FakeOperation[_InputT, _OutputT]:
-        """Return the fake of *operation*: to say what it does, and to read its calls.
-
-        Raises:
-            KeyError: *operation* is not an operation of the service.
-        """
-        return self.operations[operation.name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """A call that has been received."""
-
-    recorded: RecordedCall[Any]
+    call: RecordedCall[Any]
     """What the test reads."""
     answer: Finished | NotStartedError
-    """How the call ends, unless it is canceled before."""
+    """How the call ends."""
     due: datetime | None
     """When the call ends, by the server's clock; None for never."""
 
@@ -176,8 +157,8 @@ class FakeEndpoints(SimplePlugin):
 
     def __init__(self) -> None:
         super().__init__("bridge.FakeEndpoints", workflow_runner=share_modules)
-        self._fakes: dict[tuple[str, str], FakeEndpoint] = {}
-        self._calls: dict[str, _Call] = {}
+        self._operations: dict[tuple[str, str, str], FakeOperation[Any, Any]] = {}
+        self._received: dict[str, _Received] = {}
         self._problems: list[str] = []
         self._is_entered = False
 
@@ -189,16 +170,18 @@ class FakeEndpoints(SimplePlugin):
         if self._problems:
             raise AssertionError("\n".join(self._problems)) from error
 
-    def add(self, *, service: type[Any], endpoint: str) -> FakeEndpoint:
-        """Fake *service* behind *endpoint*: the arguments are those of `bridge.create_client`.
+    def on(
+        self, operation: nexusrpc.Operation[_InputT, _OutputT], *, service: type[Any] | str, endpoint: str
+    ) -> FakeOperation[_InputT, _OutputT]:
+        """Return the fake of *operation*: to say what it does, and to read its calls.
+
+        *service* and *endpoint* are the arguments of `bridge.create_client`.
 
         Raises:
-            ValueError: *service* is not decorated with `nexusrpc.service`.
+            ValueError: *service* is not a contract.
         """
-        if (declared := nexusrpc.get_service_definition(service)) is None:
-            message = f"service={service!r} is not decorated with @nexusrpc.service"
-            raise ValueError(message)
-        return self._fakes.setdefault((endpoint, declared.name), FakeEndpoint(declared))
+        key = endpoint, service_name(service), operation.name
+        return self._operations.setdefault(key, FakeOperation(operation.input_type))
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what `CallerPlugin` adds.
@@ -207,11 +190,9 @@ class FakeEndpoints(SimplePlugin):
             RuntimeError: The plugin is not used as a context manager.
         """
         if not self._is_entered:
-            message = (
-                "use `with FakeEndpoints() as fakes:` around the worker, so that an unexpected call fails the test"
-            )
+            message = "use `with FakeEndpoints() as fakes:` around the worker, else unexpected calls pass unnoticed"
             raise RuntimeError(message)
-        answers, metrics = _Answers(self._calls), Metrics.of(config["client"])
+        answers, metrics = _Answers(self._received), Metrics.of(config["client"])
         # The attempts take no time, and the clock of the test server may be years ahead.
         activities = OperationActivities(
             endpoints=answers, callbacks=None, metrics=metrics, clock=lambda: activity.info().started_time
@@ -219,8 +200,8 @@ class FakeEndpoints(SimplePlugin):
 
         @activity.defn(name=START_OPERATION_ACTIVITY)
         async def start_operation(call: OperationCall, operation_input: RawValue) -> RawValue:
-            if activity.info().activity_id not in self._calls:
-                self._calls[activity.info().activity_id] = await self._received(call, operation_input.payload)
+            if activity.info().activity_id not in self._received:
+                await self._receive(call, operation_input.payload)
             if call.deadline - activity.info().started_time < LAST_ATTEMPT:
                 # In production the last attempt stays open. The test server would let it stay open past the deadline.
                 message = "the deadline of the call has passed"
@@ -228,62 +209,56 @@ class FakeEndpoints(SimplePlugin):
             # The attempts of a transport with a callback stay open, and the test server does not skip an open attempt.
             return await activities.start_operation(dataclasses.replace(call, transport="poll"), operation_input)
 
-        cancels = CancelActivities(endpoints=answers)
-        config["activities"] = [*config.get("activities", ()), start_operation, cancels.cancel_operations]
+        cancel_operations = CancelActivities(endpoints=answers).cancel_operations
+        config["activities"] = [*config.get("activities", ()), start_operation, cancel_operations]
         interceptor = CallerInterceptor(activities, ui_url=lambda _: None)
         config["interceptors"] = [interceptor, *config.get("interceptors", ())]
         return super().configure_worker(config)
 
-    async def _received(self, call: OperationCall, payload: Payload) -> _Call:
-        began, names = activity.info().scheduled_time, (call.endpoint, call.service, call.operation)
-        recorded = RecordedCall[Any](*names, input=None, headers=call.headers)
-        fake = self._fakes.get(names[:2], FakeEndpoint()).operations.get(call.operation, FakeOperation(None))
+    async def _receive(self, call: OperationCall, payload: Payload) -> None:
+        names = call.endpoint, call.service, call.operation
+        recorded, info = RecordedCall[Any](*names, headers=call.headers), activity.info()
         try:
-            return await fake.receive(recorded, payload, began)
+            received = await self._operations.get(names, FakeOperation(None)).receive(recorded, payload)
         except AssertionError as error:
             self._problems.append(str(error))
-            return _Call(recorded=recorded, answer=NotStartedError(not_found(str(error)), retry_after=None), due=began)
+            refused = NotStartedError(not_found(str(error)), retry_after=None)
+            received = _Received(recorded, refused, info.scheduled_time)
+        self._received[info.activity_id] = received
 
 
 class _Answers(Endpoints):
-    """Answers to the recorded calls in place of HTTP requests."""
+    """Answers to the calls that were received, in place of HTTP requests."""
 
-    def __init__(self, calls: Mapping[str, _Call]) -> None:
-        self._calls = calls
+    def __init__(self, received: Mapping[str, _Received]) -> None:
+        self._received = received
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """Answer with the state of the call."""
-        del name, payload, remaining
-        call = self._calls[request.request_id]
-        if call.recorded.is_canceled:
+        received = self._received[request.request_id]
+        if received.call.is_canceled:
             return _CANCELED
-        if call.due is None or activity.info().started_time < call.due:
+        if received.due is None or activity.info().started_time < received.due:
             return Running(operation_token=request.request_id, target=None)
-        if isinstance(call.answer, NotStartedError):
-            raise call.answer
-        return call.answer
+        if isinstance(received.answer, NotStartedError):
+            raise received.answer
+        return received.answer
 
     async def cancel(self, name: str, request: CancelRequest, *, remaining: timedelta) -> None:
         """End the operation as canceled."""
-        del name, remaining
-        self._calls[request.operation_token].recorded.is_canceled = True
-        info, client = activity.info(), activity.client()
-        request_id, run_id = request.operation_token, info.workflow_run_id or ""
-        wait = Wait(workflow_id=info.workflow_id or "", run_id=run_id, request_id=request_id)
+        info, request_id = activity.info(), request.operation_token
+        self._received[request_id].call.is_canceled = True
+        wait = Wait(workflow_id=info.workflow_id or "", run_id=info.workflow_run_id or "", request_id=request_id)
         # Between two attempts this starts one, which gets the answer above.
-        await Completer(client=client).complete(wait, _CANCELED.outcome, None)
+        await Completer(client=activity.client()).complete(wait, _CANCELED.outcome, None)
 
     def resolve(self, name: str) -> ResolvedEndpoint:
         """Return settings that end each attempt at once, with the pause until the call should ask again."""
         pause = _SHORTEST_PAUSE
-        if activity.in_activity() and (call := self._calls.get((info := activity.info()).activity_id)) is not None:
+        if activity.in_activity() and (found := self._received.get((info := activity.info()).activity_id)) is not None:
             pause = max(pause, (info.started_time - info.scheduled_time) / 4)
-            pause = pause if call.due is None else min(pause, call.due - info.started_time)
+            pause = pause if found.due is None else min(pause, found.due - info.started_time)
         # Constructed without validation: no request is sent, and a pause may be shorter than those of real polls.
-        endpoint = Endpoint.model_construct(
-            url="", handler=name, transport="poll", poll_interval_s=pause.total_seconds()
-        )
-        return ResolvedEndpoint(endpoint=endpoint, peer=HandlerPeer(start_keys=_KEYS), signer=MessageSigner(_KEYS))
-
-
-_CANCELED = Finished(outcome=Outcome.canceled(Failure(message=CANCELED_MESSAGE)), target=None)
+        settings = {"url": "", "handler": name, "transport": "poll", "poll_interval_s": pause.total_seconds()}
+        endpoint, peer = Endpoint.model_construct(None, **settings), HandlerPeer(start_keys=_KEYS)
+        return ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(_KEYS))

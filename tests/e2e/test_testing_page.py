@@ -35,7 +35,7 @@ async def client(server: Server) -> Client:
 
 
 async def test_an_order_is_paid_after_two_days(environment: WorkflowEnvironment, fake_endpoints: FakeEndpoints) -> None:
-    process = fake_endpoints.add(service=PaymentService, endpoint="payments").on(PaymentService.process)
+    process = fake_endpoints.on(PaymentService.process, service=PaymentService, endpoint="payments")
     process.returns(PaymentResponse(payment_id="p-7", status="paid"), after=timedelta(days=2))
     client = environment.client
     async with Worker(client, task_queue="orders", workflows=[OrderWorkflow], plugins=[fake_endpoints]):
@@ -46,7 +46,7 @@ async def test_an_order_is_paid_after_two_days(environment: WorkflowEnvironment,
 
 
 async def test_a_declined_card_fails_the_order(environment: WorkflowEnvironment, fake_endpoints: FakeEndpoints) -> None:
-    process = fake_endpoints.add(service=PaymentService, endpoint="payments").on(PaymentService.process)
+    process = fake_endpoints.on(PaymentService.process, service=PaymentService, endpoint="payments")
     process.fails(ApplicationError("card declined", type="CardDeclined"))
     client = environment.client
     async with Worker(client, task_queue="orders", workflows=[OrderWorkflow], plugins=[fake_endpoints]):

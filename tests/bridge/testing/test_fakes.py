@@ -21,7 +21,7 @@ from temporalio.worker import Replayer, Worker
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
 import bridge
-from bridge.testing import FakeEndpoint, FakeEndpoints
+from bridge.testing import FakeEndpoints
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, assert_eventually
@@ -52,7 +52,7 @@ class Caller:
 
     def __init__(self, client: Client, fakes: FakeEndpoints) -> None:
         self.client, self.fakes = client, fakes
-        self.probes: FakeEndpoint = fakes.add(service=ProbeService, endpoint="payments")
+        self.probe = fakes.on(ProbeService.probe, service=ProbeService, endpoint="payments")
         self.queue = f"orders-{uuid.uuid4().hex[:8]}"
 
     async def call(self, plan: CallPlan | None = None, **options: Any) -> WorkflowHandle[CallingWorkflow, Reply]:
@@ -108,7 +108,7 @@ async def doubled(ask: Ask) -> Reply:
 
 async def test_a_fake_returns_and_records_the_typed_call(caller: Caller) -> None:
     """The test reads what the workflow has sent, as the contract's types."""
-    probe = caller.probes.on(ProbeService.probe)
+    probe = caller.probe
     probe.returns(Reply("faked"))
     handle = await caller.call(CallPlan(headers={"Tenant": "seven"}, transport="callback"))
     assert await handle.result() == Reply("faked")
@@ -124,7 +124,7 @@ async def test_a_fake_runs_a_function_of_the_input(
     caller: Caller, function: Callable[[Ask], Reply | Awaitable[Reply]]
 ) -> None:
     """The function may be `async`."""
-    caller.probes.on(ProbeService.probe).runs(function)
+    caller.probe.runs(function)
     assert await (await caller.call(CallPlan(transport="wait"))).result() == Reply("hellohello")
 
 
@@ -140,7 +140,7 @@ async def test_a_fake_fails_with_the_cause_that_the_workflow_gets(
     caller: Caller, error: FailureError, after: float
 ) -> None:
     """Type, message and details are those of production."""
-    caller.probes.on(ProbeService.probe).fails(error, after=timedelta(seconds=after))
+    caller.probe.fails(error, after=timedelta(seconds=after))
     cause = await caller.error()
     assert type(cause) is type(error)
     assert str(cause) == str(error)
@@ -150,7 +150,7 @@ async def test_a_fake_fails_with_the_cause_that_the_workflow_gets(
 
 async def test_a_fake_refuses_a_start(caller: Caller) -> None:
     """A HandlerError is the handler's answer to the start."""
-    caller.probes.on(ProbeService.probe).fails(HandlerError("not today", type=HandlerErrorType.UNAUTHORIZED))
+    caller.probe.fails(HandlerError("not today", type=HandlerErrorType.UNAUTHORIZED))
     cause = await caller.error()
     assert isinstance(cause, HandlerError)
     assert cause.type is HandlerErrorType.UNAUTHORIZED
@@ -162,7 +162,7 @@ async def test_an_input_that_is_not_the_contract_s_is_refused(server: Server) ->
     client = await Client.connect(server.address, namespace=CALLER)
     with FakeEndpoints() as fakes:
         async with running(client, fakes) as caller:
-            caller.probes.on(ProbeService.probe).returns(Reply("never"))
+            caller.probe.returns(Reply("never"))
             name = f"wrong-{uuid.uuid4().hex[:8]}"
             answer = await client.execute_workflow(WrongCaller.run, id=name, task_queue=caller.queue)
     assert answer == "the input is not a Ask: key (TypeError)"
@@ -172,7 +172,7 @@ async def test_days_pass_in_a_moment_where_the_server_skips_time(skipping: Clien
     """A call of two days, and one that no outcome ends before its deadline of thirty days."""
     with FakeEndpoints() as fakes:
         async with running(skipping, fakes) as caller:
-            probe = caller.probes.on(ProbeService.probe)
+            probe = caller.probe
             probe.returns(Reply("late"), after=timedelta(days=2))
             handle = await caller.call(CallPlan(deadline=30 * DAY))
             assert await handle.result() == Reply("late")
@@ -188,14 +188,14 @@ async def test_days_pass_in_a_moment_where_the_server_skips_time(skipping: Clien
 @pytest.mark.parametrize("plan", [CallPlan(deadline=2), CallPlan(start_to_close=2)])
 async def test_a_call_that_never_ends_ends_by_its_limits(caller: Caller, plan: CallPlan) -> None:
     """The error is the timeout of production."""
-    caller.probes.on(ProbeService.probe).never()
+    caller.probe.never()
     assert isinstance(await caller.error(plan), TemporalTimeoutError)
 
 
 @pytest.mark.parametrize("kind", [CancellationType.WAIT_COMPLETED, CancellationType.WAIT_REQUESTED])
 async def test_a_cancel_ends_the_fake_operation(caller: Caller, kind: CancellationType) -> None:
     """The workflow gets the cancellation, and the recorded call shows it."""
-    probe = caller.probes.on(ProbeService.probe)
+    probe = caller.probe
     probe.never()
     handle = await caller.call(CallPlan(cancellation=int(kind), cancel_after=True))
 
@@ -219,7 +219,7 @@ async def test_an_unexpected_call_fails_at_once_and_fails_the_test(server: Serve
     async def body() -> None:
         with fakes:
             async with running(client, fakes) as caller:
-                caller.probes.on(ProbeService.shared).never()
+                caller.fakes.on(ProbeService.shared, service=ProbeService, endpoint="payments").never()
                 cause = await caller.error(CallPlan(endpoint="payments" if is_known else "elsewhere"))
                 assert "unexpected call of ProbeService/probe" in str(cause)
 
@@ -238,7 +238,7 @@ async def test_an_error_in_the_test_s_function_fails_the_test(server: Server) ->
     async def body() -> None:
         with FakeEndpoints() as fakes:
             async with running(client, fakes) as caller:
-                caller.probes.on(ProbeService.probe).runs(judge)
+                caller.probe.runs(judge)
                 await caller.error()
 
     with pytest.raises(AssertionError, match="fake of ProbeService/probe raised AssertionError"):
@@ -261,7 +261,7 @@ async def test_a_replay_needs_no_settings(
     client = await Client.connect(server.address, namespace=CALLER)
     with FakeEndpoints() as fakes:
         async with running(client, fakes) as caller:
-            caller.probes.on(ProbeService.probe).returns(Reply("faked"))
+            caller.probe.returns(Reply("faked"))
             handle = await caller.call()
             await handle.result()
     await Replayer(workflows=[CallingWorkflow], plugins=plugins).replay_workflow(await handle.fetch_history())

@@ -22,7 +22,7 @@ import pytest
 from tests.support.targets import Ask, ProbeService, Reply
 
 def test_it(fake_endpoints) -> None:
-    fake_endpoints.add(service=ProbeService, endpoint="payments").on(ProbeService.probe).returns(Reply("faked"))
+    fake_endpoints.on(ProbeService.probe, service=ProbeService, endpoint="payments").returns(Reply("faked"))
     fake_endpoints._problems.append("unexpected call of ProbeService/shared")
 """
 
