@@ -1,10 +1,12 @@
 """Call operations from outside of workflows: from scripts, web applications and the command line.
 
-The contract, the endpoints and the errors are those of workflow code. No Temporal server of the caller is involved, so
-that it works with every server version and across clusters. A call waits by asking the handler again: each request may
-be held until the operation ends. What ends with the process is the wait and not the operation. A later call with the
+The contract, the endpoints and the errors are those of workflow code. No Temporal server of the caller is involved, and
+every server version of the handler works. A call waits by asking the handler again, and the handler may hold each
+request until the operation ends. When the process ends, the wait ends and the operation does not. A later call with the
 same request id and input finds the same operation.
 """
+
+# ruff: noqa: A002, A004 - parameters and errors are named as the SDK names them
 
 import asyncio
 import uuid
@@ -18,7 +20,7 @@ import nexusrpc
 from nexusrpc import HandlerError
 from temporalio.common import MetricMeter
 from temporalio.converter import DataConverter
-from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType  # noqa: A004 - the SDK's name
+from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType
 
 from bridge.errors import OutcomeUnknownError
 from bridge.protocol.cancel import CancelRequest
@@ -54,7 +56,7 @@ class CallOptions(TypedDict, total=False):
     allow it. By default none."""
 
 
-@dataclass(kw_only=True)
+@dataclass
 class OperationHandle(Generic[_OutputT]):
     """One call from outside of workflows. Made by `OperationClient.start_operation`."""
 
@@ -102,15 +104,14 @@ class OperationHandle(Generic[_OutputT]):
         """
         if not isinstance(self.answer, Running):
             return
-        names = (self.request.service, self.request.operation)
         cancel = CancelRequest(
-            service=names[0],
-            operation=names[1],
+            service=self.request.service,
+            operation=self.request.operation,
             operation_token=self.answer.operation_token,
             headers=self.request.headers,
         )
         endpoints, endpoint = self.client.endpoints, self.client.endpoint
-        await self._persist(lambda left, _: endpoints.cancel(endpoint, cancel, remaining=left))
+        await self._persist(lambda left, _: endpoints.cancel(endpoint, cancel, remaining=left), is_refusal_final=True)
 
     async def ask(self, *, is_held: bool = False) -> None:
         """Start the operation, or ask for its state. The handler may hold the request until the operation ends.
@@ -132,9 +133,10 @@ class OperationHandle(Generic[_OutputT]):
             payload = await encode_input(self.operation_input, client.data_converter, resolved)
             return await client.endpoints.start(client.endpoint, request, payload, remaining=left)
 
-        self.answer = await self._persist(start)
+        # Once the operation is known to run, a refusal does not end the call: a wrong key must not fail a payment.
+        self.answer = await self._persist(start, is_refusal_final=known is None)
 
-    async def _persist(self, send: Callable[[timedelta, int], Awaitable[_T]]) -> _T:
+    async def _persist(self, send: Callable[[timedelta, int], Awaitable[_T]], *, is_refusal_final: bool) -> _T:
         """Repeat *send* until the handler answers. It gets the time that is left and the number of the attempt."""
         attempt, reason = 0, None
         while (left := self.deadline - datetime.now(UTC)) > timedelta(0):
@@ -144,9 +146,8 @@ class OperationHandle(Generic[_OutputT]):
             except (HandlerError, NotStartedError) as error:
                 refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
             reason = refused.reason
-            # A refusal of a known operation does not end the call, because a proxy or a wrong key may be the reason.
-            is_final = isinstance(reason, HandlerError) and not reason.retryable and self.answer is None
-            if is_final or isinstance(reason, OutcomeUnknownError):
+            is_refusal = isinstance(reason, HandlerError) and not reason.retryable
+            if (is_refusal and is_refusal_final) or isinstance(reason, OutcomeUnknownError):
                 await explain(reason, self.client.data_converter)
                 raise self._error() from reason
             step = unreached_step(attempt, retry_after=refused.retry_after or timedelta(0))
@@ -159,7 +160,7 @@ class OperationHandle(Generic[_OutputT]):
         return operation_error(self.client.endpoint, self.request.service, self.request.operation)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OperationClient:
     """Calls the operations of one service through one endpoint. Made by `create_client`."""
 
@@ -173,10 +174,7 @@ class OperationClient:
     """Converter and codec that the handler understands."""
 
     async def start_operation(
-        self,
-        operation: nexusrpc.Operation[_InputT, _OutputT],
-        input: _InputT,  # noqa: A002 - Temporal's parameter name
-        **options: Unpack[CallOptions],
+        self, operation: nexusrpc.Operation[_InputT, _OutputT], input: _InputT, **options: Unpack[CallOptions]
     ) -> OperationHandle[_OutputT]:
         """Start an operation. Returns when the handler has started it.
 
@@ -184,15 +182,12 @@ class OperationClient:
             ValueError: A header is reserved or cannot be sent.
             temporalio.exceptions.NexusOperationError: The handler refused, or was not reached before the deadline.
         """
-        handle = self._call(operation, input, options)
+        handle = self.prepare(operation, input, **options)
         await handle.ask()
         return handle
 
     async def execute_operation(
-        self,
-        operation: nexusrpc.Operation[_InputT, _OutputT],
-        input: _InputT,  # noqa: A002 - Temporal's parameter name
-        **options: Unpack[CallOptions],
+        self, operation: nexusrpc.Operation[_InputT, _OutputT], input: _InputT, **options: Unpack[CallOptions]
     ) -> _OutputT:
         """Start an operation and wait for its result. A short operation takes one request.
 
@@ -200,11 +195,16 @@ class OperationClient:
             ValueError: A header is reserved or cannot be sent.
             temporalio.exceptions.NexusOperationError: See `OperationHandle.result`.
         """
-        return await self._call(operation, input, options).result()
+        return await self.prepare(operation, input, **options).result()
 
-    def _call(
-        self, operation: nexusrpc.Operation[Any, _OutputT], operation_input: Any, options: CallOptions
+    def prepare(
+        self, operation: nexusrpc.Operation[_InputT, _OutputT], input: _InputT, **options: Unpack[CallOptions]
     ) -> OperationHandle[_OutputT]:
+        """Return the handle of an operation that is not started yet. `ask` or `result` starts it.
+
+        Raises:
+            ValueError: A header is reserved or cannot be sent.
+        """
         now = datetime.now(UTC)
         request = StartRequest(
             service=self.service,
@@ -214,13 +214,8 @@ class OperationClient:
             headers=checked_headers(options.get("headers", {})),
             scheduled_time=now,
         )
-        return OperationHandle(
-            client=self,
-            request=request,
-            operation_input=operation_input,
-            output_type=operation.output_type,
-            deadline=now + options.get("schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE),
-        )
+        deadline = now + options.get("schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE)
+        return OperationHandle(self, request, input, operation.output_type, deadline)
 
 
 @asynccontextmanager
@@ -243,16 +238,13 @@ async def create_client(
         ValueError: *service* is not a contract.
         bridge.runtime.settings.SettingsError: The settings cannot be used.
     """
-    http = HttpClient(user_agent=USER_AGENT)
-    endpoints = Endpoints(
+    http, metrics, found = (
+        HttpClient(user_agent=USER_AGENT),
+        Metrics(MetricMeter.noop),
         settings or load(CallerSettings),
-        http=http,
-        metrics=Metrics(MetricMeter.noop),
-        clock=lambda: datetime.now(UTC),
     )
+    endpoints = Endpoints(found, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
     try:
-        yield OperationClient(
-            service=service_name(service), endpoint=endpoint, endpoints=endpoints, data_converter=data_converter
-        )
+        yield OperationClient(service_name(service), endpoint, endpoints, data_converter)
     finally:
         await http.aclose()

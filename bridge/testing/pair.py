@@ -18,13 +18,16 @@ import nexusrpc
 from aiohttp import web
 from temporalio.client import Client
 
-import caller
-import handler
 from bridge.admin.init import Machine, new_settings
 from bridge.runtime.listener import bind, listening
 from bridge.runtime.settings import BridgeSettings
+from caller import receiver
 from caller.client import create_client
-from handler.service import Served
+from caller.plugin import CallerPlugin
+from caller.settings import CallerSettings
+from handler import service
+from handler.plugin import HandlerPlugin
+from handler.settings import HandlerSettings
 
 _SettingsT = TypeVar("_SettingsT", bound=BridgeSettings)
 
@@ -107,21 +110,21 @@ class Pair:
         Raises:
             bridge.runtime.settings.SettingsError: The module has neither decorated workflows nor service handlers.
         """
-        self.receiver = PairService(lambda: caller.create_app(for_caller, client=caller_client or handler_client))
+        self.receiver = PairService(lambda: receiver.create_app(for_caller, client=caller_client or handler_client))
         """The caller's receiver."""
-        self.service = PairService(lambda: handler.create_app(for_handler, module, client=handler_client))
+        self.service = PairService(lambda: service.create_app(for_handler, module, client=handler_client))
         """The handler's service."""
         machine = Machine(receiver_url=self.receiver.url, service_url=self.service.url, endpoint=endpoint)
         texts = new_settings(replace(machine, task_queue=task_queue))
-        for_caller = _isolated(caller.CallerSettings)(**tomllib.loads(texts["caller.toml"]))
-        tree, served = tomllib.loads(texts["handler.toml"]), Served.by(module)
+        for_caller = _isolated(CallerSettings)(**tomllib.loads(texts["caller.toml"]))
+        tree, served = tomllib.loads(texts["handler.toml"]), service.Served.by(module)
         definitions = filter(None, (nexusrpc.get_service_definition(type(each)) for each in served.services))
         names = {each.service for each in served.targets} | {each.name for each in definitions}
         tree["callers"][Machine.caller]["operations"] = [f"{each}/*" for each in names]
-        for_handler = _isolated(handler.HandlerSettings)(**tree)
-        self.caller_plugin = caller.CallerPlugin(for_caller)
+        for_handler = _isolated(HandlerSettings)(**tree)
+        self.caller_plugin = CallerPlugin(for_caller)
         """For the worker of the calling workflows."""
-        self.handler_plugin = handler.HandlerPlugin(for_handler)
+        self.handler_plugin = HandlerPlugin(for_handler)
         """For the worker of the targets."""
         converter = handler_client.data_converter
         self.client = partial(create_client, endpoint=endpoint, settings=for_caller, data_converter=converter)

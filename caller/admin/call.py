@@ -4,20 +4,21 @@ import asyncio
 import json
 import sys
 import uuid
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any
 
 import nexusrpc
 from cyclopts import Parameter, validators
 from temporalio.converter import DataConverter
-from temporalio.exceptions import NexusOperationError
+from temporalio.exceptions import ApplicationError, NexusOperationError
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput
 from bridge.runtime.settings import load
 from bridge.runtime.user_modules import import_attribute
 from bridge.security.redaction import plain
-from caller.client import OperationHandle, create_client
+from caller.client import create_client
 from caller.settings import CallerSettings
 from caller.started_operation import describe_target
 
@@ -49,44 +50,36 @@ async def call(
     except ValueError as error:
         message = f"the input is not JSON: {error}"
         raise CommandError(message) from None
-    settings, request_id = load(CallerSettings), request_id or str(uuid.uuid4())
-    converter = DataConverter.default
+    settings, converter = load(CallerSettings), DataConverter.default
     if settings.data_converter is not None:
         converter = import_attribute(settings.data_converter, DataConverter)
     async with create_client(service=service, endpoint=endpoint, settings=settings, data_converter=converter) as client:
-        handle: OperationHandle[Any] | None = None
+        limit, chosen = timedelta(seconds=timeout), request_id or str(uuid.uuid4())
+        handle = client.prepare(
+            nexusrpc.Operation[Any, Any](name), value, schedule_to_close_timeout=limit, request_id=chosen
+        )
         try:
-            handle = await client.start_operation(
-                nexusrpc.Operation(name),
-                value,
-                schedule_to_close_timeout=timedelta(seconds=timeout),
-                request_id=request_id,
-            )
-            print(f"started {plain(describe_target(handle.answer.target if handle.answer else None))}", file=sys.stderr)
+            await handle.ask()
+            print(f"started {describe_target(getattr(handle.answer, 'target', None))}", file=sys.stderr)
             result = await handle.result()
         except asyncio.CancelledError:
-            if handle is None:
-                print(f"interrupted: repeat with --request-id {request_id} to find the operation", file=sys.stderr)
-            else:
-                await handle.cancel()
-                print(f"canceled: the handler was asked to end {operation}", file=sys.stderr)
+            await handle.cancel()
+            said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
+            print(f"canceled: the handler was asked to end {operation}" if handle.answer else said, file=sys.stderr)
             raise
         except NexusOperationError as error:
-            causes = _causes(error.cause)
+            causes = list(_causes(error.cause))
             if as_json:
                 print(json.dumps({"error": causes}))
             said = "; caused by ".join(f"{each['type']}: {plain(each['message'])}" for each in causes)
             message = f"{operation} did not succeed: {said}"
             raise CommandError(message) from None
-    print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2, default=str))
+    print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2))
 
 
-def _causes(error: BaseException | None) -> list[dict[str, Any]]:
-    """Return the chain of causes. The type is that of an application error, else the name of the error's class."""
-    causes = []
+def _causes(error: BaseException | None) -> Iterator[dict[str, str]]:
+    """Yield the chain of causes. The type is that of an application error, else the name of the error's class."""
     while error is not None:
-        kind = getattr(error, "type", None)
-        message = getattr(error, "message", str(error))
-        causes.append({"type": kind if isinstance(kind, str) else type(error).__name__, "message": message})
+        kind = error.type if isinstance(error, ApplicationError) and error.type else type(error).__name__
+        yield {"type": kind, "message": getattr(error, "message", str(error))}
         error = error.__cause__
-    return causes

@@ -5,7 +5,7 @@ import json
 import signal
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
+from bridge.protocol.start import Running
 from caller.client import CallOptions, OperationClient, create_client
 from scripts.environment.server import Server
 from tests.support.codec import Scrambler
@@ -158,6 +159,16 @@ async def test_a_cancel_ends_the_target(world: World, client: OperationClient) -
     assert isinstance(raised.value.__cause__, CancelledError)
     assert (await world.target(ask).describe()).status is WorkflowExecutionStatus.CANCELED
     await handle.cancel()
+
+
+async def test_a_refused_cancel_is_an_error(client: OperationClient, world: World) -> None:
+    """The handler does not know the operation. The cancel is not repeated until the deadline."""
+    handle = await client.start_operation(ProbeService.probe, Ask(key=world.key(), behaviour="wait"))
+    assert isinstance(handle.answer, Running)
+    handle.answer = replace(handle.answer, operation_token="unknown")
+    with pytest.raises(NexusOperationError) as raised:
+        await handle.cancel()
+    assert isinstance(raised.value.__cause__, HandlerError)
 
 
 async def test_the_deadline_ends_the_wait_and_not_the_target(world: World, client: OperationClient) -> None:

@@ -210,6 +210,26 @@ async def test_a_cancel_ends_the_fake_operation(caller: Caller, kind: Cancellati
     assert probe.calls[0].is_canceled
 
 
+async def test_a_real_server_ends_a_canceled_operation_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cancel does not wait until the call asks again, here after half an hour."""
+    monkeypatch.setattr("bridge.testing.fakes._SHORTEST_PAUSE", timedelta(hours=1))
+    client = await Client.connect(server.address, namespace=CALLER)
+    with FakeEndpoints() as fakes:
+        async with running(client, fakes) as caller:
+            caller.probe.never()
+            handle = await caller.call(CallPlan(deadline=3600, cancel_after=True))
+
+            async def between_two_attempts() -> None:
+                [pending] = (await handle.describe()).raw_description.pending_activities
+                assert pending.HasField("next_attempt_schedule_time")
+
+            await assert_eventually(between_two_attempts)
+            await handle.signal(CallingWorkflow.cancel_call)
+            with pytest.raises(WorkflowFailureError):
+                await asyncio.wait_for(handle.result(), 30)
+            assert caller.probe.calls[0].is_canceled
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_an_unexpected_call_fails_at_once_and_fails_the_test(server: Server, is_known: bool) -> None:
     """The workflow may catch the error. The test fails nevertheless, and both messages name the call."""
