@@ -220,8 +220,8 @@ async def test_a_real_server_ends_a_canceled_operation_at_once(server: Server, m
             handle = await caller.call(CallPlan(deadline=3600, cancel_after=True))
 
             async def between_two_attempts() -> None:
-                [pending] = (await handle.describe()).raw_description.pending_activities
-                assert pending.HasField("next_attempt_schedule_time")
+                pending = (await handle.describe()).raw_description.pending_activities
+                assert [each for each in pending if each.HasField("next_attempt_schedule_time")]
 
             await assert_eventually(between_two_attempts)
             await handle.signal(CallingWorkflow.cancel_call)
