@@ -40,7 +40,7 @@ from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.interceptor import CallerInterceptor
 from caller.renewals import LAST_ATTEMPT
 from caller.settings import Endpoint, HandlerPeer
-from caller.waiting_activity import OperationActivities
+from caller.waiting_activity import HANDLER_NOT_REACHED, OperationActivities
 from handler.start.conversion import Conversion
 
 _InputT = TypeVar("_InputT")
@@ -200,12 +200,13 @@ class FakeEndpoints(SimplePlugin):
 
         @activity.defn(name=START_OPERATION_ACTIVITY)
         async def start_operation(call: OperationCall, operation_input: RawValue) -> RawValue:
-            if activity.info().activity_id not in self._received:
-                await self._receive(call, operation_input.payload)
+            if (received := self._received.get(activity.info().activity_id)) is None:
+                received = await self._receive(call, operation_input.payload)
             if call.deadline - activity.info().started_time < LAST_ATTEMPT:
                 # In production the last attempt stays open. The test server would let it stay open past the deadline.
-                message = "the deadline of the call has passed"
-                raise ApplicationError(message, type=STILL_RUNNING, non_retryable=True)
+                is_refused = isinstance(received.answer, NotStartedError)
+                message, kind = (str(received.answer), HANDLER_NOT_REACHED) if is_refused else ("", STILL_RUNNING)
+                raise ApplicationError(message, type=kind, non_retryable=True)
             # The attempts of a transport with a callback stay open, and the test server does not skip an open attempt.
             return await activities.start_operation(dataclasses.replace(call, transport="poll"), operation_input)
 
@@ -215,7 +216,7 @@ class FakeEndpoints(SimplePlugin):
         config["interceptors"] = [interceptor, *config.get("interceptors", ())]
         return super().configure_worker(config)
 
-    async def _receive(self, call: OperationCall, payload: Payload) -> None:
+    async def _receive(self, call: OperationCall, payload: Payload) -> _Received:
         names = call.endpoint, call.service, call.operation
         recorded, info = RecordedCall[Any](*names, headers=call.headers), activity.info()
         try:
@@ -225,6 +226,7 @@ class FakeEndpoints(SimplePlugin):
             refused = NotStartedError(not_found(str(error)), retry_after=None)
             received = _Received(recorded, refused, info.scheduled_time)
         self._received[info.activity_id] = received
+        return received
 
 
 class _Answers(Endpoints):
@@ -257,7 +259,8 @@ class _Answers(Endpoints):
         pause = _SHORTEST_PAUSE
         if activity.in_activity() and (found := self._received.get((info := activity.info()).activity_id)) is not None:
             pause = max(pause, (info.started_time - info.scheduled_time) / 4)
-            pause = pause if found.due is None else min(pause, found.due - info.started_time)
+            if found.due is not None and found.due > info.started_time:
+                pause = min(pause, found.due - info.started_time)
         # Constructed without validation: no request is sent, and a pause may be shorter than those of real polls.
         settings = {"url": "", "handler": name, "transport": "poll", "poll_interval_s": pause.total_seconds()}
         endpoint, peer = Endpoint.model_construct(None, **settings), HandlerPeer(start_keys=_KEYS)

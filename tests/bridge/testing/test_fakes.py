@@ -194,6 +194,20 @@ async def test_a_call_that_never_ends_ends_by_its_limits(caller: Caller, plan: C
     assert isinstance(await caller.error(plan), TemporalTimeoutError)
 
 
+async def test_a_start_that_is_refused_for_the_moment_is_repeated_until_the_deadline(caller: Caller) -> None:
+    """The pauses are at least a second, and the handler's error is the cause of the timeout."""
+    caller.probe.fails(HandlerError("busy", type=HandlerErrorType.UNAVAILABLE))
+    handle = await caller.call(CallPlan(deadline=3))
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    timeout = raised.value.cause.cause
+    assert isinstance(timeout, TemporalTimeoutError)
+    assert "busy" in str(timeout.cause)
+    started = [each.activity_task_started_event_attributes.attempt for each in (await handle.fetch_history()).events]
+    assert 2 <= max(started) <= 5
+
+
 @pytest.mark.parametrize("kind", [CancellationType.WAIT_COMPLETED, CancellationType.WAIT_REQUESTED])
 async def test_a_cancel_ends_the_fake_operation(caller: Caller, kind: CancellationType) -> None:
     """The workflow gets the cancellation, and the recorded call shows it."""
