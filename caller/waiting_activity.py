@@ -11,6 +11,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError
@@ -82,13 +83,13 @@ class OperationActivities:
             transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
             poll = timedelta(seconds=resolved.endpoint.poll_interval_s) if transport == "poll" else None
             request = self._request(attempt, resolved, transport)
-            payload = await _encoded(operation_input, attempt.client.data_converter, resolved)
+            payload = await encode_input(operation_input, attempt.client.data_converter, resolved)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except (HandlerError, NotStartedError) as error:
             # An error that is not of a request: the caller's own settings or the size of its input are at fault.
             refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
             self._count_renewal(attempt, "not answered", poll=poll)
-            await _explain(refused.reason, attempt.client.data_converter)
+            await explain(refused.reason, attempt.client.data_converter)
             await _end_not_started(attempt, refused, host=host, poll=poll)
         else:
             if isinstance(answer, Running):
@@ -268,7 +269,12 @@ async def _readable(progress: Payload | None, converter: DataConverter) -> list[
     return [progress]
 
 
-async def _encoded(operation_input: RawValue, converter: DataConverter, resolved: ResolvedEndpoint) -> Payload:
+async def encode_input(operation_input: Any, converter: DataConverter, resolved: ResolvedEndpoint) -> Payload:
+    """Return an operation's input as it is sent to the handler behind *resolved*.
+
+    Raises:
+        nexusrpc.HandlerError: BAD_REQUEST, the input is too large.
+    """
     # The worker has decoded the input with our codec and fetched it from external storage. Encode it again to send it.
     if not resolved.peer.shares_storage:
         converter = dataclasses.replace(converter, external_storage=None)
@@ -279,7 +285,7 @@ async def _encoded(operation_input: RawValue, converter: DataConverter, resolved
     return payload
 
 
-async def _explain(reason: Exception, converter: DataConverter) -> None:
+async def explain(reason: Exception, converter: DataConverter) -> None:
     """Decode the cause that the handler sent with its refusal, and chain it. Our worker then encodes it again."""
     if not isinstance(reason, PeerHandlerError) or reason.remote_cause is None:
         return

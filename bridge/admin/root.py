@@ -19,6 +19,7 @@ from bridge.runtime.user_modules import require_own_package
 from bridge.security.keys import new_key
 
 COMMANDS = {
+    "call": "caller.admin.call:call",
     "receiver": "caller.admin.serve:receiver",
     "handler": "handler.admin.serve:handler",
     "calls": "caller.admin.calls:calls",
@@ -33,6 +34,7 @@ Examples:
     BRIDGE_CONFIG=caller.toml callback-bridge receiver serve
     BRIDGE_CONFIG=handler.toml callback-bridge handler serve \\
         --module payments --with-worker
+    callback-bridge call payments PaymentService/process '{"order_id": "7", "amount": 12.5}'
     callback-bridge calls show order-7
     callback-bridge deliveries list --json
 

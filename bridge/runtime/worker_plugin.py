@@ -26,7 +26,7 @@ class SessionPlugin(SimplePlugin):
     """Base of the two plugins. One instance may serve several workers of a process."""
 
     def __init__(self, name: str, *, user_agent: str, workflows: Sequence[type] = ()) -> None:
-        super().__init__(name, workflows=workflows, workflow_runner=_share_modules)
+        super().__init__(name, workflows=workflows, workflow_runner=share_modules)
         self.http = HttpClient(user_agent=user_agent)
         self._running = 0
 
@@ -45,7 +45,7 @@ class SessionPlugin(SimplePlugin):
                 await self.http.aclose()
 
 
-def _share_modules(runner: WorkflowRunner | None) -> WorkflowRunner:
+def share_modules(runner: WorkflowRunner | None) -> WorkflowRunner:
     """A runner whose sandbox shares the workflow-safe modules instead of importing them again for every run."""
     if runner is None:
         runner = SandboxedWorkflowRunner()

@@ -244,7 +244,7 @@ class OperationClient:
             renewal_initial_ms=_milliseconds("renewals", self.renewals.initial),
             renewal_maximum_ms=_milliseconds("renewals", self.renewals.maximum),
             renewal_coefficient=self.renewals.coefficient,
-            headers=_checked_headers(options.get("headers") or {}),
+            headers=checked_headers(options.get("headers") or {}),
             transport=self.transport,
         )
 
@@ -286,14 +286,21 @@ def create_client(*, service: type[Any] | str, endpoint: str, **options: Unpack[
     Raises:
         ValueError: *service* is not a contract, or an option cannot be used.
     """
+    return OperationClient(endpoint=endpoint, service=service_name(service), **options)
+
+
+def service_name(service: type[Any] | str) -> str:
+    """Return the name of *service*, which is a contract or a name.
+
+    Raises:
+        ValueError: *service* is not decorated with `nexusrpc.service`.
+    """
     if isinstance(service, str):
-        name = service
-    elif definition := nexusrpc.get_service_definition(service):
-        name = definition.name
-    else:
-        message = f"service={service!r} is neither a name nor decorated with @nexusrpc.service"
-        raise ValueError(message)
-    return OperationClient(endpoint=endpoint, service=name, **options)
+        return service
+    if definition := nexusrpc.get_service_definition(service):
+        return definition.name
+    message = f"service={service!r} is neither a name nor decorated with @nexusrpc.service"
+    raise ValueError(message)
 
 
 def _milliseconds(name: str, duration: timedelta) -> int:
@@ -312,7 +319,7 @@ def _maybe_milliseconds(name: str, duration: timedelta | None) -> int | None:
     return None if duration is None else _milliseconds(name, duration)
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """*headers* with lower-case names.
 
     Raises:

@@ -43,6 +43,15 @@ def test_every_python_snippet_parses(page: Path) -> None:
         compile(block, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
+def test_the_tests_in_the_documents_are_tests_that_run() -> None:
+    """Each snippet of the page is a part of the file with the tests."""
+    source = (ROOT / "tests" / "e2e" / "test_testing_page.py").read_text()
+    snippets = blocks(ROOT / "docs" / "testing.md", "python")
+    assert len(snippets) == 3
+    for snippet in snippets:
+        assert snippet in source
+
+
 def test_the_life_of_a_call_names_functions_that_exist() -> None:
     """Every `file` exists, and contains every `function` named after it."""
     rows = re.findall(r"`([a-z_/]+\.py)`((?: `[\w.]+`)+)", (ROOT / "docs" / "lifecycle.md").read_text())

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from multidict import CIMultiDict
+from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
+from temporalio.client import Client
+from temporalio.common import WorkerDeploymentVersion
+from temporalio.service import RPCError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from bridge.security.keys import KeySet, new_key
@@ -110,3 +114,21 @@ def handler_settings(
 
 def multi(headers: dict[str, str]) -> CIMultiDict[str]:
     return CIMultiDict(headers)
+
+
+async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:
+    """Route new workflows to *version*, as soon as a worker of that version polls."""
+    request = SetWorkerDeploymentCurrentVersionRequest(
+        namespace=client.namespace,
+        deployment_name=version.deployment_name,
+        build_id=version.build_id,
+        ignore_missing_task_queues=True,
+    )
+
+    async def done() -> None:
+        try:
+            await client.workflow_service.set_worker_deployment_current_version(request)
+        except RPCError as error:
+            raise AssertionError(error.message) from error
+
+    await assert_eventually(done)

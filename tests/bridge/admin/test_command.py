@@ -22,6 +22,7 @@ COMMANDS = [
     ("receiver", "serve"),
     ("handler", "serve"),
     ("keys", "new"),
+    ("call",),
     ("deliveries", "list"),
     ("deliveries", "show"),
     ("deliveries", "redeliver"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bridge.workflow.client import _checked_headers
+from bridge.workflow.client import checked_headers
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ from bridge.workflow.client import _checked_headers
 def test_a_header_that_would_not_arrive_is_refused(name: str, value: str) -> None:
     """By a ValueError in the workflow, not by a 401 behind a proxy."""
     with pytest.raises(ValueError, match="header"):
-        _checked_headers({name: value})
+        checked_headers({name: value})
 
 
 def test_other_headers_are_kept_in_lower_case() -> None:
     """HTTP does not distinguish cases in names."""
-    assert _checked_headers({"X-Tenant-Id": "7", "Priority": "u=1"}) == {"x-tenant-id": "7", "priority": "u=1"}
+    assert checked_headers({"X-Tenant-Id": "7", "Priority": "u=1"}) == {"x-tenant-id": "7", "priority": "u=1"}

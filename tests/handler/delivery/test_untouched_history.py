@@ -11,17 +11,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
-from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
 from temporalio.client import Client, WorkflowContinuedAsNewError, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 from temporalio.common import RetryPolicy, VersioningBehavior, WorkerDeploymentVersion
-from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker, WorkerDeploymentConfig
 
 from handler.delivery.records import MEMO_KEY, CallMemo, packed_reply
 from handler.plugin import HandlerPlugin
 from tests.support.callers import CallPlan
 from tests.support.cases import Case, CaseChild, CaseWorkflow, double
-from tests.support.helpers import CALLER, assert_eventually
+from tests.support.helpers import CALLER, assert_eventually, make_current
 from tests.support.targets import Ask, PinnedWorkflow, Reply
 from tests.support.world import World
 
@@ -141,23 +139,6 @@ async def test_a_target_makes_the_same_history_with_and_without_the_plugin(world
     for history in (each for histories in found for each in histories):
         await replayer.replay_workflow(history)
     gc.collect()
-
-
-async def make_current(client: Client, version: WorkerDeploymentVersion) -> None:
-    request = SetWorkerDeploymentCurrentVersionRequest(
-        namespace=client.namespace,
-        deployment_name=version.deployment_name,
-        build_id=version.build_id,
-        ignore_missing_task_queues=True,
-    )
-
-    async def done() -> None:
-        try:
-            await client.workflow_service.set_worker_deployment_current_version(request)
-        except RPCError as error:
-            raise AssertionError(error.message) from error
-
-    await assert_eventually(done)
 
 
 async def test_versioned_workers_deliver_and_a_new_version_takes_over_deliveries_and_sweep(world: World) -> None:

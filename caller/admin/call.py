@@ -1,0 +1,85 @@
+"""The command `callback-bridge call`: run one operation and print its result."""
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Annotated, Any
+
+import nexusrpc
+from cyclopts import Parameter, validators
+from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError, NexusOperationError
+
+from bridge.admin.command import CommandError
+from bridge.admin.output import JsonOutput
+from bridge.runtime.settings import load
+from bridge.runtime.user_modules import import_attribute
+from bridge.security.redaction import plain
+from caller.client import create_client
+from caller.settings import CallerSettings
+from caller.started_operation import describe_target
+
+
+async def call(
+    endpoint: str,
+    operation: str,
+    operation_input: str = "null",
+    /,
+    *,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 86400,  # noqa: ASYNC109 - an option
+    request_id: str | None = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Run an operation and print its result as JSON. BRIDGE_CONFIG names the caller's settings.
+
+    Ctrl-C cancels the operation. With a longer operation the target workflow is printed on standard error.
+
+    Args:
+        endpoint: Name of the endpoint in the settings.
+        operation: Service/operation.
+        operation_input: The input as JSON.
+        timeout: Longest wait in seconds. The operation goes on afterwards.
+        request_id: Id of the call. A repeated call with the same id and input finds the same operation.
+    """
+    service, _, name = operation.partition("/")
+    try:
+        value = json.loads(operation_input)
+    except ValueError as error:
+        message = f"the input is not JSON: {error}"
+        raise CommandError(message) from None
+    settings, converter = load(CallerSettings), DataConverter.default
+    if settings.data_converter is not None:
+        converter = import_attribute(settings.data_converter, DataConverter)
+    async with create_client(service=service, endpoint=endpoint, settings=settings, data_converter=converter) as client:
+        limit, chosen = timedelta(seconds=timeout), request_id or str(uuid.uuid4())
+        handle = client.prepare(
+            nexusrpc.Operation[Any, Any](name), value, schedule_to_close_timeout=limit, request_id=chosen
+        )
+        try:
+            await handle.ask()
+            print(f"started {describe_target(getattr(handle.answer, 'target', None))}", file=sys.stderr)
+            result = await handle.result()
+        except asyncio.CancelledError:
+            await handle.cancel()
+            said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
+            print(f"canceled: the handler was asked to end {operation}" if handle.answer else said, file=sys.stderr)
+            raise
+        except NexusOperationError as error:
+            causes = list(_causes(error.cause))
+            if as_json:
+                print(json.dumps({"error": causes}))
+            said = "; caused by ".join(f"{each['type']}: {plain(each['message'])}" for each in causes)
+            message = f"{operation} did not succeed: {said}"
+            raise CommandError(message) from None
+    print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2))
+
+
+def _causes(error: BaseException | None) -> Iterator[dict[str, str]]:
+    """Yield the chain of causes. The type is that of an application error, else the name of the error's class."""
+    while error is not None:
+        kind = error.type if isinstance(error, ApplicationError) and error.type else type(error).__name__
+        yield {"type": kind, "message": getattr(error, "message", str(error))}
+        error = error.__cause__

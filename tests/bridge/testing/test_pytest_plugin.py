@@ -1,0 +1,57 @@
+"""The pytest plugin: a project's tests get its fixtures, and other projects notice nothing of it."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from scripts.environment.stack import ROOT
+
+MODULE = "callback_bridge_pytest"
+
+UNUSED = """
+import sys
+
+def test_it() -> None:
+    assert not [each for each in ("temporalio", "bridge", "aiohttp") if each in sys.modules]
+"""
+
+USED = """
+import asyncio
+import pytest
+from tests.support.targets import Ask, ProbeService, Reply
+
+def test_it(fake_endpoints) -> None:
+    fake_endpoints.on(ProbeService.probe, service=ProbeService, endpoint="payments").returns(Reply("faked"))
+    fake_endpoints._problems.append("unexpected call of ProbeService/shared")
+"""
+
+
+def outcomes(folder: Path, test: str) -> str:
+    """Run *test* in a project of its own, with the plugin and without other plugins of ours."""
+    (folder / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", MODULE, "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    environment = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PATH": ""}
+    ran = subprocess.run(
+        [*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    return ran.stdout + ran.stderr
+
+
+def test_the_entry_point_names_the_plugin() -> None:
+    """An installed project's pytest finds it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["entry-points"]["pytest11"] == {MODULE: MODULE}
+    assert MODULE in project["tool"]["setuptools"]["py-modules"]
+
+
+def test_a_test_run_that_does_not_use_the_plugin_imports_nothing(tmp_path: Path) -> None:
+    """Neither the SDK nor the bridge."""
+    assert "1 passed" in outcomes(tmp_path, UNUSED)
+
+
+def test_an_unexpected_call_fails_the_test_that_uses_the_fixture(tmp_path: Path) -> None:
+    """The report names the call, although the body of the test passed."""
+    report = outcomes(tmp_path, USED)
+    assert "1 passed, 1 error" in report
+    assert "AssertionError: unexpected call of ProbeService/shared" in report
