@@ -24,7 +24,7 @@ COMMANDS = {
     "handler": "handler.admin.serve:handler",
     "calls": "caller.admin.calls:calls",
     "runs": "handler.admin.runs:runs",
-    "deliveries": "handler.admin.command:deliveries",
+    "deliveries": "handler.admin.deliveries:deliveries",
 }
 
 _EPILOGUE = """\

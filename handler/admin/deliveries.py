@@ -1,221 +1,120 @@
-"""Reports of the deliveries of a namespace, and the repetition of failed deliveries.
+"""The commands `callback-bridge deliveries list`, `show` and `redeliver`, as lines or as JSON."""
 
-A delivery's state is the status of its workflow, and its facts are in the memo of that workflow. No other state is
-kept. A report has no field for a callback URL, a header or a token, so that none can be printed.
-"""
-
-import uuid
-from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from enum import Enum
-from typing import Any
+from typing import Literal
 
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, PendingActivityState
-from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import (
-    DescribeWorkflowExecutionResponse,
-    ResetWorkflowExecutionRequest,
-)
+from cyclopts import App
 from temporalio.client import Client
-from temporalio.exceptions import ActivityError
+from temporalio.service import RPCError
 
 from bridge.admin.command import CommandError
-from bridge.runtime.temporal import describe, list_runs
-from bridge.security.redaction import plain
-from handler.delivery.close_event import read_close_event
-from handler.delivery.records import MEMO_KEY
-from handler.delivery.workflow import DELIVERY_WORKFLOW
+from bridge.admin.output import JsonOutput, details, print_list, refusal, to_json
+from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
+from bridge.runtime.temporal import connect
+from handler.delivery.delivery_report import COLUMNS, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
+from handler.settings import HandlerSettings
 
-_COMPLETED, _CONTINUED = 2, 6
-_ENDED = frozenset({3, 4, 5, 7})
-"""Failed, canceled, terminated, timed out: numbers of `WorkflowExecutionStatus`. Newer servers have more statuses."""
+_PACE_S = 0.1
+_CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
 
-
-class DeliveryState(str, Enum):
-    """State of a delivery."""
-
-    RUNNING = "running"
-    """The delivery workflow repeats its attempts by itself."""
-    PAUSED = "paused"
-    """An operator has paused its workflow, or a newer server has a state that this release does not know."""
-    FAILED = "failed"
-    """Refused, out of time, or stopped by an operator. `deliveries redeliver` runs it again."""
-    DELIVERED = "delivered"
-    """The receiver accepted it, or answered that no call waits any more."""
-
-    @classmethod
-    def of(cls, status: int) -> "DeliveryState":
-        """Return the state for the workflow's *status*, the number of a `WorkflowExecutionStatus`."""
-        if status in _ENDED:
-            return cls.FAILED
-        return {1: cls.RUNNING, _COMPLETED: cls.DELIVERED}.get(status, cls.PAUSED)
+deliveries = App(
+    name="deliveries",
+    help="See which outcomes are not delivered yet, and repeat refused deliveries. Connects as the handler service "
+    "does; BRIDGE_CONFIG is needed only if it names a data converter.",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryReport:
-    """One delivery by its newest run. Field names are those of the JSON; a fact that cannot be read is None."""
-
-    id: str
-    """Id of the delivery, which is the id of its workflow."""
-    run_id: str
-    """Newest run of the delivery workflow."""
-    state: DeliveryState
-    """By the status of that run."""
-    started: datetime
-    """Start of that run."""
-    closed: datetime | None
-    """End of that run; None while it is open."""
-    caller: str | None = None
-    """Name of the caller in the handler's settings."""
-    request_id: str | None = None
-    """Request id of the call whose outcome is delivered."""
-    operation: str | None = None
-    """Service/operation."""
-    deadline: datetime | None = None
-    """Instant at which the attempts end."""
-    target_workflow_id: str | None = None
-    """Workflow whose outcome is delivered."""
-    target_run_id: str | None = None
-    """Its run, whose close event holds the outcome."""
-    caller_namespace: str | None = None
-    """Namespace of the workflow that waits, as the caller named it."""
-    caller_workflow_id: str | None = None
-    """Id of the workflow that waits."""
-    caller_run_id: str | None = None
-    """Run of the workflow that waits."""
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Client, HandlerSettings | None]]:
+    """Connect as the handler service does. The settings are None if BRIDGE_CONFIG names no file."""
+    settings = load(HandlerSettings) if os.environ.get(CONFIG_VARIABLE) else None
+    client = await connect(settings.data_converter if settings is not None else None)
+    try:
+        yield client, settings
+    except (DeliveryError, RPCError) as error:
+        raise CommandError(_said(error)) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryDetails(DeliveryReport):
-    """A report with facts that only a describe of the delivery workflow returns."""
-
-    attempts: int | None
-    """Number of attempts begun in this run; None if the run has closed."""
-    last_error: str | None
-    """Why the last attempt or the delivery failed, as one line; None if nothing failed."""
-    next_try: datetime | None
-    """When the next attempt begins; None while an attempt runs."""
+def _said(error: DeliveryError | RPCError) -> str:
+    """What the command line says of an error of one delivery."""
+    if isinstance(error, RPCError):
+        return refusal(error)
+    return f"{error}; `deliveries list --state all` shows every delivery that is kept, with its state"
 
 
-class Deliveries:
-    """The deliveries of one handler namespace."""
+@deliveries.command(name="list")
+async def list_(
+    *,
+    state: Literal["running", "paused", "failed", "delivered", "all"] | None = None,
+    caller: str | None = None,
+    limit: int = 100,
+    as_json: JsonOutput = False,
+) -> None:
+    """List deliveries, newest first.
 
-    def __init__(self, *, client: Client) -> None:
-        self._client = client
+    Args:
+        state: State of the deliveries to list. By default running and failed.
+        caller: Only deliveries to this caller.
+        limit: Maximum number of deliveries to list.
+    """
+    if limit < 1:
+        message = "--limit: at least 1"
+        raise SettingsError(message)
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
+        # Read one more than is shown, to see whether there are more.
+        states = UNDELIVERED if state is None else _CHOICES[state]
+        reports = await found.read_all(states, caller=caller, limit=limit + 1)
+    shown = reports[:limit]
+    print_list(shown, COLUMNS, as_json=as_json)
+    if len(reports) > len(shown):
+        print(f"there are more than these {len(shown)}; --limit shows more", file=sys.stderr)
 
-    async def read_all(
-        self, states: Collection[DeliveryState], *, caller: str | None = None, limit: int | None = None
-    ) -> list[DeliveryReport]:
-        """Return the deliveries in *states*, newest first and each once, by one visibility query.
 
-        With *caller* only those to this caller.
-        """
-        reports: dict[str, DeliveryReport] = {}
-        wanted: list[DeliveryReport] = []
-        async for row in list_runs(self._client, f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
-            # A reset keeps the replaced run in the list. Only the newest run counts.
-            if row.execution.workflow_id not in reports:
-                reports[row.execution.workflow_id] = DeliveryReport(**await self._facts(row))
-            wanted = [each for each in reports.values() if each.state in states and caller in {None, each.caller}]
-            if limit is not None and len(wanted) >= limit:
-                break
-        return wanted[:limit]
+@deliveries.command
+async def show(id: str, /, *, as_json: JsonOutput = False) -> None:  # noqa: A002 - the argument's name
+    """Show everything about one delivery.
 
-    async def read_open(self) -> AsyncIterator[DeliveryReport]:
-        """Yield the deliveries whose workflow runs, newest first."""
-        query = f'WorkflowType = "{DELIVERY_WORKFLOW}" AND ExecutionStatus = "Running"'
-        async for row in list_runs(self._client, query):
-            yield DeliveryReport(**await self._facts(row))
+    Args:
+        id: Id of the delivery, as `list` shows it.
+    """
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
+        report = await found.read(id)
+    print(to_json(report) if as_json else details(report, now=datetime.now(UTC)))
 
-    async def read(self, delivery_id: str) -> DeliveryDetails:
-        """Return one delivery.
 
-        Raises:
-            CommandError: There is no such delivery.
-        """
-        described = await self._describe(delivery_id)
-        info = described.workflow_execution_info
-        facts = await self._facts(info)
-        attempts, next_try, failure = None, None, None
-        if facts["state"] is DeliveryState.FAILED:
-            closed = await read_close_event(self._client, delivery_id, info.execution.run_id)
-            failure = closed.outcome.failure if closed is not None else None
-        elif facts["closed"] is None:
-            attempts = 0
-            for pending in described.pending_activities:
-                # Between two attempts Temporal already counts the next one.
-                is_waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
-                attempts = pending.attempt - is_waiting
-                failure = pending.last_failure if pending.HasField("last_failure") else None
-                if pending.HasField("next_attempt_schedule_time"):
-                    next_try = pending.next_attempt_schedule_time.ToDatetime(UTC)
-        last_error = None if failure is None else await self._error(failure)
-        return DeliveryDetails(**facts, attempts=attempts, last_error=last_error, next_try=next_try)
+@deliveries.command
+async def redeliver(*ids: str, failed: bool = False, as_json: JsonOutput = False) -> None:
+    """Run failed deliveries again, with the same content.
 
-    async def redeliver(self, delivery_id: str) -> str:
-        """Run a failed delivery again by a reset of its workflow. Returns the new run's id.
-
-        Raises:
-            CommandError: There is no such delivery, or it has not failed.
-        """
-        described = await self._describe(delivery_id)
-        state = DeliveryState.of(described.workflow_execution_info.status)
-        if state is DeliveryState.DELIVERED:
-            message = f"{delivery_id} is already delivered: there is nothing to do"
-            raise CommandError(message)
-        if state is not DeliveryState.FAILED:
-            message = f"{delivery_id} is still {state.value}: `deliveries show` shows its next attempt"
-            raise CommandError(message)
-        run_id = described.workflow_execution_info.execution.run_id
-        handle = self._client.get_workflow_handle(delivery_id, run_id=run_id)
-        async for event in handle.fetch_history_events():
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                break
-        else:
-            message = f"{delivery_id} was stopped before a worker ran it: it cannot be reset"
-            raise CommandError(message)
-        reset = ResetWorkflowExecutionRequest(
-            namespace=self._client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=delivery_id, run_id=run_id),
-            reason="redeliver",
-            workflow_task_finish_event_id=event.event_id,
-            # Derived from the run: of several resets of one run, the server carries out only the first.
-            request_id=str(uuid.uuid5(uuid.NAMESPACE_OID, run_id)),
-        )
-        return (await self._client.workflow_service.reset_workflow_execution(reset, retry=True)).run_id
-
-    async def _describe(self, delivery_id: str) -> DescribeWorkflowExecutionResponse:
-        described = await describe(self._client, delivery_id)
-        if described is not None and described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
-            return described
-        where = f"namespace {self._client.namespace}: `deliveries list --state all` names those that are kept"
-        message = f"no delivery {plain(delivery_id)} in {where}"
-        raise CommandError(message)
-
-    async def _facts(self, info: WorkflowExecutionInfo) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "id": info.execution.workflow_id,
-            "run_id": info.execution.run_id,
-            "state": DeliveryState.of(info.status),
-            "started": info.start_time.ToDatetime(UTC),
-            "closed": info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
-        }
-        try:
-            [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]])
-        except Exception:  # noqa: BLE001 - encoded by a codec that we do not have: list it all the same
-            return facts
-        deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
-        kept = {name: value or None for name, value in memo.items() if name in DeliveryReport.__dataclass_fields__}
-        return facts | kept | {"deadline": deadline}
-
-    async def _error(self, failure: Failure) -> str:
-        try:
-            error = await self._client.data_converter.decode_failure(failure)
-        except Exception:  # noqa: BLE001 - as for the memo
-            return "unreadable"
-        # An ActivityError only states that an activity failed; its cause has the reason.
-        cause = error.__cause__ if isinstance(error, ActivityError) and error.__cause__ else error
-        return plain(str(cause).removeprefix("operation "))
+    Args:
+        ids: Ids of the deliveries, as `list` shows them.
+        failed: Run all failed deliveries again.
+    """
+    if bool(ids) == failed:
+        message = "name the deliveries to run again, or give --failed"
+        raise SettingsError(message)
+    results: list[dict[str, str | None]] = []
+    async with connected() as (client, _):
+        found = Deliveries(client=client)
+        reports = await found.read_all([DeliveryState.FAILED]) if failed else []
+        for number, each in enumerate(dict.fromkeys(ids or (report.id for report in reports))):
+            # Many deliveries may wait for one receiver, which was repaired just now.
+            await asyncio.sleep(_PACE_S if number else 0)
+            try:
+                results.append({"id": each, "run_id": await found.redeliver(each), "error": None})
+            except (DeliveryError, RPCError) as error:
+                results.append({"id": each, "run_id": None, "error": _said(error)})
+    if as_json:
+        print(to_json(results))
+    else:
+        again = [f"{each['id']} runs again, as run {each['run_id']}" for each in results if each["run_id"]]
+        print("\n".join(again) or "nothing was run again")
+    if errors := [each["error"] for each in results if each["error"]]:
+        raise CommandError("\n".join(errors))

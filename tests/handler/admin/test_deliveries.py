@@ -12,11 +12,16 @@ from aiohttp import web
 from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
-from bridge.admin.command import CommandError
 from bridge.admin.output import details, table, to_json
 from bridge.security.redaction import plain
-from handler.admin.command import COLUMNS
-from handler.admin.deliveries import Deliveries, DeliveryDetails, DeliveryReport, DeliveryState
+from handler.delivery.delivery_report import (
+    COLUMNS,
+    Deliveries,
+    DeliveryDetails,
+    DeliveryError,
+    DeliveryReport,
+    DeliveryState,
+)
 from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, packed_reply
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.environment.server import Server
@@ -104,7 +109,7 @@ async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(world
     assert delivery_id == f"bridge-delivery-{report.request_id}-{report.target_run_id}"
     assert report.operation == "ProbeService/probe"
     assert (report.caller_namespace, report.caller_workflow_id) == (CALLER, handle.id)
-    with pytest.raises(CommandError, match="still running"):
+    with pytest.raises(DeliveryError, match="still running"):
         await deliveries.redeliver(delivery_id)
     world.receiver.before = None
     await handle.result()
@@ -124,7 +129,7 @@ async def test_a_refused_delivery_stays_listed_until_it_is_run_again(world: Worl
     assert delivered.request_id == refused.request_id
     # The first run of the delivery workflow stays failed; the delivery itself is delivered.
     assert delivery_id not in [each.id for each in await deliveries.read_all([DeliveryState.FAILED])]
-    with pytest.raises(CommandError, match="already delivered"):
+    with pytest.raises(DeliveryError, match="already delivered"):
         await deliveries.redeliver(delivery_id)
 
 
@@ -199,7 +204,7 @@ async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repea
     assert (report.request_id, report.operation, report.target_workflow_id) == (call.request_id, "S/o", "target")
     assert report.caller_workflow_id is None
     await handle.terminate()
-    with pytest.raises(CommandError, match="cannot be reset"):
+    with pytest.raises(DeliveryError, match="cannot be reset"):
         await deliveries.redeliver(handle.id)
 
 
@@ -209,9 +214,9 @@ async def test_only_deliveries_are_known(world: World) -> None:
     await (await world.call(ask)).result()
     deliveries = Deliveries(client=world.handler_client)
     for each in ("unknown-id", f"probe-{ask.key}"):
-        with pytest.raises(CommandError, match=f"no delivery {each} in namespace {HANDLER}"):
+        with pytest.raises(DeliveryError, match=f"no delivery {each} in namespace {HANDLER}"):
             await deliveries.read(each)
-        with pytest.raises(CommandError, match="list --state all"):
+        with pytest.raises(DeliveryError, match=f"no delivery {each}"):
             await deliveries.redeliver(each)
 
 
@@ -239,7 +244,8 @@ async def test_the_command_lists_shows_and_redelivers(world: World, server: Serv
     assert shown.pop("last_error") == REFUSED
     assert shown == listed[0] | {"attempts": None, "next_try": None}
     assert f"{CALLER}\n" in (await run("show", delivery_id)).stdout
-    assert "no delivery unknown-id" in (await run("show", "unknown-id", code=1)).stderr
+    unknown = (await run("show", "unknown-id", code=1)).stderr
+    assert f"no delivery unknown-id in namespace {HANDLER}; `deliveries list --state all` shows" in unknown
 
     world.receiver.before = None
     again = await run("redeliver", delivery_id, "unknown-id", "--json", code=1)

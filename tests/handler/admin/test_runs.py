@@ -5,7 +5,7 @@ from temporalio.api.common.v1 import Memo
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import Client
 
-from handler.admin.runs import read_run
+from handler.delivery.run_report import read_run
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER
 

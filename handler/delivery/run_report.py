@@ -1,0 +1,96 @@
+"""Reports of the runs that calls started: who called, how a run ended, and how its outcome is delivered."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.client import Client
+
+from bridge.errors import UnavailableError
+from bridge.protocol.link import WorkflowRef
+from handler.delivery.calls import read_memo
+from handler.delivery.delivery_report import Deliveries, DeliveryDetails, DeliveryError
+from handler.settings import HandlerSettings
+
+_STATES = dict(enumerate(("running", "completed", "failed", "canceled", "terminated", "continued", "timed out"), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """One run of a target. Field names are those of the JSON; a fact that is unknown or cannot be read is None."""
+
+    workflow_id: str
+    """Id of the target."""
+    run_id: str
+    """Its run."""
+    state: str
+    """Status of the run in Temporal, "status N" if this release does not know it."""
+    started: datetime
+    """When the run started."""
+    closed: datetime | None
+    """When the run closed."""
+    caller: str | None = None
+    """Name of the caller in the handler's settings."""
+    operation: str | None = None
+    """Service/operation."""
+    request_id: str | None = None
+    """Request id of the call that started the run."""
+    called_by: str | None = None
+    """Namespace and id of the workflow that called, as the caller named it."""
+    link: str | None = None
+    """Page of that workflow in the caller's UI, if the settings name the UI."""
+    deadline: datetime | None = None
+    """Instant at which attempts to deliver end."""
+
+
+async def read_run(client: Client, settings: HandlerSettings | None, info: WorkflowExecutionInfo) -> dict[str, Any]:
+    """Return the facts of a run, by the names of `RunReport`."""
+    facts: dict[str, Any] = {
+        "workflow_id": info.execution.workflow_id,
+        "run_id": info.execution.run_id,
+        "state": _STATES.get(info.status, f"status {info.status}"),
+        "started": info.start_time.ToDatetime(UTC),
+        "closed": info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
+    }
+    try:
+        call = await read_memo(client.data_converter, info)
+    except UnavailableError:
+        # The memo is encoded by a codec that we do not have: show the run all the same.
+        return facts
+    if call is None:
+        return facts
+    source = WorkflowRef(
+        namespace=call.caller_namespace, workflow_id=call.caller_workflow_id, run_id=call.caller_run_id
+    )
+    base = settings.ui_url(call.caller) if settings is not None else None
+    return facts | {
+        "caller": call.caller,
+        "operation": f"{call.service}/{call.operation}",
+        "request_id": call.request_id,
+        "called_by": f"{source.namespace}/{source.workflow_id}" if source.workflow_id else None,
+        "link": source.ui_url(base) if source.workflow_id and base is not None else None,
+        "deadline": datetime.fromtimestamp(call.deadline_ms / 1000, UTC),
+    }
+
+
+async def read_run_and_delivery(
+    client: Client, settings: HandlerSettings | None, workflow_id: str, run_id: str = ""
+) -> tuple[RunReport, DeliveryDetails | None]:
+    """Return one run and the delivery of its outcome. Without *run_id*: the newest run.
+
+    The delivery is None if one request, a renewal or nothing has delivered the outcome. No record says which.
+
+    Raises:
+        temporalio.service.RPCError: There is no such run, or Temporal did not answer.
+    """
+    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
+    described = await client.workflow_service.describe_workflow_execution(request, retry=True)
+    report = RunReport(**await read_run(client, settings, described.workflow_execution_info))
+    try:
+        return report, await Deliveries(client=client).read(f"bridge-delivery-{report.request_id}-{report.run_id}")
+    except DeliveryError:
+        return report, None
