@@ -5,13 +5,14 @@ may end it. Then the message signature of that handler: over the headers before 
 before it is parsed. The receiver keeps no state, therefore any number of copies may run.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.client import Client
 
+from bridge.console import serving_console
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
@@ -23,6 +24,7 @@ from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.peer_exchanges import PeerExchanges
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
@@ -30,6 +32,7 @@ from bridge.runtime.tracing import span, trace_fields
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS
 from bridge.security.signatures import MessageKind
 from caller.completer import Completer, CompletionAnswer, Wait
+from caller.console import pages
 from caller.settings import CallerSettings
 
 GONE = 410
@@ -52,16 +55,20 @@ def create_app(
         message = "no receiver in the settings: without one there is nothing to serve"
         raise SettingsError(message)
 
-    async def prepare(app: web.Application) -> None:
+    peers = PeerExchanges(settings.handlers, clock=clock)
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
         app[_RECEIVER] = _Receiver(settings, connected, clock)
+        async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
+            yield
 
     async def is_ready() -> bool:
         return await app[_RECEIVER].namespace.is_reachable()
 
     app = http_server.create_app(is_ready)
-    app.middlewares.insert(0, request_metrics("receiver", lambda: app[_RECEIVER].metrics))
-    app.on_startup.append(prepare)
+    app.middlewares.insert(0, request_metrics("receiver", lambda: app[_RECEIVER].metrics, peers))
+    app.cleanup_ctx.append(running)
     add_route(app, "/callbacks", _RECEIVER, _Receiver.echo)
     add_route(app, "/callbacks/{callback_id}", _RECEIVER, _Receiver.complete)
     return app

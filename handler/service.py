@@ -17,6 +17,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from bridge.console import serving_console
 from bridge.errors import WrongHandlerError, bad_request, not_found
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.echo import Echo, encode_echo
@@ -28,6 +29,7 @@ from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.peer_exchanges import PeerExchanges
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
@@ -35,6 +37,7 @@ from bridge.runtime.tracing import span, trace_fields
 from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
+from handler.console import pages
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
 from handler.delivery.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
@@ -110,6 +113,7 @@ def create_app(
         bridge.runtime.settings.SettingsError: The module has neither decorated workflows nor service handlers.
     """
     served = Served.by(module)
+    peers = PeerExchanges(settings.callers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
@@ -125,7 +129,8 @@ def create_app(
                     await start_sweep(connected, targets=served.targets, settings=settings)
                 except ValueError as error:
                     raise SettingsError(str(error)) from None
-            yield
+            async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
+                yield
         finally:
             watching.cancel()
             await http.aclose()
@@ -140,7 +145,7 @@ def create_app(
         app[_SERVICE].holds.close()
 
     app = http_server.create_app(is_ready)
-    app.middlewares.insert(0, request_metrics("handler", lambda: app[_SERVICE].metrics))
+    app.middlewares.insert(0, request_metrics("handler", lambda: app[_SERVICE].metrics, peers))
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.

@@ -37,7 +37,7 @@ def table(reports: Sequence[Any], columns: str, *, now: datetime) -> str:
     """Return a heading and one line for each report: "?" for None, and for a time its distance from *now*."""
     names = columns.split()
     texts = [[name.replace("_", " ").upper() for name in names]]
-    texts += [[_cell(getattr(each, name), now) for name in names] for each in reports]
+    texts += [[cell(getattr(each, name), now) for name in names] for each in reports]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]
     return "\n".join(lines) if reports else "nothing found"
@@ -45,21 +45,28 @@ def table(reports: Sequence[Any], columns: str, *, now: datetime) -> str:
 
 def details(report: Any, *, now: datetime) -> str:
     """Return the fields of *report*, one on each line: first the facts, then the times in their order."""
-    facts = {name: value for name, value in dataclasses.asdict(report).items() if not isinstance(value, datetime)}
-    times = {name: value for name, value in vars(report).items() if isinstance(value, datetime)}
+    facts, times = facts_and_times(report)
     # A link was made from the settings, with every id percent-encoded. Other texts are foreign.
     lines = [
         f"{name.replace('_', ' '):<20}"
-        + (one_line(value, 4000) if name == "link" and value else _cell(value, now, unknown="-"))
-        for name, value in facts.items()
+        + (one_line(value, 4000) if name == "link" and value else cell(value, now, unknown="-"))
+        for name, value in facts
     ]
-    for name, value in sorted(times.items(), key=lambda each: each[1]):
+    for name, value in times:
         instant = value.isoformat(sep=" ", timespec="seconds")
-        lines.append(f"{name.replace('_', ' '):<20}{instant} ({_cell(value, now)})")
+        lines.append(f"{name.replace('_', ' '):<20}{instant} ({cell(value, now)})")
     return "\n".join(lines)
 
 
-def _cell(value: object, now: datetime, *, unknown: str = "?") -> str:
+def facts_and_times(report: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, datetime]]]:
+    """Return the fields of *report* by name: those that are not a time, and the times in their order."""
+    facts = [(name, value) for name, value in vars(report).items() if not isinstance(value, datetime)]
+    times = [(name, value) for name, value in vars(report).items() if isinstance(value, datetime)]
+    return facts, sorted(times, key=lambda each: each[1])
+
+
+def cell(value: object, now: datetime, *, unknown: str = "?") -> str:
+    """Return *value* as one line: *unknown* for None, and for a time its distance from *now*."""
     match value:
         case None:
             return unknown

@@ -6,6 +6,7 @@ side. The table also works in a checkout, which has no entry points.
 
 import inspect
 import json
+import secrets
 import sys
 import time
 from typing import Annotated, NoReturn
@@ -15,6 +16,7 @@ from cyclopts import App, Parameter
 import bridge
 from bridge.admin import command
 from bridge.admin.init import init
+from bridge.console.sessions import hash_token
 from bridge.runtime.user_modules import require_own_package
 from bridge.security.keys import new_key
 
@@ -70,6 +72,21 @@ def new(
         print(f'signing = "{key_id}"\nkeys = {{ "{key_id}" = "{key}" }}')
 
 
+console = App(name="console", help="The page for operators: see docs/observability.md.")
+
+
+@console.command
+def token(operator: str, /) -> None:
+    """Print a new token for the console, and its entry in the settings. The token is not stored and not shown again.
+
+    Args:
+        operator: Name of the person who gets the token. The log names it.
+    """
+    new_token = secrets.token_urlsafe()
+    print(f"the token of {operator} for the login form: {new_token}\n")
+    print(f'[console.tokens]\n"{operator}" = "{hash_token(new_token)}"')
+
+
 def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
     """Run the command line under *name*. *serve* names the side whose `serve` becomes a command of the root too."""
 
@@ -87,6 +104,7 @@ def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
         )
         app.command(init)
         app.command(keys)
+        app.command(console)
         for each, path in COMMANDS.items():
             app.command(path, name=each)
         if serve is not None:

@@ -9,10 +9,14 @@ from aiohttp.typedefs import Middleware
 
 from bridge.runtime.incoming_message import FACTS, PROOF
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.peer_exchanges import PeerExchanges
 
 
-def request_metrics(side: str, metrics: Callable[[], Metrics]) -> Middleware:
-    """Return the outermost middleware of a service. It counts from the facts that routes add to the access log."""
+def request_metrics(side: str, metrics: Callable[[], Metrics], peers: PeerExchanges) -> Middleware:
+    """Return the outermost middleware of a service. It counts from the facts that routes add to the access log.
+
+    It also records in *peers* the last exchange with each peer.
+    """
 
     @web.middleware
     async def middleware(
@@ -22,6 +26,10 @@ def request_metrics(side: str, metrics: Callable[[], Metrics]) -> Middleware:
         response = await handler(request)
         facts, counters = request.get(FACTS, {}), metrics()
         peer = str(facts.get("bridge.caller", facts.get("bridge.peer", "unknown")))
+        if "bridge.message" in facts:
+            # The path of a refused request names its sender, which may be a stranger.
+            sender = peer if peer != "unknown" else request.match_info.get("caller", peer)
+            peers.record(sender, response.status, str(facts.get("bridge.refused", facts.get("bridge.answer", ""))))
         if "bridge.untrusted" in facts:
             counters.count("bridge_untrusted", side=side, reason=str(facts["bridge.untrusted"]))
         if (proof := request.get(PROOF)) is not None:

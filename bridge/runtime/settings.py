@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -53,6 +53,19 @@ class SettingsError(Exception):
     """The settings cannot be used. The text names every bad field and quotes no value."""
 
 
+class ConsoleSettings(BaseModel):
+    """Where operators reach the console of a service, and who may log in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on. On any other address than a loopback one, browsers log in only through a TLS proxy."""
+    port: int = Field(default=8090, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    tokens: dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(min_length=1)
+    """SHA-256 of each operator's token, by the operator's name. `callback-bridge console token` makes both."""
+
+
 class BridgeSettings(BaseSettings):
     """Base of both sides' settings."""
 
@@ -67,6 +80,8 @@ class BridgeSettings(BaseSettings):
 
     metrics_address: str | None = Field(default=None, pattern=r"^.+:[0-9]{1,5}$")
     """host:port on which a process of the command line serves Prometheus metrics, for everyone who reaches it."""
+    console: ConsoleSettings | None = None
+    """None serves no console."""
 
     @classmethod
     def settings_customise_sources(

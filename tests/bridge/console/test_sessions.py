@@ -1,0 +1,87 @@
+"""Who gets a session of the console, how long it lasts, and how fast tokens can be tried."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from bridge.console.sessions import SESSION_LIFE, Sessions, hash_token
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TOKENS = {"anna": "token-of-anna", "ben": "token-of-ben"}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+async def no_pause() -> None:
+    pass
+
+
+def sessions(clock: Clock | None = None) -> Sessions:
+    hashes = {name: hash_token(token) for name, token in TOKENS.items()}
+    return Sessions(hashes, clock=clock or Clock(), pause=no_pause)
+
+
+async def test_each_operator_logs_in_with_a_token_of_their_own() -> None:
+    """The session names the operator. Two sessions share neither the cookie's value nor the secret of the forms."""
+    made = sessions()
+    keys = [await made.open(token) for token in (*TOKENS.values(), *TOKENS.values())]
+    opened = [made.find(key or "") for key in keys]
+    assert [each.operator for each in opened if each] == ["anna", "ben", "anna", "ben"]
+    assert len({*keys, *(each.csrf for each in opened if each)}) == 8
+
+
+async def test_no_other_text_opens_a_session() -> None:
+    """Neither a part of a token, nor its hash as the settings keep it, nor the name of an operator."""
+    made = sessions()
+    for wrong in ("", "anna", "token-of-ann", "token-of-anna ", hash_token("token-of-anna"), "\udcff", "t" * 5000):
+        assert await made.open(wrong) is None
+    assert made.find("") is None
+
+
+async def test_a_session_ends_at_its_time_however_much_it_is_used() -> None:
+    """The bound is absolute."""
+    clock = Clock()
+    made = sessions(clock)
+    key = await made.open(TOKENS["anna"]) or ""
+    clock.now += SESSION_LIFE - timedelta(seconds=1)
+    assert made.find(key) is not None
+    clock.now += timedelta(seconds=1)
+    assert made.find(key) is None
+
+
+async def test_a_closed_session_is_over() -> None:
+    """A copy of the cookie is worth nothing after the logout."""
+    made = sessions()
+    key = await made.open(TOKENS["anna"]) or ""
+    made.close(key)
+    assert made.find(key) is None
+
+
+async def test_the_number_of_open_sessions_is_limited() -> None:
+    """The oldest session is closed in favor of a new one."""
+    made = sessions()
+    keys = [await made.open(TOKENS["anna"]) or "" for _ in range(101)]
+    assert made.find(keys[0]) is None
+    assert all(made.find(key) for key in keys[1:])
+
+
+async def test_after_a_wrong_token_none_is_compared_until_the_pause_is_over() -> None:
+    """At most one guess for each pause, over however many connections the guesses come."""
+    paused, over = asyncio.Event(), asyncio.Event()
+
+    async def pause() -> None:
+        paused.set()
+        await over.wait()
+
+    made = Sessions({"anna": hash_token(TOKENS["anna"])}, clock=Clock(), pause=pause)
+    wrong = asyncio.create_task(made.open("wrong"))
+    await paused.wait()
+    assert await made.open(TOKENS["anna"]) is None
+    over.set()
+    assert await wrong is None
+    assert await made.open(TOKENS["anna"]) is not None
