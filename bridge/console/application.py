@@ -64,7 +64,10 @@ class Console:
         loader = jinja2.FileSystemLoader([_FOLDER, pages.template.parent])
         self._templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
         self._templates.globals |= {"title": pages.title, "style": style, "peers": peers.all}
-        self._templates.filters |= {"cell": lambda value: cell(value, clock()), "facts_and_times": facts_and_times}
+        self._templates.filters |= {
+            "cell": lambda value: cell(value, clock(), unknown="-"),
+            "facts_and_times": facts_and_times,
+        }
         self._settings = settings
         self._pages = pages
         self._sessions = Sessions(settings.tokens, clock=clock)
