@@ -7,12 +7,11 @@ from typing import Any
 from temporalio.client import Client
 
 from bridge.console import Pages
-from handler.delivery.delivery_report import UNDELIVERED, Deliveries, DeliveryState
+from handler.delivery.delivery_report import STATES, UNDELIVERED, Deliveries
 from handler.delivery.run_report import read_run_and_delivery
 from handler.settings import HandlerSettings
 
 _LISTED = 100
-_STATES = {each.value: (each,) for each in DeliveryState}
 
 
 def pages(client: Client, settings: HandlerSettings) -> Pages:
@@ -26,13 +25,13 @@ def pages(client: Client, settings: HandlerSettings) -> Pages:
             run, delivery = await read_run_and_delivery(client, settings, workflow_id, query.get("run_id", ""))
             return {"run": run, "delivery": delivery}
         state, caller = query.get("state", ""), query.get("caller", "")
-        states = _STATES.get(state, UNDELIVERED)
+        states = STATES.get(state, UNDELIVERED)
         found = await deliveries.read_all(states, caller=caller or None, limit=_LISTED + 1)
         return {
             "deliveries": found[:_LISTED],
             "is_all": len(found) <= _LISTED,
             "state": state,
-            "states": _STATES,
+            "states": STATES,
             "caller": caller,
             "callers": settings.callers,
         }

@@ -8,7 +8,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -79,7 +78,6 @@ class Console:
         """Serve the console on the listener of the settings."""
         app = web.Application(middlewares=[self._guard], client_max_size=_MAX_FORM_BYTES)
         app[STOPPING] = asyncio.Event()
-        app.on_response_prepare.append(self._protect)
         app.router.add_get("/", self._show)
         app.router.add_post("/login", self._log_in)
         app.router.add_post("/logout", self._log_out)
@@ -113,21 +111,20 @@ class Console:
             return self._message(status, session, message)
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        key = await self._sessions.open(str((await request.post()).get("token", "")))
-        session = self._sessions.find(key or "")
+        session = await self._sessions.open(str((await request.post()).get("token", "")))
         extra = {"bridge.remote": request.remote or ""}
-        if key is None or session is None:
+        if session is None:
             _log.warning("bridge.console_login_refused", extra=extra)
             return self._render("login.html", 401, is_wrong=True)
         _log.info("bridge.console_login", extra={**extra, "bridge.operator": session.operator})
-        response, is_local = _first_page(), _is_loopback(self._settings.host) and _is_loopback(request.url.host or "")
-        life = int(SESSION_LIFE.total_seconds())
-        response.set_cookie(self._cookie, key, max_age=life, httponly=True, samesite="Strict", secure=not is_local)
+        response, life = self._lead_to_first_page(), int(SESSION_LIFE.total_seconds())
+        is_far = request.url.host not in {"127.0.0.1", "::1", "localhost"}
+        response.set_cookie(self._cookie, session.key, max_age=life, httponly=True, samesite="Strict", secure=is_far)
         return response
 
     async def _log_out(self, request: web.Request) -> web.Response:
-        self._sessions.close(request.cookies[self._cookie])
-        return _first_page()
+        self._sessions.close(request[_SESSION])
+        return self._lead_to_first_page()
 
     async def _show(self, request: web.Request) -> web.Response:
         values = await self._pages.read(request.query)
@@ -145,22 +142,18 @@ class Console:
         finally:
             facts = {"operator": request[_SESSION].operator, "delivery_id": plain(delivery_id), "result": result}
             _log.info("bridge.console_redelivered", extra={f"bridge.{name}": each for name, each in facts.items()})
-        return _first_page()
-
-    async def _protect(self, _: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(self._headers)
+        return self._lead_to_first_page()
 
     def _message(self, status: int, session: Session, message: str) -> web.Response:
         return self._render("base.html", status, session=session, message=message)
 
     def _render(self, template: str, status: int, **values: Any) -> web.Response:
         text = self._templates.get_template(template).render(values)
-        return web.Response(status=status, text=text, content_type="text/html")
+        return web.Response(status=status, text=text, content_type="text/html", headers=self._headers)
 
-
-def _first_page() -> web.Response:
-    """Lead to the first page. The relative URL also works behind a proxy's prefix."""
-    return web.Response(status=303, headers={"Location": "./"})
+    def _lead_to_first_page(self) -> web.Response:
+        # A relative URL also works behind a proxy's prefix.
+        return web.Response(status=303, headers={**self._headers, "Location": "./"})
 
 
 def _problem(error: Exception, *, is_reading: bool) -> tuple[int, str]:
@@ -178,10 +171,3 @@ def _problem(error: Exception, *, is_reading: bool) -> tuple[int, str]:
             name = type(error).__name__
             _log.error("bridge.internal_error", extra={"bridge.error": name}, exc_info=without_text(error))
             return 500, "the page failed; the log names the error"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

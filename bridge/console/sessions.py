@@ -27,6 +27,8 @@ def hash_token(token: str) -> str:
 class Session:
     """One login."""
 
+    key: str
+    """Secret value of the cookie."""
     operator: str
     """Name of the operator in the settings."""
     csrf: str
@@ -36,7 +38,7 @@ class Session:
 
 
 class Sessions:
-    """The open sessions of one console, by the secret value of their cookie."""
+    """The open sessions of one console."""
 
     def __init__(
         self,
@@ -52,8 +54,8 @@ class Sessions:
         self._pausing = asyncio.Lock()
         self._open: dict[str, Session] = {}
 
-    async def open(self, token: str) -> str | None:
-        """Open a session and return its key. Returns None if the token is wrong, or another was wrong just now."""
+    async def open(self, token: str) -> Session | None:
+        """Open a session. Returns None if the token is wrong, or another was wrong just now."""
         if self._pausing.locked():
             return None
         # Compare every hash, so that timing reveals nothing.
@@ -64,16 +66,17 @@ class Sessions:
                 await self._pause()
             return None
         key, csrf = secrets.token_urlsafe(), secrets.token_urlsafe()
-        self._open[key] = Session(operator=operators[0], csrf=csrf, ends=self._clock() + SESSION_LIFE)
+        session = Session(key=key, operator=operators[0], csrf=csrf, ends=self._clock() + SESSION_LIFE)
+        self._open[key] = session
         if len(self._open) > _MAX_SESSIONS:
-            self.close(next(iter(self._open)))
-        return key
+            del self._open[next(iter(self._open))]
+        return session
 
     def find(self, key: str) -> Session | None:
         """Return the open session with this key."""
         session = self._open.get(key)
         return session if session is not None and self._clock() < session.ends else None
 
-    def close(self, key: str) -> None:
+    def close(self, session: Session) -> None:
         """End a session."""
-        self._open.pop(key, None)
+        self._open.pop(session.key, None)

@@ -40,7 +40,7 @@ SENTENCES = {
     "bridge.connections_exhausted": "a connection was not accepted: {reason}. The limit is {limit} connections",
     "bridge.console_listens": "the console is at {console}",
     "bridge.console_login": "operator {operator} logged in to the console from {remote}",
-    "bridge.console_login_refused": "a login to the console from {remote} was refused: wrong token",
+    "bridge.console_login_refused": "a login to the console from {remote} was refused: wrong token, or right after one",
     "bridge.console_redelivered": "operator {operator} asked the console to run delivery {delivery_id} again: {result}",
     "bridge.delivery_left_to_renewal": "the outcome of {target} is left to the caller's renewal and the sweep: {error}",
     "bridge.ending_swept": "the sweep delivered the outcome of {target} to {calls} calls",

@@ -16,11 +16,10 @@ from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, details, print_list, refusal, to_json
 from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
 from bridge.runtime.temporal import connect
-from handler.delivery.delivery_report import COLUMNS, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
+from handler.delivery.delivery_report import COLUMNS, STATES, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
 from handler.settings import HandlerSettings
 
 _PACE_S = 0.1
-_CHOICES = {state.value: (state,) for state in DeliveryState} | {"all": tuple(DeliveryState)}
 
 deliveries = App(
     name="deliveries",
@@ -68,7 +67,7 @@ async def list_(
     async with connected() as (client, _):
         found = Deliveries(client=client)
         # Read one more than is shown, to see whether there are more.
-        states = UNDELIVERED if state is None else _CHOICES[state]
+        states = UNDELIVERED if state is None else STATES[state]
         reports = await found.read_all(states, caller=caller, limit=limit + 1)
     shown = reports[:limit]
     print_list(shown, COLUMNS, as_json=as_json)

@@ -58,6 +58,8 @@ class DeliveryState(str, Enum):
 
 UNDELIVERED = (DeliveryState.RUNNING, DeliveryState.PAUSED, DeliveryState.FAILED)
 """States of the deliveries that a list shows by default."""
+STATES = {each.value: (each,) for each in DeliveryState} | {"all": tuple(DeliveryState)}
+"""States to choose from."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from bridge.console.sessions import SESSION_LIFE, Sessions, hash_token
+from bridge.console.sessions import SESSION_LIFE, Session, Sessions, hash_token
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TOKENS = {"anna": "token-of-anna", "ben": "token-of-ben"}
@@ -26,13 +26,19 @@ def sessions(clock: Clock | None = None) -> Sessions:
     return Sessions(hashes, clock=clock or Clock(), pause=no_pause)
 
 
+async def opened_by(made: Sessions, token: str) -> Session:
+    session = await made.open(token)
+    assert session is not None
+    return session
+
+
 async def test_each_operator_logs_in_with_a_token_of_their_own() -> None:
     """The session names the operator. Two sessions share neither the cookie's value nor the secret of the forms."""
     made = sessions()
-    keys = [await made.open(token) for token in (*TOKENS.values(), *TOKENS.values())]
-    opened = [made.find(key or "") for key in keys]
-    assert [each.operator for each in opened if each] == ["anna", "ben", "anna", "ben"]
-    assert len({*keys, *(each.csrf for each in opened if each)}) == 8
+    opened = [await opened_by(made, token) for token in (*TOKENS.values(), *TOKENS.values())]
+    assert [each.operator for each in opened] == ["anna", "ben", "anna", "ben"]
+    assert len({secret for each in opened for secret in (each.key, each.csrf)}) == 8
+    assert [made.find(each.key) for each in opened] == opened
 
 
 async def test_no_other_text_opens_a_session() -> None:
@@ -47,7 +53,7 @@ async def test_a_session_ends_at_its_time_however_much_it_is_used() -> None:
     """The bound is absolute."""
     clock = Clock()
     made = sessions(clock)
-    key = await made.open(TOKENS["anna"]) or ""
+    key = (await opened_by(made, TOKENS["anna"])).key
     clock.now += SESSION_LIFE - timedelta(seconds=1)
     assert made.find(key) is not None
     clock.now += timedelta(seconds=1)
@@ -57,15 +63,15 @@ async def test_a_session_ends_at_its_time_however_much_it_is_used() -> None:
 async def test_a_closed_session_is_over() -> None:
     """A copy of the cookie is worth nothing after the logout."""
     made = sessions()
-    key = await made.open(TOKENS["anna"]) or ""
-    made.close(key)
-    assert made.find(key) is None
+    session = await opened_by(made, TOKENS["anna"])
+    made.close(session)
+    assert made.find(session.key) is None
 
 
 async def test_the_number_of_open_sessions_is_limited() -> None:
     """The oldest session is closed in favor of a new one."""
     made = sessions()
-    keys = [await made.open(TOKENS["anna"]) or "" for _ in range(101)]
+    keys = [(await opened_by(made, TOKENS["anna"])).key for _ in range(101)]
     assert made.find(keys[0]) is None
     assert all(made.find(key) for key in keys[1:])
 
