@@ -169,5 +169,5 @@ def _problem(error: Exception, *, is_reading: bool) -> tuple[int, str]:
             return 404 if is_reading else 409, str(error)
         case _:
             name = type(error).__name__
-            _log.error("bridge.internal_error", extra={"bridge.error": name}, exc_info=without_text(error))
+            _log.error("bridge.console_failed", extra={"bridge.error": name}, exc_info=without_text(error))
             return 500, "the page failed; the log names the error"

@@ -38,6 +38,7 @@ SENTENCES = {
     "callback-bridge deliveries redeliver",
     "bridge.connecting": "connecting to Temporal at {temporal}, namespace {namespace}",
     "bridge.connections_exhausted": "a connection was not accepted: {reason}. The limit is {limit} connections",
+    "bridge.console_failed": "a page of the console failed by a fault of this service: {error}",
     "bridge.console_listens": "the console is at {console}",
     "bridge.console_login": "operator {operator} logged in to the console from {remote}",
     "bridge.console_login_refused": "a login to the console from {remote} was refused: wrong token, or right after one",
