@@ -27,6 +27,7 @@ from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.start import Finished, Running, StartRequest
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
 from bridge.workflow.pending_call import operation_error
@@ -243,7 +244,8 @@ async def create_client(
         Metrics(MetricMeter.noop),
         settings or load(CallerSettings),
     )
-    endpoints = Endpoints(found, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
+    keys, clock = LiveKeys(found, metrics), lambda: datetime.now(UTC)
+    endpoints = Endpoints(found, keys=keys, http=http, metrics=metrics, clock=clock)
     try:
         yield OperationClient(service_name(service), endpoint, endpoints, data_converter)
     finally:

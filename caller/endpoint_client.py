@@ -19,6 +19,7 @@ from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, enco
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_client import PeerClient
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.tracing import trace_headers
 from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
@@ -56,12 +57,19 @@ class Endpoints:
     """The configured endpoints of one caller."""
 
     def __init__(
-        self, settings: CallerSettings, *, http: HttpClient, metrics: Metrics, clock: Callable[[], datetime]
+        self,
+        settings: CallerSettings,
+        *,
+        keys: LiveKeys,
+        http: HttpClient,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
     ) -> None:
         self._resolved: dict[str, ResolvedEndpoint] = {}
         for name, endpoint in settings.endpoints.items():
             peer = settings.handlers[endpoint.handler]
-            self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=MessageSigner(peer.start_keys))
+            signer = MessageSigner(keys(f"handlers.{endpoint.handler}.start_keys"))
+            self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=signer)
         self._http = http
         self._peers = PeerClient(http, metrics=metrics, clock=clock)
 
@@ -73,7 +81,7 @@ class Endpoints:
             nexusrpc.HandlerError: There is no such endpoint, or the start has a form that cannot be sent.
         """
         endpoint = self.resolve(name).endpoint
-        if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.networks):
+        if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.route):
             # Held starts must leave places for others. This start is answered at once, and its callback comes later.
             request = dataclasses.replace(request, wait=None)
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)
@@ -127,7 +135,7 @@ class Endpoints:
                 signer=resolved.signer,
                 answers=resolved.peer.answers,
                 more=more,
-                networks=resolved.endpoint.networks,
+                route=resolved.endpoint.route,
                 timeout=timeout,
                 is_first=is_first,
             )

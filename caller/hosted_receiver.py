@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 
-from temporalio.client import Client
+from temporalio.worker import Worker
 
+from bridge.runtime.lasting_client import present_client
 from bridge.runtime.listener import bind, listening
 from bridge.runtime.settings import SettingsError
 from caller.receiver import create_app
@@ -29,7 +30,7 @@ class HostedReceiver:
         self._settings, self._place, self._clock = settings, settings.receiver, clock
         self._sockets: list[socket.socket] = []
         self._namespace = ""
-        self._workers = 0
+        self._workers: list[Worker] = []
         self._lock = asyncio.Lock()
         self._stack = AsyncExitStack()
 
@@ -59,19 +60,20 @@ class HostedReceiver:
         self._namespace = namespace
 
     @asynccontextmanager
-    async def serving(self, client: Client) -> AsyncIterator[None]:
-        """Serve while a worker with *client* runs. After the last worker, wait until all requests are answered."""
+    async def serving(self, worker: Worker) -> AsyncIterator[None]:
+        """Serve while *worker* runs. After the last worker, wait until all requests are answered."""
         async with self._lock:
-            if self._workers == 0:
-                self.reserve(client.namespace)
+            if not self._workers:
+                self.reserve(worker.client.namespace)
+                client = present_client(lambda: (self._workers or [worker])[-1].client)
                 app = create_app(self._settings, client=client, clock=self._clock)
                 await self._stack.enter_async_context(listening(app, self._sockets))
-            self._workers += 1
+            self._workers.append(worker)
         try:
             yield
         finally:
             async with self._lock:
-                self._workers -= 1
-                if self._workers == 0:
+                if len(self._workers) == 1:
                     self._sockets = []
                     await self._stack.aclose()
+                self._workers.remove(worker)

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from temporalio.worker import Worker, WorkerConfig
 
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.runtime.worker_plugin import SessionPlugin
+from bridge.security.callback_tokens import CallbackTokens
 from caller.callback_urls import CallbackUrls
 from caller.cancel_activity import CancelActivities
 from caller.endpoint_client import Endpoints
@@ -58,12 +60,16 @@ class CallerPlugin(SessionPlugin):
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
         metrics = Metrics.of(client)
-        endpoints = Endpoints(settings, http=self.http, metrics=metrics, clock=self._clock)
+        keys = LiveKeys(settings, metrics)
+        endpoints = Endpoints(settings, keys=keys, http=self.http, metrics=metrics, clock=self._clock)
         activities = OperationActivities(
             endpoints=endpoints,
             callbacks=None
             if settings.receiver is None
-            else CallbackUrls(receiver_url=settings.receiver.url, tokens=settings.callback_tokens(client.namespace)),
+            else CallbackUrls(
+                receiver_url=settings.receiver.url,
+                tokens=CallbackTokens(keys("callback_keys"), namespace=client.namespace),
+            ),
             metrics=metrics,
             clock=self._clock,
         )
@@ -86,7 +92,7 @@ class CallerPlugin(SessionPlugin):
         for each in worker.config(active_config=True).get("interceptors", ()):
             if isinstance(each, CallerInterceptor):
                 each.serve(worker)
-        async with self._receiver.serving(worker.client) if self._receiver is not None else nullcontext():
+        async with self._receiver.serving(worker) if self._receiver is not None else nullcontext():
             if self._endpoints is not None and self._check is None:
                 receiver = self._settings.receiver
                 callback = None if receiver is None else f"{receiver.url.rstrip('/')}/callbacks"

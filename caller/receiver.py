@@ -23,14 +23,16 @@ from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
+from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
-from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS
-from bridge.security.signatures import MessageKind
+from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
+from bridge.security.signatures import MessageKind, MessageVerifier
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.console import pages
 from caller.settings import CallerSettings
@@ -58,12 +60,15 @@ def create_app(
     peers = PeerExchanges(settings.handlers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
+        address = settings.metrics_address
+        connected = client or lasting_client(await connect(settings.data_converter, metrics_address=address))
         app[_RECEIVER] = _Receiver(settings, connected, clock)
         async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
             yield
 
     async def is_ready() -> bool:
+        # A service without requests would not see that a changed file is bad.
+        app[_RECEIVER].keys.look()
         return await app[_RECEIVER].namespace.is_reachable()
 
     app = http_server.create_app(is_ready)
@@ -82,17 +87,23 @@ class _Receiver:
         self.metrics = Metrics.of(client)
         self._name = settings.name
         self._completer = Completer(client=client)
-        self._tokens = settings.callback_tokens(client.namespace)
-        self._verifiers = settings.completion_verifiers()
-        self._shares_storage = settings.shares_storage
-        self._trace_mode = settings.trace_mode
+        self.keys = keys = LiveKeys(settings, self.metrics)
+        self._tokens = CallbackTokens(keys("callback_keys"), namespace=client.namespace)
+        assert settings.receiver is not None
+        self._verifiers = {
+            name: MessageVerifier(keys(f"handlers.{name}.completion_keys"), public_base=settings.receiver.url)
+            for name in settings.handlers
+        }
+        self._handlers = settings.handlers
         self._clock = clock
 
     async def echo(self, request: web.Request) -> web.Response:
         """Let a handler check its key, its clock and our URL. Completes nothing."""
-        verifier = known_peer(self._verifiers, request.query.get("handler", ""), MessageKind.ECHO, request)
+        handler = request.query.get("handler", "")
+        verifier = known_peer(self._verifiers, handler, MessageKind.ECHO, request)
         await IncomingMessage(request, MessageKind.ECHO, verifier).body()
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
+        keys = self.keys.fingerprints(f"handlers.{handler}")
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), keys=keys)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""
@@ -114,7 +125,7 @@ class _Receiver:
             return _respond(await self._completer.is_waiting(wait))
         completion = decode_completion(message.headers, message.links, body)
         content = completion.outcome.result or completion.outcome.failure
-        if content is not None and holds_reference(content) and not self._shares_storage(claims.peer):
+        if content is not None and holds_reference(content) and not self._handlers[claims.peer].shares_storage:
             _log.error("bridge.reference_not_taken", extra={"bridge.peer": claims.peer})
             refusal = "the outcome is a reference to external storage that is not shared: see shares_storage"
             raise UnavailableError(refusal)
@@ -122,7 +133,7 @@ class _Receiver:
             refusal = "the outcome is too large to complete an activity with"
             raise bad_request(refusal)
         is_late = claims.is_over(self._clock())
-        with span("bridge.complete", request.headers, self._trace_mode(claims.peer)):
+        with span("bridge.complete", request.headers, self._handlers[claims.peer].trace):
             facts |= trace_fields()
             result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}

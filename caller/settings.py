@@ -4,12 +4,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
-from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.runtime.route import Route, Tls
+from bridge.runtime.settings import BridgeSettings, Keys, Name, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
-from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet
-from bridge.security.signatures import MessageVerifier
 
 
 class HandlerPeer(BaseModel):
@@ -17,12 +16,12 @@ class HandlerPeer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    start_keys: KeySet
+    start_keys: Keys
     """Signs our requests to it."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": a handler that cannot sign its answers. A proxy's answer can then pass as the handler's. Only answers
     that no proxy gives by accident are final."""
-    completion_keys: KeySet | None = None
+    completion_keys: Keys | None = None
     """Verifies its completions. Required if we have a receiver."""
     shares_storage: bool = False
     """Whether it uses the same external storage, under the same names. If so, inputs and outcomes may cross as
@@ -49,7 +48,11 @@ class Endpoint(BaseModel):
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
     """With "poll": seconds between two requests."""
     networks: tuple[IPvAnyNetwork, ...] = ()
-    """Non-public networks that its host may resolve to. Other non-public addresses are refused."""
+    """Non-public networks that its host may resolve to, or that of `proxy`. Other non-public addresses are refused."""
+    tls: Tls | None = None
+    """Authorities and certificate for TLS, if they are not the system's."""
+    proxy: HttpUrl | None = None
+    """URL of the HTTP proxy to which requests go. It resolves and connects in our place."""
     allow_insecure: bool = False
     """Allow plain http. For development on one machine."""
 
@@ -57,6 +60,11 @@ class Endpoint(BaseModel):
     def _is_safe(self) -> Self:
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
+
+    @property
+    def route(self) -> Route:
+        """The way to it."""
+        return Route(networks=self.networks, tls=self.tls, proxy=self.proxy)
 
 
 class Receiver(BaseModel):
@@ -86,7 +94,7 @@ class CallerSettings(BridgeSettings):
     """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
     """None if no handler can reach us. Every call then uses the transport "poll"."""
-    callback_keys: KeySet | None = None
+    callback_keys: Keys | None = None
     """Signs and verifies callback tokens. Only the caller's side has these keys. Required with `receiver`."""
     handlers: dict[Name, HandlerPeer] = Field(min_length=1)
     """The handlers that we call, by name."""
@@ -108,52 +116,23 @@ class CallerSettings(BridgeSettings):
         if (self.receiver is None) != (self.callback_keys is None):
             message = "receiver and callback_keys go together"
             raise ValueError(message)
-        key_sets = {"callback_keys": self.callback_keys}
         for name, peer in self.handlers.items():
             if self.receiver is not None and peer.completion_keys is None:
                 message = f"handlers.{name}.completion_keys: missing"
                 raise ValueError(message)
-            key_sets[f"handlers.{name}.start_keys"] = peer.start_keys
-            key_sets[f"handlers.{name}.completion_keys"] = peer.completion_keys
-        require_distinct_keys({where: key_set for where, key_set in key_sets.items() if key_set is not None})
+        require_distinct_keys(self.key_sets)
         return self
 
-    def completion_verifiers(self) -> dict[str, MessageVerifier]:
-        """Return a verifier of completions for each handler, by the handler's name.
-
-        Raises:
-            ValueError: There is no receiver in the settings.
-        """
-        if self.receiver is None:
-            message = "the settings have no receiver"
-            raise ValueError(message)
-        base = self.receiver.url
-        return {
-            name: MessageVerifier(peer.completion_keys, public_base=base)
-            for name, peer in self.handlers.items()
-            if peer.completion_keys is not None
-        }
-
-    def shares_storage(self, handler: str) -> bool:
-        """Whether *handler* uses the same external storage."""
-        return handler in self.handlers and self.handlers[handler].shares_storage
-
-    def trace_mode(self, handler: str) -> TraceMode:
-        """Whether our spans belong to the traces of *handler*."""
-        return self.handlers[handler].trace if handler in self.handlers else "off"
+    @property
+    def key_sets(self) -> dict[str, KeySet]:
+        """All key sets, by the names of their fields."""
+        key_sets = {"callback_keys": self.callback_keys}
+        for name, peer in self.handlers.items():
+            key_sets[f"handlers.{name}.start_keys"] = peer.start_keys
+            key_sets[f"handlers.{name}.completion_keys"] = peer.completion_keys
+        return {name: key_set for name, key_set in key_sets.items() if key_set is not None}
 
     def ui_url(self, endpoint: str) -> str | None:
         """Base URL of the Temporal UI of the handler behind *endpoint*; None if the settings do not name it."""
         found = self.endpoints.get(endpoint)
         return None if found is None else self.handlers[found.handler].ui_url
-
-    def callback_tokens(self, namespace: str) -> CallbackTokens:
-        """Return the minter and verifier of callback tokens for our workflows in *namespace*.
-
-        Raises:
-            ValueError: There is no receiver in the settings.
-        """
-        if self.receiver is None or self.callback_keys is None:
-            message = "the settings have no receiver"
-            raise ValueError(message)
-        return CallbackTokens(self.callback_keys, namespace=namespace)

@@ -15,8 +15,9 @@ from pydantic import IPvAnyNetwork
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
 from bridge.runtime.incoming_message import IncomingMessage
+from bridge.runtime.reloaded import LiveKeys
 from bridge.security.egress import allowed_destination
-from bridge.security.keys import KeySet
+from bridge.security.keys import KeySet, KeySource
 from bridge.security.signatures import MessageKind, MessageVerifier
 from handler.settings import CallerPeer, HandlerSettings, Service
 from handler.start.limits import TokenBucket
@@ -36,6 +37,8 @@ class Caller:
     """Names the proxies that report client certificates."""
     starts: TokenBucket
     """The starts that it may make now."""
+    bearer_keys: KeySource | None
+    """None if this caller has no bearer secret."""
 
     def receive(self, kind: MessageKind, request: web.Request) -> IncomingMessage:
         """Authenticate *request* as a message of this caller.
@@ -46,8 +49,8 @@ class Caller:
         """
         if self.peer.san is not None:
             _check_certificate(self.peer.san, self.service, request)
-        if self.peer.bearer_keys is not None:
-            _check_bearer(self.peer.bearer_keys, request.headers.getall("Authorization", []))
+        if self.bearer_keys is not None:
+            _check_bearer(self.bearer_keys(), request.headers.getall("Authorization", []))
         if self.peer.auth == "none":
             _check_network(self.peer, request)
         return IncomingMessage(request, kind, self.verifier)
@@ -73,13 +76,19 @@ class Caller:
         return callbacks[0]
 
 
-def callers(settings: HandlerSettings) -> Mapping[str, Caller]:
+def callers(settings: HandlerSettings, keys: LiveKeys) -> Mapping[str, Caller]:
     """Return the callers of *settings*, by name."""
     found = {}
     for name, peer in settings.callers.items():
-        verifier = MessageVerifier(peer.start_keys, public_base=settings.service.url) if peer.start_keys else None
-        starts = TokenBucket(per_second=peer.limits.starts_per_second, burst=peer.limits.burst)
-        found[name] = Caller(name=name, peer=peer, verifier=verifier, service=settings.service, starts=starts)
+        start_keys, bearer_keys = keys(f"callers.{name}.start_keys"), keys(f"callers.{name}.bearer_keys")
+        found[name] = Caller(
+            name=name,
+            peer=peer,
+            verifier=MessageVerifier(start_keys, public_base=settings.service.url) if peer.start_keys else None,
+            service=settings.service,
+            starts=TokenBucket(per_second=peer.limits.starts_per_second, burst=peer.limits.burst),
+            bearer_keys=bearer_keys if peer.bearer_keys else None,
+        )
     return found
 
 

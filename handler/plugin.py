@@ -8,8 +8,9 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker, WorkerConfig
 
+from bridge.runtime.lasting_client import present_client
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.present_client import present_client
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
@@ -68,7 +69,8 @@ class HandlerPlugin(SessionPlugin):
             return config
         config = super().configure_worker(config)
         metrics = Metrics.of(config["client"])
-        callbacks = CallbackClient(self._settings, http=self.http, metrics=metrics, clock=self._clock)
+        keys = LiveKeys(self._settings, metrics)
+        callbacks = CallbackClient(self._settings, keys=keys, http=self.http, metrics=metrics, clock=self._clock)
         undelivered = UndeliveredActivities(metrics=metrics, hook=self._on_undelivered)
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
         deliveries = DeliveryActivities(callbacks=callbacks)
@@ -80,7 +82,7 @@ class HandlerPlugin(SessionPlugin):
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
             # Keep the Nexus services of the worker's author.
-            native = self._nexus_services(present_client(config["client"]), config)
+            native = self._nexus_services(present_client(lambda: config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
         own = (deliveries.deliver_completion, sweeps.sweep, abandoned.watch_callers, abandoned.cancel_abandoned)
         config["activities"] = [*config.get("activities", ()), *own, undelivered.report_undelivered]

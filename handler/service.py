@@ -28,8 +28,10 @@ from bridge.runtime import http_server
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
+from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
@@ -116,7 +118,8 @@ def create_app(
     peers = PeerExchanges(settings.callers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
+        address = settings.metrics_address
+        connected = client or lasting_client(await connect(settings.data_converter, metrics_address=address))
         threads = executor or BoundedThreads()
         http = HttpClient(user_agent=USER_AGENT)
         app[_SERVICE] = _Service(
@@ -139,6 +142,8 @@ def create_app(
                 threads.shutdown(wait=False, cancel_futures=True)
 
     async def is_ready() -> bool:
+        # A service without requests would not see that a changed file is bad.
+        app[_SERVICE].keys.look()
         return await app[_SERVICE].namespace.is_reachable()
 
     async def release_held_starts(app: web.Application) -> None:
@@ -174,11 +179,12 @@ class _Service:
     ) -> None:
         """Raises SettingsError if an operation is claimed twice."""
         self.metrics = Metrics.of(client)
-        self._callbacks = CallbackClient(settings, http=http, metrics=self.metrics, clock=clock)
+        self.keys = keys = LiveKeys(settings, self.metrics)
+        self._callbacks = CallbackClient(settings, keys=keys, http=http, metrics=self.metrics, clock=clock)
         self.namespace = Namespace(client, clock=clock)
         self._name = settings.name
         self._clock = clock
-        self._callers = callers(settings)
+        self._callers = callers(settings, keys)
         self._targets = served.targets
         try:
             self._operations = SyncOperations(
@@ -257,10 +263,13 @@ class _Service:
         """Let a caller check its key, its clock, our URL and its callback URL. Starts nothing."""
         caller, message = self._received(request, MessageKind.ECHO)
         await message.body()
-        problem = None
-        if caller.verifier is not None and (callback := request.query.get("callback")) is not None:
-            problem = await self._callbacks.problem_with(caller.name, callback)
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem)))
+        echo = Echo(name=self._name, time=self._clock())
+        if caller.verifier is not None:
+            callback = request.query.get("callback")
+            problem = None if callback is None else await self._callbacks.problem_with(caller.name, callback)
+            keys = self.keys.fingerprints(f"callers.{caller.name}")
+            echo = echo.model_copy(update={"callback_problem": problem, "keys": keys})
+        return answer(*encode_echo(echo))
 
     def _received(self, request: web.Request, kind: MessageKind) -> tuple[Caller, IncomingMessage]:
         request[FACTS]["bridge.message"] = kind.name.lower()

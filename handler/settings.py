@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.runtime.settings import BridgeSettings, Name, require_distinct_keys, require_https
+from bridge.runtime.route import Tls
+from bridge.runtime.settings import BridgeSettings, Keys, Name, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
@@ -41,13 +42,13 @@ class CallerPeer(BaseModel):
     san: str | None = Field(default=None, min_length=1)
     """Subject alternative name of its client certificate, as our proxy reports it in `service.certificate_header`. With
     "certificate" no other proof is needed. With any other `auth` the certificate is required in addition."""
-    start_keys: KeySet | None = None
+    start_keys: Keys | None = None
     """With "signature": verifies its requests."""
-    bearer_keys: KeySet | None = None
+    bearer_keys: Keys | None = None
     """With "bearer": the text of each key is a valid secret for `Authorization: Bearer …`."""
     networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
     """With "none": networks from which its requests may come."""
-    completion_keys: KeySet | None = None
+    completion_keys: Keys | None = None
     """Signs our completions for it. Optional with "bearer" and "none"."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
@@ -57,6 +58,10 @@ class CallerPeer(BaseModel):
     """Destinations to which its completions may be sent."""
     limits: Limits = Limits()
     """How much it may use."""
+    tls: Tls | None = None
+    """Authorities and certificate for TLS to its callbacks, if they are not the system's."""
+    proxy: HttpUrl | None = None
+    """URL of the HTTP proxy to which its callbacks go. It resolves and connects in our place."""
     renews: bool | None = None
     """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
     every closed run of the operations that it may start. By default true with "signature", else false."""
@@ -163,18 +168,24 @@ class HandlerSettings(BridgeSettings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        key_sets = {"hash_key": KeySet(signing="hash", keys={"hash": self.hash_key})}
         for name, caller in self.callers.items():
             if caller.san is not None and not (self.service.certificate_header and self.service.proxies):
                 message = f"callers.{name}.san needs service.certificate_header and service.proxies"
                 raise ValueError(message)
-            for field in ("start_keys", "bearer_keys", "completion_keys"):
-                key_set: KeySet | None = getattr(caller, field)
-                if key_set is not None:
-                    key_sets[f"callers.{name}.{field}"] = key_set
-        require_distinct_keys(key_sets)
+        hash_key = KeySet(signing="hash", keys={"hash": self.hash_key})
+        require_distinct_keys({"hash_key": hash_key, **self.key_sets})
         self.check_host(self.service.host)
         return self
+
+    @property
+    def key_sets(self) -> dict[str, KeySet]:
+        """All key sets, by the names of their fields."""
+        return {
+            f"callers.{name}.{field}": key_set
+            for name, caller in self.callers.items()
+            for field in ("start_keys", "bearer_keys", "completion_keys")
+            if (key_set := getattr(caller, field)) is not None
+        }
 
     def ui_url(self, caller: str) -> str | None:
         """Base URL of the Temporal UI of *caller*; None if the settings do not name it."""

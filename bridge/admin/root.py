@@ -5,20 +5,18 @@ side. The table also works in a checkout, which has no entry points.
 """
 
 import inspect
-import json
 import secrets
 import sys
-import time
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 from cyclopts import App, Parameter
 
 import bridge
 from bridge.admin import command
 from bridge.admin.init import init
+from bridge.admin.keys import keys
 from bridge.console.sessions import hash_token
 from bridge.runtime.user_modules import require_own_package
-from bridge.security.keys import new_key
 
 COMMANDS = {
     "call": "caller.admin.call:call",
@@ -48,28 +46,6 @@ Environment:
 
 Exit codes: 0; 1 if a command cannot be carried out; 2 for bad usage or settings; 130 if interrupted.
 """
-
-keys = App(name="keys", help="Make keys for the settings.")
-
-
-@keys.command
-def new(
-    *,
-    id: str | None = None,  # noqa: A002 - the option's name
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
-    """Print a key set with one new random key, as TOML. Never use one key in two key sets.
-
-    Args:
-        id: Key id. By default today's date.
-        as_json: Print JSON instead.
-    """
-    key_id = id or time.strftime("%Y-%m-%d", time.gmtime())
-    key = new_key()
-    if as_json:
-        print(json.dumps({"signing": key_id, "keys": {key_id: key}}))
-    else:
-        print(f'signing = "{key_id}"\nkeys = {{ "{key_id}" = "{key}" }}')
 
 
 console = App(name="console", help="The page for operators: see docs/observability.md.")

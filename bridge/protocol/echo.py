@@ -1,12 +1,14 @@
 """The echo: a request that only checks whether the peer answers, with which key and at what time. Pure functions."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from bridge.errors import RemoteProtocolError
 from bridge.protocol.payload import CONTENT_TYPE, JSON
+from bridge.security.keys import FINGERPRINT, KeyId
 from bridge.security.redaction import redacted
 
 PROTOCOL_VERSION = 1
@@ -24,6 +26,8 @@ class Echo(BaseModel):
     """When the echo was answered, by the service's clock."""
     version: int = PROTOCOL_VERSION
     """Version of the protocol that the service speaks."""
+    keys: Mapping[str, Mapping[KeyId, Annotated[str, Field(pattern=FINGERPRINT)]]] = {}
+    """Fingerprints of the keys that the answerer shares with the asker: by key set, by key id."""
     callback_problem: Annotated[str, AfterValidator(lambda text: redacted(text, 1000))] | None = None
     """Why no completion would arrive at the callback URL in the request. None if one would arrive, or if the
     request has no such URL."""

@@ -11,6 +11,7 @@ people can see. No exception of aiohttp leaves this module, because its text may
 import asyncio
 import io
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from yarl import URL
 
 from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
-from bridge.security.egress import ConnectGuard, Network, RefusedAddressError
+from bridge.runtime.route import Route
+from bridge.security.egress import ConnectGuard, RefusedAddressError
 
 REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
@@ -56,7 +58,7 @@ class HttpClient:
         self._user_agent = user_agent
         self._limit = requests_per_destination
         # The settings bound the number of entries: every URL is below one of their base URLs.
-        self._destinations: dict[tuple[URL, tuple[Network, ...]], _Destination] = {}
+        self._destinations: dict[tuple[URL, Route], _Destination] = {}
 
     async def aclose(self) -> None:
         """Close all connections. A later `post` opens new ones."""
@@ -64,9 +66,9 @@ class HttpClient:
         for each in destinations.values():
             await each.session.close()
 
-    def is_half_full(self, url: str, networks: tuple[Network, ...]) -> bool:
+    def is_half_full(self, url: str, route: Route) -> bool:
         """Whether half of the places for requests to the destination of *url* are taken."""
-        return self._destination(URL(url, encoded=True), networks).is_half_full
+        return self._destination(URL(url, encoded=True), route).is_half_full
 
     async def post(
         self,
@@ -74,7 +76,8 @@ class HttpClient:
         headers: CIMultiDict[str],
         body: bytes,
         *,
-        networks: tuple[Network, ...] = (),
+        route: Route = Route(),  # noqa: B008 - frozen
+        context: ssl.SSLContext | None = None,
         patience: timedelta = PATIENCE,
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it covers the repeats inside this method
         max_answer_bytes: int,
@@ -85,7 +88,8 @@ class HttpClient:
             url: Sent as spelled, because it may be signed.
             headers: Sent as given; no `Content-Type` is added.
             body: Sent as given.
-            networks: Non-public networks that the host may resolve to.
+            route: The way to the destination.
+            context: Made of the files of `route.tls`; None if the route has none.
             patience: Maximum wait for a place, if the maximum number of requests is in flight to the destination.
             timeout: For the wait, the request and all its repeats together.
             max_answer_bytes: Largest body of an answer. A longer answer is an error.
@@ -105,10 +109,10 @@ class HttpClient:
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 target = URL(url, encoded=True)
-                destination = self._destination(target, networks)
+                destination = self._destination(target, route)
                 await destination.enter(patience)
                 try:
-                    return await retrying(destination.post, target, headers, body, max_answer_bytes)
+                    return await retrying(destination.post, target, headers, body, context, max_answer_bytes)
                 finally:
                     destination.leave()
         except TimeoutError:
@@ -120,22 +124,23 @@ class HttpClient:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
 
-    def _destination(self, url: URL, networks: tuple[Network, ...]) -> "_Destination":
-        key = url.origin(), networks
+    def _destination(self, url: URL, route: Route) -> "_Destination":
+        key = url.origin(), route
         if (found := self._destinations.get(key)) is None:
-            found = self._destinations[key] = _Destination(networks, user_agent=self._user_agent, limit=self._limit)
+            found = self._destinations[key] = _Destination(route, user_agent=self._user_agent, limit=self._limit)
         return found
 
 
 class _Destination:
     """One scheme, host and port, as one entry of the settings allows it."""
 
-    def __init__(self, networks: tuple[Network, ...], *, user_agent: str, limit: int) -> None:
+    def __init__(self, route: Route, *, user_agent: str, limit: int) -> None:
         self.in_flight = 0
         self._limit = limit
         self._places = asyncio.Semaphore(limit)
         self._is_stuck = False
-        self._guard = ConnectGuard(networks)
+        self._guard = ConnectGuard(route.networks)
+        self._proxy = route.proxy
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, resolver=_Resolver(), socket_factory=self._guard.open_socket),
             # `HttpClient.post` limits the total time, because a held start may take longer than other requests.
@@ -176,8 +181,10 @@ class _Destination:
         self._is_stuck = self._is_stuck and self.is_half_full
         self._places.release()
 
-    async def post(self, url: URL, headers: CIMultiDict[str], body: bytes, max_answer_bytes: int) -> HttpAnswer:
-        """Make one attempt."""
+    async def post(
+        self, url: URL, headers: CIMultiDict[str], body: bytes, context: ssl.SSLContext | None, max_answer_bytes: int
+    ) -> HttpAnswer:
+        """Make one attempt. A connection that was opened with another *context* is not used."""
         opened = self._guard.opened
         try:
             async with self.session.post(
@@ -187,6 +194,8 @@ class _Destination:
                 headers=headers,
                 skip_auto_headers=("Content-Type",),
                 allow_redirects=False,
+                ssl=context or True,
+                proxy=self._proxy,
             ) as response:
                 answer_body = await _read(response, max_answer_bytes)
                 return HttpAnswer(status=response.status, headers=response.headers, body=answer_body)
@@ -197,16 +206,31 @@ class _Destination:
                     "destination address refused: a network that is not public has to be in `networks` of its entry"
                 )
                 raise DestinationRefusedError(message) from None
-            message = f"cannot connect: {type(error.os_error).__name__}"
+            proxy = " to the egress proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+            message = f"cannot connect{proxy}: {_reason(error.os_error)}"
             raise _NotConnectedError(message) from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message
             # of the protocol carries the id by which it is deduplicated.
-            message = f"connection lost: {type(error).__name__}"
+            message = f"connection lost: {_reason(error)}"
             raise _NotConnectedError(message) from None
+        except aiohttp.ClientHttpProxyError as error:
+            message = f"the egress proxy answered {error.status}"
+            raise TransportError(message) from None
         except aiohttp.ClientError as error:
             message = type(error).__name__
             raise TransportError(message) from None
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, without the text of *error*: it may hold a signed URL."""
+    match error if isinstance(error, ssl.SSLError) else error.__cause__:
+        case ssl.SSLCertVerificationError(verify_message=found):
+            return f"the certificate is not accepted ({found}): its authority has to be in tls.ca_file of its entry"
+        case ssl.SSLError(reason=found):
+            return f"TLS failed: {found}"
+        case _:
+            return type(error).__name__
 
 
 class _Resolver(AbstractResolver):

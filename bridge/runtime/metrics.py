@@ -23,6 +23,7 @@ COUNTERS = {
     "bridge_deliveries_failed": "Deliveries that ended without being accepted: caller, reason",
     "bridge_untrusted": "Requests that were not authenticated: side, reason",
     "bridge_unsigned_answers": "Answers that do not count, because the peer has not signed them: peer, code",
+    "bridge_files_not_taken": "Looks at changed files that could not be used, while the old content stays: content",
     "bridge_key_uses": "Requests whose signature was verified: peer, key_id",
 }
 DURATIONS = {

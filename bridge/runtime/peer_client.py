@@ -3,19 +3,21 @@
 It warns when the answers in place of a peer are repeatedly unsigned, because then a proxy probably gives them.
 """
 
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
 from multidict import CIMultiDict
 
-from bridge.errors import UnsignedAnswerError
+from bridge.errors import TransportError, UnsignedAnswerError
 from bridge.protocol.answers import Answer, Sent, read_answer
 from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import PATIENCE, REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.security.egress import Network
+from bridge.runtime.reloaded import Alarm, Reloaded
+from bridge.runtime.route import Route, Tls
 from bridge.security.signatures import MessageSigner
 
 _IN_A_ROW = 3
@@ -32,6 +34,7 @@ class PeerClient:
         self._metrics = metrics
         self._clock = clock
         self._in_a_row: dict[str, tuple[int, int]] = {}
+        self._contexts: dict[Tls, Reloaded[ssl.SSLContext]] = {}
 
     async def post(
         self,
@@ -44,7 +47,7 @@ class PeerClient:
         signer: MessageSigner | None,
         answers: Literal["signed", "unsigned"],
         more: Iterable[str] = (),
-        networks: tuple[Network, ...] = (),
+        route: Route = Route(),  # noqa: B008 - frozen
         patience: timedelta = PATIENCE,
         timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
         is_first: bool = True,
@@ -60,7 +63,7 @@ class PeerClient:
             signer: Signs the request; None for a peer that gets no signatures.
             answers: Whether the peer signs its answers. Without *signer* it cannot.
             more: Names of further headers that the signature covers.
-            networks: Non-public networks that the host may resolve to.
+            route: The way to the peer.
             patience: Maximum wait for a busy destination.
             timeout: For the wait, the request and its repeats.
             is_first: Whether no earlier request of the same call can have had an effect.
@@ -76,12 +79,29 @@ class PeerClient:
         # Only the answer to a start holds an outcome.
         limit = MAX_BODY_BYTES if sent is Sent.START else _SMALL
         answered = await self._http.post(
-            url, signed, body, networks=networks, patience=patience, timeout=timeout, max_answer_bytes=limit
+            *(url, signed, body),
+            route=route,
+            context=self._context(route.tls),
+            patience=patience,
+            timeout=timeout,
+            max_answer_bytes=limit,
         )
         proof = proof if answers == "signed" else None
         answer = read_answer(sent, proof, *answered, now=self._clock(), is_first=is_first)
         self._note(peer, answer)
         return answer
+
+    def _context(self, tls: Tls | None) -> ssl.SSLContext | None:
+        if tls is None:
+            return None
+        if (found := self._contexts.get(tls)) is None:
+            alarm = Alarm("tls", self._metrics)
+            try:
+                found = Reloaded(tls.context(), make=tls.context, files=lambda _: tls.files, alarm=alarm)
+            except ValueError as error:
+                raise TransportError(str(error)) from None
+            self._contexts[tls] = found
+        return found()
 
     def _note(self, peer: str, answer: Answer) -> None:
         """Count *answer*, and warn at every third unsigned answer in a row with the same status."""

@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -33,6 +33,35 @@ def require_https(text: str, *, allow_insecure: bool) -> None:
     if not allow_insecure and not text.startswith("https://"):
         message = "needs https; for development on one machine set allow_insecure = true in the same entry"
         raise ValueError(message)
+
+
+def in_settings_folder(path: Path) -> Path:
+    """*path* as the settings mean it: if it is not absolute, it starts in the folder of the settings file."""
+    return Path(os.environ.get(CONFIG_VARIABLE, "")).parent / path
+
+
+def _key_set_from_file(value: Any) -> Any:
+    """The content of a key set. If *value* names a key file, it is read.
+
+    Raises:
+        ValueError: The file is unreadable, or *value* has keys too.
+    """
+    if not isinstance(value, dict) or value.get("file") is None:
+        return value
+    if len(value) > 1:
+        message = "file: the key file has `signing` and `keys`; remove them here"
+        raise ValueError(message)
+    path = in_settings_folder(Path(str(value["file"])))
+    try:
+        return {**read_toml(path, f"key file {path}"), "file": str(path)}
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+
+
+Keys = Annotated[KeySet, BeforeValidator(_key_set_from_file)]
+"""A key set in the settings: `{ signing = "…", keys = { … } }`, or `{ file = "…" }` with a TOML file of these fields.
+
+A path that is not absolute starts in the folder of the settings file."""
 
 
 def require_distinct_keys(key_sets: Mapping[str, KeySet]) -> None:
@@ -82,6 +111,24 @@ class BridgeSettings(BaseSettings):
     """host:port on which a process of the command line serves Prometheus metrics, for everyone who reaches it."""
     console: ConsoleSettings | None = None
     """None serves no console."""
+    _given: dict[str, Any] = PrivateAttr()
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._given = given
+
+    @property
+    def key_sets(self) -> dict[str, KeySet]:
+        """The key sets that can be rotated, by the names of their fields."""
+        raise NotImplementedError
+
+    def read_again(self) -> Self:
+        """Return the settings that the same files, variables and arguments give now, without changes by `model_copy`.
+
+        Raises:
+            SettingsError: Something is missing or bad.
+        """
+        return load(type(self), **self._given)
 
     @classmethod
     def settings_customise_sources(
@@ -95,7 +142,7 @@ class BridgeSettings(BaseSettings):
         """Arguments, then the environment, then the file that BRIDGE_CONFIG names."""
         del dotenv_settings, file_secret_settings
         path = os.environ.get(CONFIG_VARIABLE)
-        file = _read(Path(path)) if path else {}
+        file = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
         environment = InitSettingsSource(settings_cls, _spelled_as_in(file, env_settings()))
         return (init_settings, environment, InitSettingsSource(settings_cls, file))
 
@@ -124,18 +171,17 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         raise SettingsError(message) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of the TOML file at *path*.
+def read_toml(path: Path, where: str) -> dict[str, Any]:
+    """The content of the TOML file at *path*, which errors call *where*.
 
     Raises:
         SettingsError: The file is unreadable. The text names the place and quotes nothing, because the line may hold a
             key.
     """
-    where = f"{CONFIG_VARIABLE}={path}"
     try:
         raw = path.read_bytes()
     except OSError as error:
-        message = f"{where}: {_unreadable(path, error)}"
+        message = f"{where}: {unreadable(path, error)}"
         raise SettingsError(message) from None
     try:
         text = raw.decode("utf-8-sig")
@@ -160,7 +206,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(message) from None
 
 
-def _unreadable(path: Path, error: OSError) -> str:
+def unreadable(path: Path, error: OSError) -> str:
     """Why *path* is unreadable, and the remedy."""
     match error:
         case FileNotFoundError():

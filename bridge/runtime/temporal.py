@@ -7,9 +7,11 @@ page size. A module that makes a call of its own checks only a status that has a
 
 import asyncio
 import dataclasses
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from nexusrpc import HandlerErrorType
@@ -28,7 +30,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.converter import DataConverter
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConfigProfile, ClientConfigTLS
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.runtime.event_log import event_logger
@@ -77,7 +79,6 @@ async def connect(data_converter: str | None, *, metrics_address: str | None = N
     """
     config = connect_config()
     config["runtime"] = new_runtime(metrics_address)
-    config.setdefault("target_host", "localhost:7233")
     if data_converter is not None:
         config["data_converter"] = import_attribute(data_converter, DataConverter)
     where = config["target_host"]
@@ -144,7 +145,7 @@ def connect_config() -> dict[str, Any]:
         SettingsError: The configuration cannot be used. The text quotes no line of Temporal's configuration file.
     """
     try:
-        return {**ClientConfig.load_client_connect_config()}
+        return {"target_host": "localhost:7233", **ClientConfig.load_client_connect_config()}
     except OSError as error:
         message = (
             f"the connection to Temporal: {error.filename or 'a file'}: {error.strerror}; see the TEMPORAL_… variables"
@@ -158,6 +159,13 @@ def connect_config() -> dict[str, Any]:
             text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
         message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
         raise SettingsError(message) from None
+
+
+def connect_files() -> list[Path]:
+    """The files of `connect_config`: the one that TEMPORAL_CONFIG_FILE names, and those of certificates and keys."""
+    tls, own = ClientConfigProfile.load().tls or ClientConfigTLS(), os.environ.get("TEMPORAL_CONFIG_FILE")
+    sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
+    return [*([Path(own)] if own else []), *(each for each in sources if isinstance(each, Path))]
 
 
 def error_type(error: RPCError) -> HandlerErrorType:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bridge.errors import UntrustedError
 from bridge.security.clocks import CLOCK_SKEW
-from bridge.security.keys import KeySet
+from bridge.security.keys import KeySource
 
 CallbackToken = NewType("CallbackToken", str)
 
@@ -60,15 +60,19 @@ class CallbackClaims(BaseModel):
 class CallbackTokens:
     """Mints and verifies the callback tokens of one caller deployment."""
 
-    def __init__(self, key_set: KeySet, *, namespace: str) -> None:
+    def __init__(self, keys: KeySource, *, namespace: str) -> None:
+        self._keys = keys
+        self._namespace = namespace
+
+    @property
+    def _serializer(self) -> URLSafeSerializer:
         # One salt per purpose and version, so that a token for one purpose is invalid for every other. The times are
         # claims, because the timed signer of itsdangerous has no leeway for clock skew.
-        self._serializer = URLSafeSerializer(
-            key_set.signing_last(),
+        return URLSafeSerializer(
+            self._keys().signing_last(),
             salt="bridge/callback/v1",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
-        self._namespace = namespace
 
     def mint(
         self,

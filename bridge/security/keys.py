@@ -6,7 +6,9 @@ because HMAC itself would accept both.
 
 import base64
 import binascii
+import hmac
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -16,6 +18,7 @@ MAX_KEYS = 10
 
 KEY_ID = r"^[a-z0-9-]{1,31}$"
 """Logs, metrics and signatures show an id, therefore it is shorter than every key."""
+FINGERPRINT = r"^[0-9a-f]{16}$"
 KeyId = Annotated[str, Field(pattern=KEY_ID)]
 
 
@@ -59,6 +62,12 @@ class KeySet(BaseModel):
     """Id of the key that signs, one of `keys`."""
     keys: dict[KeyId, Key] = Field(min_length=1, max_length=MAX_KEYS)
     """All keys by id, 1 to 10. Each of them verifies."""
+    file: str | None = None
+    """The key file in which `signing` and `keys` are; None if the settings themselves have them."""
+
+    def __call__(self) -> Self:
+        """Return this key set: it is its own source, which never changes."""
+        return self
 
     @field_validator("keys")
     @classmethod
@@ -82,7 +91,15 @@ class KeySet(BaseModel):
         """All keys by id."""
         return {key_id: decode_key(key) for key_id, key in self.keys.items()}
 
+    def fingerprints(self) -> dict[str, str]:
+        """A short public text for each key by id, the same for the same key. It does not reveal the key."""
+        return {each: hmac.digest(key, b"fingerprint", "sha256").hex()[:16] for each, key in self.raw().items()}
+
     def signing_last(self) -> list[bytes]:
         """All keys, the signing key last. itsdangerous signs with the last key and verifies with all."""
         raw = self.raw()
         return [key for key_id, key in raw.items() if key_id != self.signing] + [raw[self.signing]]
+
+
+KeySource = Callable[[], KeySet]
+"""Returns the present key set. A signer or verifier calls it for every message, so that a rotation needs no restart."""

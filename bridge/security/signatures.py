@@ -25,7 +25,7 @@ from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
 from bridge.security.clocks import CLOCK_SKEW
-from bridge.security.keys import KeySet
+from bridge.security.keys import KeySource
 
 REPR_DIGEST = "Repr-Digest"
 SIGNATURE = "Signature"
@@ -157,9 +157,8 @@ class Verified:
 class MessageSigner:
     """Signs the requests of one side to one peer."""
 
-    def __init__(self, key_set: KeySet, *, clock: Callable[[], float] = time.time) -> None:
-        self._key_id = key_set.signing
-        self._key = key_set.raw()[key_set.signing]
+    def __init__(self, keys: KeySource, *, clock: Callable[[], float] = time.time) -> None:
+        self._keys = keys
         self._clock = clock
 
     def sign(
@@ -178,18 +177,20 @@ class MessageSigner:
         fields = _fields(headers)
         components = [f'"{name}"' for name in _required(fields, more)]
         values = _joined(fields) | _derived("POST", url)
-        signature = _sign(headers, components, values, self._key_id, self._key, tag=kind.value, now=self._clock())
-        return RequestProof(key_id=self._key_id, key=self._key, label=_LABEL, signature=signature)
+        keys = self._keys()
+        key_id, key = keys.signing, keys.raw()[keys.signing]
+        signature = _sign(headers, components, values, key_id, key, tag=kind.value, now=self._clock())
+        return RequestProof(key_id=key_id, key=key, label=_LABEL, signature=signature)
 
 
 class MessageVerifier:
     """Verifies the requests of one peer."""
 
-    def __init__(self, key_set: KeySet, *, public_base: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, keys: KeySource, *, public_base: str, clock: Callable[[], float] = time.time) -> None:
         """*public_base* has scheme, authority and the prefix that a proxy strips. It comes from settings, not Host."""
         self._base = public_base.rstrip("/")
         self._prefix = urlsplit(self._base).path
-        self._keys = key_set.raw()
+        self._keys = keys
         self._clock = clock
 
     def verify(self, kind: MessageKind, *, method: str, raw_path: str, headers: Mapping[str, str]) -> Verified:
@@ -210,7 +211,8 @@ class MessageVerifier:
         found = _find(fields, kind.value)
         key_id = found.parameters["keyid"].strip('"')
         # With an unknown key id do the same work, so that timing does not reveal the key ids of a peer.
-        key = self._keys.get(key_id, _NO_KEY)
+        keys = self._keys().raw()
+        key = keys.get(key_id, _NO_KEY)
         skew_s = self._check_time(found)
         try:
             required = _required(fields, ())
@@ -221,7 +223,7 @@ class MessageVerifier:
         if not found.holds(key, values):
             reason = f"signature does not hold: another key {key_id!r}, or method, path, query or a header was changed"
             if key is _NO_KEY:
-                reason = f"no key of the request's key id (known here: {', '.join(self._keys)})"
+                reason = f"no key of the request's key id (known here: {', '.join(keys)})"
             if found.holds(key, values | {"@path": values["@path"].removeprefix(self._prefix)}):
                 reason = f"the sender signed the path without the prefix {self._prefix} of our public URL"
             raise UntrustedError(reason)

@@ -5,6 +5,7 @@ from cyclopts import App
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
+from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.listener import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
@@ -27,7 +28,8 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     if settings.receiver is None:
         message = "no receiver in the settings: without one there is nothing to serve"
         raise SettingsError(message)
-    app = create_app(settings, client=await connect(settings.data_converter, metrics_address=settings.metrics_address))
+    client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
+    app = create_app(settings, client=lasting_client(client))
     port = settings.receiver.port if options.port is None else options.port
     sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()

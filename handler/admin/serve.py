@@ -3,11 +3,13 @@
 from contextlib import AsyncExitStack
 
 from cyclopts import App
+from temporalio.client import Client
 from temporalio.worker import Worker
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
+from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.listener import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.temporal import connect
@@ -49,7 +51,13 @@ async def serve(
     imported = import_module(module)
     served = Served.by(imported)
     client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
-    app = create_app(settings, imported, client=client, is_eager=with_worker)
+    workers: list[Worker] = []
+
+    def replaced(new: Client) -> None:
+        for each in workers:
+            each.client = new
+
+    app = create_app(settings, imported, client=lasting_client(client, replaced=replaced), is_eager=with_worker)
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()
@@ -65,6 +73,7 @@ async def serve(
                 plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
             )
             await stack.enter_async_context(worker)
+            workers.append(worker)
         url = await stack.enter_async_context(listening(app, sockets, max_connections=limit))
         command.announce("handler", url)
         await stop.wait()

@@ -4,16 +4,19 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from nexusrpc import HandlerError
 from temporalio.converter import DataConverter
 
 from bridge.errors import BridgeError, DestinationBusyError, DestinationRefusedError
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
-from bridge.protocol.echo import decode_echo
+from bridge.protocol.echo import Echo, decode_echo
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_client import PeerClient
+from bridge.runtime.reloaded import LiveKeys
+from bridge.runtime.route import Route
 from bridge.runtime.tracing import TRACEPARENT, span, trace_headers
 from bridge.security.egress import allowed_destination
 from bridge.security.signatures import MessageSigner
@@ -50,11 +53,17 @@ class CallbackClient:
     """Sends requests to the receivers of the handler's callers."""
 
     def __init__(
-        self, settings: HandlerSettings, *, http: HttpClient, metrics: Metrics, clock: Callable[[], datetime]
+        self,
+        settings: HandlerSettings,
+        *,
+        keys: LiveKeys,
+        http: HttpClient,
+        metrics: Metrics,
+        clock: Callable[[], datetime],
     ) -> None:
         self._callers = settings.callers
         self._signers: Mapping[str, MessageSigner] = {
-            name: MessageSigner(peer.completion_keys)
+            name: MessageSigner(keys(f"callers.{name}.completion_keys"))
             for name, peer in settings.callers.items()
             if peer.completion_keys is not None
         }
@@ -126,13 +135,22 @@ class CallbackClient:
             allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
-            target = f"{url}?handler={self._name}"
-            answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
-            if answer.error is not None:
-                return str(answer.error)
-            return decode_echo(answer.body).clock_problem(self._clock())
-        except BridgeError as error:
+            return (await self.echo(caller, url)).clock_problem(self._clock())
+        except (BridgeError, HandlerError) as error:
             return str(error)
+
+    async def echo(self, caller: str, url: str) -> Echo:
+        """Ask the receiver of *caller* for an echo. The caller's callback URLs are below *url*.
+
+        Raises:
+            bridge.errors.BridgeError: There was no usable answer, or *url* is not allowed.
+            nexusrpc.HandlerError: The receiver refused.
+        """
+        target = f"{url}?handler={self._name}"
+        answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
+        if answer.error is not None:
+            raise answer.error
+        return decode_echo(answer.body)
 
     async def post(
         self,
@@ -166,7 +184,7 @@ class CallbackClient:
                 signer=self._signers.get(caller),
                 answers=peer.answers,
                 more=more,
-                networks=destination.networks,
+                route=Route(networks=destination.networks, tls=peer.tls, proxy=peer.proxy),
                 patience=patience,
                 timeout=timeout,
             )

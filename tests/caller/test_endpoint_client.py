@@ -12,6 +12,7 @@ from temporalio.common import MetricMeter
 from bridge.protocol.start import StartRequest
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
 from caller.endpoint_client import Endpoints
 from tests.support.helpers import Keys, assert_eventually, caller_settings
 
@@ -39,7 +40,8 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
     async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=4)) as http:
         settings = caller_settings(Keys(), receiver_url="http://127.0.0.1:9", endpoint_url=str(server.make_url("")))
         metrics = Metrics(MetricMeter.noop)
-        endpoints = Endpoints(settings, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
+        keys = LiveKeys(settings, metrics)
+        endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
         held: list[asyncio.Task[object]] = []
 
         async def reached() -> None:

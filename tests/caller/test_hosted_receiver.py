@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from bridge.runtime.settings import SettingsError
@@ -16,7 +18,7 @@ from caller import CallerPlugin, CallerSettings
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CALLERS, CallingWorkflow, CallPlan
 from tests.support.commands import process
-from tests.support.helpers import CALLER, HANDLER
+from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
 
@@ -74,6 +76,36 @@ async def test_two_workers_of_one_process_share_one_receiver(apart: World) -> No
     async with worker(world, shared, first):
         assert await call(world, first, Ask(key=world.key("again"), text="again")) == Reply("again")
     assert not await is_listening(world)
+
+
+async def test_the_receiver_uses_the_present_client_of_the_worker(
+    apart: World, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The team replaces `worker.client` to change a certificate: the old client would not be accepted any more."""
+    old, new = [await Client.connect(server.address, namespace=CALLER) for _ in range(2)]
+    queue = f"replaced-{apart.id}"
+    async with worker(apart, plugin(apart), queue, old) as running:
+
+        async def listens() -> None:
+            assert await is_listening(apart)
+
+        await assert_eventually(listens)
+        async with ClientSession() as session, session.get(f"{apart.receiver.url}/readyz") as answer:
+            assert answer.status == 200
+        running.client = new
+        used: list[str] = []
+
+        def refuse(*_: object, **__: object) -> None:
+            used.append("the old client")
+            raise RPCError("the certificate has expired", RPCStatusCode.UNAUTHENTICATED, b"")
+
+        monkeypatch.setattr(old.workflow_service, "describe_namespace", refuse)
+        for method in ("respond_activity_task_completed_by_id", "describe_workflow_execution"):
+            monkeypatch.setattr(old.workflow_service, method, refuse)
+        assert await call(apart, queue, Ask(key=apart.key(), text="present")) == Reply("present")
+        async with ClientSession() as session, session.get(f"{apart.receiver.url}/readyz") as answer:
+            assert answer.status == 200
+        assert used == []
 
 
 async def test_outcomes_are_accepted_until_the_activities_have_ended(apart: World) -> None:

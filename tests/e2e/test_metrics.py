@@ -21,6 +21,7 @@ from yarl import URL
 
 from bridge.errors import UntrustedError, reason_label
 from bridge.runtime.metrics import COUNTERS, DURATIONS, GAUGES, Metrics, new_runtime
+from bridge.runtime.reloaded import Alarm
 from bridge.runtime.settings import SettingsError
 from handler.delivery.open_deliveries import watch_deliveries
 from handler.delivery.undelivered_report import UndeliveredOutcome
@@ -110,6 +111,7 @@ async def _scenario(world: World, found: Scrapes) -> None:
     world.receiver.before = lost
     await (await world.call(Ask(key=world.key()), CallPlan(first_lease=1))).result()
     metrics = Metrics.of(world.handler_client)
+    Alarm("keys", metrics).raised(ValueError("a bad file"))
     watching = asyncio.create_task(watch_deliveries(world.handler_client, metrics, [CALLER], every_s=0.2))
 
     async def gauged() -> None:

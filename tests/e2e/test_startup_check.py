@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller import create_app
 from caller.endpoint_client import Endpoints
@@ -40,9 +41,9 @@ async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: time
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
         async with aclosing(HttpClient(user_agent="test")) as http:
             clock = lambda: datetime.now(UTC) + ahead
-            endpoints = Endpoints(
-                world.caller_settings, http=http, metrics=Metrics.of(world.caller_client), clock=clock
-            )
+            settings, metrics = world.caller_settings, Metrics.of(world.caller_client)
+            keys = LiveKeys(settings, metrics)
+            endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics, clock=clock)
             callback = to.get("callback", f"{world.receiver.url}/callbacks")
             await check_endpoints(endpoints, callback=callback, clock=clock)
     [record] = [each for each in caplog.records if each.name == "caller.startup_check"]

@@ -10,7 +10,6 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bridge.security.signatures import MessageSigner
-from handler.authentication import callers
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER
 from tests.support.peer import send, start
@@ -42,7 +41,7 @@ async def quiet(server: Server, request: Any) -> AsyncIterator[World]:
 async def status(world: World, sender: str, *sans: str) -> int:
     """Send a start from the address *sender* with one header line for each of *sans*; sign it if the caller signs."""
     message = start(world, {"key": world.key()})
-    if callers(world.handler_settings)[CALLER].verifier is not None:
+    if world.handler_settings.callers[CALLER].start_keys is not None:
         MessageSigner(world.keys.start).sign(message.kind, message.url, message.headers, message.body)
     headers = CIMultiDict([*message.headers.items(), *(("X-Client-San", san) for san in sans)])
     connector = aiohttp.TCPConnector(local_addr=(sender, 0))

@@ -125,7 +125,7 @@ def completion(
 ) -> Message:
     """A correct completion of one waiting activity."""
     now = now or datetime.now(UTC)
-    tokens = tokens or world.caller_settings.callback_tokens(CALLER)
+    tokens = tokens or CallbackTokens(world.keys.callback, namespace=CALLER)
     callback_id = secrets.token_urlsafe(16)
     token = tokens.mint(
         callback_id=callback_id,

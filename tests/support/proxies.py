@@ -1,6 +1,6 @@
-"""Real proxies in front of a service and a receiver: caddy, nginx and haproxy, as a test configures them.
+"""Real proxies in front of a service and a receiver: caddy, nginx and haproxy, and tinyproxy for what goes out.
 
-caddy is a pinned package. nginx and haproxy are those on PATH, or Debian's packages, unpacked into the user's cache.
+caddy is a pinned package. The others are those on PATH, or Debian's packages, unpacked into the user's cache.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from scripts.environment.program_cache import cached, install_package, on_path
+from scripts.environment.server import free_ports
 from tests.support.helpers import assert_eventually
 
 PREFIX = "/edge"
@@ -54,12 +55,12 @@ http {{
     server {{
         listen 127.0.0.1:{front};
         location {prefix}/ {{ proxy_pass http://service/; {service} }}
-        {more}
     }}
     server {{
         listen 127.0.0.1:{back};
         location / {{ proxy_pass http://127.0.0.1:{receiver_port}; {receiver} }}
     }}
+    {more}
 }}
 """
 _HAPROXY = """
@@ -87,7 +88,17 @@ backend receiver
 {more}
 """
 _CONFIGURATIONS = {"caddy": _CADDY, "nginx": _NGINX, "haproxy": _HAPROXY}
-_DEBIAN = {"nginx": "nginx-light", "haproxy": "haproxy"}
+_TINYPROXY = """
+Port {port}
+Listen 127.0.0.1
+Timeout 30
+MaxClients 50
+LogLevel Connect
+LogFile "{folder}/tinyproxy.log"
+Allow 127.0.0.1
+ConnectPort {connect_port}
+"""
+_DEBIAN = {"nginx": "nginx-light", "haproxy": "haproxy", "tinyproxy": "tinyproxy-bin"}
 
 
 def program(name: str) -> Path:
@@ -99,7 +110,7 @@ def program(name: str) -> Path:
         folder = cached(f"proxy-{name}", lambda into: _install(name, into))
     except OSError as error:
         pytest.skip(f"{name} is neither on PATH nor can it be installed: {error}")
-    return folder / ("bin" if name == "caddy" else "usr/sbin") / name
+    return folder / {"caddy": "bin", "tinyproxy": "usr/bin"}.get(name, "usr/sbin") / name
 
 
 def _install(name: str, into: Path) -> None:
@@ -187,7 +198,7 @@ class Proxy:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def reload(self) -> None:
+    async def reload(self, *, more: str = "") -> None:
         """Read the configuration again without a break, as operators do. caddy is ended in good order and restarted."""
         assert self.process is not None
         match self.name:
@@ -198,7 +209,7 @@ class Proxy:
             case _:
                 self.process.terminate()
                 await self.process.wait()
-                await self.start()
+                await self.start(more=more)
 
     async def kill(self) -> None:
         """Kill it with all its workers: what is under way breaks off."""
@@ -217,3 +228,44 @@ async def running(proxy: Proxy, **slots: str) -> AsyncIterator[None]:
         yield
     finally:
         await proxy.kill()
+
+
+@dataclass
+class EgressProxy:
+    """tinyproxy, which tunnels to one port."""
+
+    url: str
+    folder: Path
+
+    def log(self) -> str:
+        """Return its log."""
+        return (self.folder / "tinyproxy.log").read_text()
+
+
+@contextlib.asynccontextmanager
+async def egress_proxy(folder: Path, *, connect_port: int) -> AsyncIterator[EgressProxy]:
+    """tinyproxy, from its start until the end of the context. It refuses CONNECT to other ports than *connect_port*."""
+    [port] = free_ports(1)
+    path = folder / "tinyproxy.conf"
+    path.write_text(_TINYPROXY.format(port=port, folder=folder, connect_port=connect_port))
+    found = program("tinyproxy")
+    process = await asyncio.create_subprocess_exec(
+        *(str(found), "-d", "-c", str(path)),
+        stdout=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "LD_LIBRARY_PATH": _libraries(found)},
+    )
+
+    async def listens() -> None:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            message = f"nothing listens on port {port}; tinyproxy ended with {process.returncode}"
+            raise AssertionError(message) from None
+        writer.close()
+
+    try:
+        await assert_eventually(listens)
+        yield EgressProxy(f"http://127.0.0.1:{port}", folder)
+    finally:
+        process.kill()
+        await process.wait()

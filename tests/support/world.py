@@ -156,6 +156,8 @@ class World:
         """The handler's server: another one if the two sides are on separate clusters."""
         self.id = uuid.uuid4().hex[:12]
         self.keys = Keys()
+        self.handler_keys: Keys | None = None
+        """The keys in the handler's settings, if they are not those of `keys`."""
         self.order_queue, self.payment_queue = f"orders-{self.id}", f"payments-{self.id}"
         self.handler_runtime: Runtime | None = None
         self.worker_options: dict[str, Any] = {}
@@ -221,7 +223,7 @@ class World:
         if self._handler_settings is not None:
             return self._handler_settings
         return handler_settings(
-            self.keys,
+            self.handler_keys or self.keys,
             receiver_url=self.receiver.url,
             service_url=self.service.url,
             caller=self.peer_options,

@@ -19,6 +19,7 @@ from yarl import URL
 from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
 from bridge.runtime import http_client
 from bridge.runtime.http_client import HttpAnswer, HttpClient
+from bridge.runtime.route import Route
 from tests.support.helpers import assert_eventually
 
 LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
@@ -161,7 +162,8 @@ def unused_port() -> int:
 
 async def post(client: HttpClient, url: str, body: bytes = b"body", **options: Any) -> HttpAnswer:
     headers = options.pop("headers", CIMultiDict({"Nexus-Request-Id": "request-7"}))
-    defaults: dict[str, Any] = {"networks": LOOPBACK, "max_answer_bytes": 16384}
+    route = Route(networks=options.pop("networks", LOOPBACK), proxy=options.pop("proxy", None))
+    defaults: dict[str, Any] = {"route": route, "max_answer_bytes": 16384}
     return await client.post(url, headers, body, **(defaults | options))
 
 

@@ -1,0 +1,105 @@
+"""The commands that rotate, list and compare keys."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.admin.keys import compared
+from bridge.security.keys import KeySet, new_key
+from tests.support.commands import run
+from tests.support.settings_files import caller_tree, handler_tree, plain_key_set, secrets_of, toml
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "start.toml"
+    path.write_text(toml(plain_key_set("2027-01-31", "k1")) + "\n")
+    path.chmod(0o640)
+    return path
+
+
+def test_rotate_adds_a_key_that_does_not_sign_yet(key_file: Path) -> None:
+    """The old keys, the signing key and the mode of the file stay. The new key is not printed, the next steps are."""
+    before = tomllib.loads(key_file.read_text())
+    done = run("keys", "rotate", str(key_file))
+    assert (done.returncode, done.stderr) == (0, "")
+    after = tomllib.loads(key_file.read_text())
+    [added] = set(after["keys"]) - set(before["keys"])
+    assert after == {"signing": "2027-01-31", "keys": {**before["keys"], added: after["keys"][added]}}
+    KeySet.model_validate(after)
+    assert key_file.stat().st_mode & 0o777 == 0o640
+    assert list(key_file.parent.iterdir()) == [key_file]
+    assert f'3. set signing = "{added}"' in done.stdout
+    assert not [key for key in after["keys"].values() if key in done.stdout]
+
+
+def test_rotate_follows_a_symbolic_link_and_prints_json(key_file: Path) -> None:
+    """The file that is linked to gets the key; the link stays."""
+    link = key_file.with_name("link.toml")
+    link.symlink_to(key_file.name)
+    printed = json.loads(run("keys", "rotate", str(link), "--json").stdout)
+    assert link.is_symlink()
+    assert printed["added"] in tomllib.loads(key_file.read_text())["keys"]
+    assert (printed["signing"], len(printed["steps"])) == ("2027-01-31", 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        pytest.param(toml(caller_tree()), 1, "no key file", id="settings"),
+        pytest.param(toml(plain_key_set(*(f"k{number}" for number in range(10)))), 1, "ten keys", id="full"),
+        pytest.param("signing = ", 2, "not TOML", id="no TOML"),
+        pytest.param(None, 2, "no such file", id="missing"),
+    ],
+)
+def test_rotate_changes_no_other_file(key_file: Path, content: str | None, code: int, says: str) -> None:
+    """The error says what the file should be, and quotes nothing of it."""
+    key_file.write_text(content) if content is not None else key_file.unlink()
+    done = run("keys", "rotate", str(key_file))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert content is None or key_file.read_text() == content
+
+
+@pytest.mark.parametrize("tree", [caller_tree(), handler_tree()], ids=["caller", "handler"])
+def test_list_shows_ids_ages_and_fingerprints_of_both_sides(tree: dict[str, Any], tmp_path: Path) -> None:
+    """And never a key."""
+    path = tmp_path / "bridge.toml"
+    path.write_text(toml(tree))
+    table, as_json = (run("keys", "list", *option, BRIDGE_CONFIG=str(path)) for option in ((), ("--json",)))
+    assert (table.returncode, as_json.returncode, table.stderr) == (0, 0, "")
+    reports = json.loads(as_json.stdout)
+    assert {each["key_set"].rpartition(".")[2] for each in reports} >= {"start_keys", "completion_keys"}
+    assert all(len(each["fingerprint"]) == 16 for each in reports)
+    assert not [secret for secret in secrets_of(tree) if secret in table.stdout + as_json.stdout]
+    assert "bridge_key_uses_total" in table.stdout
+    for each in reports:
+        [line] = [line for line in table.stdout.splitlines() if each["fingerprint"] in line]
+        assert each["key_set"] in line
+
+
+def test_a_fingerprint_depends_on_the_key_and_not_on_its_id() -> None:
+    """The same key has the same fingerprint under another id, and no part of the key is in it."""
+    one, other = new_key(), new_key()
+    prints = KeySet.model_validate({"signing": "a", "keys": {"a": one, "b": other, "c": one}}).fingerprints()
+    assert prints["a"] == prints["c"] != prints["b"]
+    assert KeySet.model_validate({"signing": "a", "keys": {"a": one}}).raw()["a"].hex()[:16] != prints["a"]
+
+
+def test_keys_of_both_sides_are_compared_by_id() -> None:
+    """Every key of either side gets one row; a peer that did not answer gets one in all."""
+    ours = {"start_keys": {"k1": "a", "k2": "b", "k3": "c"}, "completion_keys": {"k1": "d"}}
+    theirs = {"start_keys": {"k1": "a", "k2": "x", "k4": "c"}}
+    rows = [(each.key_set, each.key_id, each.result) for each in compared(("payments", ours, theirs))]
+    assert rows == [
+        ("completion_keys", "k1", "only here"),
+        ("start_keys", "k1", "same"),
+        ("start_keys", "k2", "differs"),
+        ("start_keys", "k3", "only here"),
+        ("start_keys", "k4", "only there"),
+    ]
+    [row] = compared(("payments", ours, "handler not reached"))
+    assert (row.peer, row.result) == ("payments", "handler not reached")
