@@ -55,6 +55,7 @@ class CallerPlugin(SessionPlugin):
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity, the cancel activity, and the interceptor that protects both."""
         client, settings = config["client"], self._settings
+        settings.check_namespace(client.namespace)
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
         metrics = Metrics.of(client)

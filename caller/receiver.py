@@ -58,7 +58,7 @@ def create_app(
     peers = PeerExchanges(settings.handlers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
+        connected = client or await connect(settings, serves_metrics=True)
         app[_RECEIVER] = _Receiver(settings, connected, clock)
         async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
             yield

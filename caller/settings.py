@@ -82,6 +82,9 @@ class Receiver(BaseModel):
 class CallerSettings(BridgeSettings):
     """All settings of the caller's worker and receiver, except the connection to Temporal."""
 
+    other_side = frozenset(
+        {"task_queue", "service", "hash_key", "callers", "nexus", "sweep", "sweep_interval_s", "abandoned_check_s"}
+    )
     name: Name
     """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
@@ -92,8 +95,6 @@ class CallerSettings(BridgeSettings):
     """The handlers that we call, by name."""
     endpoints: dict[Name, Endpoint] = Field(min_length=1)
     """The endpoints that workflows may name, by name."""
-    data_converter: str | None = None
-    """`module:attribute` of the data converter with which the command line connects."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -16,7 +16,7 @@ from bridge.runtime.temporal import connect
 
 async def polls(queue: str) -> bool:
     """Whether Temporal has seen a poller of *queue* on this host within the last minutes."""
-    client = await connect(data_converter=None)
+    client = await connect()
     described = await client.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
             namespace=client.namespace,

@@ -66,6 +66,7 @@ class HandlerPlugin(SessionPlugin):
         """Add delivery and sweep. If the worker's client has the plugin too, the worker is configured once."""
         if is_reporting(config.get("workflow_runner")):
             return config
+        self._settings.check_namespace(config["client"].namespace)
         config = super().configure_worker(config)
         metrics = Metrics.of(config["client"])
         callbacks = CallbackClient(self._settings, http=self.http, metrics=metrics, clock=self._clock)

@@ -116,7 +116,7 @@ def create_app(
     peers = PeerExchanges(settings.callers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        connected = client or await connect(settings.data_converter, metrics_address=settings.metrics_address)
+        connected = client or await connect(settings, serves_metrics=True)
         threads = executor or BoundedThreads()
         http = HttpClient(user_agent=USER_AGENT)
         app[_SERVICE] = _Service(

@@ -29,9 +29,9 @@ class Machine:
     service_port: int = 8081
     """Port on which the handler service listens."""
     caller: str = "order-prod"
-    """Name of the caller in the handler's settings."""
+    """Name of the caller in the handler's settings, and its Temporal namespace."""
     handler: str = "payment-prod"
-    """Name of the handler in the caller's settings."""
+    """Name of the handler in the caller's settings, and its Temporal namespace."""
     endpoint: str = "payments"
     """Name that the caller's workflows pass to `bridge.create_client`."""
     task_queue: str = "payment-queue"
@@ -46,6 +46,7 @@ def new_settings(machine: Machine) -> dict[str, str]:
     caller = f"""\
 # Settings of the caller's side, for its worker and its receiver. Keep this file secret.
 name = "{machine.caller}"
+namespace = "{machine.caller}"
 callback_keys = {_key_set()}
 
 [receiver]
@@ -66,6 +67,7 @@ allow_insecure = true
     handler = f"""\
 # Settings of the handler's side, for its worker and its service. Keep this file secret.
 name = "{machine.handler}"
+namespace = "{machine.handler}"
 task_queue = "{machine.task_queue}"
 hash_key = "{new_key()}"
 

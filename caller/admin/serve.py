@@ -27,7 +27,7 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     if settings.receiver is None:
         message = "no receiver in the settings: without one there is nothing to serve"
         raise SettingsError(message)
-    app = create_app(settings, client=await connect(settings.data_converter, metrics_address=settings.metrics_address))
+    app = create_app(settings, client=await connect(settings, serves_metrics=True))
     port = settings.receiver.port if options.port is None else options.port
     sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()

@@ -48,7 +48,7 @@ async def serve(
         raise SettingsError(str(error)) from None
     imported = import_module(module)
     served = Served.by(imported)
-    client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
+    client = await connect(settings, serves_metrics=True)
     app = create_app(settings, imported, client=client, is_eager=with_worker)
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
