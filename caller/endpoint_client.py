@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
-from urllib.parse import quote
 
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
@@ -13,7 +12,6 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
-from bridge.protocol.echo import Echo, decode_echo
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
@@ -91,20 +89,6 @@ class Endpoints:
         timeout = min(REQUEST_TIMEOUT, remaining)
         message = encode_cancel(request, request_timeout=timeout)
         await self._send(name, Sent.CANCEL, message, lambda _: None, more=request.headers, timeout=timeout)
-
-    async def echo(self, name: str, *, callback: str | None) -> Echo:
-        """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
-
-        Raises:
-            NotStartedError: The handler was not reached, or it does not accept our signature.
-        """
-        path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        return await self._send(name, Sent.ECHO, (path, {}, b""), lambda answer: decode_echo(answer.body))
-
-    @property
-    def names(self) -> Iterable[str]:
-        """The names of all endpoints in the settings."""
-        return self._resolved.keys()
 
     async def _send(
         self,

@@ -81,6 +81,7 @@ class _Receiver:
         self.namespace = Namespace(client, clock=clock)
         self.metrics = Metrics.of(client)
         self._name = settings.name
+        self._namespace = client.namespace
         self._completer = Completer(client=client)
         self._tokens = settings.callback_tokens(client.namespace)
         self._verifiers = settings.completion_verifiers()
@@ -92,7 +93,11 @@ class _Receiver:
         """Let a handler check its key, its clock and our URL. Completes nothing."""
         verifier = known_peer(self._verifiers, request.query.get("handler", ""), MessageKind.ECHO, request)
         await IncomingMessage(request, MessageKind.ECHO, verifier).body()
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock())))
+        asked = request.query.get("namespace", self._namespace)
+        problem = None
+        if asked != self._namespace:
+            problem = f"the receiver serves namespace {self._namespace}, but the calls are in {asked}: move one of them"
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""

@@ -1,6 +1,7 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
 from typing import Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
@@ -77,6 +78,10 @@ class Receiver(BaseModel):
     def _is_safe(self) -> Self:
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
+
+    def echo_url(self, namespace: str | None) -> str:
+        """URL where the receiver answers an echo, and compares its namespace if one is given."""
+        return f"{self.url}/callbacks" + ("" if namespace is None else f"?namespace={quote(namespace)}")
 
 
 class CallerSettings(BridgeSettings):

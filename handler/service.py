@@ -49,6 +49,7 @@ from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from handler.start.threads import BoundedThreads
+from handler.startup_check import check_workers, task_queues
 from handler.sweep.activity import start_sweep
 
 
@@ -122,7 +123,10 @@ def create_app(
         app[_SERVICE] = _Service(
             settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
         )
-        watching = asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers))
+        watching = (
+            asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers)),
+            asyncio.create_task(check_workers(connected, task_queues(served.targets, settings))),
+        )
         try:
             if settings.sweep:
                 try:
@@ -132,7 +136,8 @@ def create_app(
             async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
                 yield
         finally:
-            watching.cancel()
+            for each in watching:
+                each.cancel()
             await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.

@@ -48,6 +48,8 @@ class HttpAnswer(NamedTuple):
 class _NotConnectedError(Exception):
     """The peer has not acted on the request, or the request may safely be repeated at once."""
 
+    layer = "connection"
+
 
 class HttpClient:
     """Sends messages. Close it with `aclose`."""
@@ -115,7 +117,7 @@ class HttpClient:
             message = "no answer in time"
             raise TransportError(message) from None
         except _NotConnectedError as error:
-            raise TransportError(str(error)) from None
+            raise TransportError(str(error), layer=error.layer) from None
         except ValueError:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
@@ -197,8 +199,15 @@ class _Destination:
                     "destination address refused: a network that is not public has to be in `networks` of its entry"
                 )
                 raise DestinationRefusedError(message) from None
-            message = f"cannot connect: {type(error.os_error).__name__}"
-            raise _NotConnectedError(message) from None
+            failed = _NotConnectedError(f"cannot connect: {type(error.os_error).__name__}")
+            match error:
+                case aiohttp.ClientConnectorDNSError():
+                    failed.layer = "address"
+                case aiohttp.ClientSSLError():
+                    failed.layer = "TLS"
+                case _:
+                    pass
+            raise failed from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message
             # of the protocol carries the id by which it is deduplicated.
@@ -206,7 +215,8 @@ class _Destination:
             raise _NotConnectedError(message) from None
         except aiohttp.ClientError as error:
             message = type(error).__name__
-            raise TransportError(message) from None
+            layer = "connection" if isinstance(error, aiohttp.ServerTimeoutError) else "signed answer"
+            raise TransportError(message, layer=layer) from None
 
 
 class _Resolver(AbstractResolver):

@@ -13,6 +13,8 @@ from caller.settings import CallerSettings
 
 receiver = App(name="receiver", help="The caller's receiver: it accepts outcomes and completes the waiting activities.")
 
+receiver.command("caller.admin.doctor:doctor", name="doctor")
+
 
 @receiver.command
 async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B008 - frozen

@@ -18,6 +18,8 @@ from handler.settings import HandlerSettings
 
 handler = App(name="handler", help="The handler service: it starts workflows for the callers in the settings.")
 
+handler.command("handler.admin.doctor:doctor", name="doctor")
+
 
 @handler.command
 async def serve(

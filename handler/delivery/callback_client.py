@@ -126,11 +126,12 @@ class CallbackClient:
             allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
-            target = f"{url}?handler={self._name}"
+            target = f"{url}{'&' if '?' in url else '?'}handler={self._name}"
             answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
             if answer.error is not None:
                 return str(answer.error)
-            return decode_echo(answer.body).clock_problem(self._clock())
+            echo = decode_echo(answer.body)
+            return echo.callback_problem or echo.clock_problem(self._clock())
         except BridgeError as error:
             return str(error)
 

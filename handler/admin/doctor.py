@@ -1,0 +1,49 @@
+"""The command `callback-bridge handler doctor`: what keeps the handler's side from working, and what to do."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from bridge.admin.doctor import check_side, report
+from bridge.admin.output import JsonOutput
+from bridge.runtime.peer_check import EchoProbe, check_peers
+from bridge.runtime.user_modules import import_module
+from handler.service import Served
+from handler.settings import HandlerSettings
+from handler.startup_check import PLUGIN, task_queues
+
+
+async def doctor(*, module: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
+    """Check this side from below, from where it runs: settings, Temporal, workers, service, and callers' receivers.
+
+    Nothing is started or completed. Exit code 1 if a check failed.
+
+    Args:
+        module: Dotted name of the module that the service serves, to check the task queues of its targets. By default
+            only the task queue in the settings is checked.
+        peer: Check only this caller, in both directions.
+    """
+
+    def queues(settings: HandlerSettings) -> dict[str, str | None]:
+        if module is None:
+            return {settings.task_queue: PLUGIN}
+        return task_queues(Served.by(import_module(module)).targets, settings)
+
+    findings, settings, _ = await check_side(HandlerSettings, queues)
+    if settings is not None:
+        findings += await check_peers(_probes(settings, peer), clock=lambda: datetime.now(UTC))
+    report(findings, as_json=as_json)
+
+
+def _probes(settings: HandlerSettings, peer: str | None) -> Iterator[EchoProbe]:
+    for name, caller in settings.callers.items():
+        if peer in {None, name}:
+            url = f"{settings.service.url}/c/{name}"
+            yield EchoProbe(name=f"our service, for {name}", url=url, key_set=caller.start_keys)
+            for each in caller.callbacks:
+                yield EchoProbe(
+                    name=f"receiver of {name}",
+                    url=f"{each.url}?handler={settings.name}",
+                    key_set=caller.completion_keys,
+                    networks=each.networks,
+                    answers=caller.answers,
+                )
