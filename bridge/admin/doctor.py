@@ -1,7 +1,8 @@
 """The ladder of `doctor`: what a side needs, from below. Above a rung that does not hold, nothing is claimed."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
@@ -10,7 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import print_list, refusal
-from bridge.runtime.peer_check import Finding
+from bridge.runtime.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.pollers import worker_problem
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
 from bridge.runtime.temporal import connect, describe_namespace
@@ -22,15 +23,37 @@ _REFUSED = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTIC
 SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
 
 
-async def check_side(
-    model: type[SettingsT], queues: Callable[[SettingsT], Mapping[str, str | None]]
-) -> tuple[list[Finding], SettingsT | None, Client | None]:
-    """Check the settings of a side and its Temporal. Return what was found, the settings and the client.
+async def examine(
+    model: type[SettingsT],
+    *,
+    queues: Callable[[SettingsT], Mapping[str, str | None]],
+    probes: Callable[[SettingsT, str | None], Iterable[EchoProbe]],
+    as_json: bool,
+) -> None:
+    """Check a side and its peers, and print what was found.
 
     Args:
         model: The settings of the side.
         queues: Returns the task queues of the side's workers, with the plugin that they need.
+        probes: Returns the echos for the side's peers. Its second argument is the namespace, if it is known.
+        as_json: Print JSON.
+
+    Raises:
+        CommandError: A rung does not hold.
     """
+    findings, settings, client = await _check_side(model, queues)
+    if settings is not None:
+        namespace = settings.namespace if client is None else client.namespace
+        findings += await check_peers(probes(settings, namespace), clock=lambda: datetime.now(UTC))
+    print_list(findings, "state rung found", as_json=as_json)
+    if wrong := sum(each.state == "wrong" for each in findings):
+        message = f"{wrong} of the checks failed"
+        raise CommandError(message)
+
+
+async def _check_side(
+    model: type[SettingsT], queues: Callable[[SettingsT], Mapping[str, str | None]]
+) -> tuple[list[Finding], SettingsT | None, Client | None]:
     settings, client, problem = None, None, None
     seen: list[Finding] = []
     try:
@@ -68,15 +91,3 @@ def _limits(largest: int) -> Finding:
         return Finding("not known", "limits", "this server does not name limit.blobSize.error, 2 MiB by default")
     effect = ": larger inputs are refused, and larger outcomes fail" if largest < MAX_INPUT_BYTES else ""
     return Finding("ok", "limits", f"a value may have {largest} bytes (limit.blobSize.error){effect}")
-
-
-def report(findings: list[Finding], *, as_json: bool) -> None:
-    """Print *findings*.
-
-    Raises:
-        CommandError: A rung does not hold.
-    """
-    print_list(findings, "state rung found", as_json=as_json)
-    if wrong := sum(each.state == "wrong" for each in findings):
-        message = f"{wrong} of the checks failed"
-        raise CommandError(message)

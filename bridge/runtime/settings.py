@@ -126,7 +126,7 @@ class BridgeSettings(BaseSettings):
         del dotenv_settings, file_secret_settings
         assert issubclass(settings_cls, BridgeSettings)
         path = os.environ.get(CONFIG_VARIABLE)
-        content = _read(Path(path)) if path else {}
+        content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
         file = {name: value for name, value in content.items() if name not in settings_cls.other_side}
         variables = env_settings()
         variables = _unknown_variables(settings_cls, variables) | _spelled_as_in(file, variables)
@@ -211,14 +211,13 @@ def _unknown_variables(model: type[BridgeSettings], known: Mapping[str, Any]) ->
     return unknown
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of the TOML file at *path*.
+def read_toml(path: Path, where: str) -> dict[str, Any]:
+    """The content of the TOML file at *path*, which errors call *where*.
 
     Raises:
         SettingsError: The file is unreadable. The text names the place and quotes nothing, because the line may hold a
             key.
     """
-    where = f"{CONFIG_VARIABLE}={path}"
     try:
         raw = path.read_bytes()
     except OSError as error:

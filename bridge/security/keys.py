@@ -6,6 +6,8 @@ because HMAC itself would accept both.
 
 import base64
 import binascii
+import hashlib
+import hmac
 import secrets
 from typing import Annotated, Self
 
@@ -81,6 +83,13 @@ class KeySet(BaseModel):
     def raw(self) -> dict[str, bytes]:
         """All keys by id."""
         return {key_id: decode_key(key) for key_id, key in self.keys.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """A short public text for each key by id, equal for equal keys. It does not reveal the key."""
+        return {
+            key_id: hmac.digest(key, b"bridge fingerprint", hashlib.sha256).hex()[:16]
+            for key_id, key in self.raw().items()
+        }
 
     def signing_last(self) -> list[bytes]:
         """All keys, the signing key last. itsdangerous signs with the last key and verifies with all."""

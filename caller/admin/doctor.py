@@ -1,10 +1,10 @@
 """The command `callback-bridge receiver doctor`: what keeps the caller's side from working, and what to do."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterator
 
-from bridge.admin.doctor import check_side, report
+from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
-from bridge.runtime.peer_check import EchoProbe, check_peers
+from bridge.runtime.peer_check import EchoProbe
 from caller.settings import CallerSettings
 from caller.startup_check import endpoint_probes
 
@@ -19,16 +19,12 @@ async def doctor(*, task_queue: str | None = None, peer: str | None = None, as_j
         peer: Check only this handler, in both directions.
     """
     queues: dict[str, str | None] = {} if task_queue is None else {task_queue: "CallerPlugin"}
-    findings, settings, client = await check_side(CallerSettings, lambda _: queues)
-    if settings is not None:
-        namespace = settings.namespace if client is None else client.namespace
-        probes = [*endpoint_probes(settings, namespace, peer)]
-        if settings.receiver is not None:
-            url = settings.receiver.echo_url(namespace)
-            probes += [
-                EchoProbe(name="our receiver", url=f"{url}{'&' if '?' in url else '?'}handler={name}", key_set=keys)
-                for name, keys in ((name, each.completion_keys) for name, each in settings.handlers.items())
-                if peer in {None, name}
-            ]
-        findings += await check_peers(probes, clock=lambda: datetime.now(UTC))
-    report(findings, as_json=as_json)
+
+    def probes(settings: CallerSettings, namespace: str | None) -> Iterator[EchoProbe]:
+        yield from endpoint_probes(settings, namespace, peer)
+        for name, handler in settings.handlers.items():
+            if settings.receiver is not None and peer in {None, name}:
+                url = settings.receiver.echo_url(namespace=namespace, handler=name)
+                yield EchoProbe(name="our receiver", url=url, key_set=handler.completion_keys)
+
+    await examine(CallerSettings, queues=lambda _: queues, probes=probes, as_json=as_json)

@@ -1,11 +1,10 @@
 """The command `callback-bridge handler doctor`: what keeps the handler's side from working, and what to do."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
-from bridge.admin.doctor import check_side, report
+from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
-from bridge.runtime.peer_check import EchoProbe, check_peers
+from bridge.runtime.peer_check import EchoProbe
 from bridge.runtime.user_modules import import_module
 from handler.service import Served
 from handler.settings import HandlerSettings
@@ -28,22 +27,18 @@ async def doctor(*, module: str | None = None, peer: str | None = None, as_json:
             return {settings.task_queue: PLUGIN}
         return task_queues(Served.by(import_module(module)).targets, settings)
 
-    findings, settings, _ = await check_side(HandlerSettings, queues)
-    if settings is not None:
-        findings += await check_peers(_probes(settings, peer), clock=lambda: datetime.now(UTC))
-    report(findings, as_json=as_json)
+    def probes(settings: HandlerSettings, _: str | None) -> Iterator[EchoProbe]:
+        for name, caller in settings.callers.items():
+            if peer in {None, name}:
+                url = f"{settings.service.url}/c/{name}"
+                yield EchoProbe(name=f"our service, for {name}", url=url, key_set=caller.start_keys)
+                for each in caller.callbacks:
+                    yield EchoProbe(
+                        name=f"receiver of {name}",
+                        url=f"{each.url}?handler={settings.name}",
+                        key_set=caller.completion_keys,
+                        networks=each.networks,
+                        answers=caller.answers,
+                    )
 
-
-def _probes(settings: HandlerSettings, peer: str | None) -> Iterator[EchoProbe]:
-    for name, caller in settings.callers.items():
-        if peer in {None, name}:
-            url = f"{settings.service.url}/c/{name}"
-            yield EchoProbe(name=f"our service, for {name}", url=url, key_set=caller.start_keys)
-            for each in caller.callbacks:
-                yield EchoProbe(
-                    name=f"receiver of {name}",
-                    url=f"{each.url}?handler={settings.name}",
-                    key_set=caller.completion_keys,
-                    networks=each.networks,
-                    answers=caller.answers,
-                )
+    await examine(HandlerSettings, queues=queues, probes=probes, as_json=as_json)

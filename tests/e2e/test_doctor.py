@@ -16,7 +16,8 @@ from temporalio.worker import Worker
 import caller
 import handler
 from bridge.admin.command import CommandError
-from bridge.admin.init import Machine, new_settings, write_settings
+from bridge.admin.init import local_settings
+from bridge.admin.pair import write_new
 from bridge.runtime.pollers import worker_problem
 from bridge.runtime.settings import load
 from bridge.security.keys import new_key
@@ -40,14 +41,14 @@ async def sides(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Asy
     """The folder with the settings of two sides that run, with their workers on `orders` and `payments`."""
     folder = tmp_path_factory.mktemp("settings")
     receiver_port, service_port = free_ports(2)
-    machine = Machine(
+    settings = local_settings(
         receiver_url=f"http://127.0.0.1:{receiver_port}",
         service_url=f"http://127.0.0.1:{service_port}",
         receiver_port=receiver_port,
         service_port=service_port,
         task_queue="doctor-payments",
     )
-    write_settings(folder, new_settings(machine))
+    write_new(folder, settings)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BRIDGE_CONFIG", str(folder / "caller.toml"))
         ours = load(CallerSettings)
@@ -209,7 +210,7 @@ async def test_a_broken_rung_is_named_and_nothing_above_it_is_claimed(
 async def test_rights_that_are_missing_are_named(
     sides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Temporal refuses the description of the namespace. The development server refuses nobody, hence the fake."""
+    """Temporal refuses the description of the namespace. The development server refuses nothing, hence the fake."""
 
     async def refused(_: Client) -> None:
         raise RPCError("no", RPCStatusCode.PERMISSION_DENIED, b"")
@@ -227,7 +228,7 @@ async def test_a_caller_without_a_task_queue_claims_nothing_about_workers(
     """Its settings name none. The report is a table for people."""
     monkeypatch.setenv("BRIDGE_CONFIG", str(sides / "caller.toml"))
     capsys.readouterr()
-    await caller_doctor(peer="nobody")
+    await caller_doctor(peer="other-team")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["STATE", "RUNG", "FOUND"]
     assert lines[-1] == "not known  workers    --task-queue names the task queue to check"
