@@ -17,14 +17,16 @@ def local_settings(
     service_url: str = "http://127.0.0.1:8081",
     receiver_port: int = 8080,
     service_port: int = 8081,
+    handler: str = "payment-prod",
+    endpoint: str = "payments",
     task_queue: str = "payment-queue",
     operations: str = "PaymentService/*",
 ) -> dict[str, str]:
     """The text of `caller.toml` and of `handler.toml` for one machine, by file name, with new keys."""
     pair = Pair.with_new_keys(
         caller="order-prod",
-        handler="payment-prod",
-        endpoint="payments",
+        handler=handler,
+        endpoint=endpoint,
         receiver_url=receiver_url,
         service_url=service_url,
         operations=[operations],
@@ -38,6 +40,8 @@ def local_settings(
 def init(
     folder: Path = Path(),
     *,
+    handler: str = "payment-prod",
+    endpoint: str = "payments",
     task_queue: str = "payment-queue",
     operations: str = "PaymentService/*",
     as_json: JsonOutput = False,
@@ -46,11 +50,13 @@ def init(
 
     Args:
         folder: Where to write the files. By default the current folder.
+        handler: Name and Temporal namespace of the handler's side. The caller's side is `order-prod`.
+        endpoint: Name that the caller's workflows pass to `bridge.create_client`.
         task_queue: Task queue on which the handler's workflows run.
         operations: Operations that the caller may start: `Service/operation`, or `Service/*`.
         as_json: Print the names of the files as JSON.
     """
-    settings = local_settings(task_queue=task_queue, operations=operations)
+    settings = local_settings(handler=handler, endpoint=endpoint, task_queue=task_queue, operations=operations)
     write_new(folder, settings)
     written = [str(folder / name) for name in settings]
     if as_json:
