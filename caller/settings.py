@@ -1,7 +1,7 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
 from typing import Literal, Self
-from urllib.parse import urlencode
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
@@ -79,10 +79,9 @@ class Receiver(BaseModel):
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
 
-    def echo_url(self, **query: str | None) -> str:
-        """URL where the receiver answers an echo for `handler`, and compares its namespace with `namespace`."""
-        known = urlencode({name: value for name, value in query.items() if value is not None})
-        return f"{self.url}/callbacks" + (f"?{known}" if known else "")
+    def echo_url(self, namespace: str | None) -> str:
+        """URL where the receiver answers an echo, and compares its namespace if one is given."""
+        return f"{self.url}/callbacks" + ("" if namespace is None else f"?namespace={quote(namespace)}")
 
 
 class CallerSettings(BridgeSettings):

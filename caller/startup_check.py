@@ -33,7 +33,7 @@ async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Ca
 def endpoint_probes(settings: CallerSettings, namespace: str | None, handler: str | None = None) -> Iterator[EchoProbe]:
     """The echo of each endpoint, or of those of *handler*, whose handler tries our receiver before it answers."""
     receiver = settings.receiver
-    back = "" if receiver is None else f"?callback={quote(receiver.echo_url(namespace=namespace), safe='')}"
+    back = "" if receiver is None else f"?callback={quote(receiver.echo_url(namespace), safe='')}"
     for name, endpoint in settings.endpoints.items():
         if handler in {None, endpoint.handler}:
             peer = settings.handlers[endpoint.handler]

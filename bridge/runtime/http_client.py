@@ -200,13 +200,8 @@ class _Destination:
                 )
                 raise DestinationRefusedError(message) from None
             failed = _NotConnectedError(f"cannot connect: {type(error.os_error).__name__}")
-            match error:
-                case aiohttp.ClientConnectorDNSError():
-                    failed.layer = "address"
-                case aiohttp.ClientSSLError():
-                    failed.layer = "TLS"
-                case _:
-                    pass
+            if isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.ClientSSLError):
+                failed.layer = "TLS" if isinstance(error, aiohttp.ClientSSLError) else "address"
             raise failed from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message

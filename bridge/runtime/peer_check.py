@@ -110,7 +110,7 @@ def first_problem(result: Echo | HandlerError | BridgeError, *, now: datetime) -
             if (skew := result.clock_problem(now)) is not None:
                 return "clock", skew
             if result.callback_problem is not None:
-                return "way back", f"the peer's test of our receiver failed: {result.callback_problem}"
+                return "way back", f"the handler service could not reach the receiver: {result.callback_problem}"
             return None, None
         case _:
             return "signed answer", str(result)

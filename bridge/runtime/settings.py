@@ -160,20 +160,28 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
 
 def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind: str, text: str) -> str:
     """One line about a bad field: its name, a remedy, and the variables that may have set it."""
+    text = without_keys(text)
     # The text of a rule for several entries begins with the field.
     place = _folded("__".join(map(str, location)) or text.partition(":")[0].replace(".", "__")).split("__")
     paths = {name: _path(name) for name in os.environ if _is_variable(name)}
-    variables = [name for name, path in paths.items() if all(map(str.__eq__, path, place))]
+    variables = [name for name, path in paths.items() if path == place[: len(path)]]
+    parts = [name for name, path in paths.items() if place == path[: len(place)] and name not in variables]
     if kind == "extra_forbidden":
         known, more = _names_at(model, location[:-1]), set[str]()
         is_variable = any(paths[name] == place for name in variables)
         if is_variable and len(location) == 1:
             more = {"config"} | {f"{each}__{name}" for each in known for name in _names_at(model, (each,))}
         near = difflib.get_close_matches(str(location[-1]), known | more, n=1)
-        like = PREFIX + "__".join(map(str, (*location[:-1], *near))).upper() if is_variable else "".join(near)
+        like = _shown(PREFIX + "__".join(map(str, (*location[:-1], *near))).upper()) if is_variable else "".join(near)
         text = f"unknown name; did you mean {like}?" if near else f"unknown name; known: {', '.join(sorted(known))}"
-    source = f" ({_VARIABLE} {', '.join(variables)})" if variables else ""
-    return without_keys(f"  {_field(location) or 'settings'}: {text}{source}")
+    source = f" ({_VARIABLE} {', '.join(map(_shown, variables))})" if variables else ""
+    source += f" (a part is from {', '.join(map(_shown, parts))})" if parts else ""
+    return f"  {_field(location) or 'settings'}: {text}{source}"
+
+
+def _shown(variable: str) -> str:
+    """The name of a variable. A part of it that may be a key in a wrong place is left out."""
+    return "__".join(map(without_keys, variable.split("__")))
 
 
 def _names_at(kind: Any, location: tuple[int | str, ...]) -> set[str]:
@@ -296,4 +304,4 @@ def _field(location: tuple[int | str, ...]) -> str:
         "…" if before == "keys" and not re.fullmatch(KEY_ID, str(part)) else str(part)
         for before, part in zip((None, *location), location, strict=False)
     ]
-    return ".".join(parts)
+    return without_keys(".".join(parts))

@@ -1,6 +1,7 @@
 """The command `callback-bridge handler doctor`: what keeps the handler's side from working, and what to do."""
 
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
@@ -12,9 +13,9 @@ from handler.startup_check import PLUGIN, task_queues
 
 
 async def doctor(*, module: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
-    """Check this side from below, from where it runs: settings, Temporal, workers, service, and callers' receivers.
+    """Check this side from below, from where it runs: settings, Temporal, workers, and the service for each caller.
 
-    Nothing is started or completed. Exit code 1 if a check failed.
+    The service tries the caller's receiver. Nothing is started or completed. Exit code 1 if a check failed.
 
     Args:
         module: Dotted name of the module that the service serves, to check the task queues of its targets. By default
@@ -29,16 +30,9 @@ async def doctor(*, module: str | None = None, peer: str | None = None, as_json:
 
     def probes(settings: HandlerSettings, _: str | None) -> Iterator[EchoProbe]:
         for name, caller in settings.callers.items():
-            if peer in {None, name}:
-                url = f"{settings.service.url}/c/{name}"
-                yield EchoProbe(name=f"our service, for {name}", url=url, key_set=caller.start_keys)
-                for each in caller.callbacks:
-                    yield EchoProbe(
-                        name=f"receiver of {name}",
-                        url=f"{each.url}?handler={settings.name}",
-                        key_set=caller.completion_keys,
-                        networks=each.networks,
-                        answers=caller.answers,
-                    )
+            # For a caller without callbacks, the query is empty.
+            for back in [f"?callback={quote(each.url, safe='')}" for each in caller.callbacks] or [""]:
+                if peer in {None, name}:
+                    yield EchoProbe(name=name, url=f"{settings.service.url}/c/{name}{back}", key_set=caller.start_keys)
 
     await examine(HandlerSettings, queues=queues, probes=probes, as_json=as_json)

@@ -169,7 +169,7 @@ FAILURES = {
         edits=(("caller.toml", "completion_keys", "completion_keys"),),
         sees=(
             (WORKER, ("endpoint_not_ready", "shipping: way back", "compare keys, key ids and clocks")),
-            (HANDLER_DOCTOR, ("wrong", "receiver of order-prod: signed answer", "compare keys")),
+            (HANDLER_DOCTOR, ("wrong", "order-prod: way back", "compare keys")),
         ),
     ),
     "handler service down": Failure(
@@ -184,7 +184,7 @@ FAILURES = {
         edits=(("order_worker.py", "serve_receiver=True", "serve_receiver=False"),),
         sees=(
             (WORKER, ("endpoint_not_ready", "shipping: way back", "cannot connect")),
-            (CALLER_DOCTOR, ("wrong", "our receiver: connection", "is the peer up")),
+            (CALLER_DOCTOR, ("wrong", "shipping: way back", "cannot connect")),
         ),
     ),
     "receiver in the wrong namespace": Failure(
@@ -232,7 +232,7 @@ FAILURES = {
             (DESCRIBE, ("clocks",)),
         ),
     ),
-    "an own handler.py beside the program": Failure(
+    "an own handler.py next to the program": Failure(
         runs=(HANDLER, "python plain_handler.py"),
         adds={"handler.py": "print('mine')\n", "plain_handler.py": "from handler import HandlerPlugin\n"},
         sees=(

@@ -96,7 +96,7 @@ async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.
 
     The receiver compares its namespace with that of the calls.
     """
-    way = "bridge.endpoint_not_ready: payments: way back: the peer's test of our receiver failed: "
+    way = "bridge.endpoint_not_ready: payments: way back: the handler service could not reach the receiver: "
     elsewhere = await checked(services, caplog, callback="https://elsewhere.example")
     assert elsewhere.startswith(way)
     assert "not allowed: the handler's settings need its address in this caller's callbacks" in elsewhere

@@ -30,7 +30,11 @@ NOW = datetime(2027, 1, 1, tzinfo=UTC)
         (Echo(version=2, callback_problem="x"), "version", "it speaks version 2 of the protocol, we 1"),
         (Echo(name="payments", time=NOW + timedelta(minutes=10)), "clock", "payments differs from ours by +600 s"),
         (Echo(time=NOW - timedelta(minutes=2), callback_problem="x"), "clock", "-120 s: set both by NTP"),
-        (Echo(time=NOW, callback_problem="refused"), "way back", "the peer's test of our receiver failed: refused"),
+        (
+            Echo(time=NOW, callback_problem="refused"),
+            "way back",
+            "the handler service could not reach the receiver: refused",
+        ),
     ],
 )
 def test_the_lowest_rung_that_does_not_hold_is_named(

@@ -326,7 +326,6 @@ def test_an_unknown_name_of_the_file_is_refused_at_every_level(configured: Confi
         ("BRIDGE_RECEIVER_PORT=80", "receiver_port: unknown name; did you mean BRIDGE_RECEIVER__PORT?"),
         ("BRIDGE_RECEIVER__PROT=80", "receiver.prot: unknown name; did you mean BRIDGE_RECEIVER__PORT?"),
         ("BRIDGE_RECEIVER__PORT=secret-pw", "receiver.port: Input should be a valid integer"),
-        ("BRIDGE_ENDPOINTS__PAYMENTS__URL=http://secret-pw", "endpoints.payments: needs https"),
         ("BRIDGE_ENDPOINTS__PAYMENTS__HANDLER=x", "settings: endpoints.payments.handler: no handler 'x'"),
         ("bridge_xyz=x", "xyz: unknown name; known: callback_keys, "),
         pytest.param(f"BRIDGE_{SECRET}=x", "…: unknown name; known: ", id="a key as a name"),
@@ -344,6 +343,17 @@ def test_a_bad_variable_is_refused_by_its_name(
     assert "secret-pw" not in message
     assert SECRET not in message
     assert message.endswith(f"(from the variable {'…' if SECRET in name else name})")
+
+
+def test_a_rule_for_an_entry_names_the_variable_that_sets_a_part_of_it(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file or the variable may be at fault."""
+    path = configured(caller_tree())
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__URL", "http://secret-pw")
+    message = message_of(CallerSettings)
+    assert message.startswith(f"bad settings in {path}:\n  endpoints.payments: needs https")
+    assert message.endswith("(a part is from BRIDGE_ENDPOINTS__PAYMENTS__URL)")
 
 
 def test_two_errors_name_a_source_each(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
