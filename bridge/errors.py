@@ -29,7 +29,14 @@ class RemoteProtocolError(BridgeError):
 
 
 class TransportError(BridgeError):
-    """A request got no answer, because the network failed or time ran out. Neither side is at fault. Retry."""
+    """A request got no answer, because the network failed or time ran out. Neither side is at fault. Retry.
+
+    *layer* is what failed: "address" (the look-up of the name), "connection", "TLS", or "signed answer".
+    """
+
+    def __init__(self, message: str, *, layer: str = "signed answer") -> None:
+        super().__init__(message)
+        self.layer = layer
 
 
 class UnsignedAnswerError(BridgeError):

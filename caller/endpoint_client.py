@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
-from urllib.parse import quote
 
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
@@ -100,19 +99,13 @@ class Endpoints:
         message = encode_cancel(request, request_timeout=timeout)
         await self._send(name, Sent.CANCEL, message, lambda _: None, more=request.headers, timeout=timeout)
 
-    async def echo(self, name: str, *, callback: str | None) -> Echo:
-        """Ask the handler service for an echo. The echo shows whether calls may name the URL *callback*.
+    async def echo(self, name: str) -> Echo:
+        """Ask the handler service for an echo.
 
         Raises:
             NotStartedError: The handler was not reached, or it does not accept our signature.
         """
-        path = "" if callback is None else f"?callback={quote(callback, safe='')}"
-        return await self._send(name, Sent.ECHO, (path, {}, b""), lambda answer: decode_echo(answer.body))
-
-    @property
-    def names(self) -> Iterable[str]:
-        """The names of all endpoints in the settings."""
-        return self._resolved.keys()
+        return await self._send(name, Sent.ECHO, ("", {}, b""), lambda answer: decode_echo(answer.body))
 
     async def _send(
         self,

@@ -8,12 +8,15 @@ after the activity has sent its report, and therefore they cannot change the rep
 import asyncio
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from temporalio import activity, worker, workflow
+from temporalio.service import RPCError
 
-from bridge.workflow.call import CALL_ENDED, COUNT_CALL, OWN_ACTIVITIES
+from bridge.runtime.temporal import describe_namespace
+from bridge.workflow.call import CALL_ENDED, COUNT_CALL, LIMIT_INPUT, MAX_INPUT_BYTES, OWN_ACTIVITIES
 from bridge.workflow.own_activity import STARTING
 from caller.calls import Calls
 from caller.waiting_activity import OperationActivities
@@ -25,6 +28,7 @@ _NEUTRAL = dict.fromkeys((*_UNSET, "local_retry_threshold", "arg_types"))
 
 _METADATA_QUERY = "__temporal_workflow_metadata"
 _DESCRIBE_CALLS = "bridge.describe_calls"
+_DEFAULT_LIMIT = 2 * 1024 * 1024
 _READ_S = 1.0
 """Limit for reading a run's calls. The SDK considers a workflow task stuck after 2 seconds."""
 
@@ -37,10 +41,19 @@ class CallerInterceptor(worker.Interceptor):
         self._activities = activities
         self._ui_url = ui_url
         self._serving: tuple[worker.Worker, asyncio.AbstractEventLoop] | None = None
+        self._max_input_bytes = math.inf
 
-    def serve(self, running: worker.Worker) -> None:
-        """From now on describe calls with the present client of *running*, in the running event loop."""
+    async def serve(self, running: worker.Worker) -> None:
+        """From now on describe calls with the present client of *running*, in the running event loop.
+
+        Read the namespace's limit for one value, if its server names one below the default. A workflow task with a
+        larger input would fail again and again. A part of the limit is for the record of the call, as by default.
+        """
         self._serving = running, asyncio.get_running_loop()
+        with contextlib.suppress(RPCError):
+            named = (await describe_namespace(running.client)).namespace_info.limits.blob_size_limit_error
+            if 0 < named < _DEFAULT_LIMIT:
+                self._max_input_bytes = named * MAX_INPUT_BYTES // _DEFAULT_LIMIT
 
     def _describe_calls(self, workflow_id: str, run_id: str) -> str:
         """Return Markdown about the calls of a run. Called in a workflow's thread, and only to answer a query."""
@@ -66,6 +79,7 @@ class CallerInterceptor(worker.Interceptor):
         """Guard our commands, and add a function that workflow code can call from inside the sandbox."""
         input.unsafe_extern_functions[CALL_ENDED] = self._activities.forget
         input.unsafe_extern_functions[COUNT_CALL] = self._activities.count
+        input.unsafe_extern_functions[LIMIT_INPUT] = lambda: self._max_input_bytes
         input.unsafe_extern_functions[_DESCRIBE_CALLS] = self._describe_calls
         return _WorkflowGuard
 

@@ -51,12 +51,12 @@ class CallerPlugin(SessionPlugin):
         self._clock = clock
         self._activities: list[OperationActivities] = []
         self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
-        self._endpoints: Endpoints | None = None
         self._check: asyncio.Task[None] | None = None
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity, the cancel activity, and the interceptor that protects both."""
         client, settings = config["client"], self._settings
+        settings.check_namespace(client.namespace)
         if self._receiver is not None:
             self._receiver.reserve(client.namespace)
         metrics = Metrics.of(client)
@@ -76,7 +76,6 @@ class CallerPlugin(SessionPlugin):
         cancels = CancelActivities(endpoints=endpoints)
         self._activities.append(activities)
         bridge_activities = (activities.start_operation, cancels.cancel_operations)
-        self._endpoints = endpoints
         config["activities"] = [*config.get("activities", ()), *bridge_activities]
         config["interceptors"] = [
             CallerInterceptor(activities, ui_url=settings.ui_url),
@@ -91,12 +90,10 @@ class CallerPlugin(SessionPlugin):
         """
         for each in worker.config(active_config=True).get("interceptors", ()):
             if isinstance(each, CallerInterceptor):
-                each.serve(worker)
+                await each.serve(worker)
         async with self._receiver.serving(worker) if self._receiver is not None else nullcontext():
-            if self._endpoints is not None and self._check is None:
-                receiver = self._settings.receiver
-                callback = None if receiver is None else f"{receiver.url.rstrip('/')}/callbacks"
-                check = check_endpoints(self._endpoints, callback=callback, clock=self._clock)
+            if self._check is None:
+                check = check_endpoints(self._settings, worker.client.namespace, clock=self._clock)
                 self._check = asyncio.create_task(check)
             await super().run_worker(worker, next)
 

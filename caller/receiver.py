@@ -60,8 +60,7 @@ def create_app(
     peers = PeerExchanges(settings.handlers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        address = settings.metrics_address
-        connected = client or lasting_client(await connect(settings.data_converter, metrics_address=address))
+        connected = client or lasting_client(await connect(settings, serves_metrics=True))
         app[_RECEIVER] = _Receiver(settings, connected, clock)
         async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
             yield
@@ -86,6 +85,7 @@ class _Receiver:
         self.namespace = Namespace(client, clock=clock)
         self.metrics = Metrics.of(client)
         self._name = settings.name
+        self._namespace = client.namespace
         self._completer = Completer(client=client)
         self.keys = keys = LiveKeys(settings, self.metrics)
         self._tokens = CallbackTokens(keys("callback_keys"), namespace=client.namespace)
@@ -102,8 +102,12 @@ class _Receiver:
         handler = request.query.get("handler", "")
         verifier = known_peer(self._verifiers, handler, MessageKind.ECHO, request)
         await IncomingMessage(request, MessageKind.ECHO, verifier).body()
+        asked = request.query.get("namespace", self._namespace)
+        problem = None
+        if asked != self._namespace:
+            problem = f"the receiver serves namespace {self._namespace}, but the calls are in {asked}: move one of them"
         keys = self.keys.fingerprints(f"handlers.{handler}")
-        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), keys=keys)))
+        return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem, keys=keys)))
 
     async def complete(self, request: web.Request) -> web.Response:
         """Verify one completion, and complete the activity that waits for it."""

@@ -1,6 +1,7 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
 from typing import Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
@@ -86,10 +87,17 @@ class Receiver(BaseModel):
         require_https(self.url, allow_insecure=self.allow_insecure)
         return self
 
+    def echo_url(self, namespace: str | None) -> str:
+        """URL where the receiver answers an echo, and compares its namespace if one is given."""
+        return f"{self.url}/callbacks" + ("" if namespace is None else f"?namespace={quote(namespace)}")
+
 
 class CallerSettings(BridgeSettings):
     """All settings of the caller's worker and receiver, except the connection to Temporal."""
 
+    other_side = frozenset(
+        {"task_queue", "service", "hash_key", "callers", "nexus", "sweep", "sweep_interval_s", "abandoned_check_s"}
+    )
     name: Name
     """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
@@ -100,8 +108,6 @@ class CallerSettings(BridgeSettings):
     """The handlers that we call, by name."""
     endpoints: dict[Name, Endpoint] = Field(min_length=1)
     """The endpoints that workflows may name, by name."""
-    data_converter: str | None = None
-    """`module:attribute` of the data converter with which the command line connects."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -1,40 +1,46 @@
-"""The check at the start of a worker: ask every endpoint for an echo.
+"""The check at the start of a worker: an echo of every endpoint, and of our receiver.
 
 A wrong key, a wrong clock, a wrong URL or a callback host that is not allowed ends no call: calls wait and are retried.
 The check therefore reports these faults before the first call.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from urllib.parse import quote
 
 from bridge.runtime.event_log import event_logger
-from caller.endpoint_client import Endpoints, NotStartedError
+from bridge.runtime.peer_check import EchoProbe, check_peers
+from caller.settings import CallerSettings
 
 _log = event_logger(__name__)
 
 
-async def check_endpoints(endpoints: Endpoints, *, callback: str | None, clock: Callable[[], datetime]) -> None:
-    """Log a warning for every endpoint that is not ready for calls.
+async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Callable[[], datetime]) -> None:
+    """Log a warning for every endpoint that is not ready for the calls of *namespace*."""
 
-    Args:
-        endpoints: The endpoints of the settings.
-        callback: URL below which the callback URLs of our calls are; None without a receiver.
-        clock: Returns the time.
-    """
-    for name in endpoints.names:
-        problem = await _problem(endpoints, name, callback, clock)
-        extra = {"bridge.endpoint": name, "bridge.problem": problem}
-        if problem is None:
-            _log.info("bridge.endpoint_ready: %s", name, extra=extra)
-        else:
-            _log.warning("bridge.endpoint_not_ready: %s: %s", name, problem, extra=extra)
+    async def check(probe: EchoProbe) -> None:
+        extra = {"bridge.endpoint": probe.name}
+        wrong = [each for each in await check_peers([probe], clock=clock) if each.state == "wrong"]
+        for each in wrong:
+            _log.warning("bridge.endpoint_not_ready: %s: %s", each.rung, each.found, extra=extra)
+        if not wrong:
+            _log.info("bridge.endpoint_ready: %s", probe.name, extra=extra)
+
+    await asyncio.gather(*map(check, endpoint_probes(settings, namespace)))
 
 
-async def _problem(endpoints: Endpoints, name: str, callback: str | None, clock: Callable[[], datetime]) -> str | None:
-    try:
-        echo = await endpoints.echo(name, callback=callback)
-    except NotStartedError as error:
-        return str(error)
-    if echo.callback_problem is not None:
-        return f"the handler's test of {callback} failed: {echo.callback_problem}"
-    return echo.clock_problem(clock())
+def endpoint_probes(settings: CallerSettings, namespace: str | None, handler: str | None = None) -> Iterator[EchoProbe]:
+    """The echo of each endpoint, or of those of *handler*, whose handler tries our receiver before it answers."""
+    receiver = settings.receiver
+    back = "" if receiver is None else f"?callback={quote(receiver.echo_url(namespace), safe='')}"
+    for name, endpoint in settings.endpoints.items():
+        if handler in {None, endpoint.handler}:
+            peer = settings.handlers[endpoint.handler]
+            yield EchoProbe(
+                name=name,
+                url=endpoint.url + back,
+                key_set=peer.start_keys,
+                route=endpoint.route,
+                answers=peer.answers,
+            )

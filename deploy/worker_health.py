@@ -15,8 +15,8 @@ from bridge.runtime.temporal import connect
 
 
 async def polls(queue: str) -> bool:
-    """Whether Temporal has seen a poller of *queue* on this host within the last minutes."""
-    client = await connect(data_converter=None)
+    """Whether Temporal has seen a poller of *queue* with a plugin on this host within the last minutes."""
+    client = await connect()
     described = await client.workflow_service.describe_task_queue(
         DescribeTaskQueueRequest(
             namespace=client.namespace,
@@ -24,8 +24,8 @@ async def polls(queue: str) -> bool:
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
     )
-    # The SDK's default identity is process@host, and every container has its own host name.
-    return any(poller.identity.endswith(f"@{socket.gethostname()}") for poller in described.pollers)
+    # The identity is process@host and the plugin's name, and every container has its own host name.
+    return any(f"@{socket.gethostname()} bridge." in poller.identity for poller in described.pollers)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class HandlerPlugin(SessionPlugin):
         """Add delivery and sweep. If the worker's client has the plugin too, the worker is configured once."""
         if is_reporting(config.get("workflow_runner")):
             return config
+        self._settings.check_namespace(config["client"].namespace)
         config = super().configure_worker(config)
         metrics = Metrics.of(config["client"])
         keys = LiveKeys(self._settings, metrics)

@@ -51,6 +51,7 @@ from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
 from handler.start.sync_operations import SyncOperations, service_handlers_in
 from handler.start.threads import BoundedThreads
+from handler.startup_check import check_workers, task_queues
 from handler.sweep.activity import start_sweep
 
 
@@ -118,14 +119,16 @@ def create_app(
     peers = PeerExchanges(settings.callers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        address = settings.metrics_address
-        connected = client or lasting_client(await connect(settings.data_converter, metrics_address=address))
+        connected = client or lasting_client(await connect(settings, serves_metrics=True))
         threads = executor or BoundedThreads()
         http = HttpClient(user_agent=USER_AGENT)
         app[_SERVICE] = _Service(
             settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
         )
-        watching = asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers))
+        watching = (
+            asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers)),
+            asyncio.create_task(check_workers(connected, task_queues(served.targets, settings))),
+        )
         try:
             if settings.sweep:
                 try:
@@ -135,7 +138,8 @@ def create_app(
             async with serving_console(settings.console, pages(connected, settings), peers, clock=clock):
                 yield
         finally:
-            watching.cancel()
+            for each in watching:
+                each.cancel()
             await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.

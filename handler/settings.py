@@ -137,6 +137,7 @@ class Service(BaseModel):
 class HandlerSettings(BridgeSettings):
     """All settings of the handler's service and workers, except the connection to Temporal."""
 
+    other_side = frozenset({"receiver", "callback_keys", "handlers", "endpoints"})
     name: Name
     """Our name, as the callers' settings have it."""
     task_queue: str = Field(min_length=1)
@@ -157,8 +158,6 @@ class HandlerSettings(BridgeSettings):
     abandoned_check_s: float = Field(default=60.0, gt=0)
     """Seconds until the first check whether a caller still waits, for operations with `caller_close_policy =
     "request_cancel"`. Doubled after every check, up to an hour."""
-    data_converter: str | None = None
-    """`module:attribute` of the data converter with which the command line connects."""
 
     @field_validator("hash_key")
     @classmethod

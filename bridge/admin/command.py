@@ -78,9 +78,12 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> N
             stream.reconfigure(errors="backslashreplace")
     code, problem = 0, ""
     try:
-        asyncio.run(_interruptible(main))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            asyncio.run(_interruptible(main))
+        finally:
+            # A command may print a report before it fails.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (SettingsError, CycloptsError) as error:
         code, problem = 2, str(error)
     except CommandError as error:

@@ -15,6 +15,7 @@ import bridge
 from bridge.admin import command
 from bridge.admin.init import init
 from bridge.admin.keys import keys
+from bridge.admin.pair import pair
 from bridge.console.sessions import hash_token
 from bridge.runtime.user_modules import require_own_package
 
@@ -41,8 +42,8 @@ Examples:
 Environment:
 
 - `BRIDGE_CONFIG` names the TOML file with the settings of the side; `BRIDGE_...` variables override single values.
-- `TEMPORAL_ADDRESS` (by default localhost:7233) and `TEMPORAL_NAMESPACE` (by default "default") name the Temporal of
-  this side. TLS, API keys and profiles: `TEMPORAL_...` variables, as for every client.
+- `TEMPORAL_ADDRESS` (by default localhost:7233) and `TEMPORAL_NAMESPACE` (by default that of the settings) name the
+  Temporal of this side. TLS, API keys and profiles: `TEMPORAL_...` variables, as for every client.
 
 Exit codes: 0; 1 if a command cannot be carried out; 2 for bad usage or settings; 130 if interrupted.
 """
@@ -81,6 +82,7 @@ def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
         app.command(init)
         app.command(keys)
         app.command(console)
+        app.command(pair)
         for each, path in COMMANDS.items():
             app.command(path, name=each)
         if serve is not None:

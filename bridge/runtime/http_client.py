@@ -50,6 +50,8 @@ class HttpAnswer(NamedTuple):
 class _NotConnectedError(Exception):
     """The peer has not acted on the request, or the request may safely be repeated at once."""
 
+    layer = "connection"
+
 
 class HttpClient:
     """Sends messages. Close it with `aclose`."""
@@ -119,7 +121,7 @@ class HttpClient:
             message = "no answer in time"
             raise TransportError(message) from None
         except _NotConnectedError as error:
-            raise TransportError(str(error)) from None
+            raise TransportError(str(error), layer=error.layer) from None
         except ValueError:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
@@ -207,8 +209,10 @@ class _Destination:
                 )
                 raise DestinationRefusedError(message) from None
             proxy = " to the egress proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-            message = f"cannot connect{proxy}: {_reason(error.os_error)}"
-            raise _NotConnectedError(message) from None
+            failed = _NotConnectedError(f"cannot connect{proxy}: {_reason(error.os_error)}")
+            if isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.ClientSSLError):
+                failed.layer = "TLS" if isinstance(error, aiohttp.ClientSSLError) else "address"
+            raise failed from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message
             # of the protocol carries the id by which it is deduplicated.
@@ -219,7 +223,8 @@ class _Destination:
             raise TransportError(message) from None
         except aiohttp.ClientError as error:
             message = type(error).__name__
-            raise TransportError(message) from None
+            layer = "connection" if isinstance(error, aiohttp.ServerTimeoutError) else "signed answer"
+            raise TransportError(message, layer=layer) from None
 
 
 def _reason(error: BaseException) -> str:

@@ -180,8 +180,9 @@ class AccessLogger(AbstractAccessLogger):
         """Log one answered request, except for the health routes. *time* is in seconds."""
         facts: Facts = {}
         template = "unmatched"
-        if isinstance(request, web.Request):
-            facts = request.get(FACTS, {})
+        # A request that could not be parsed has no facts and no route.
+        if isinstance(request, web.Request) and FACTS in request:
+            facts = request[FACTS]
             resource = request.match_info.route.resource
             template = resource.canonical if resource is not None else template
         if template.endswith((LIVE, "/readyz")):

@@ -4,12 +4,13 @@ Connections to Temporal are not part of them. They are configured as for every T
 (`temporalio.envconfig`).
 """
 
+import difflib
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,7 +19,15 @@ from pydantic_settings import SettingsError as SourceError
 from bridge.security.keys import KEY_ID, KeySet
 from bridge.security.redaction import without_keys
 
+PREFIX = "BRIDGE_"
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
+
+_SERVICE_LINK = re.compile(
+    r"BRIDGE(_[A-Z0-9]+)*_(SERVICE_HOST=.*|SERVICE_PORT(_[A-Z0-9_]+)?=\d+|PORT=\w+://.*|PORT_\d+_[A-Z]+(_[A-Z]+)?=.*)",
+    re.DOTALL,
+)
+"""Variables that Kubernetes sets for a Service whose name begins with `bridge`, as NAME=value."""
+_VARIABLE = "from the variable"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 """Name of a caller, a handler or an endpoint. It fits a path segment, and is shorter than every key."""
@@ -99,14 +108,22 @@ class BridgeSettings(BaseSettings):
     """Base of both sides' settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BRIDGE_",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
-        extra="ignore",
+        extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
 
+    other_side: ClassVar[frozenset[str]] = frozenset()
+    """Names that only the other side's settings have. Both sides may share a file and an environment."""
+
+    namespace: str | None = None
+    """Temporal namespace of this side. Used if TEMPORAL_NAMESPACE and the profile name none. A process that connects to
+    another namespace refuses to start."""
+    data_converter: str | None = None
+    """`module:attribute` of the data converter with which the command line connects."""
     metrics_address: str | None = Field(default=None, pattern=r"^.+:[0-9]{1,5}$")
     """host:port on which a process of the command line serves Prometheus metrics, for everyone who reaches it."""
     console: ConsoleSettings | None = None
@@ -130,6 +147,19 @@ class BridgeSettings(BaseSettings):
         """
         return load(type(self), **self._given)
 
+    def check_namespace(self, connected: str) -> None:
+        """Refuse the namespace *connected* if the settings name another one.
+
+        Raises:
+            SettingsError: The text names both.
+        """
+        if self.namespace not in {None, connected}:
+            message = (
+                f"connected to namespace {connected}, but `namespace` in the settings is {self.namespace}: correct "
+                "TEMPORAL_NAMESPACE or the connection of the worker's client, or the settings"
+            )
+            raise SettingsError(message)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -141,10 +171,13 @@ class BridgeSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then the environment, then the file that BRIDGE_CONFIG names."""
         del dotenv_settings, file_secret_settings
+        assert issubclass(settings_cls, BridgeSettings)
         path = os.environ.get(CONFIG_VARIABLE)
-        file = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
-        environment = InitSettingsSource(settings_cls, _spelled_as_in(file, env_settings()))
-        return (init_settings, environment, InitSettingsSource(settings_cls, file))
+        content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
+        file = {name: value for name, value in content.items() if name not in settings_cls.other_side}
+        variables = env_settings()
+        variables = _unknown_variables(settings_cls, variables) | _spelled_as_in(file, variables)
+        return (init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file))
 
 
 _SettingsT = TypeVar("_SettingsT", bound=BridgeSettings)
@@ -156,19 +189,81 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
     Raises:
         SettingsError: Something is missing or bad.
     """
-    path = os.environ.get(CONFIG_VARIABLE)
     try:
         return model(**overrides)
     except ValidationError as error:
+        found = error.errors(include_input=False, include_context=False, include_url=False)
         problems = [
-            without_keys(f"  {_field(each['loc']) or 'settings'}: {each['msg'].removeprefix('Value error, ')}")
-            for each in error.errors(include_input=False, include_context=False, include_url=False)
+            _problem(model, each["loc"], each["type"], each["msg"].removeprefix("Value error, ")) for each in found
         ]
-        where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
+        where = os.environ.get(CONFIG_VARIABLE) or f"the environment ({CONFIG_VARIABLE} names no file)"
+        if all(_VARIABLE in each for each in problems):
+            where = "the environment"
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
     except SourceError as error:  # a variable that is not JSON; it names the field
         message = f"bad settings in the environment: {error}"
         raise SettingsError(message) from None
+
+
+def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind: str, text: str) -> str:
+    """One line about a bad field: its name, a remedy, and the variables that may have set it."""
+    text = without_keys(text)
+    # The text of a rule for several entries begins with the field.
+    place = _folded("__".join(map(str, location)) or text.partition(":")[0].replace(".", "__")).split("__")
+    paths = {name: _path(name) for name in os.environ if _is_variable(name)}
+    variables = [name for name, path in paths.items() if path == place[: len(path)]]
+    parts = [name for name, path in paths.items() if place == path[: len(place)] and name not in variables]
+    if kind == "extra_forbidden":
+        known, more = _names_at(model, location[:-1]), set[str]()
+        is_variable = any(paths[name] == place for name in variables)
+        if is_variable and len(location) == 1:
+            more = {"config"} | {f"{each}__{name}" for each in known for name in _names_at(model, (each,))}
+        near = difflib.get_close_matches(str(location[-1]), known | more, n=1)
+        like = _shown(PREFIX + "__".join(map(str, (*location[:-1], *near))).upper()) if is_variable else "".join(near)
+        text = f"unknown name; did you mean {like}?" if near else f"unknown name; known: {', '.join(sorted(known))}"
+    source = f" ({_VARIABLE} {', '.join(map(_shown, variables))})" if variables else ""
+    source += f" (a part is from {', '.join(map(_shown, parts))})" if parts else ""
+    return f"  {_field(location) or 'settings'}: {text}{source}"
+
+
+def _shown(variable: str) -> str:
+    """The name of a variable. A part of it that may be a key in a wrong place is left out."""
+    return "__".join(map(without_keys, variable.split("__")))
+
+
+def _names_at(kind: Any, location: tuple[int | str, ...]) -> set[str]:
+    """The names that settings of type *kind* may have at *location*."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not location:
+            return set(kind.model_fields)
+        field = kind.model_fields.get(str(location[0]))
+        return _names_at(field.annotation, location[1:]) if field is not None else set()
+    if get_origin(kind) in {dict, tuple}:
+        return _names_at(get_args(kind)[get_origin(kind) is dict], location[1:]) if location else set()
+    return set().union(*(_names_at(each, location) for each in get_args(kind)))
+
+
+def _is_variable(name: str) -> bool:
+    """Whether the variable *name* should set a field."""
+    spelled = name.upper()
+    is_ours = spelled.startswith(PREFIX) and spelled != CONFIG_VARIABLE
+    return is_ours and not _SERVICE_LINK.fullmatch(f"{spelled}={os.environ[name]}")
+
+
+def _path(name: str) -> list[str]:
+    """The parts of the name of a variable."""
+    return _folded(name[len(PREFIX) :]).split("__")
+
+
+def _unknown_variables(model: type[BridgeSettings], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of neither side, by the rest of their names. *known* holds what the others set in *model*."""
+    unknown = {}
+    for name in filter(_is_variable, os.environ):
+        head, *rest = _path(name)
+        is_known = head in model.model_fields and (not rest or isinstance(known.get(head), dict))
+        if not is_known and head not in model.other_side:
+            unknown["__".join((head, *rest))] = os.environ[name]
+    return unknown
 
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:
@@ -256,4 +351,4 @@ def _field(location: tuple[int | str, ...]) -> str:
         "…" if before == "keys" and not re.fullmatch(KEY_ID, str(part)) else str(part)
         for before, part in zip((None, *location), location, strict=False)
     ]
-    return ".".join(parts)
+    return without_keys(".".join(parts))

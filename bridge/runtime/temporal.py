@@ -35,7 +35,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import new_runtime
-from bridge.runtime.settings import SettingsError
+from bridge.runtime.settings import BridgeSettings, SettingsError
 from bridge.runtime.user_modules import import_attribute
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
@@ -67,31 +67,61 @@ _FINAL = frozenset({RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDIT
 _log = event_logger(__name__)
 
 
-async def connect(data_converter: str | None, *, metrics_address: str | None = None) -> Client:
+async def connect(settings: BridgeSettings | None = None, *, serves_metrics: bool = False) -> Client:
     """Connect with the `TEMPORAL_…` variables: address, namespace, TLS, API key, profiles.
 
     Args:
-        data_converter: Names a data converter as `module:attribute`; None selects the SDK's default.
-        metrics_address: Where the client's runtime serves metrics, as `host:port`; None serves none.
+        settings: Name a data converter and a namespace; None selects the SDK's default converter.
+        serves_metrics: Whether the client's runtime serves metrics, if the settings name an address.
 
     Raises:
-        SettingsError: The data converter cannot be imported, Temporal cannot be reached, or the address is in use.
+        SettingsError: The data converter cannot be imported, Temporal cannot be reached, the metrics address is in use,
+            or the namespace does not exist or is another one than the settings name.
     """
     config = connect_config()
-    config["runtime"] = new_runtime(metrics_address)
-    if data_converter is not None:
-        config["data_converter"] = import_attribute(data_converter, DataConverter)
+    address = settings.metrics_address if serves_metrics and settings is not None else None
+    config["runtime"] = new_runtime(address)
+    if settings is not None:
+        config.setdefault("namespace", settings.namespace or "default")
+        settings.check_namespace(config["namespace"])
+        if settings.data_converter is not None:
+            config["data_converter"] = import_attribute(settings.data_converter, DataConverter)
     where = config["target_host"]
     _log.info("bridge.connecting", extra={"bridge.temporal": where, "bridge.namespace": config.get("namespace")})
     silence = f"Temporal at {where} has not answered yet; is TEMPORAL_ADDRESS right?"
     reminder = asyncio.get_running_loop().call_later(_REMIND_AFTER_S, _log.warning, silence)
     try:
-        return await Client.connect(**config)
+        client = await Client.connect(**config)
     except (RuntimeError, ValueError) as error:
         message = f"cannot connect to Temporal at {where}: {error}"
         raise SettingsError(message) from None
     finally:
         reminder.cancel()
+    try:
+        await describe_namespace(client)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise SettingsError(namespace_missing(client)) from None
+    return client
+
+
+def namespace_missing(client: Client) -> str:
+    """Say that the namespace of *client* does not exist, and what to do."""
+    where = client.service_client.config.target_host
+    return (
+        f"namespace {client.namespace} does not exist at {where}: correct TEMPORAL_NAMESPACE or TEMPORAL_ADDRESS, or "
+        f"create it: temporal operator namespace create --namespace {client.namespace}"
+    )
+
+
+async def describe_namespace(client: Client) -> DescribeNamespaceResponse:
+    """Describe the namespace of *client*.
+
+    Raises:
+        temporalio.service.RPCError: Temporal did not describe it within two seconds.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    return await client.workflow_service.describe_namespace(request, timeout=_PROBE_TIMEOUT)
 
 
 class Namespace:
@@ -105,7 +135,7 @@ class Namespace:
     async def is_reachable(self) -> bool:
         """Whether Temporal answers, the namespace exists, and our credentials are accepted."""
         try:
-            await self._describe()
+            await describe_namespace(self._client)
         except RPCError:
             return False
         return True
@@ -129,13 +159,8 @@ class Namespace:
     async def _cached(self) -> DescribeNamespaceResponse:
         now = self._clock()
         if self._described is None or now - self._described[1] > _DESCRIPTION_CACHE:
-            self._described = await self._describe(), now
+            self._described = await describe_namespace(self._client), now
         return self._described[0]
-
-    async def _describe(self) -> DescribeNamespaceResponse:
-        return await self._client.workflow_service.describe_namespace(
-            DescribeNamespaceRequest(namespace=self._client.namespace), timeout=_PROBE_TIMEOUT
-        )
 
 
 def connect_config() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 
 from temporalio.plugin import SimplePlugin
-from temporalio.worker import Worker, WorkflowRunner
+from temporalio.worker import Worker, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from bridge.runtime.http_client import HttpClient
@@ -29,6 +29,14 @@ class SessionPlugin(SimplePlugin):
         super().__init__(name, workflows=workflows, workflow_runner=share_modules)
         self.http = HttpClient(user_agent=user_agent)
         self._running = 0
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add the plugin's name to the worker's identity, which Temporal shows for every poller of a task queue."""
+        config = super().configure_worker(config)
+        identity = config.get("identity") or config["client"].identity
+        # A plugin that is on the worker and on its client configures the worker twice.
+        config["identity"] = identity if self.name() in identity else f"{identity} {self.name()}"
+        return config
 
     async def before_close(self) -> None:
         """Do nothing. Subclasses override it to use the session once more after the last worker has ended."""

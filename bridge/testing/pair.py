@@ -8,7 +8,6 @@ import asyncio
 import tomllib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
@@ -18,7 +17,7 @@ import nexusrpc
 from aiohttp import web
 from temporalio.client import Client
 
-from bridge.admin.init import Machine, new_settings
+from bridge.admin.init import local_settings
 from bridge.runtime.listener import bind, listening
 from bridge.runtime.settings import BridgeSettings
 from caller import receiver
@@ -114,13 +113,16 @@ class Pair:
         """The caller's receiver."""
         self.service = PairService(lambda: service.create_app(for_handler, module, client=handler_client))
         """The handler's service."""
-        machine = Machine(receiver_url=self.receiver.url, service_url=self.service.url, endpoint=endpoint)
-        texts = new_settings(replace(machine, task_queue=task_queue))
-        for_caller = _isolated(CallerSettings)(**tomllib.loads(texts["caller.toml"]))
-        tree, served = tomllib.loads(texts["handler.toml"]), service.Served.by(module)
+        texts = local_settings(
+            receiver_url=self.receiver.url, service_url=self.service.url, endpoint=endpoint, task_queue=task_queue
+        )
+        # The clients of a test choose its namespaces.
+        ours, tree = ({**tomllib.loads(text), "namespace": None} for text in texts.values())
+        for_caller, served = _isolated(CallerSettings)(**ours), service.Served.by(module)
         definitions = filter(None, (nexusrpc.get_service_definition(type(each)) for each in served.services))
         names = {each.service for each in served.targets} | {each.name for each in definitions}
-        tree["callers"][Machine.caller]["operations"] = [f"{each}/*" for each in names]
+        [peer] = tree["callers"].values()
+        peer["operations"] = [f"{each}/*" for each in names]
         for_handler = _isolated(HandlerSettings)(**tree)
         self.caller_plugin = CallerPlugin(for_caller)
         """For the worker of the calling workflows."""

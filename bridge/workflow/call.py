@@ -40,6 +40,9 @@ UNSUCCESSFUL_MESSAGE = "nexus operation completed unsuccessfully"
 STILL_RUNNING = "bridge.StillRunning"
 """Error type of an attempt that was answered 201 (still running)."""
 
+LIMIT_INPUT = "bridge.limit_input"
+"""Name of the function outside the sandbox that returns the largest input that the worker's namespace accepts."""
+
 MAX_INPUT_BYTES = 2 * 1024 * 1024 - 64 * 1024
 """Largest input of an operation, before the payload codec.
 

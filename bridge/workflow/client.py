@@ -15,7 +15,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_args
 import nexusrpc
 from temporalio import workflow
 
-from bridge.workflow.call import MAX_DURATION, MAX_INPUT_BYTES, OperationCall, Renewals, Transport
+from bridge.workflow.call import LIMIT_INPUT, MAX_DURATION, MAX_INPUT_BYTES, OperationCall, Renewals, Transport
 from bridge.workflow.pending_call import PendingCall, operation_error
 from bridge.workflow.run_calls import RunCalls
 
@@ -101,8 +101,9 @@ class ClientOptions(TypedDict, total=False):
     """Largest input in bytes before the payload codec. A larger input is refused as a bad request.
 
     The default leaves room for the bytes that an encrypting codec adds. With a compressing codec the limit may be
-    higher. None disables the check. Server and SDK then handle an input of more than 2 MiB after the codec: server 1.29
-    terminates the calling workflow.
+    higher. If the server names a lower limit of the namespace (from version 1.32), that one applies. None disables the
+    check. Server and SDK then handle an input of more than 2 MiB after the codec: server 1.29 terminates the calling
+    workflow.
     """
     max_calls_in_flight: int
     """Most calls of one workflow run, by all clients together, that may wait at a time; 1 900 by default.
@@ -213,10 +214,12 @@ class OperationClient:
         """
         if self.max_input_bytes is None:
             return None
+        limit_input = workflow.extern_functions().get(LIMIT_INPUT, lambda: math.inf)
+        limit = min(self.max_input_bytes, limit_input())
         size = workflow.payload_converter().to_payload(operation_input).ByteSize()
-        if size <= self.max_input_bytes:
+        if size <= limit:
             return None
-        message = f"the operation's input of {size} bytes is over the limit of {self.max_input_bytes}"
+        message = f"the operation's input of {size} bytes is over the limit of {limit}"
         return nexusrpc.HandlerError(message, type=nexusrpc.HandlerErrorType.BAD_REQUEST)
 
     def _too_many(self) -> nexusrpc.HandlerError | None:

@@ -17,7 +17,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from temporalio import exceptions, workflow
 from temporalio.common import RetryPolicy
 
-from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
+from bridge.workflow.call import CALL_ENDED, CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from bridge.workflow.own_activity import start_own_activity
 
 MAX_BATCH = 100
@@ -67,7 +67,16 @@ class RunCalls:
     @classmethod
     def present(cls) -> "RunCalls":
         """The calls of the run whose code is running. The key is the event loop, because every run has its own."""
-        return cls._of_runs.setdefault(asyncio.get_running_loop(), cls())
+        run = asyncio.get_running_loop()
+        if run not in cls._of_runs:
+            cls._of_runs[run] = cls()
+            if CALL_ENDED not in workflow.extern_functions():
+                workflow.logger.warning(
+                    "bridge.no_caller_plugin: this worker has no CallerPlugin. The calls of its workflows wait until a "
+                    "worker with the plugin polls task queue %s: Worker(..., plugins=[CallerPlugin()])",
+                    workflow.info().task_queue,
+                )
+        return cls._of_runs[run]
 
     def ended(self, request_id: str) -> None:
         """Record that the activity of a call is not pending any more."""

@@ -27,7 +27,7 @@ calls = App(
 @asynccontextmanager
 async def _connected() -> AsyncIterator[Calls]:
     settings = load(CallerSettings) if os.environ.get(CONFIG_VARIABLE) else None
-    client = await connect(settings.data_converter if settings is not None else None)
+    client = await connect(settings)
     try:
         yield Calls(client=client, ui_url=settings.ui_url if settings is not None else lambda _: None)
     except RPCError as error:

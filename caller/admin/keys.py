@@ -18,9 +18,9 @@ async def shared_keys(
 ) -> AsyncIterator[SharedKeys]:
     """Ask the handler service behind each endpoint."""
     endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
-    for name in endpoints.names:
-        ours = keys.fingerprints(f"handlers.{settings.endpoints[name].handler}")
+    for name, endpoint in settings.endpoints.items():
+        ours = keys.fingerprints(f"handlers.{endpoint.handler}")
         try:
-            yield (name, ours, (await endpoints.echo(name, callback=None)).keys)
+            yield (name, ours, (await endpoints.echo(name)).keys)
         except NotStartedError as error:
             yield (name, ours, str(error))

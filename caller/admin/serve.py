@@ -14,6 +14,8 @@ from caller.settings import CallerSettings
 
 receiver = App(name="receiver", help="The caller's receiver: it accepts outcomes and completes the waiting activities.")
 
+receiver.command("caller.admin.doctor:doctor", name="doctor")
+
 
 @receiver.command
 async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B008 - frozen
@@ -28,7 +30,7 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     if settings.receiver is None:
         message = "no receiver in the settings: without one there is nothing to serve"
         raise SettingsError(message)
-    client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
+    client = await connect(settings, serves_metrics=True)
     app = create_app(settings, client=lasting_client(client))
     port = settings.receiver.port if options.port is None else options.port
     sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)

@@ -51,7 +51,7 @@ def payment_worker(client: Client) -> Worker:
 async def run_worker(arguments: argparse.Namespace) -> None:
     """Run one team's worker until it is asked to stop."""
     configure_logging("info")
-    client = await connect(data_converter=None)
+    client = await connect()
     stop = stop_on_signals()
     is_order = arguments.team == "orders"
     worker = order_worker(client, serve_receiver=arguments.serve_receiver) if is_order else payment_worker(client)

@@ -32,7 +32,7 @@ deliveries = App(
 async def connected() -> AsyncIterator[tuple[Client, HandlerSettings | None]]:
     """Connect as the handler service does. The settings are None if BRIDGE_CONFIG names no file."""
     settings = load(HandlerSettings) if os.environ.get(CONFIG_VARIABLE) else None
-    client = await connect(settings.data_converter if settings is not None else None)
+    client = await connect(settings)
     try:
         yield client, settings
     except (DeliveryError, RPCError) as error:

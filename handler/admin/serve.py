@@ -20,6 +20,8 @@ from handler.settings import HandlerSettings
 
 handler = App(name="handler", help="The handler service: it starts workflows for the callers in the settings.")
 
+handler.command("handler.admin.doctor:doctor", name="doctor")
+
 
 @handler.command
 async def serve(
@@ -50,7 +52,7 @@ async def serve(
         raise SettingsError(str(error)) from None
     imported = import_module(module)
     served = Served.by(imported)
-    client = await connect(settings.data_converter, metrics_address=settings.metrics_address)
+    client = await connect(settings, serves_metrics=True)
     workers: list[Worker] = []
 
     def replaced(new: Client) -> None:

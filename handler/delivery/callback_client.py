@@ -135,7 +135,8 @@ class CallbackClient:
             allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
-            return (await self.echo(caller, url)).clock_problem(self._clock())
+            echo = await self.echo(caller, url)
+            return echo.callback_problem or echo.clock_problem(self._clock())
         except (BridgeError, HandlerError) as error:
             return str(error)
 
@@ -146,7 +147,7 @@ class CallbackClient:
             bridge.errors.BridgeError: There was no usable answer, or *url* is not allowed.
             nexusrpc.HandlerError: The receiver refused.
         """
-        target = f"{url}?handler={self._name}"
+        target = f"{url}{'&' if '?' in url else '?'}handler={self._name}"
         answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
         if answer.error is not None:
             raise answer.error

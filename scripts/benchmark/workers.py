@@ -210,7 +210,7 @@ def _worker_options(arguments: argparse.Namespace, session: Callable[[], aiohttp
 
 async def _run(arguments: argparse.Namespace) -> None:
     configure_logging("info")
-    client = await connect(data_converter=None)
+    client = await connect()
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
 

@@ -36,8 +36,10 @@ from temporalio.worker import (
 from bridge.admin import command
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.listener import stop_on_signals
+from bridge.runtime.settings import load
 from bridge.runtime.temporal import connect
 from caller import CallerPlugin
+from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 
 REFUSALS = "refused-decodes"
@@ -113,9 +115,10 @@ class _Inside(WorkflowInboundInterceptor):
 async def run_worker() -> None:
     """Run the worker until it is asked to stop."""
     configure_logging("info")
-    client = await connect(data_converter=f"{__package__}.disturbed_orders:CONVERTER")
+    settings = load(CallerSettings, data_converter=f"{__package__}.disturbed_orders:CONVERTER")
+    client = await connect(settings)
     stop = stop_on_signals()
-    options: dict[str, Any] = {"plugins": [CallerPlugin()], "interceptors": [TeamInterceptor()]}
+    options: dict[str, Any] = {"plugins": [CallerPlugin(settings)], "interceptors": [TeamInterceptor()]}
     async with Worker(client, task_queue=ORDER_QUEUE, workflows=[OrderWorkflow], **options):
         print(json.dumps({"worker": "orders", "pid": os.getpid()}), flush=True)
         await stop.wait()

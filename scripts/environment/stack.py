@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridge.admin.init import Machine, new_settings, write_settings
+from bridge.admin.init import local_settings
+from bridge.admin.pair import write_new
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say, with_ticker
 from scripts.environment.server import Server, free_ports, running_server, stop_process
@@ -139,16 +140,14 @@ def write_local_settings(
 
     The ports are those to listen on, where they are not the URLs' own.
     """
-    machine = Machine(
+    settings = local_settings(
         receiver_url=receiver_url,
         service_url=service_url,
         receiver_port=receiver_port or port_of(receiver_url),
         service_port=service_port or port_of(service_url),
-        caller=CALLER_NAMESPACE,
-        handler=HANDLER_NAMESPACE,
         task_queue=PAYMENT_QUEUE,
     )
-    write_settings(folder, new_settings(machine))
+    write_new(folder, settings)
 
 
 @contextlib.asynccontextmanager

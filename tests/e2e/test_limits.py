@@ -21,6 +21,7 @@ from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from bridge.workflow.client import OperationClient
 from caller.plugin import CallerPlugin
 from scripts.environment.server import Server, running_server
+from scripts.environment.temporal_cli import NEWEST
 from tests.support.callers import CALLERS, CallPlan, ManyCalls, ParentOfCaller
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
 from tests.support.targets import Ask, ProbeService, Reply
@@ -478,3 +479,17 @@ async def pending_by(client: Any, handle: WorkflowHandle[Any, Any]) -> Any:
 
 async def _revoked(*_: Any, **__: Any) -> Any:
     raise AssertionError("the old client was used")
+
+
+async def test_an_input_over_the_limit_that_the_server_names_is_refused_in_the_workflow() -> None:
+    """The namespace's limit is below the default. Without the refusal the workflow task would fail again and again."""
+    limited = running_server(namespaces=[CALLER, HANDLER], choice=NEWEST, dynamic_config=["limit.blobSize.error=50000"])
+    async with limited as server, running_world(server) as world:
+        small, large = (Ask(world.key(), text="x" * size) for size in (48_000, 49_000))
+        assert await (await world.call(small)).result() == Reply("x" * 48_000)
+        handle = await world.call(large)
+        with pytest.raises(WorkflowFailureError) as raised:
+            await handle.result()
+        assert isinstance(raised.value.cause, NexusOperationError)
+        assert "is over the limit of 48437" in str(raised.value.cause.cause)
+        await replay(handle)

@@ -5,7 +5,6 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +14,9 @@ import pytest_asyncio
 from aiohttp import web
 from multidict import CIMultiDict
 
-from bridge.runtime.http_client import HttpClient
-from bridge.runtime.metrics import Metrics
-from bridge.runtime.reloaded import LiveKeys
 from bridge.security.signatures import MessageKind, MessageSigner
 from caller import create_app
-from caller.endpoint_client import Endpoints
+from caller.settings import Receiver
 from caller.startup_check import check_endpoints
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
@@ -38,14 +34,12 @@ async def services(server: Server) -> AsyncIterator[World]:
 async def checked(world: World, caplog: pytest.LogCaptureFixture, *, ahead: timedelta = timedelta(0), **to: Any) -> str:
     """The log line of the check of the one endpoint."""
     caplog.clear()
+    settings = world.caller_settings
+    if "callback" in to:
+        receiver = Receiver(url=to["callback"], allow_insecure=True) if to["callback"] else None
+        settings = settings.model_copy(update={"receiver": receiver})
     with caplog.at_level(logging.INFO, logger="caller.startup_check"):
-        async with aclosing(HttpClient(user_agent="test")) as http:
-            clock = lambda: datetime.now(UTC) + ahead
-            settings, metrics = world.caller_settings, Metrics.of(world.caller_client)
-            keys = LiveKeys(settings, metrics)
-            endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics, clock=clock)
-            callback = to.get("callback", f"{world.receiver.url}/callbacks")
-            await check_endpoints(endpoints, callback=callback, clock=clock)
+        await check_endpoints(settings, to.get("namespace", CALLER), clock=lambda: datetime.now(UTC) + ahead)
     [record] = [each for each in caplog.records if each.name == "caller.startup_check"]
     return record.getMessage()
 
@@ -86,29 +80,34 @@ async def test_a_fault_that_would_keep_calls_waiting_is_named(
         services.keys.start = good
     services.endpoint_url = services.receiver.url
     try:
-        assert "answered 404" in await checked(services, caplog)
+        assert "payments: signed answer: answered 404" in await checked(services, caplog)
     finally:
         services.endpoint_url = services.service.url
     await services.service.stop()
     try:
-        assert "cannot connect" in await checked(services, caplog)
+        refused = await checked(services, caplog)
+        assert "payments: connection: cannot connect: ConnectionRefusedError: is the peer up" in refused
     finally:
         await services.service.start()
 
 
 async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The handler service tries the receiver before it answers, and reports what failed with a remedy."""
-    way = "bridge.endpoint_not_ready: payments: the handler's test of {} failed: "
-    elsewhere = await checked(services, caplog, callback="https://elsewhere.example/callbacks")
-    assert elsewhere.startswith(way.format("https://elsewhere.example/callbacks"))
+    """The handler service tries the receiver before it answers, and reports what failed with a remedy.
+
+    The receiver compares its namespace with that of the calls.
+    """
+    way = "bridge.endpoint_not_ready: payments: way back: the handler service could not reach the receiver: "
+    elsewhere = await checked(services, caplog, callback="https://elsewhere.example")
+    assert elsewhere.startswith(way)
     assert "not allowed: the handler's settings need its address in this caller's callbacks" in elsewhere
-    url = f"{services.receiver.url}/callbacks"
+    other = await checked(services, caplog, namespace="order-test")
+    assert other == way + "the receiver serves namespace order-prod, but the calls are in order-test: move one of them"
     await services.receiver.stop()
     try:
-        assert await checked(services, caplog) == way.format(url) + "cannot connect: ConnectionRefusedError"
+        assert await checked(services, caplog) == way + "cannot connect: ConnectionRefusedError"
         async with proxy_without_upstream(services.receiver.port):
             replaced = await checked(services, caplog)
-            assert replaced.startswith(way.format(url))
+            assert replaced.startswith(way)
             assert "answered 502" in replaced
             assert "text/html" in replaced
             assert "Probably a proxy's own answer" in replaced
@@ -116,7 +115,7 @@ async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.
         await services.receiver.start()
         services.keys.completion = good
         wrong_key = await checked(services, caplog)
-        assert wrong_key.startswith(way.format(url))
+        assert wrong_key.startswith(way)
         assert "compare keys, key ids and clocks" in wrong_key
     finally:
         await services.receiver.stop()
@@ -191,7 +190,7 @@ async def test_a_receiver_that_cannot_sign_is_not_tried(server: Server, caplog: 
 
     async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
         assert await checked(world, caplog) == "bridge.endpoint_ready: payments"
-        assert "not allowed" in await checked(world, caplog, callback="https://elsewhere.example/callbacks")
+        assert "not allowed" in await checked(world, caplog, callback="https://elsewhere.example")
 
 
 async def test_a_worker_checks_its_endpoints_when_it_starts(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from tests.support.callers import CALLERS
 async def main() -> None:
     if "--debug" in sys.argv:
         configure_logging("debug")
-    client = await connect(data_converter=None)
+    client = await connect()
     plugin = CallerPlugin(serve_receiver="--serve-receiver" in sys.argv)
     async with Worker(client, task_queue=sys.argv[1], workflows=CALLERS, plugins=[plugin]):
         print('"ready"', flush=True)

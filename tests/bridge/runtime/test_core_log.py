@@ -38,7 +38,7 @@ async def test_the_core_logs_a_terminated_activity_without_its_token(
         started.set()
         await released.wait()
 
-    client: Client = await connect(None)
+    client: Client = await connect()
     queue = f"core-log-{uuid.uuid4().hex[:8]}"
     runner = UnsandboxedWorkflowRunner()
     caplog.set_level(logging.WARNING)

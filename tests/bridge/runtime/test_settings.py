@@ -21,11 +21,14 @@ from caller.settings import CallerSettings
 from handler.settings import HandlerSettings
 from tests.support.helpers import CALLER, HANDLER, Keys, caller_settings, handler_settings, key_set
 from tests.support.settings_files import (
+    START,
     Configured,
+    Spoil,
     Tree,
     caller_tree,
     handler_tree,
     message_of,
+    put,
     secrets_of,
     toml,
 )
@@ -33,6 +36,7 @@ from tests.support.settings_files import (
 SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
 
 
+SECRET = new_key()
 ANY_TEXT = st.text(st.characters())
 
 
@@ -143,9 +147,6 @@ def test_a_file_that_may_not_be_read_says_who_may(monkeypatch: pytest.MonkeyPatc
         with without_privileges() as user:
             assert f"user {user} may not enter its folder" in message_of(CallerSettings)
         Path(folder).chmod(0o700)
-
-
-SECRET = new_key()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,10 @@ SERVICE_LINKS = {
 def test_the_service_links_of_kubernetes_are_not_settings(
     configured: Configured, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
-    """A Service named `bridge` puts `BRIDGE_SERVICE_HOST` and the like into every pod of its namespace."""
+    """A Service named `bridge` puts `BRIDGE_SERVICE_HOST` and the like into every pod of its namespace.
+
+    No setting may be unknown because of them, and none may be set by them.
+    """
     tree = handler_tree()
     configured(tree)
     before = load(HandlerSettings)
@@ -284,6 +288,92 @@ def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPat
     assert "callback_keys" in message
     assert "TOML" not in message
     assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (put("task_queu", "q"), "task_queu: unknown name; known: callback_keys, "),
+        (put("endpoint", {}), "endpoint: unknown name; did you mean endpoints?"),
+        (put("receiver/prot", 1), "receiver.prot: unknown name; did you mean port?"),
+        (put("receiver/xyz", 1), "receiver.xyz: unknown name; known: allow_insecure, host, port, url"),
+        (put("endpoints/payments/ulr", 1), "endpoints.payments.ulr: unknown name; did you mean url?"),
+        (put(f"{START}/sining", "k1"), f"handlers.{HANDLER}.start_keys.sining: unknown name; did you mean signing?"),
+        pytest.param(
+            put(f"{START}/{SECRET}", "k1"),
+            f"handlers.{HANDLER}.start_keys.…: unknown name; known: keys, signing",
+            id="a key as a name",
+        ),
+        pytest.param(put(SECRET, "k1"), "…: unknown name; known: ", id="a key as a name at the top"),
+    ],
+)
+def test_an_unknown_name_of_the_file_is_refused_at_every_level(configured: Configured, spoil: Spoil, says: str) -> None:
+    """The nearest name is suggested. A name that may be a key in a wrong place is not shown."""
+    tree = caller_tree()
+    spoil(tree)
+    path = configured(tree)
+    message = message_of(CallerSettings, tree)
+    assert message.startswith(f"bad settings in {path}:\n  {says}")
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("BRIDGE_NAMEE=x", "namee: unknown name; did you mean BRIDGE_NAME?"),
+        ("BRIDGE_NAME__X=x", "name__x: unknown name; did you mean BRIDGE_NAME?"),
+        ("BRIDGE_CONFG=x", "confg: unknown name; did you mean BRIDGE_CONFIG?"),
+        ("BRIDGE_RECEIVER_PORT=80", "receiver_port: unknown name; did you mean BRIDGE_RECEIVER__PORT?"),
+        ("BRIDGE_RECEIVER__PROT=80", "receiver.prot: unknown name; did you mean BRIDGE_RECEIVER__PORT?"),
+        ("BRIDGE_RECEIVER__PORT=secret-pw", "receiver.port: Input should be a valid integer"),
+        ("BRIDGE_ENDPOINTS__PAYMENTS__HANDLER=x", "settings: endpoints.payments.handler: no handler 'x'"),
+        ("bridge_xyz=x", "xyz: unknown name; known: callback_keys, "),
+        pytest.param(f"BRIDGE_{SECRET}=x", "…: unknown name; known: ", id="a key as a name"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_its_name(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, variable: str, says: str
+) -> None:
+    """The error names the variable and not the file, and never the value."""
+    configured(caller_tree())
+    name, _, value = variable.partition("=")
+    monkeypatch.setenv(name, value)
+    message = message_of(CallerSettings)
+    assert message.startswith(f"bad settings in the environment:\n  {says}")
+    assert "secret-pw" not in message
+    assert SECRET not in message
+    assert message.endswith(f"(from the variable {'…' if SECRET in name else name})")
+
+
+def test_a_rule_for_an_entry_names_the_variable_that_sets_a_part_of_it(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file or the variable may be at fault."""
+    path = configured(caller_tree())
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__URL", "http://secret-pw")
+    message = message_of(CallerSettings)
+    assert message.startswith(f"bad settings in {path}:\n  endpoints.payments: needs https")
+    assert message.endswith("(a part is from BRIDGE_ENDPOINTS__PAYMENTS__URL)")
+
+
+def test_two_errors_name_a_source_each(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the line of a variable names one."""
+    tree = caller_tree() | {"nam": "x"}
+    path = configured(tree)
+    monkeypatch.setenv("BRIDGE_RECEIVER__PROT", "1")
+    head, *lines = message_of(CallerSettings, tree).splitlines()
+    assert head == f"bad settings in {path}:"
+    assert sorted(lines) == [
+        "  nam: unknown name; did you mean name?",
+        "  receiver.prot: unknown name; did you mean BRIDGE_RECEIVER__PORT? (from the variable BRIDGE_RECEIVER__PROT)",
+    ]
+
+
+def test_each_side_knows_the_names_of_the_other() -> None:
+    """They may share a file and an environment. A name that a side gets later has to be added for the other side."""
+    caller, handler = CallerSettings.model_fields.keys(), HandlerSettings.model_fields.keys()
+    assert CallerSettings.other_side == handler - caller
+    assert HandlerSettings.other_side == caller - handler
 
 
 def test_every_missing_field_is_named_at_once() -> None:

@@ -9,6 +9,7 @@ from temporalio.api.common.v1 import GrpcStatus
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
 
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import (
@@ -21,8 +22,11 @@ from bridge.runtime.temporal import (
     is_temporary,
     newest_events,
 )
+from caller import CallerPlugin
+from handler import HandlerPlugin
 from scripts.environment.server import Server
-from tests.support.helpers import HANDLER
+from tests.support.helpers import CALLER, HANDLER, Keys, caller_settings, handler_settings
+from tests.support.targets import ProbeWorkflow
 
 SECRET = "sk-4111-1111-1111-1111"
 
@@ -95,7 +99,7 @@ async def test_a_connection_that_cannot_be_made_is_named(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
-        await connect(None)
+        await connect()
     assert says in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -160,3 +164,31 @@ async def test_a_run_is_described_or_missing_and_a_missing_namespace_is_an_error
     elsewhere = await Client.connect(server.address, namespace="no-such-namespace")
     with pytest.raises(RPCError, match="no-such-namespace"):
         await describe(elsewhere, started.id)
+
+
+async def test_a_namespace_that_does_not_exist_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says so at its start, and how to create it."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "order-pord")
+    with pytest.raises(SettingsError, match=r"namespace order-pord does not exist at .*create --namespace order-pord"):
+        await connect()
+
+
+async def test_the_namespace_of_the_settings_is_the_one_that_is_connected(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the default. A different one is refused, also by the plugins of both workers."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+    monkeypatch.delenv("TEMPORAL_NAMESPACE", raising=False)
+    receiver, service = "http://127.0.0.1:1", "http://127.0.0.1:2"
+    settings = caller_settings(Keys(), receiver_url=receiver, endpoint_url=service, namespace=CALLER)
+    assert (await connect(settings)).namespace == CALLER
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", HANDLER)
+    refusal = f"connected to namespace {HANDLER}, but `namespace` in the settings is {CALLER}"
+    with pytest.raises(SettingsError, match=refusal):
+        await connect(settings)
+    client = await connect()
+    own = handler_settings(Keys(), receiver_url=receiver, service_url=service, namespace=CALLER)
+    for plugin in (CallerPlugin(settings), HandlerPlugin(own)):
+        with pytest.raises(SettingsError, match=refusal):
+            Worker(client, task_queue="any", workflows=[ProbeWorkflow], plugins=[plugin])

@@ -1,0 +1,93 @@
+"""The ladder of `doctor`: what a side needs, from below. Above a rung that does not hold, nothing is claimed."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from bridge.admin.command import CommandError
+from bridge.admin.output import print_list, refusal
+from bridge.runtime.peer_check import EchoProbe, Finding, check_peers
+from bridge.runtime.pollers import worker_problem
+from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
+from bridge.runtime.temporal import connect, describe_namespace
+from bridge.workflow.call import MAX_INPUT_BYTES
+
+_RUNGS = ("settings", "Temporal", "namespace", "limits", "workers")
+_REFUSED = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED})
+
+SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
+
+
+async def examine(
+    model: type[SettingsT],
+    *,
+    queues: Callable[[SettingsT], Mapping[str, str | None]],
+    probes: Callable[[SettingsT, str | None], Iterable[EchoProbe]],
+    as_json: bool,
+) -> None:
+    """Check a side and its peers, and print what was found.
+
+    Args:
+        model: The settings of the side.
+        queues: Returns the task queues of the side's workers, with the plugin that they need.
+        probes: Returns the echos for the side's peers. Its second argument is the namespace, if it is known.
+        as_json: Print JSON.
+
+    Raises:
+        CommandError: A rung does not hold.
+    """
+    findings, settings, client = await _check_side(model, queues)
+    if settings is not None:
+        namespace = settings.namespace if client is None else client.namespace
+        findings += await check_peers(probes(settings, namespace), clock=lambda: datetime.now(UTC))
+    print_list(findings, "state rung found", as_json=as_json)
+    if wrong := sum(each.state == "wrong" for each in findings):
+        message = f"{wrong} of the checks failed"
+        raise CommandError(message)
+
+
+async def _check_side(
+    model: type[SettingsT], queues: Callable[[SettingsT], Mapping[str, str | None]]
+) -> tuple[list[Finding], SettingsT | None, Client | None]:
+    settings, client, problem = None, None, None
+    seen: list[Finding] = []
+    try:
+        settings = load(model)
+        seen.append(Finding("ok", "settings", os.environ.get(CONFIG_VARIABLE, "variables only")))
+        client = await connect(settings)
+        system = await client.workflow_service.get_system_info(GetSystemInfoRequest())
+        where = client.service_client.config.target_host
+        seen.append(Finding("ok", "Temporal", f"{where}, server {system.server_version}"))
+        described = await describe_namespace(client)
+        kept = described.config.workflow_execution_retention_ttl.ToTimedelta()
+        seen.append(
+            Finding("ok", "namespace", f"{client.namespace}, keeps closed runs for {kept.total_seconds() / 3600:.0f} h")
+        )
+        seen.append(_limits(described.namespace_info.limits.blob_size_limit_error))
+        names = queues(settings)
+        for queue, plugin in names.items():
+            if (problem := await worker_problem(client, queue, plugin)) is not None:
+                break
+        else:
+            found = "poll " + ", ".join(names) if names else "--task-queue names the task queue to check"
+            seen.append(Finding("ok" if names else "not known", "workers", found))
+    except SettingsError as error:
+        problem = str(error)
+    except RPCError as error:
+        cure = ": the credentials of this process need the right to read this" if error.status in _REFUSED else ""
+        problem = refusal(error) + cure
+    if problem is not None:
+        seen.append(Finding("wrong", _RUNGS[len(seen)], problem))
+    return [*seen, *(Finding("not checked", each) for each in _RUNGS[len(seen) :])], settings, client
+
+
+def _limits(largest: int) -> Finding:
+    if not largest:
+        return Finding("not known", "limits", "this server does not name limit.blobSize.error, 2 MiB by default")
+    effect = ": larger inputs are refused, and larger outcomes fail" if largest < MAX_INPUT_BYTES else ""
+    return Finding("ok", "limits", f"a value may have {largest} bytes (limit.blobSize.error){effect}")

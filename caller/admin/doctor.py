@@ -1,0 +1,26 @@
+"""The command `callback-bridge receiver doctor`: what keeps the caller's side from working, and what to do."""
+
+from collections.abc import Iterator
+
+from bridge.admin.doctor import examine
+from bridge.admin.output import JsonOutput
+from bridge.runtime.peer_check import EchoProbe
+from caller.settings import CallerSettings
+from caller.startup_check import endpoint_probes
+
+
+async def doctor(*, task_queue: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
+    """Check this side from below, from where it runs: settings, Temporal, workers, and every endpoint.
+
+    The handler tries our receiver. Nothing is started or completed. Exit code 1 if a check failed.
+
+    Args:
+        task_queue: Task queue of the workflows that make calls, to check its workers.
+        peer: Check only this handler, in both directions.
+    """
+    queues: dict[str, str | None] = {} if task_queue is None else {task_queue: "CallerPlugin"}
+
+    def probes(settings: CallerSettings, namespace: str | None) -> Iterator[EchoProbe]:
+        return endpoint_probes(settings, namespace, peer)
+
+    await examine(CallerSettings, queues=lambda _: queues, probes=probes, as_json=as_json)

@@ -1,0 +1,38 @@
+"""The command `callback-bridge handler doctor`: what keeps the handler's side from working, and what to do."""
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from bridge.admin.doctor import examine
+from bridge.admin.output import JsonOutput
+from bridge.runtime.peer_check import EchoProbe
+from bridge.runtime.user_modules import import_module
+from handler.service import Served
+from handler.settings import HandlerSettings
+from handler.startup_check import PLUGIN, task_queues
+
+
+async def doctor(*, module: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
+    """Check this side from below, from where it runs: settings, Temporal, workers, and the service for each caller.
+
+    The service tries the caller's receiver. Nothing is started or completed. Exit code 1 if a check failed.
+
+    Args:
+        module: Dotted name of the module that the service serves, to check the task queues of its targets. By default
+            only the task queue in the settings is checked.
+        peer: Check only this caller, in both directions.
+    """
+
+    def queues(settings: HandlerSettings) -> dict[str, str | None]:
+        if module is None:
+            return {settings.task_queue: PLUGIN}
+        return task_queues(Served.by(import_module(module)).targets, settings)
+
+    def probes(settings: HandlerSettings, _: str | None) -> Iterator[EchoProbe]:
+        for name, caller in settings.callers.items():
+            # For a caller without callbacks, the query is empty.
+            for back in [f"?callback={quote(each.url, safe='')}" for each in caller.callbacks] or [""]:
+                if peer in {None, name}:
+                    yield EchoProbe(name=name, url=f"{settings.service.url}/c/{name}{back}", key_set=caller.start_keys)
+
+    await examine(HandlerSettings, queues=queues, probes=probes, as_json=as_json)

@@ -1,0 +1,97 @@
+"""`callback-bridge pair`: one file by which two teams meet, taken by each side into its own settings."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bridge.admin.command import CommandError
+from bridge.admin.pair import make, take
+from bridge.runtime.settings import load
+from caller.settings import CallerSettings
+from handler.settings import HandlerSettings
+from tests.support.commands import run
+
+URLS = {"receiver_url": "https://orders.example", "service_url": "https://payments.example/bridge"}
+OPERATIONS = ["PaymentService/*", "AuditService/read"]
+
+
+@pytest.fixture(name="file")
+def pair_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRIDGE_CONFIG", raising=False)
+    make(tmp_path / "pay.toml", caller="order-prod", handler="payment-prod", operations=OPERATIONS, **URLS)
+    return tmp_path / "pay.toml"
+
+
+def test_both_sides_take_the_file_and_agree(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New settings have names, URLs, operations, the shared keys and own keys. Only the owner can read the files."""
+    assert file.stat().st_mode & 0o777 == 0o600
+    secrets = set(re.findall(r'"([\w-]{43})"', file.read_text()))
+    take(file, side="caller")
+    take(file, side="handler", task_queue="payment-queue")
+    monkeypatch.setenv("BRIDGE_CONFIG", "caller.toml")
+    ours = load(CallerSettings)
+    monkeypatch.setenv("BRIDGE_CONFIG", "handler.toml")
+    theirs = load(HandlerSettings)
+    assert {Path(f"{side}.toml").stat().st_mode & 0o777 for side in ("caller", "handler")} == {0o600}
+    peer, caller = ours.handlers["payment-prod"], theirs.callers["order-prod"]
+    assert (peer.start_keys, peer.completion_keys) == (caller.start_keys, caller.completion_keys)
+    assert ours.endpoints["payment-prod"].url == f"{theirs.service.url}/c/{ours.name}"
+    assert ours.receiver is not None
+    assert caller.callbacks[0].url == f"{ours.receiver.url}/callbacks"
+    assert caller.operations == tuple(OPERATIONS)
+    assert (ours.namespace, theirs.namespace, theirs.task_queue) == ("order-prod", "payment-prod", "payment-queue")
+    printed = capsys.readouterr().out
+    assert peer.completion_keys is not None
+    fingerprints = [*peer.start_keys.fingerprints().values(), *peer.completion_keys.fingerprints().values()]
+    assert all(printed.count(each) == 2 for each in fingerprints), "once by each side"
+    assert not [each for each in secrets if each in printed]
+
+
+def test_a_second_peer_is_added_to_settings_that_exist(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there stays, to the letter. A peer that is there already is not changed."""
+    take(file, side="caller")
+    before = Path("caller.toml").read_text()
+    make(tmp_path / "second.toml", caller="order-prod", handler="stock.prod", operations=["Stock/take"], **URLS)
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "caller.toml"))
+    take(tmp_path / "second.toml", side="caller")
+    after = Path("caller.toml").read_text()
+    assert after.startswith(before)
+    settings = load(CallerSettings)
+    assert sorted(settings.handlers) == ["payment-prod", "stock.prod"]
+    assert settings.endpoints["stock.prod"].handler == "stock.prod"
+    with pytest.raises(CommandError, match=r"caller\.toml has an entry for this peer or endpoint already"):
+        take(tmp_path / "second.toml", side="caller")
+    assert Path("caller.toml").read_text() == after
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--caller", "a b", "caller: String should match pattern"),
+        ("--service-url", "payments", "service_url: needs the form https://host"),
+    ],
+)
+def test_a_file_that_no_side_could_use_is_not_made(tmp_path: Path, option: str, value: str, says: str) -> None:
+    """The refusal names the field."""
+    options = {"--caller": "a", "--handler": "b", "--receiver-url": "https://a", "--service-url": "https://b"}
+    options |= {"--operations": "P/*", option: value}
+    done = run("pair", "make", str(tmp_path / "x"), *(each for option in options.items() for each in option))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"callback-bridge: {says}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_exist_are_not_replaced_and_broken_ones_are_not_taken(file: Path) -> None:
+    """Their keys may be in use. A broken file is named and not quoted."""
+    with pytest.raises(CommandError, match=r"pay\.toml exists already and is not replaced"):
+        make(file, caller="order-prod", handler="payment-prod", operations=OPERATIONS, **URLS)
+    file.write_text(file.read_text().replace("endpoint", "endpont"))
+    with pytest.raises(CommandError, match="endpoint: Field required; endpont: Extra inputs are not permitted"):
+        take(file, side="caller")
+    assert not Path("caller.toml").exists()
