@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from bridge.admin.output import refusal
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.pollers import worker_problem
+from bridge.runtime.temporal import refusal
 from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
 

@@ -10,11 +10,11 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
-from bridge.admin.output import print_list, refusal
+from bridge.admin.output import print_list
 from bridge.runtime.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.pollers import worker_problem
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
-from bridge.runtime.temporal import connect, describe_namespace
+from bridge.runtime.temporal import connect, describe_namespace, refusal
 from bridge.workflow.call import MAX_INPUT_BYTES
 
 _RUNGS = ("settings", "Temporal", "namespace", "limits", "workers")

@@ -8,17 +8,11 @@ from enum import Enum
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from temporalio.service import RPCError
 
 from bridge.security.redaction import one_line, plain
 
 JsonOutput = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 """The option `--json` of a command."""
-
-
-def refusal(error: RPCError) -> str:
-    """Say what Temporal answered instead of doing what a command asked for."""
-    return f"Temporal answered {error.status.name}: {plain(error.message)}"
 
 
 def to_json(value: Any) -> str:

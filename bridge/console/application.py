@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 from temporalio.service import RPCError
 
-from bridge.admin.output import cell, facts_and_times, refusal
+from bridge.admin.output import cell, facts_and_times
 from bridge.console import Pages
 from bridge.console.sessions import SESSION_LIFE, Session, Sessions
 from bridge.errors import BridgeError, without_text
@@ -26,7 +26,7 @@ from bridge.runtime.http_server import SERVER, STOPPING, Route
 from bridge.runtime.listener import bind, listening
 from bridge.runtime.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings, SettingsError
-from bridge.runtime.temporal import is_missing
+from bridge.runtime.temporal import is_missing, refusal
 from bridge.security.redaction import plain
 
 try:

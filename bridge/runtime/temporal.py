@@ -37,6 +37,7 @@ from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import new_runtime
 from bridge.runtime.settings import BridgeSettings, SettingsError
 from bridge.runtime.user_modules import import_attribute
+from bridge.security.redaction import plain
 
 _PROBE_TIMEOUT = timedelta(seconds=2)
 _DESCRIPTION_CACHE = timedelta(minutes=10)
@@ -191,6 +192,11 @@ def connect_files() -> list[Path]:
     tls, own = ClientConfigProfile.load().tls or ClientConfigTLS(), os.environ.get("TEMPORAL_CONFIG_FILE")
     sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
     return [*([Path(own)] if own else []), *(each for each in sources if isinstance(each, Path))]
+
+
+def refusal(error: RPCError) -> str:
+    """Say what Temporal answered instead of doing what was asked for."""
+    return f"Temporal answered {error.status.name}: {plain(error.message)}"
 
 
 def error_type(error: RPCError) -> HandlerErrorType:

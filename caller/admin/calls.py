@@ -11,9 +11,9 @@ from cyclopts import App, Parameter, validators
 from temporalio.service import RPCError
 
 from bridge.admin.command import CommandError
-from bridge.admin.output import JsonOutput, details, print_list, refusal, to_json
+from bridge.admin.output import JsonOutput, details, print_list, to_json
 from bridge.runtime.settings import CONFIG_VARIABLE, load
-from bridge.runtime.temporal import connect
+from bridge.runtime.temporal import connect, refusal
 from caller.calls import Calls
 from caller.settings import CallerSettings
 

@@ -226,7 +226,7 @@ def command_of(world: World, tmp_path: Path) -> Any:
         "handlers": {
             HANDLER: {"start_keys": {"signing": "k1", "keys": {"k1": _secret(world.keys.start)}}},
         },
-        "endpoints": {"payments": json.loads(settings.endpoints["payments"].model_dump_json())},
+        "endpoints": {"payments": json.loads(settings.endpoints["payments"].model_dump_json(exclude_none=True))},
     }
     path = tmp_path / "caller.toml"
     path.write_text(toml(tree))

@@ -154,7 +154,12 @@ async def test_two_healthy_sides_have_no_finding(
             "is the peer up",
         ),
         ("caller", {"BRIDGE_ENDPOINTS__PAYMENTS__URL": "{service}/pay/c/x"}, "payments: signed answer", "answered 404"),
-        ("caller", {"BRIDGE_ENDPOINTS__PAYMENTS__URL": "{tls}/c/x"}, "payments: TLS", "SSLError: is the peer up"),
+        (
+            "caller",
+            {"BRIDGE_ENDPOINTS__PAYMENTS__URL": "{tls}/c/x"},
+            "payments: TLS",
+            "TLS failed: WRONG_VERSION_NUMBER: is the peer up",
+        ),
         (
             "caller",
             {"BRIDGE_HANDLERS__PAYMENT_PROD__START_KEYS__KEYS__K1": new_key()},

@@ -66,6 +66,8 @@ async def _trying(server: Server, converter: DataConverter) -> AsyncIterator[Wor
         spec = EndpointSpec(name=f"sdk-{world.id}", target=target)
         await world.caller_client.operator_service.create_nexus_endpoint(CreateNexusEndpointRequest(spec=spec))
         of_targets: dict[str, Any] = {"workflows": failing.TARGETS, "activities": [failing.fail]}
+        # The plugin adds its name to the identity, which is part of an activity's error.
+        of_targets["identity"] = "payments bridge.HandlerPlugin"
         for worker in (
             Worker(
                 world.handler_client,

@@ -301,7 +301,7 @@ def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPat
         (put(f"{START}/sining", "k1"), f"handlers.{HANDLER}.start_keys.sining: unknown name; did you mean signing?"),
         pytest.param(
             put(f"{START}/{SECRET}", "k1"),
-            f"handlers.{HANDLER}.start_keys.…: unknown name; known: keys, signing",
+            f"handlers.{HANDLER}.start_keys.…: unknown name; known: file, keys, signing",
             id="a key as a name",
         ),
         pytest.param(put(SECRET, "k1"), "…: unknown name; known: ", id="a key as a name at the top"),

@@ -280,7 +280,7 @@ async def test_all_that_failed_run_again_at_once(world: World, server: Server) -
         pytest.param(["redeliver"], {}, 2, "name the deliveries", id="nothing named"),
         pytest.param(["redeliver", "x", "--failed"], {}, 2, "name the deliveries", id="both"),
         pytest.param(["list", "--limit", "0"], {}, 2, "--limit", id="limit"),
-        pytest.param(["list"], {"TEMPORAL_NAMESPACE": "no-such"}, 1, "no-such", id="namespace"),
+        pytest.param(["list"], {"TEMPORAL_NAMESPACE": "no-such"}, 2, "no-such", id="namespace"),
         pytest.param(["list"], {"TEMPORAL_ADDRESS": "127.0.0.1:1"}, 2, "cannot connect to Temporal", id="no server"),
         pytest.param(["list"], {"BRIDGE_CONFIG": "/no/such.toml"}, 2, "no such file", id="settings"),
     ],
