@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from scripts.environment.stack import ROOT
 
-PACKAGES = ("bridge", "callback_bridge_pytest.py", "caller", "handler", "deploy", "examples", "scripts", "tests")
+PACKAGES = ("bridge", "caller", "handler", "deploy", "examples", "scripts", "tests")
 
 
 def main() -> NoReturn:

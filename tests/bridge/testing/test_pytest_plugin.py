@@ -7,13 +7,13 @@ from pathlib import Path
 
 from scripts.environment.stack import ROOT
 
-MODULE = "callback_bridge_pytest"
+MODULE = "bridge.pytest_plugin"
 
 UNUSED = """
 import sys
 
 def test_it() -> None:
-    assert not [each for each in ("temporalio", "bridge", "aiohttp") if each in sys.modules]
+    assert not [each for each in ("bridge.testing", "caller", "handler", "aiohttp") if each in sys.modules]
 """
 
 USED = """
@@ -41,12 +41,11 @@ def outcomes(folder: Path, test: str) -> str:
 def test_the_entry_point_names_the_plugin() -> None:
     """An installed project's pytest finds it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["entry-points"]["pytest11"] == {MODULE: MODULE}
-    assert MODULE in project["tool"]["setuptools"]["py-modules"]
+    assert project["project"]["entry-points"]["pytest11"] == {"callback_bridge": MODULE}
 
 
-def test_a_test_run_that_does_not_use_the_plugin_imports_nothing(tmp_path: Path) -> None:
-    """Neither the SDK nor the bridge."""
+def test_a_test_run_that_does_not_use_the_plugin_imports_neither_side(tmp_path: Path) -> None:
+    """No server and no HTTP client is imported before a test asks for the kit."""
     assert "1 passed" in outcomes(tmp_path, UNUSED)
 
 

@@ -1,6 +1,6 @@
 """The pytest plugin of the callback bridge, found by its entry point.
 
-This module stands outside the packages and imports nothing of them, so that pytest starts as fast as without it.
+It imports the testing kit only when a test asks for it: both sides and their servers are part of the kit.
 """
 
 from collections.abc import Iterator
