@@ -20,22 +20,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
-from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
 from handler.sweep.workflow import SWEEP_WORKFLOW
 from scripts.chaos_run import clocks
 from scripts.chaos_run.disturbed_orders import REFUSALS
 from scripts.chaos_run.fault_proxy import FaultKind, FaultProxy
+from scripts.chaos_run.load import AGAIN_S, OPEN, connect_both, count, make_call, read_runs, until_quiet
 from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
-    REVIEW_S,
     START_FAULTS,
     Call,
-    CallKind,
     Harm,
     HarmKind,
     plan_calls,
@@ -43,7 +38,7 @@ from scripts.chaos_run.schedule import (
     plan_faults,
     plan_harm,
 )
-from scripts.chaos_run.verdict import HarmDone, Recovery, Run, Verdict, judge, recoveries
+from scripts.chaos_run.verdict import HarmDone, Recovery, Verdict, judge, recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say
@@ -60,13 +55,8 @@ from scripts.environment.stack import (
 _TICK_S = 10.0
 _AMBUSH_S = 1.0
 """How long a callback is held while its sender is killed."""
-_AGAIN_S = 0.5
-"""Pause between two tries while the server is unavailable."""
 _LOAD_PATIENCE_S = 180.0
 """Longest time after the planned end until all calls are made and all processes run again."""
-_READS_AT_ONCE = 16
-
-_REVIEWS = {CallKind.APPROVED: "approve", CallKind.REJECTED: "reject"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +119,9 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
         )
         async with running_stack(options) as stack:
             starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
-            # The SDK's core logs every try while the server is unavailable.
-            quiet = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
-            clients = [
-                await Client.connect(stack.servers["caller"].address, namespace=namespace, runtime=quiet)
-                for namespace in (CALLER_NAMESPACE, HANDLER_NAMESPACE)
-            ]
+            clients = await connect_both(stack.servers["caller"].address)
             # The verdict counts every run of the two namespaces, and a seed makes the same ids each time.
-            if any([await _count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
+            if any([await count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
                 message = (
                     f"{plan.temporal} has earlier runs in {CALLER_NAMESPACE} or {HANDLER_NAMESPACE}: use a new server"
                 )
@@ -156,11 +141,11 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
                 await _load(clients, calls, disturbance.carry_out(harms), patience=plan.seconds + _LOAD_PATIENCE_S)
                 starts.calm()
                 callbacks.calm()
-                await _until_quiet(clients, plan.patience)
+                await until_quiet(clients, plan.patience)
             finally:
                 progress.cancel()
             say("reading the histories of both namespaces …")
-            runs = [await _read_runs(client) for client in clients]
+            runs = [await read_runs(client) for client in clients]
     faults = starts.counts + callbacks.counts
     del faults[FaultKind.NONE]
     counts = Counter({kind.value: 0 for kind in (*HarmKind, *FaultKind) if kind is not FaultKind.NONE})
@@ -249,7 +234,7 @@ class Disturbance:
             try:
                 await start_process(self._stack, self._options, name)
             except (RuntimeError, TimeoutError):
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(AGAIN_S)
             else:
                 return
         self.died.append(f"{name} does not start any more")
@@ -263,7 +248,7 @@ async def _load(
         async with asyncio.timeout(patience), asyncio.TaskGroup() as load:
             load.create_task(harm)
             for call in calls:
-                load.create_task(_make(clients, call))
+                load.create_task(make_call(clients, call))
     except TimeoutError:
         # The verdict lists the calls that are missing.
         say("not all calls were made in time, or not all processes were started again in time")
@@ -272,86 +257,18 @@ async def _load(
         raise RuntimeError(message) from errors
 
 
-async def _make(clients: Sequence[Client], call: Call) -> None:
-    """Start one calling workflow at its time. If its payment needs a review, review it."""
-    await asyncio.sleep(call.at)
-    while True:
-        try:
-            await clients[0].start_workflow(
-                OrderWorkflow.run,
-                Order(order_id=call.order_id, amount=call.amount),
-                id=call.workflow_id,
-                task_queue=ORDER_QUEUE,
-                # An earlier try may have started the workflow. It must run once.
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            )
-            break
-        except WorkflowAlreadyStartedError:
-            break
-        except RPCError:
-            await asyncio.sleep(_AGAIN_S)
-    if call.kind in _REVIEWS:
-        await asyncio.sleep(REVIEW_S)
-        await _review(clients[1], call, _REVIEWS[call.kind])
-
-
-async def _review(client: Client, call: Call, decision: str) -> None:
-    payment = client.get_workflow_handle(f"payment-{call.order_id}")
-    while True:
-        try:
-            await payment.signal(decision)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
-                return
-            await asyncio.sleep(_AGAIN_S)
-        else:
-            return
-
-
-async def _count(client: Client, query: str) -> int:
-    return (await client.count_workflows(query)).count
-
-
-_OPEN = f"ExecutionStatus = 'Running' AND WorkflowType != '{SWEEP_WORKFLOW}'"
-
-
-async def _until_quiet(clients: Sequence[Client], patience: float) -> None:
-    """Wait until no workflow is open in either namespace, at most *patience* seconds."""
-    quiet = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience):
-            # Visibility may show a run late, therefore count several times.
-            while quiet < 5:
-                await asyncio.sleep(_AGAIN_S)
-                quiet = 0 if any([await _count(client, _OPEN) for client in clients]) else quiet + 1
-
-
 async def _report_progress(clients: Sequence[Client], calls: Sequence[Call], disturbance: Disturbance) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(_TICK_S)
         try:
-            [closed] = [await _count(clients[0], "ExecutionStatus != 'Running' AND WorkflowType = 'OrderWorkflow'")]
-            waiting = [await _count(client, _OPEN) for client in clients]
+            [closed] = [await count(clients[0], "ExecutionStatus != 'Running' AND WorkflowType = 'OrderWorkflow'")]
+            waiting = [await count(client, OPEN) for client in clients]
         except RPCError:
             state = "the server is unavailable"
         else:
             state = f"{closed} of {len(calls)} calls ended, open {waiting[0]} + {waiting[1]}"
         say(f"{time.monotonic() - began:.0f} s: {state}, {len(disturbance.done)} harms done")
-
-
-async def _read_runs(client: Client) -> list[Run]:
-    """Every run of a namespace with its history, without the runs of the sweep."""
-    found = [run async for run in client.list_workflows(f"WorkflowType != '{SWEEP_WORKFLOW}'")]
-    gate = asyncio.Semaphore(_READS_AT_ONCE)
-
-    async def read(workflow_id: str, run_id: str) -> Run:
-        async with gate:
-            history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
-        return Run(namespace=client.namespace, workflow_id=workflow_id, run_id=run_id, events=history.events)
-
-    return list(await asyncio.gather(*(read(run.id, run.run_id) for run in found)))
 
 
 def _report(

@@ -1,0 +1,102 @@
+"""Makes the calls of a plan, waits for their end, and reads the histories of both namespaces."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+from temporalio.service import RPCError, RPCStatusCode
+
+from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
+from handler.sweep.workflow import SWEEP_WORKFLOW
+from scripts.chaos_run.schedule import REVIEW_S, Call, CallKind
+from scripts.chaos_run.verdict import Run
+from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE
+
+AGAIN_S = 0.5
+"""Pause between two tries while the server is unavailable."""
+_READS_AT_ONCE = 16
+
+_REVIEWS = {CallKind.APPROVED: "approve", CallKind.REJECTED: "reject"}
+
+
+async def connect_both(address: str) -> list[Client]:
+    """Clients of the caller's and the handler's namespace."""
+    # The SDK's core logs every try while the server is unavailable.
+    quiet = Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(TelemetryFilter("ERROR", "ERROR"))))
+    return [
+        await Client.connect(address, namespace=namespace, runtime=quiet)
+        for namespace in (CALLER_NAMESPACE, HANDLER_NAMESPACE)
+    ]
+
+
+async def make_call(clients: Sequence[Client], call: Call) -> None:
+    """Start one calling workflow at its time. If its payment needs a review, review it."""
+    await asyncio.sleep(call.at)
+    while True:
+        try:
+            await clients[0].start_workflow(
+                OrderWorkflow.run,
+                Order(order_id=call.order_id, amount=call.amount),
+                id=call.workflow_id,
+                task_queue=ORDER_QUEUE,
+                # An earlier try may have started the workflow. It must run once.
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            )
+            break
+        except WorkflowAlreadyStartedError:
+            break
+        except RPCError:
+            await asyncio.sleep(AGAIN_S)
+    if call.kind in _REVIEWS:
+        await asyncio.sleep(REVIEW_S)
+        await _review(clients[1], call, _REVIEWS[call.kind])
+
+
+async def _review(client: Client, call: Call, decision: str) -> None:
+    payment = client.get_workflow_handle(f"payment-{call.order_id}")
+    while True:
+        try:
+            await payment.signal(decision)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
+                return
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
+
+
+async def count(client: Client, query: str) -> int:
+    """Number of workflows that *query* finds."""
+    return (await client.count_workflows(query)).count
+
+
+OPEN = f"ExecutionStatus = 'Running' AND WorkflowType != '{SWEEP_WORKFLOW}'"
+
+
+async def until_quiet(clients: Sequence[Client], patience: float) -> None:
+    """Wait until no workflow is open in either namespace, at most *patience* seconds."""
+    quiet = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            # Visibility may show a run late, therefore count several times.
+            while quiet < 5:
+                await asyncio.sleep(AGAIN_S)
+                quiet = 0 if any([await count(client, OPEN) for client in clients]) else quiet + 1
+
+
+async def read_runs(client: Client) -> list[Run]:
+    """Every run of a namespace with its history, without the runs of the sweep."""
+    found = [run async for run in client.list_workflows(f"WorkflowType != '{SWEEP_WORKFLOW}'")]
+    gate = asyncio.Semaphore(_READS_AT_ONCE)
+
+    async def read(workflow_id: str, run_id: str) -> Run:
+        async with gate:
+            history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+        return Run(namespace=client.namespace, workflow_id=workflow_id, run_id=run_id, events=history.events)
+
+    return list(await asyncio.gather(*(read(run.id, run.run_id) for run in found)))
