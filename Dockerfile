@@ -13,7 +13,7 @@ COPY caller caller
 COPY handler handler
 COPY examples examples
 COPY deploy/__init__.py deploy/worker_health.py deploy/
-COPY --chmod=755 deploy/callback-bridge /venv/bin/
+COPY deploy/callback-bridge /venv/bin/
 # A number, so that an orchestrator can see that it is not root.
 USER 10001:10001
 CMD ["callback-bridge", "--help"]

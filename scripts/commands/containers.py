@@ -29,7 +29,6 @@ from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
 from scripts.environment.container_engine import ContainerError, Engine, NoEngineError, running_engine
 from scripts.environment.progress import say, with_ticker
-from scripts.environment.server import require_free
 from scripts.environment.stack import ROOT
 from scripts.environment.stand_in_images import TARGETS, build_stand_ins
 
@@ -124,7 +123,6 @@ async def run_containers(plan: Plan, *, as_json: bool) -> int:
     """Make one run and return the exit code."""
     began = time.monotonic()
     try:
-        require_free(int(ADDRESS.partition(":")[2]))
         async with running_engine() as engine:
             say(f"container engine: {'our own' if engine.is_own else 'the one that runs already'}")
             with tempfile.TemporaryDirectory(prefix="bridge-containers-") as folder:
@@ -196,7 +194,9 @@ async def _until_healthy(project: Project) -> None:
         ContainerError: One is not, after some minutes.
     """
     deadline = time.monotonic() + _HEALTH_S
-    while (found := await project.unhealthy()) and time.monotonic() < deadline:
+    while found := await project.unhealthy():
+        if time.monotonic() > deadline:
+            break
         await asyncio.sleep(1)
     if found:
         message = f"not all containers are healthy after {_HEALTH_S:g} s: {', '.join(found)}"

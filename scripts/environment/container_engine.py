@@ -150,9 +150,9 @@ async def _with_compose(docker: Path, environment: Mapping[str, str], *, is_own:
             message = f"no container engine: Docker Compose 2 is not installed, and {GO_MISSING}"
             raise NoEngineError(message) from None
         module = f"github.com/docker/compose/v2@v{COMPOSE_VERSION}"
-        building = asyncio.to_thread(cached, name, lambda into: build_program(module, "./cmd", into / name))
+        building = asyncio.to_thread(cached, name, lambda into: build_program(module, "./cmd", into / "docker-compose"))
         folder = await with_ticker(f"building Docker Compose {COMPOSE_VERSION} (once)", building)
-        return Engine(docker=docker, compose=(str(folder / name),), environment=environment, is_own=is_own)
+        return Engine(docker=docker, compose=(str(folder / "docker-compose"),), environment=environment, is_own=is_own)
     return engine
 
 

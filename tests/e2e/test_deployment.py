@@ -150,7 +150,7 @@ def _program(command: list[str]) -> list[str]:
     """What Python runs for *command*: the image's script or a module."""
     if command[0] == "python":
         return command[1:]
-    assert f"COPY --chmod=755 deploy/{command[0]} /venv/bin/" in (ROOT / "Dockerfile").read_text()
+    assert f"COPY deploy/{command[0]} /venv/bin/" in (ROOT / "Dockerfile").read_text()
     return [str(ROOT / "deploy" / command[0]), *command[1:]]
 
 
