@@ -265,7 +265,7 @@ def main() -> NoReturn:
     parser.add_argument("--seed", type=int, help="of orders and harm (default: a new one, which is printed)")
     parser.add_argument("--orders", type=int, default=200, metavar="N", help="orders to send, default %(default)s")
     parser.add_argument(
-        "--seconds", type=float, default=240.0, metavar="S", help="how long to do harm, default %(default)s"
+        "--seconds", type=float, default=200.0, metavar="S", help="how long to do harm, default %(default)s"
     )
     parser.add_argument(
         "--patience", type=float, default=300.0, metavar="S", help="for the last orders, seconds, default %(default)s"

@@ -88,7 +88,7 @@ async def running_engine() -> AsyncIterator[Engine]:
     """The engine that runs already (DOCKER_HOST, or the default socket), or a new one.
 
     Raises:
-        NoEngineError: There is none, and none can be started.
+        NoEngineError: No engine answers, and none can be started.
     """
     docker = on_path("docker")
     if docker is not None and await _answers(docker, os.environ):

@@ -1,7 +1,7 @@
 """Stand-ins for published images, built from packages, for an engine that cannot pull images.
 
 Each has the name and tag of the published image, so that `Dockerfile` and `compose.yaml` are used unchanged. Therefore
-stand-ins must never be built in an engine that somebody else uses.
+stand-ins must never be built in an engine that has other users.
 """
 
 import asyncio

@@ -107,7 +107,7 @@ def test_every_container_is_restarted_once_and_the_chosen_ones_are_killed() -> N
     assert plan_harm(7, services, seconds=100) == harms != plan_harm(8, services, seconds=100)
 
 
-def test_a_machine_without_an_engine_is_told_what_is_missing() -> None:
+def test_without_an_engine_the_command_says_what_is_missing() -> None:
     """One line, and nothing is started."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(BY_MODULE, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -166,7 +166,7 @@ def test_a_pod_has_more_time_than_its_graceful_stop_takes(resources: tuple[str, 
 
 @pytest.mark.parametrize("name", ["service", "worker"])
 def test_the_settings_are_a_mounted_folder_that_only_the_pod_reads(resources: tuple[str, Rendered], name: str) -> None:
-    """A `subPath` would keep changed keys away. The page makes the secret with this name and this file."""
+    """With a `subPath` changed keys would never arrive. The page makes the secret with this name and this file."""
     side, found = resources
     [volume] = pod(found, name)["volumes"]
     [mount] = container(found, name)["volumeMounts"]
