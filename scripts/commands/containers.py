@@ -29,7 +29,7 @@ from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
 from scripts.environment.container_engine import ContainerError, Engine, NoEngineError, running_engine
 from scripts.environment.progress import say, with_ticker
-from scripts.environment.stack import ROOT
+from scripts.environment.stack import ORDER_QUEUE, ROOT
 from scripts.environment.stand_in_images import TARGETS, build_stand_ins
 
 ADDRESS = "127.0.0.1:7233"
@@ -37,6 +37,11 @@ ADDRESS = "127.0.0.1:7233"
 PROJECT = "callback-bridge-run"
 """Not the name in `compose.yaml`, so that a developer's own containers and data stay as they are."""
 KILLED = ("receiver-1", "handler-1", "postgres")
+DOCTORS = {
+    "receiver-1": ("receiver", "doctor", "--task-queue", ORDER_QUEUE),
+    "handler-1": ("handler", "doctor", "--module", "examples.payments.payments"),
+}
+"""Commands that must find nothing wrong before the first order, by the container that runs each."""
 
 _DOWN_S = 3.0
 """How long a killed container is down."""
@@ -173,6 +178,8 @@ async def _running(project: Project) -> AsyncIterator[None]:
             "bringing the containers up", project.compose("up", "--detach", "--no-build", *project.services)
         )
         await with_ticker("waiting until all containers are healthy", _until_healthy(project))
+        for service, command in DOCTORS.items():
+            await project.compose("exec", "--no-TTY", service, "callback-bridge", *command)
         yield
     except (ContainerError, RPCError):
         with contextlib.suppress(ContainerError):

@@ -117,9 +117,9 @@ def test_without_an_engine_the_command_says_what_is_missing() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--orders", "0"], ["--seconds", "5"], ["--patience", "-1"]])
-def test_a_run_that_makes_no_sense_is_refused(arguments: list[str]) -> None:
+def test_a_run_that_makes_no_sense_is_refused() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = ["--orders", "0"]
     done = subprocess.run(
         [*BY_MODULE, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
