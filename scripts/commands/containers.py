@@ -8,17 +8,14 @@ become healthy again. At the end, also after Ctrl-C, it takes everything down.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
-import shutil
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from temporalio.client import Client
 from temporalio.service import RPCError
@@ -27,15 +24,13 @@ from scripts.chaos_run.load import OPEN, connect_both, count, make_call, read_ru
 from scripts.chaos_run.schedule import Call, plan_calls
 from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
-from scripts.environment.container_engine import ContainerError, Engine, NoEngineError, running_engine
-from scripts.environment.progress import say, with_ticker
-from scripts.environment.stack import ORDER_QUEUE, ROOT
-from scripts.environment.stand_in_images import TARGETS, build_stand_ins
+from scripts.environment.compose_project import Project, prepare_project, running_project
+from scripts.environment.container_engine import ContainerError, NoEngineError, running_engine
+from scripts.environment.progress import say
+from scripts.environment.stack import ORDER_QUEUE
 
 ADDRESS = "127.0.0.1:7233"
 """Where `compose.yaml` publishes the Temporal server."""
-PROJECT = "callback-bridge-run"
-"""Not the name in `compose.yaml`, so that a developer's own containers and data stay as they are."""
 KILLED = ("receiver-1", "handler-1", "postgres")
 DOCTORS = {
     "receiver-1": ("receiver", "doctor", "--task-queue", ORDER_QUEUE),
@@ -45,8 +40,6 @@ DOCTORS = {
 
 _DOWN_S = 3.0
 """How long a killed container is down."""
-_HEALTH_S = 300.0
-"""Longest time until all containers are healthy."""
 _TICK_S = 10.0
 
 
@@ -84,46 +77,6 @@ def plan_harm(seed: int, services: Collection[str], *, seconds: float) -> list[H
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Project:
-    """The services of `compose.yaml`, run from a copy of the checkout."""
-
-    engine: Engine
-    folder: Path
-    services: Mapping[str, Mapping[str, Any]]
-    """Those that are run, as Compose reads them, by name."""
-
-    async def compose(self, *arguments: str, timeout_s: float = 900) -> str:
-        """Run a command of Compose."""
-        options = ("--project-name", PROJECT, "--project-directory", str(self.folder), "--progress", "plain")
-        return await self.engine.run(*self.engine.compose, *options, *arguments, timeout_s=timeout_s)
-
-    async def states(self) -> dict[str, str]:
-        """The state of each service's container: "healthy", or what it is instead."""
-        lines = (await self.compose("ps", "--all", "--format", "json")).splitlines()
-        found = {}
-        for container in map(json.loads, lines):
-            name, state = container["Service"], container["Health"] or container["State"]
-            found[name] = state if state != "exited" else f"ended with code {container['ExitCode']}"
-        return found
-
-    async def unhealthy(self) -> list[str]:
-        """What is not as it should be: lasting services are healthy, the others have ended well."""
-        states = await self.states()
-        right = {
-            name: "ended with code 0" if service["restart"].startswith("on-failure") else "healthy"
-            for name, service in self.services.items()
-        }
-        return [f"{name}: {states.get(name, 'missing')}" for name in right if states.get(name) != right[name]]
-
-    async def started_at(self) -> dict[str, str]:
-        """When each service's container was started last."""
-        ids = (await self.compose("ps", "--all", "--quiet")).split()
-        template = '{{index .Config.Labels "com.docker.compose.service"}} {{.State.StartedAt}}'
-        lines = await self.engine.run(self.engine.docker, "inspect", "--format", template, *ids)
-        return dict(line.split() for line in lines.splitlines())
-
-
 async def run_containers(plan: Plan, *, as_json: bool) -> int:
     """Make one run and return the exit code."""
     began = time.monotonic()
@@ -131,8 +84,11 @@ async def run_containers(plan: Plan, *, as_json: bool) -> int:
         async with running_engine() as engine:
             say(f"container engine: {'our own' if engine.is_own else 'the one that runs already'}")
             with tempfile.TemporaryDirectory(prefix="bridge-containers-") as folder:
-                project = await _prepare(engine, Path(folder) / "checkout", plan)
-                async with _running(project):
+                stand_ins = plan.stand_ins or engine.is_own
+                project = await prepare_project(engine, Path(folder) / "checkout", stand_ins=stand_ins)
+                async with running_project(project):
+                    for service, command in DOCTORS.items():
+                        await project.compose("exec", "--no-TTY", service, "callback-bridge", *command)
                     ready_s = time.monotonic() - began
                     verdict, untouched = await _harm_and_judge(project, plan)
     except NoEngineError as error:
@@ -141,73 +97,9 @@ async def run_containers(plan: Plan, *, as_json: bool) -> int:
     facts = {"seed": plan.seed, "orders": plan.orders, "containers": len(project.services), "killed": len(KILLED)}
     say(", ".join(f"{number} {name}" for name, number in verdict.items()))
     if as_json:
-        stand_ins = plan.stand_ins or engine.is_own
-        print(
-            json.dumps({**facts, "stand_ins": stand_ins, "ready_s": round(ready_s), **verdict, "untouched": untouched}),
-            flush=True,
-        )
+        facts |= {"stand_ins": stand_ins, "ready_s": round(ready_s)}
+        print(json.dumps({**facts, **verdict, "untouched": untouched}), flush=True)
     return 1 if any(verdict.values()) or untouched else 0
-
-
-async def _prepare(engine: Engine, folder: Path, plan: Plan) -> Project:
-    """Copy the checkout, make secrets, and build or pull all images."""
-    ignored = shutil.ignore_patterns(".git", ".venv", ".venv.lock", "secrets", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    await engine.run(sys.executable, folder / "deploy" / "new_secrets.py")
-    project = Project(engine=engine, folder=folder, services={})
-    services = json.loads(await project.compose("config", "--format", "json"))["services"]
-    ours = services["receiver-1"]["image"]
-    network: tuple[str, ...] = ()
-    if plan.stand_ins or engine.is_own:
-        services = {
-            name: each
-            for name, each in services.items()
-            if each["image"] == ours or each["image"].partition(":")[0] in TARGETS
-        }
-        await build_stand_ins(engine, {each["image"] for each in services.values()} - {ours})
-        network = ("--network", "host")
-    await with_ticker(f"building {ours}", engine.run(engine.docker, "build", *network, "--tag", ours, folder))
-    return Project(engine=engine, folder=folder, services=services)
-
-
-@contextlib.asynccontextmanager
-async def _running(project: Project) -> AsyncIterator[None]:
-    """Bring the services up, and take them down with their data. Keep their logs if something failed."""
-    try:
-        await with_ticker(
-            "bringing the containers up", project.compose("up", "--detach", "--no-build", *project.services)
-        )
-        await with_ticker("waiting until all containers are healthy", _until_healthy(project))
-        for service, command in DOCTORS.items():
-            await project.compose("exec", "--no-TTY", service, "callback-bridge", *command)
-        yield
-    except (ContainerError, RPCError):
-        with contextlib.suppress(ContainerError):
-            logs = Path(tempfile.mkdtemp(prefix="bridge-containers-")) / "containers.log"
-            logs.write_text(await project.compose("logs", "--no-color", "--timestamps"))
-            say(f"the containers' logs: {logs}")
-        raise
-    finally:
-        await with_ticker(
-            "taking the containers down",
-            asyncio.shield(project.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")),
-        )
-
-
-async def _until_healthy(project: Project) -> None:
-    """Wait until every container is as it should be.
-
-    Raises:
-        ContainerError: One is not, after some minutes.
-    """
-    deadline = time.monotonic() + _HEALTH_S
-    while found := await project.unhealthy():
-        if time.monotonic() > deadline:
-            break
-        await asyncio.sleep(1)
-    if found:
-        message = f"not all containers are healthy after {_HEALTH_S:g} s: {', '.join(found)}"
-        raise ContainerError(message)
 
 
 async def _harm_and_judge(project: Project, plan: Plan) -> tuple[dict[str, int], list[str]]:
@@ -223,11 +115,12 @@ async def _harm_and_judge(project: Project, plan: Plan) -> tuple[dict[str, int],
             load.create_task(_carry_out(project, harms))
             for call in calls:
                 load.create_task(make_call(clients, call))
-        await _until_healthy(project)
+        await project.until_healthy()
         await until_quiet(clients, plan.patience)
-    except ExceptionGroup as errors:
-        message = f"the run cannot go on: {errors.exceptions[0]}"
-        raise ContainerError(message) from errors
+    except (ExceptionGroup, RPCError) as error:
+        reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        message = f"the run cannot go on: {reason}"
+        raise ContainerError(message) from error
     finally:
         progress.cancel()
     after = await project.started_at()
