@@ -28,7 +28,8 @@ class HandlerPeer(BaseModel):
     """Whether it uses the same external storage, under the same names. If so, inputs and outcomes may cross as
     references that a data converter made. If not, an outcome that is a reference is not accepted."""
     trace: TraceMode = "continue"
-    """Whether its spans belong to our traces. See `TraceMode`."""
+    """How its trace context is used. "continue": our spans belong to its traces. "link": they link to its traces.
+    "off": no trace context crosses."""
     ui_url: HttpUrl | None = None
     """Base URL of its Temporal UI. Calls then link to the workflow that carries them out."""
 
@@ -53,7 +54,7 @@ class Endpoint(BaseModel):
     tls: Tls | None = None
     """Authorities and certificate for TLS, if they are not the system's."""
     proxy: HttpUrl | None = None
-    """URL of the HTTP proxy to which requests go. It resolves and connects in our place."""
+    """URL of the HTTP proxy to which requests go, without a user. It resolves and connects in our place."""
     allow_insecure: bool = False
     """Allow plain http. For development on one machine."""
 
@@ -101,7 +102,8 @@ class CallerSettings(BridgeSettings):
     name: Name
     """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
-    """None if no handler can reach us. Every call then uses the transport "poll"."""
+    """Where completions arrive. It is left out if no handler can reach us; every endpoint then needs the transport
+    "poll"."""
     callback_keys: Keys | None = None
     """Signs and verifies callback tokens. Only the caller's side has these keys. Required with `receiver`."""
     handlers: dict[Name, HandlerPeer] = Field(min_length=1)

@@ -61,7 +61,7 @@ class CallerPeer(BaseModel):
     tls: Tls | None = None
     """Authorities and certificate for TLS to its callbacks, if they are not the system's."""
     proxy: HttpUrl | None = None
-    """URL of the HTTP proxy to which its callbacks go. It resolves and connects in our place."""
+    """URL of the HTTP proxy to which its callbacks go, without a user. It resolves and connects in our place."""
     renews: bool | None = None
     """Whether it repeats each start until it has the outcome, as our own caller side does. If not, the sweep looks at
     every closed run of the operations that it may start. By default true with "signature", else false."""
@@ -71,7 +71,8 @@ class CallerPeer(BaseModel):
     shows_terminations: bool = False
     """Whether it gets the identity and the reason of a termination. Our operators write both for themselves."""
     trace: TraceMode = "continue"
-    """Whether our spans belong to its traces. See `TraceMode`."""
+    """How its trace context is used. "continue": our spans belong to its traces. "link": they link to its traces.
+    "off": no trace context crosses."""
     ui_url: HttpUrl | None = None
     """Base URL of its Temporal UI. Targets then link to the workflow that called them."""
 

@@ -19,11 +19,11 @@ class Tls(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ca_file: _File | None = None
-    """The authorities that may have issued the peer's certificate. None: those of the system."""
+    """The authorities that may have issued the peer's certificate. By default those of the system."""
     certificate_file: _File | None = None
     """Our certificate, and the certificates between it and its authority, for a peer that asks for one."""
     key_file: _File | None = None
-    """The key of our certificate, without a password. None: it is in `certificate_file`."""
+    """The key of our certificate, without a password. By default it is in `certificate_file`."""
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:

@@ -105,7 +105,7 @@ class ConsoleSettings(BaseModel):
 
 
 class BridgeSettings(BaseSettings):
-    """Base of both sides' settings."""
+    """Fields that both sides' settings have."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -125,9 +125,9 @@ class BridgeSettings(BaseSettings):
     data_converter: str | None = None
     """`module:attribute` of the data converter with which the command line connects."""
     metrics_address: str | None = Field(default=None, pattern=r"^.+:[0-9]{1,5}$")
-    """host:port on which a process of the command line serves Prometheus metrics, for everyone who reaches it."""
+    """host:port on which `receiver serve` and `handler serve` serve Prometheus metrics, for everyone who reaches it."""
     console: ConsoleSettings | None = None
-    """None serves no console."""
+    """The console for operators. If it is left out, no console is served."""
     _given: dict[str, Any] = PrivateAttr()
 
     def __init__(self, **given: Any) -> None:

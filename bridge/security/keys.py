@@ -63,7 +63,8 @@ class KeySet(BaseModel):
     keys: dict[KeyId, Key] = Field(min_length=1, max_length=MAX_KEYS)
     """All keys by id, 1 to 10. Each of them verifies."""
     file: str | None = None
-    """The key file in which `signing` and `keys` are; None if the settings themselves have them."""
+    """The TOML file that has `signing` and `keys`. It is read again when it changes. If it is left out, the settings
+    themselves have both."""
 
     def __call__(self) -> Self:
         """Return this key set: it is its own source, which never changes."""

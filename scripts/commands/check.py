@@ -1,4 +1,7 @@
-"""Format, lint, types, import contracts, the compose file, and the project's English. `--fix` repairs what ruff can."""
+"""Format, lint, types, import contracts, documents and the compose file.
+
+`--fix` repairs what ruff can, and writes the tables of docs/settings.md.
+"""
 
 import argparse
 import shutil
@@ -15,7 +18,7 @@ PACKAGES = ("bridge", "caller", "handler", "deploy", "examples", "scripts", "tes
 def main() -> NoReturn:
     """Run every check, then report which failed."""
     parser = argparse.ArgumentParser(prog="scripts/check", description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="repair what ruff can repair")
+    parser.add_argument("--fix", action="store_true", help="repair what ruff can, write the tables of docs/settings.md")
     fix = parser.parse_args().fix
     tools = Path(sys.executable).parent
     checks = [
@@ -24,6 +27,7 @@ def main() -> NoReturn:
         ("types", ["mypy", *PACKAGES]),
         ("import contracts", ["lint-imports", "--no-cache"]),
         ("words and fields", ["python", "-m", "scripts.checks.prose"]),
+        ("settings page", ["python", "-m", "scripts.checks.settings_page", *(["--fix"] if fix else [])]),
         # The specification's schema comes with the tool: no Docker, no network.
         ("compose file", ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]),
     ]
