@@ -36,6 +36,12 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
             assert not section or section in sections(file), target
 
 
+def test_the_readme_leads_to_every_page_and_there_are_at_most_twenty() -> None:
+    readme, names = (ROOT / "README.md").read_text(), {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert {name for name in names if f"({name}" not in readme} == set()
+    assert len(names) <= 20
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_snippet_parses(page: Path) -> None:
     """Every snippet parses unchanged; `await` at top level is allowed."""
