@@ -26,8 +26,19 @@ ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":
 FEW_CALLBACKS = "callback.maxPerExecution=32"
 """Gives servers from 1.32 the limit of older ones, which is 32 callbacks of a run. By default it is 2 000."""
 
-MAY_SKIP = "no container engine"
-"""The beginning of the only reason for which a test may be skipped under CI."""
+MAY_SKIP = ("no container engine", "no Python")
+"""The beginnings of the only reasons for which a test may be skipped under CI."""
+CORE = (
+    "tests/bridge/protocol/",
+    "tests/bridge/security/",
+    "tests/bridge/workflow/",
+    "tests/caller/",
+    "tests/handler/delivery/",
+    "tests/handler/sweep/",
+    "tests/e2e/test_like_native_nexus.py",
+    "tests/e2e/test_limits.py",
+)
+"""The tests that every version of Python, of the dependencies and of the server runs."""
 
 _exit_code = pytest.StashKey[int]()
 
@@ -83,9 +94,10 @@ def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configured:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--tier",
-        choices=["suite", "all", "short"],
+        choices=["suite", "all", "short", "core"],
         default="suite",
-        help="which tests marked as a part to add: none, all, or only the short case of each and nothing else",
+        help="which tests to run: those of no part, all, only the short case of each part, or those of CORE that are "
+        "of no part or short",
     )
 
 
@@ -105,7 +117,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         part = item.get_closest_marker("part")
         is_short = part is not None and part.kwargs.get("short", False)
-        is_kept = tier == "all" or (part is None if tier == "suite" else is_short)
+        is_kept = {
+            "suite": part is None,
+            "all": True,
+            "short": is_short,
+            "core": item.nodeid.startswith(CORE) and (part is None or is_short),
+        }[tier]
         (kept if is_kept else dropped).append(item)
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
