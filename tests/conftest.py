@@ -62,12 +62,33 @@ def bounded_worker_stop() -> Iterator[None]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def server() -> AsyncIterator[Server]:
-    address = os.environ.get("TEMPORAL_ADDRESS")
+async def own_server() -> AsyncIterator[Server]:
+    """A server of which the flags and the HTTP port are known."""
     async with running_server(
-        namespaces=[CALLER, HANDLER], address=address, dynamic_config=[ALLOW_CALLBACKS_TO_LOOPBACK, FEW_CALLBACKS]
+        namespaces=[CALLER, HANDLER], dynamic_config=[ALLOW_CALLBACKS_TO_LOOPBACK, FEW_CALLBACKS]
     ) as running:
         yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def named_server() -> AsyncIterator[Server]:
+    """The server that TEMPORAL_ADDRESS names. Its flags are unknown."""
+    async with running_server(namespaces=[CALLER, HANDLER], address=os.environ["TEMPORAL_ADDRESS"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Server:
+    """The server that the user names, or else our own. A module that needs a flag puts `own_server` in its place."""
+    found = request.getfixturevalue("named_server" if "TEMPORAL_ADDRESS" in os.environ else "own_server")
+    assert isinstance(found, Server)
+    return found
+
+
+@pytest.fixture
+def no_named_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that the test runs start servers of their own."""
+    monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -16,8 +15,9 @@ from scripts.environment.server import running_server
 from scripts.environment.stack import ROOT
 from tests.support.helpers import assert_eventually
 
+pytestmark = pytest.mark.usefixtures("no_named_server")
+
 CHAOS = str(ROOT / "scripts" / "chaos")
-OWN_SERVER = {name: value for name, value in os.environ.items() if name != "TEMPORAL_ADDRESS"}
 
 
 @pytest.mark.part("chaos", short=True)
@@ -29,7 +29,6 @@ def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
     """
     done = subprocess.run(
         [CHAOS, "--quick", "--seed", "1", "--json"],
-        env=OWN_SERVER,
         capture_output=True,
         text=True,
         timeout=180,
@@ -58,7 +57,7 @@ async def test_a_given_server_is_used_and_never_restarted() -> None:
 
         async def run() -> tuple[int, str, str]:
             process = await asyncio.create_subprocess_exec(
-                *command, env=OWN_SERVER, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
             out, said = await process.communicate()
             assert process.returncode is not None
@@ -78,7 +77,7 @@ async def test_a_given_server_is_used_and_never_restarted() -> None:
 async def test_an_interrupted_run_ends_all_that_it_started() -> None:
     """After Ctrl-C during the run, no process of the run is left."""
     process = await asyncio.create_subprocess_exec(
-        *(CHAOS, "--quick", "--seed", "2"), env=OWN_SERVER, stderr=asyncio.subprocess.PIPE, start_new_session=True
+        *(CHAOS, "--quick", "--seed", "2"), stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
     assert process.stderr is not None
     while b"seed 2:" not in (line := await asyncio.wait_for(process.stderr.readline(), 60)):

@@ -317,6 +317,7 @@ def free_port_pair() -> int:
     ],
 )
 @pytest.mark.part("stack")
+@pytest.mark.usefixtures("no_named_server")
 async def test_up_keeps_the_stack_up_and_ends_all_of_it(
     options: list[str], end: signal.Signals, processes: set[str]
 ) -> None:
@@ -352,6 +353,7 @@ async def shell(command: str) -> str:
 
 
 @pytest.mark.part("stack")
+@pytest.mark.usefixtures("no_named_server")
 async def test_up_prints_commands_that_work_unchanged() -> None:
     """The copied commands pay one order, let another one wait, and approve its payment in the other namespace."""
     port = free_port_pair()
@@ -389,6 +391,7 @@ async def test_up_prints_commands_that_work_unchanged() -> None:
         assert await asyncio.wait_for(started.wait(), 60) == 0
 
 
+@pytest.mark.usefixtures("no_named_server")
 def test_up_refuses_a_port_that_is_in_use() -> None:
     """The command does not attach silently to another program's server."""
     with socket.socket() as other:
@@ -397,7 +400,6 @@ def test_up_refuses_a_port_that_is_in_use() -> None:
         port = other.getsockname()[1]
         done = subprocess.run(
             [str(ROOT / "scripts" / "up"), "--port", str(port)],
-            env={name: value for name, value in os.environ.items() if name != "TEMPORAL_ADDRESS"},
             capture_output=True,
             text=True,
             timeout=60,
@@ -416,6 +418,7 @@ def test_up_refuses_a_port_that_is_in_use() -> None:
         pytest.param(["--server", "0.9.9"], "there is no such version; choose 1.29.1", id="unknown version"),
     ],
 )
+@pytest.mark.usefixtures("no_named_server")
 def test_up_refuses_options_that_contradict_each_other(arguments: list[str], says: str) -> None:
     """Before anything is started."""
     done = subprocess.run(

@@ -20,6 +20,12 @@ FORGED = {
 }
 
 
+@pytest.fixture(scope="session")
+def server(own_server: Server) -> Server:
+    """Its callback template is known. Before 1.31 the template names the calling namespace."""
+    return own_server
+
+
 def served_natively(world: World) -> None:
     world.handler_options = {"nexus": True}
 
@@ -27,8 +33,6 @@ def served_natively(world: World) -> None:
 @pytest.mark.parametrize("has_ended", [True, False])
 async def test_a_forged_link_opens_no_other_namespaces_operation(server: Server, *, has_ended: bool) -> None:
     """The forger gets neither the outcome nor the token that could cancel the operation."""
-    if server.http is None:
-        pytest.skip("the callbacks of a server that is not our own may name no namespace")
     async with running_world(server, without=("service", "receiver"), prepare=served_natively) as world:
         await world.create_nexus_endpoint()
         ask = Ask(world.key(), "wait")

@@ -44,6 +44,12 @@ Native = WorkflowHandle[NativeCaller, Reply]
 Prepare = Callable[[World], None]
 
 
+@pytest.fixture(scope="session")
+def server(own_server: Server) -> Server:
+    """Its HTTP port is known, which the calls' completions use."""
+    return own_server
+
+
 def takes_calls_of_the_server(server: Server, **peer: Any) -> Prepare:
     """The settings of the handler's second caller; *peer* holds its proof."""
 
@@ -68,8 +74,6 @@ async def running_side(
     server: Server, *, url: str | None = None, prepare: Prepare | None = None, **peer: Any
 ) -> AsyncIterator[World]:
     """A handler of ours, and a caller with Temporal only: no receiver, no plugin, no key."""
-    if server.http is None:
-        pytest.skip("only our own server's HTTP port is known")
     prepare = prepare or takes_calls_of_the_server(server, **peer)
     async with running_world(server, without=("receiver", "caller"), prepare=prepare) as world:
         external = EndpointTarget.External(url=f"{url or world.service.url}/c/{SERVER}")

@@ -71,25 +71,25 @@ def assert_core_passes(folder: Path, program: str, *requirements: str) -> None:
     run(*pip, *requirements)
     run(*pip, "--no-deps", "--no-build-isolation", copy_checkout(folder))
     run(python, "-m", "pip", "check")
-    run(python, "-m", "pytest", "--quiet", "--tier", "core", "-n", "1")
+    run(python, "-m", "pytest", "--quiet", "--tier", "core", "-n", "2")
 
 
 @pytest.mark.part("lowest")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_core_passes_with_the_lowest_dependencies(tmp_path: Path) -> None:
     """Each lower bound exists and is high enough."""
     assert_core_passes(tmp_path, sys.executable, *NEWEST, *lower_bounds())
 
 
 @pytest.mark.part("newest")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_core_passes_with_the_newest_dependencies(tmp_path: Path) -> None:
     """A user without our lock gets these."""
     assert_core_passes(tmp_path, sys.executable, *NEWEST)
 
 
 @pytest.mark.part("python")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", OTHERS)
 def test_the_core_passes_on_every_other_declared_python(version: str, tmp_path: Path) -> None:
     """With the locked dependencies."""

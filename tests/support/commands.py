@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from scripts.environment.server import stop_process
 from scripts.environment.stack import ROOT
 
 BRIDGE = (sys.executable, "-m", "bridge")
@@ -50,7 +51,6 @@ async def process(
         assert line, (await drain).decode()
         yield started, json.loads(line)
     finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
+        # A command that started others ends them first.
+        await stop_process(started)
         await drain
