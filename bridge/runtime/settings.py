@@ -228,6 +228,10 @@ def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind:
 
 def _shown(variable: str) -> str:
     """The name of a variable. A part of it that may be a key in a wrong place is left out."""
+    parts = variable.removeprefix(PREFIX).split("__")
+    # A key may hold the separator. A part of a key has letters of both cases.
+    if any(part not in {part.lower(), part.upper()} for part in parts) and without_keys("__".join(parts)) == "…":
+        return "…"
     return "__".join(map(without_keys, variable.split("__")))
 
 

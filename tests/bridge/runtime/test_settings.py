@@ -345,6 +345,18 @@ def test_a_bad_variable_is_refused_by_its_name(
     assert message.endswith(f"(from the variable {'…' if SECRET in name else name})")
 
 
+def test_a_key_as_a_name_is_hidden_also_if_it_holds_the_separator_of_names(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One key in a hundred holds two underscores in a row."""
+    configured(caller_tree())
+    monkeypatch.setenv(f"BRIDGE_{'aB3' * 7}__{'xY4' * 7}", "x")
+    message = message_of(CallerSettings)
+    assert "aB3" not in message
+    assert "xY4" not in message
+    assert message.endswith("(from the variable …)")
+
+
 def test_a_rule_for_an_entry_names_the_variable_that_sets_a_part_of_it(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
