@@ -38,7 +38,7 @@ def copy_checkout(folder: Path) -> Path:
     """What the package is built from, in a new folder below *folder*: pip leaves files where it builds."""
     checkout = folder / "callback-bridge"
     checkout.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "callback_bridge_pytest.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     for name in ("bridge", "caller", "handler"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
