@@ -13,7 +13,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from scripts.environment.stack import ROOT
-from tests.support.newcomer import copy_checkout
 
 LOCKED = ("--require-hashes", "--requirement", str(ROOT / "scripts" / "requirements" / "dev.txt"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -63,15 +62,13 @@ def run(*command: str | Path) -> None:
 
 
 def assert_core_passes(folder: Path, program: str, *requirements: str) -> None:
-    """Run the core of the tests in a new environment below *folder*, with the package and *requirements* installed."""
+    """Run the core of the tests in a new environment below *folder*, with *requirements* installed."""
     environment = folder / "environment"
     run(program, "-m", "venv", "--without-pip", environment)
     python = environment / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     # Python compiles what it imports, which is a small part of the packages.
-    install = (*pip, "install", "--quiet", "--no-compile")
-    run(*install, *requirements)
-    run(*install, "--no-deps", "--no-build-isolation", copy_checkout(folder))
+    run(*pip, "install", "--quiet", "--no-compile", *requirements)
     run(*pip, "check")
     run(python, "-m", "pytest", "--quiet", "--tier", "core", "-n", "2")
 

@@ -34,17 +34,6 @@ def write_files(page: str, folder: Path, *, temporal: str) -> None:
         (folder / title[1]).write_text(text.replace("localhost:7233", temporal))
 
 
-def copy_checkout(folder: Path) -> Path:
-    """What the package is built from, in a new folder below *folder*: pip leaves files where it builds."""
-    checkout = folder / "callback-bridge"
-    checkout.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    for name in ("bridge", "caller", "handler"):
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return checkout
-
-
 def install(folder: Path) -> Shell:
     """A new environment below *folder*, in which the README's command installs the package from its wheel.
 
@@ -54,7 +43,12 @@ def install(folder: Path) -> Shell:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     [packages] = environment.glob("lib/python3.*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    copy_checkout(folder)
+    checkout = folder / "callback-bridge"
+    checkout.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    for name in ("bridge", "caller", "handler"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     path = os.pathsep.join([str(environment / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("TEMPORAL_", "BRIDGE_", "PYTHON"))
