@@ -25,7 +25,7 @@ async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Ca
         for each in wrong:
             _log.warning("bridge.endpoint_not_ready: %s: %s", each.rung, each.found, extra=extra)
         if not wrong:
-            _log.info("bridge.endpoint_ready: %s", probe.name, extra=extra)
+            _log.info("bridge.endpoint_ready: endpoint %s is ready", probe.name, extra=extra)
 
     await asyncio.gather(*map(check, endpoint_probes(settings, namespace)))
 

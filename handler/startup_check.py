@@ -41,6 +41,6 @@ async def check_workers(client: Client, queues: Mapping[str, str | None], *, aft
         except RPCError as error:
             problem = refusal(error)
         if problem is None:
-            _log.info("bridge.workers_ready: %s", queue, extra=extra)
+            _log.info("bridge.workers_ready: workers poll task queue %s", queue, extra=extra)
         else:
             _log.warning("bridge.workers_not_ready: %s", problem, extra=extra)

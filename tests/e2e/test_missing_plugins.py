@@ -96,7 +96,9 @@ async def test_the_service_logs_at_its_start_which_task_queue_has_no_worker(
         await world.start_worker("handler")
 
         async def ready() -> None:
-            assert await checked(world, caplog) == [f"bridge.workers_ready: {world.payment_queue}"]
+            assert await checked(world, caplog) == [
+                f"bridge.workers_ready: workers poll task queue {world.payment_queue}"
+            ]
 
         await assert_eventually(ready)
         [line] = await checked(world, caplog, world.caller_client)

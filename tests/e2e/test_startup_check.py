@@ -63,8 +63,8 @@ async def proxy_without_upstream(port: int) -> AsyncIterator[None]:
 
 async def test_a_ready_endpoint_is_reported_as_ready(services: World, caplog: pytest.LogCaptureFixture) -> None:
     """The endpoint is reached, key and time agree, our callbacks are allowed; also without a receiver."""
-    assert await checked(services, caplog) == "bridge.endpoint_ready: payments"
-    assert await checked(services, caplog, callback=None) == "bridge.endpoint_ready: payments"
+    assert await checked(services, caplog) == "bridge.endpoint_ready: endpoint payments is ready"
+    assert await checked(services, caplog, callback=None) == "bridge.endpoint_ready: endpoint payments is ready"
 
 
 async def test_a_fault_that_would_keep_calls_waiting_is_named(
@@ -120,7 +120,7 @@ async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.
     finally:
         await services.receiver.stop()
         await services.receiver.start()
-    assert await checked(services, caplog) == "bridge.endpoint_ready: payments"
+    assert await checked(services, caplog) == "bridge.endpoint_ready: endpoint payments is ready"
 
 
 async def test_a_receiver_whose_clock_differs_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -189,7 +189,7 @@ async def test_a_receiver_that_cannot_sign_is_not_tried(server: Server, caplog: 
         world.peer_options = {"answers": "unsigned"}
 
     async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
-        assert await checked(world, caplog) == "bridge.endpoint_ready: payments"
+        assert await checked(world, caplog) == "bridge.endpoint_ready: endpoint payments is ready"
         assert "not allowed" in await checked(world, caplog, callback="https://elsewhere.example")
 
 
@@ -200,7 +200,7 @@ async def test_a_worker_checks_its_endpoints_when_it_starts(server: Server, capl
 
             async def is_said() -> None:
                 assert [each.getMessage() for each in caplog.records if each.name == "caller.startup_check"] == [
-                    "bridge.endpoint_ready: payments"
+                    "bridge.endpoint_ready: endpoint payments is ready"
                 ]
 
             await assert_eventually(is_said)
