@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import pytest_asyncio
@@ -31,13 +31,15 @@ TRACED = {
 
 
 @pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
-    """The process's tracer provider can be set only once."""
+def exporter() -> Iterator[InMemorySpanExporter]:
+    """The tests of other modules run without a tracer provider: their messages have no trace headers."""
     made = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(made))
-    trace.set_tracer_provider(provider)
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        # The provider of a process can be set only once, and other tests have theirs.
+        patch.setattr(trace, "_TRACER_PROVIDER", provider)
+        yield made
 
 
 def traced(mode: str) -> Callable[[World], None]:
