@@ -107,18 +107,18 @@ def _identity(path: Path) -> object:
 class LiveKeys:
     """The key sets of settings, as the settings file and the key files have them now.
 
-    A key set that is no longer in the files keeps its first keys until a restart.
+    A key set that is no longer in the files keeps its last keys until a restart.
     """
 
     def __init__(self, settings: BridgeSettings, metrics: Metrics) -> None:
-        self._first = settings.key_sets
+        self._kept = settings.key_sets
         self._present = Reloaded(
-            self._first, make=lambda: settings.read_again().key_sets, files=_files, alarm=Alarm("keys", metrics)
+            self._kept, make=lambda: self._read(settings), files=_files, alarm=Alarm("keys", metrics)
         )
 
     def __call__(self, name: str) -> KeySource:
         """Return the source of the key set *name*, one of `key_sets` of the settings."""
-        return lambda: self.look().get(name, self._first[name])
+        return lambda: self.look()[name]
 
     def look(self) -> Mapping[str, KeySet]:
         """Return the present key sets by name. A service that is not used calls it too, so that an alarm is raised."""
@@ -126,8 +126,12 @@ class LiveKeys:
 
     def fingerprints(self, peer: str) -> dict[str, dict[str, str]]:
         """The fingerprints by key id, by key set, of the keys shared with *peer*, which is a table of the settings."""
-        names = [name for name in self._first if name in {f"{peer}.start_keys", f"{peer}.completion_keys"}]
+        names = [name for name in self._kept if name in {f"{peer}.start_keys", f"{peer}.completion_keys"}]
         return {name.rpartition(".")[2]: self(name)().fingerprints() for name in names}
+
+    def _read(self, settings: BridgeSettings) -> Mapping[str, KeySet]:
+        self._kept = {**self._kept, **settings.read_again().key_sets}
+        return self._kept
 
 
 def _files(key_sets: Mapping[str, KeySet]) -> list[Path]:

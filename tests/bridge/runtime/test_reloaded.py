@@ -178,6 +178,22 @@ def test_keys_that_move_from_the_settings_file_to_a_key_file_are_followed_there(
     assert callback().signing == "again"
 
 
+def test_a_key_that_was_rotated_out_does_not_return_with_the_removal_of_its_peer(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last keys stay until a restart, not those with which the process began."""
+    start = files.read(monkeypatch)(START)
+    assert list(start().keys) == ["k1"]
+    files.key_file.write_text(toml(plain_key_set("k2")))
+    assert list(start().keys) == ["k2"]
+    tree = files.tree["handlers"]
+    tree["renamed"] = tree.pop(HANDLER)
+    for endpoint in files.tree["endpoints"].values():
+        endpoint["handler"] = "renamed"
+    files.path.write_text(toml(files.tree))
+    assert list(start().keys) == ["k2"]
+
+
 def test_only_keys_change_without_a_restart(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that is no longer in the settings keeps its keys, and a bad setting keeps all keys."""
     start = files.read(monkeypatch)(START)
