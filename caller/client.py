@@ -239,11 +239,8 @@ async def create_client(
         ValueError: *service* is not a contract.
         bridge.runtime.settings.SettingsError: The settings cannot be used.
     """
-    http, metrics, found = (
-        HttpClient(user_agent=USER_AGENT),
-        Metrics(MetricMeter.noop),
-        settings or load(CallerSettings),
-    )
+    http, metrics = HttpClient(user_agent=USER_AGENT), Metrics(MetricMeter.noop)
+    found = settings or load(CallerSettings)
     keys, clock = LiveKeys(found, metrics), lambda: datetime.now(UTC)
     endpoints = Endpoints(found, keys=keys, http=http, metrics=metrics, clock=clock)
     try:

@@ -73,7 +73,10 @@ class HostedReceiver:
             yield
         finally:
             async with self._lock:
-                if len(self._workers) == 1:
-                    self._sockets = []
-                    await self._stack.aclose()
-                self._workers.remove(worker)
+                try:
+                    if len(self._workers) == 1:
+                        self._sockets = []
+                        await self._stack.aclose()
+                finally:
+                    # The app that is closing still asks for the client of this worker.
+                    self._workers.remove(worker)

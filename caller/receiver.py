@@ -99,9 +99,11 @@ class _Receiver:
 
     async def echo(self, request: web.Request) -> web.Response:
         """Let a handler check its key, its clock and our URL. Completes nothing."""
+        request[FACTS]["bridge.message"] = "echo"
         handler = request.query.get("handler", "")
         verifier = known_peer(self._verifiers, handler, MessageKind.ECHO, request)
         await IncomingMessage(request, MessageKind.ECHO, verifier).body()
+        request[FACTS]["bridge.peer"] = handler
         asked = request.query.get("namespace", self._namespace)
         problem = None
         if asked != self._namespace:

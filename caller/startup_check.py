@@ -21,10 +21,13 @@ async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Ca
 
     async def check(probe: EchoProbe) -> None:
         extra = {"bridge.endpoint": probe.name}
-        wrong = [each for each in await check_peers([probe], clock=clock) if each.state == "wrong"]
-        for each in wrong:
-            _log.warning("bridge.endpoint_not_ready: %s: %s", each.rung, each.found, extra=extra)
-        if not wrong:
+        findings = await check_peers([probe], clock=clock)
+        for each in findings:
+            if each.state == "wrong":
+                _log.warning("bridge.endpoint_not_ready: %s: %s", each.rung, each.found, extra=extra)
+            elif each.state == "not known":
+                _log.info("bridge.endpoint_not_checked: %s: %s", each.rung, each.found, extra=extra)
+        if all(each.state == "ok" for each in findings):
             _log.info("bridge.endpoint_ready: endpoint %s is ready", probe.name, extra=extra)
 
     await asyncio.gather(*map(check, endpoint_probes(settings, namespace)))

@@ -294,10 +294,10 @@ class _Service:
             is_known = self._targets.has_service(service) or any(service == each for each, _ in self._operations.names)
             message = "no such operation" if is_known else "no such service"
             raise not_found(message)
+        request[FACTS]["bridge.operation"] = f"{service}/{operation}"
         if not caller.peer.may_start(service, operation):
             message = "this caller may not start this operation"
             raise HandlerError(message, type=HandlerErrorType.UNAUTHORIZED)
-        request[FACTS]["bridge.operation"] = f"{service}/{operation}"
         return target
 
     async def _refuse_other_handlers(self, operation_token: str | None) -> None:

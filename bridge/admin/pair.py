@@ -153,13 +153,19 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
     if not path.exists():
         write_new(path.parent, {path.name: taken.settings(side, task_queue=task_queue)})
     else:
-        present, added = path.read_text(), taken.entry(side)
+        name, present, added = getattr(taken, side), path.read_text(encoding="utf-8-sig"), taken.entry(side)
+        if read_toml(path, str(path)).get("name") != name:
+            message = f"{path} has not the name {name!r}: these are the settings of another side"
+            raise CommandError(message)
         try:
             tomllib.loads(present + added)
         except tomllib.TOMLDecodeError:
             message = f"{path} has an entry for this peer or endpoint already; it is not changed"
             raise CommandError(message) from None
-        path.write_text(present + added)
+        written = path.with_name(f".{path.name}.new")
+        written.touch(mode=0o600)
+        written.write_text(present + added)
+        written.replace(path)
     print(f"written: {path}\n{_fingerprints(taken)}\nCompare the fingerprints with the other team, and delete {file}.")
     print(f"Then: BRIDGE_CONFIG={path} callback-bridge pair check --as {side}")
 

@@ -220,7 +220,7 @@ class _Destination:
             raise _NotConnectedError(message) from None
         except aiohttp.ClientHttpProxyError as error:
             message = f"the egress proxy answered {error.status}"
-            raise TransportError(message) from None
+            raise TransportError(message, layer="connection") from None
         except aiohttp.ClientError as error:
             message = type(error).__name__
             layer = "connection" if isinstance(error, aiohttp.ServerTimeoutError) else "signed answer"

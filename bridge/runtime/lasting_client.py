@@ -42,6 +42,11 @@ def lasting_client(client: Client, *, replaced: Callable[[Client], None] = lambd
     return present_client(_Connection(client, replaced).current)
 
 
+class _ReadAlarm(Alarm):
+    def ended(self) -> None:
+        """Say nothing: files that can be read are in use only when a client has connected with them."""
+
+
 class _Connection:
     """The connection of a service, as the `TEMPORAL_…` variables and their files give it."""
 
@@ -50,19 +55,22 @@ class _Connection:
         self._replaced = replaced
         self._alarm = Alarm("temporal", Metrics.of(client))
         self._used = _read()
-        self._read = Reloaded(self._used, make=_read, files=lambda each: each[1], alarm=self._alarm)
+        alarm = _ReadAlarm("temporal", Metrics.of(client))
+        self._read = Reloaded(self._used, make=_read, files=lambda each: each[1], alarm=alarm)
         self._replacing: asyncio.Task[None] | None = None
 
     def current(self) -> Client:
         """Return the client, and begin to replace it if files of the connection have changed."""
-        if (found := self._read()) != self._used and self._replacing is None:
+        if (found := self._read()) != self._used and (self._replacing is None or self._replacing.done()):
             self._replacing = asyncio.create_task(self._replace(found))
         return self._client
 
     async def _replace(self, found: tuple[dict[str, Any], list[Path]]) -> None:
-        config = {"data_converter": self._client.data_converter, "runtime": self._client.service_client.config.runtime}
+        old = self._client
+        # The namespace is that of this process, also if only the settings name it: a token and a record are of it.
+        kept = {"namespace": old.namespace, "data_converter": old.data_converter}
         try:
-            self._client = await Client.connect(**(config | found[0]))
+            self._client = await Client.connect(**(found[0] | kept), runtime=old.service_client.config.runtime)
         except (RuntimeError, ValueError) as error:
             self._alarm.raised(error)
             await asyncio.sleep(_PACE_S)
@@ -70,7 +78,6 @@ class _Connection:
             self._used = found
             self._replaced(self._client)
             self._alarm.ended()
-        self._replacing = None
 
 
 def _read() -> tuple[dict[str, Any], list[Path]]:

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Literal
 
 from nexusrpc import HandlerError
-from temporalio.runtime import Runtime
+from temporalio.common import MetricMeter
 
 from bridge.errors import BridgeError, DestinationRefusedError, TransportError
 from bridge.protocol.answers import Sent
@@ -64,14 +64,20 @@ class EchoProbe:
 async def check_peers(probes: Iterable[EchoProbe], *, clock: Callable[[], datetime]) -> list[Finding]:
     """Send every echo, all at the same time, and return what the answers show."""
     async with aclosing(HttpClient(user_agent="callback-bridge-doctor/0.1")) as http:
-        peers = PeerClient(http, metrics=Metrics(Runtime.default().metric_meter), clock=clock)
+        peers = PeerClient(http, metrics=Metrics(MetricMeter.noop), clock=clock)
         found = await asyncio.gather(*(_check(peers, each, clock) for each in probes))
     return [finding for findings in found for finding in findings]
 
 
 async def _check(peers: PeerClient, probe: EchoProbe, clock: Callable[[], datetime]) -> list[Finding]:
     if probe.key_set is None or probe.answers == "unsigned":
-        return [Finding("not known", probe.name, "this peer cannot sign its answers")]
+        return [
+            Finding(
+                "not known",
+                probe.name,
+                "not checked: the peer cannot sign its answers, or wants a proof that only its own side has",
+            )
+        ]
     result: Echo | HandlerError | BridgeError
     try:
         answer = await peers.post(
@@ -85,7 +91,8 @@ async def _check(peers: PeerClient, probe: EchoProbe, clock: Callable[[], dateti
     except BridgeError as error:
         result = error
     rung, problem = first_problem(result, now=clock())
-    rungs = [each for each in RUNGS if each != "TLS" or probe.url.startswith("https:")]
+    # TLS may also be that of the egress proxy.
+    rungs = [each for each in RUNGS if each != "TLS" or rung == "TLS" or probe.url.startswith("https:")]
     height = rungs.index(rung) if rung is not None else len(rungs)
     parts: tuple[tuple[State, list[str]], ...]
     parts = (("ok", rungs[:height]), ("wrong", rungs[height : height + 1]), ("not checked", rungs[height + 1 :]))

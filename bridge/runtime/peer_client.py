@@ -99,7 +99,7 @@ class PeerClient:
             try:
                 found = Reloaded(tls.context(), make=tls.context, files=lambda _: tls.files, alarm=alarm)
             except ValueError as error:
-                raise TransportError(str(error)) from None
+                raise TransportError(str(error), layer="address") from None
             self._contexts[tls] = found
         return found()
 

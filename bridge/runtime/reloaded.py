@@ -111,8 +111,8 @@ class LiveKeys:
     """
 
     def __init__(self, settings: BridgeSettings, metrics: Metrics) -> None:
-        self._kept = settings.key_sets
-        self._present = Reloaded(
+        self._kept: Mapping[str, KeySet] = settings.key_sets
+        self._present = Reloaded[Mapping[str, KeySet]](
             self._kept, make=lambda: self._read(settings), files=_files, alarm=Alarm("keys", metrics)
         )
 

@@ -1,6 +1,7 @@
 """The command `callback-bridge call`: run one operation and print its result."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import uuid
@@ -21,6 +22,9 @@ from bridge.security.redaction import plain
 from caller.client import create_client
 from caller.settings import CallerSettings
 from caller.started_operation import describe_target
+
+_CANCEL_S = 10
+"""Time to reach the handler after Ctrl-C."""
 
 
 async def call(
@@ -63,9 +67,13 @@ async def call(
             print(f"started {describe_target(getattr(handle.answer, 'target', None))}", file=sys.stderr)
             result = await handle.result()
         except asyncio.CancelledError:
-            await handle.cancel()
             said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
-            print(f"canceled: the handler was asked to end {operation}" if handle.answer else said, file=sys.stderr)
+            with contextlib.suppress(TimeoutError, NexusOperationError):
+                async with asyncio.timeout(_CANCEL_S):
+                    await handle.cancel()
+                if handle.answer is not None:
+                    said = f"canceled: the handler was asked to end {operation}"
+            print(said, file=sys.stderr)
             raise
         except NexusOperationError as error:
             causes = list(_causes(error.cause))

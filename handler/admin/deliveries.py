@@ -57,7 +57,7 @@ async def list_(
     """List deliveries, newest first.
 
     Args:
-        state: State of the deliveries to list. By default running and failed.
+        state: State of the deliveries to list. By default running, paused and failed.
         caller: Only deliveries to this caller.
         limit: Maximum number of deliveries to list.
     """

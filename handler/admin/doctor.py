@@ -33,6 +33,8 @@ async def doctor(*, module: str | None = None, peer: str | None = None, as_json:
             # For a caller without callbacks, the query is empty.
             for back in [f"?callback={quote(each.url, safe='')}" for each in caller.callbacks] or [""]:
                 if peer in {None, name}:
-                    yield EchoProbe(name=name, url=f"{settings.service.url}/c/{name}{back}", key_set=caller.start_keys)
+                    # A client certificate is the caller's alone.
+                    key_set = None if caller.san is not None else caller.start_keys
+                    yield EchoProbe(name=name, url=f"{settings.service.url}/c/{name}{back}", key_set=key_set)
 
     await examine(HandlerSettings, queues=queues, probes=probes, as_json=as_json)

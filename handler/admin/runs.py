@@ -10,7 +10,7 @@ from bridge.admin.output import JsonOutput, details, print_list, to_json
 from bridge.runtime.temporal import list_runs
 from handler.admin.deliveries import connected
 from handler.delivery.records import MEMO_KEY
-from handler.delivery.run_report import RunReport, read_run, read_run_and_delivery
+from handler.delivery.run_report import RunReport, read_run_and_delivery, report_of
 
 runs = App(
     name="runs",
@@ -42,7 +42,7 @@ async def list_(
         async for row in list_runs(client, query):
             read += 1
             if MEMO_KEY in row.memo.fields:
-                report = RunReport(**await read_run(client, settings, row))
+                report = await report_of(client, settings, row)
                 if caller in {None, report.caller} and operation in {None, report.operation}:
                     shown.append(report)
             if read == limit:

@@ -125,16 +125,19 @@ class Deliveries:
 
         With *caller* only those to this caller.
         """
-        reports: dict[str, DeliveryReport] = {}
+        seen: set[str] = set()
         wanted: list[DeliveryReport] = []
         async for row in list_runs(self._client, f'WorkflowType = "{DELIVERY_WORKFLOW}"'):
             # A reset keeps the replaced run in the list. Only the newest run counts.
-            if row.execution.workflow_id not in reports:
-                reports[row.execution.workflow_id] = DeliveryReport(**await self._facts(row))
-            wanted = [each for each in reports.values() if each.state in states and caller in {None, each.caller}]
-            if limit is not None and len(wanted) >= limit:
+            is_newest = row.execution.workflow_id not in seen
+            seen.add(row.execution.workflow_id)
+            if is_newest and DeliveryState.of(row.status) in states:
+                report = DeliveryReport(**await self._facts(row))
+                if caller in {None, report.caller}:
+                    wanted.append(report)
+            if len(wanted) == limit:
                 break
-        return wanted[:limit]
+        return wanted
 
     async def read_open(self) -> AsyncIterator[DeliveryReport]:
         """Yield the deliveries whose workflow runs, newest first."""

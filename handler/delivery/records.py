@@ -101,7 +101,7 @@ class Delivery:
     @property
     def workflow_id_of_delivery(self) -> str:
         """Id of the delivery workflow. It prevents a second delivery workflow for the same call and run."""
-        return f"bridge-delivery-{self.key}"
+        return delivery_id(self.call.request_id, self.run_id)
 
     @property
     def start_time(self) -> datetime:
@@ -123,6 +123,11 @@ class Delivery:
             "caller_workflow_id": call.caller_workflow_id,
             "caller_run_id": call.caller_run_id,
         }
+
+
+def delivery_id(request_id: str, run_id: str) -> str:
+    """Return the id of the delivery workflow for a call and a run of its target."""
+    return f"bridge-delivery-{request_id}-{run_id}"
 
 
 def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, start_time: datetime) -> list[Delivery]:

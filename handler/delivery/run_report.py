@@ -13,6 +13,7 @@ from bridge.errors import UnavailableError
 from bridge.protocol.link import WorkflowRef
 from handler.delivery.calls import read_memo
 from handler.delivery.delivery_report import Deliveries, DeliveryDetails, DeliveryError
+from handler.delivery.records import delivery_id
 from handler.settings import HandlerSettings
 
 _STATES = dict(enumerate(("running", "completed", "failed", "canceled", "terminated", "continued", "timed out"), 1))
@@ -46,8 +47,8 @@ class RunReport:
     """Instant at which attempts to deliver end."""
 
 
-async def read_run(client: Client, settings: HandlerSettings | None, info: WorkflowExecutionInfo) -> dict[str, Any]:
-    """Return the facts of a run, by the names of `RunReport`."""
+async def report_of(client: Client, settings: HandlerSettings | None, info: WorkflowExecutionInfo) -> RunReport:
+    """Return the report of the run that *info* describes."""
     facts: dict[str, Any] = {
         "workflow_id": info.execution.workflow_id,
         "run_id": info.execution.run_id,
@@ -59,21 +60,22 @@ async def read_run(client: Client, settings: HandlerSettings | None, info: Workf
         call = await read_memo(client.data_converter, info)
     except UnavailableError:
         # The memo is encoded by a codec that we do not have: show the run all the same.
-        return facts
+        return RunReport(**facts)
     if call is None:
-        return facts
+        return RunReport(**facts)
     source = WorkflowRef(
         namespace=call.caller_namespace, workflow_id=call.caller_workflow_id, run_id=call.caller_run_id
     )
     base = settings.ui_url(call.caller) if settings is not None else None
-    return facts | {
-        "caller": call.caller,
-        "operation": f"{call.service}/{call.operation}",
-        "request_id": call.request_id,
-        "called_by": f"{source.namespace}/{source.workflow_id}" if source.workflow_id else None,
-        "link": source.ui_url(base) if source.workflow_id and base is not None else None,
-        "deadline": datetime.fromtimestamp(call.deadline_ms / 1000, UTC),
-    }
+    return RunReport(
+        **facts,
+        caller=call.caller,
+        operation=f"{call.service}/{call.operation}",
+        request_id=call.request_id,
+        called_by=f"{source.namespace}/{source.workflow_id}" if source.workflow_id else None,
+        link=source.ui_url(base) if source.workflow_id and base is not None else None,
+        deadline=datetime.fromtimestamp(call.deadline_ms / 1000, UTC),
+    )
 
 
 async def read_run_and_delivery(
@@ -89,8 +91,8 @@ async def read_run_and_delivery(
     execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
     request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
     described = await client.workflow_service.describe_workflow_execution(request, retry=True)
-    report = RunReport(**await read_run(client, settings, described.workflow_execution_info))
+    report = await report_of(client, settings, described.workflow_execution_info)
     try:
-        return report, await Deliveries(client=client).read(f"bridge-delivery-{report.request_id}-{report.run_id}")
+        return report, await Deliveries(client=client).read(delivery_id(report.request_id or "", report.run_id))
     except DeliveryError:
         return report, None

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
@@ -48,8 +49,8 @@ class Authorization:
         self._function = function
         self._executor = executor
 
-    async def require(self, caller: str, operation: str, value: Any) -> None:
-        """Return if *caller* may start *operation* with the input *value*.
+    async def require(self, caller: str, operation: str, value: Any, *, within: timedelta = TIMEOUT) -> None:
+        """Return if *caller* may start *operation* with the input *value*. The function gets the time *within*.
 
         Raises:
             nexusrpc.HandlerError: UNAUTHORIZED, it may not; INTERNAL and retryable, the function failed or took too
@@ -59,7 +60,7 @@ class Authorization:
             return
         failed: BaseException | None
         try:
-            async with asyncio.timeout(TIMEOUT.total_seconds()):
+            async with asyncio.timeout(within.total_seconds()):
                 answered = await self._ask(self._function, caller, operation, value)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - any error of the team's function
             # A PermissionError of the operating system has a number and is no refusal: its text names a file.

@@ -4,6 +4,7 @@ An equal repeat finds its run without a look-up, because Temporal deduplicates i
 run that holds the workflow id decides. A renewal that names its operation by a token starts nothing.
 """
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -36,7 +37,7 @@ from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs
-from handler.start.user_functions import workflow_id_for
+from handler.start.user_functions import TIMEOUT, workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """Deadline of deliveries to a caller that names no deadline."""
@@ -117,6 +118,8 @@ class Starter:
         peer = self._settings.callers.get(caller)
         limits = peer.limits if peer is not None else Limits()
         with self._holds.reserve(request.wait, caller=caller, limit=limits.held_starts) as hold:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             try:
                 value, workflow_id, hashed = await self._identify(peer, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
@@ -135,7 +138,8 @@ class Starter:
                     deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
                 if self._authorization is not None:
-                    await self._require(self._authorization, call, value)
+                    within = TIMEOUT - timedelta(seconds=loop.time() - began)
+                    await self._require(self._authorization, call, value, within=within)
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
@@ -156,8 +160,8 @@ class Starter:
         value = self._conversion.value(opened, target.input_type)
         return value, await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
 
-    async def _require(self, authorization: Authorization, call: Call, value: Any) -> None:
-        """Return if the team's function allows the call, or if the call has started its run already.
+    async def _require(self, authorization: Authorization, call: Call, value: Any, *, within: timedelta) -> None:
+        """Return if the team's function allows the call, or if the call has started its run or attached to it already.
 
         Raises:
             nexusrpc.HandlerError: The function refuses the call or failed.
@@ -167,7 +171,8 @@ class Starter:
         if is_renewal and await self._has_started(call):
             return
         try:
-            await authorization.require(call.caller, f"{call.target.service}/{call.target.operation}", value)
+            names = f"{call.target.service}/{call.target.operation}"
+            await authorization.require(call.caller, names, value, within=within)
         except HandlerError:
             # The function may decide otherwise than before. If the first answer was lost, a refusal of the repeat would
             # end the call while its run goes on.
@@ -177,6 +182,8 @@ class Starter:
     async def _has_started(self, call: Call) -> bool:
         run = await self._runs.find(call.workflow_id)
         memo = None if run is None else run.memo
+        if run is not None and self._attached.holds(call.temporal_request_id, run):
+            return True
         return memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id)
 
     async def _deliver(self, call: Call, answer: Finished) -> None:

@@ -22,7 +22,7 @@ from bridge.workflow.targets import Target
 from handler.start.conversion import reasons
 
 TIMEOUT = timedelta(seconds=8)
-"""Time limit for both functions together, because a caller waits 10 seconds for the answer."""
+"""Time limit for the functions and `authorize` together, because a caller waits 10 seconds for the answer."""
 
 _MAX_WORKFLOW_ID = 1000
 MAX_TEXT = 1000

@@ -143,7 +143,7 @@ class Profile:
         self._address = address
 
     def write(self, api_key: str) -> None:
-        place = f'address = "{self._address}"\nnamespace = "{HANDLER}"'
+        place = f'address = "{self._address}"'
         tls = "[profile.default.tls]\ndisabled = true"
         by_rename(self._path, f'[profile.default]\n{place}\napi_key = "{api_key}"\n{tls}\n')
 
@@ -154,9 +154,10 @@ class Profile:
 async def test_a_new_client_replaces_the_old_one_and_calls_that_run_finish(
     profile: Profile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bad file in between keeps the old client. A worker can be given each new client."""
+    """A bad file in between keeps the old client. The namespace, which only the settings name, stays the same."""
     queue, clients = uuid.uuid4().hex, []
-    first = await connect(None)
+    url = "http://127.0.0.1:1"
+    first = await connect(handler_settings(Keys(), receiver_url=url, service_url=url, namespace=HANDLER))
 
     def replaced(new: Client) -> None:
         clients.append(new)
@@ -178,7 +179,7 @@ async def test_a_new_client_replaces_the_old_one_and_calls_that_run_finish(
             assert lasting.api_key == "key-2"
 
         await assert_eventually(seen)
-        assert [each.api_key for each in clients] == ["key-2"]
+        assert [(each.api_key, each.namespace) for each in clients] == [("key-2", HANDLER)]
         assert worker.client is clients[0]
         assert not result.done()
         await lasting.get_workflow_handle(queue).signal("say", "done")

@@ -166,7 +166,7 @@ def test_a_call_is_counted_on_both_sides(scrapes: Scrapes) -> None:
     assert added("bridge_completions_total", handler=HANDLER, outcome="completed") == 2
     assert added("bridge_callback_to_resume_seconds_count", handler=HANDLER) == 2
     assert added("bridge_key_uses_total", peer=CALLER, key_id="k1") >= 2
-    assert added("bridge_key_uses_total", peer=HANDLER, key_id="k1") == 2
+    assert added("bridge_key_uses_total", peer=HANDLER, key_id="k1") >= 2
     for quiet in ("bridge_renewals_total", "bridge_untrusted_total", "bridge_unsigned_answers_total"):
         assert added(quiet) == 0
 

@@ -5,7 +5,7 @@ from temporalio.api.common.v1 import Memo
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import Client
 
-from handler.delivery.run_report import read_run
+from handler.delivery.run_report import report_of
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER
 
@@ -15,6 +15,6 @@ async def test_a_run_with_a_foreign_memo_under_our_name_is_shown_without_a_call(
     """Every client of the namespace may write such a memo. The command still lists the other runs."""
     client = await Client.connect(server.address, namespace=HANDLER)
     [payload] = await client.data_converter.encode([value])
-    facts = await read_run(client, None, WorkflowExecutionInfo(memo=Memo(fields={"bridge": payload})))
-    assert "caller" not in facts
-    assert facts["state"] == "status 0"
+    report = await report_of(client, None, WorkflowExecutionInfo(memo=Memo(fields={"bridge": payload})))
+    assert report.caller is None
+    assert report.state == "status 0"

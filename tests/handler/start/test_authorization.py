@@ -164,7 +164,7 @@ async def test_a_function_that_takes_too_long_starts_nothing(server: Server, mon
             entered.set()
             assert opened.wait(60)
 
-    monkeypatch.setattr("handler.start.authorization.TIMEOUT", TIMEOUT / 16)
+    monkeypatch.setattr("handler.start.starter.TIMEOUT", TIMEOUT / 16)
     async with running_world(
         server, without=("caller", "handler", "receiver"), prepare=functools.partial(authorized, block)
     ) as world:
