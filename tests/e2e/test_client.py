@@ -306,3 +306,16 @@ async def test_an_operation_by_its_name_has_no_types(client: OperationClient, wo
     """What a script without the contract writes."""
     probe: nexusrpc.Operation[dict[str, str], Any] = nexusrpc.Operation("probe")
     assert (await client.execute_operation(probe, {"key": world.key(), "text": "plain"}))["text"] == "plain"
+
+
+async def test_an_interrupted_command_does_not_wait_for_a_handler_that_is_down(world: World, command: Any) -> None:
+    """It says how the operation can be found again."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    running = await command("payments", "ProbeService/probe", json.dumps(asdict(ask)))
+    assert b"started" in await running.stderr.readline()
+    await world.service.stop()
+    running.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(running.communicate(), 60)
+    assert running.returncode == 130
+    assert "repeat it with --request-id" in err.decode()
+    await world.service.start()

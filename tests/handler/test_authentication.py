@@ -11,7 +11,7 @@ from yarl import URL
 
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server
-from tests.support.helpers import CALLER
+from tests.support.helpers import CALLER, key_set
 from tests.support.peer import send, start
 from tests.support.world import World, running_world
 
@@ -87,3 +87,24 @@ async def test_a_certificate_does_not_replace_the_signature(server: Server) -> N
             message.after_signing.append(lambda each: each.headers.add("X-Client-San", SAN))
             statuses.append((await send(message, signer)).status)
         assert statuses == [401, 401, 201]
+
+
+async def test_a_bearer_secret_counts_once_and_by_its_scheme(server: Server) -> None:
+    """Another scheme, no scheme, two headers and none are a 401."""
+    secret = key_set()
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": secret}
+
+    text = secret.keys["k1"].get_secret_value()
+    without = ("caller", "handler", "receiver")
+    async with running_world(server, without=without, prepare=prepare) as world, aiohttp.ClientSession() as session:
+
+        async def status(*values: str) -> int:
+            headers = [("Authorization", each) for each in values]
+            async with session.post(f"{world.service.url}/c/{CALLER}", headers=headers) as response:
+                return response.status
+
+        assert [await status(f"Bearer {text}"), await status(f"bearer {text}")] == [200, 200]
+        refused = [(f"Basic {text}",), (text,), (f"Bearer {text}", f"Bearer {text}"), ()]
+        assert [await status(*each) for each in refused] == [401] * 4

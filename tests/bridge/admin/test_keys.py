@@ -103,3 +103,25 @@ def test_keys_of_both_sides_are_compared_by_id() -> None:
     ]
     [row] = compared(("payments", ours, "handler not reached"))
     assert (row.peer, row.result) == ("payments", "handler not reached")
+
+
+def test_list_says_which_key_signs_and_when_each_was_made(tmp_path: Path) -> None:
+    """An id that begins with no date says nothing of the age."""
+    path = tmp_path / "bridge.toml"
+    path.write_text(toml(caller_tree() | {"callback_keys": plain_key_set("2027-01-31", "k1")}))
+    rows = json.loads(run("keys", "list", "--json", BRIDGE_CONFIG=str(path)).stdout)
+    shown = [each for each in rows if each["key_set"] == "callback_keys"]
+    assert [(each["key_id"], each["signs"], (each["made"] or "")[:10]) for each in shown] == [
+        ("2027-01-31", True, "2027-01-31"),
+        ("k1", False, ""),
+    ]
+
+
+def test_rotate_replaces_the_file_at_once(tmp_path: Path) -> None:
+    """A process that reads meanwhile reads the whole old file."""
+    path = tmp_path / "keys.toml"
+    path.write_text(toml(plain_key_set("k1")))
+    content = path.read_text()
+    with path.open() as old:
+        assert run("keys", "rotate", str(path)).returncode == 0
+        assert old.read() == content

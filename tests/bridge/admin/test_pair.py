@@ -95,3 +95,13 @@ def test_files_that_exist_are_not_replaced_and_broken_ones_are_not_taken(file: P
     with pytest.raises(CommandError, match="endpoint: Field required; endpont: Extra inputs are not permitted"):
         take(file, side="caller")
     assert not Path("caller.toml").exists()
+
+
+def test_settings_of_another_team_take_no_pair(file: Path, tmp_path: Path) -> None:
+    """They stay as they are."""
+    path = tmp_path / "other.toml"
+    path.write_text('\ufeffname = "billing"\n')
+    done = run("pair", "take", str(file), "--as", "caller", BRIDGE_CONFIG=str(path))
+    assert done.returncode == 1
+    assert "has not the name" in done.stderr
+    assert path.read_text() == '\ufeffname = "billing"\n'

@@ -13,7 +13,14 @@ from bridge.runtime.settings import SettingsError, load
 from bridge.security.keys import KeySource, new_key
 from caller.settings import CallerSettings
 from tests.support.helpers import HANDLER
-from tests.support.mounted import Write, by_rename, by_rename_with_the_old_times, by_symbolic_link, in_place
+from tests.support.mounted import (
+    Write,
+    by_rename,
+    by_rename_with_the_old_times,
+    by_symbolic_link,
+    in_place,
+    in_place_with_the_old_times,
+)
 from tests.support.settings_files import Configured, caller_tree, plain_key_set, toml
 
 START = f"handlers.{HANDLER}.start_keys"
@@ -55,7 +62,7 @@ class Watch:
         return text
 
 
-WAYS = [in_place, by_rename, by_rename_with_the_old_times, by_symbolic_link]
+WAYS = [in_place, in_place_with_the_old_times, by_rename, by_rename_with_the_old_times, by_symbolic_link]
 
 
 @pytest.mark.parametrize("write", WAYS)

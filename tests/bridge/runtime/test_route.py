@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from temporalio.common import MetricMeter
+from yarl import URL
 
 from bridge.errors import DestinationRefusedError, TransportError
 from bridge.protocol.answers import Answer, Sent
@@ -209,3 +210,46 @@ def test_paths_start_in_the_folder_of_the_settings_file(
     with pytest.raises(SettingsError, match=f"{where}.proxy") as raised:
         load(model)
     assert secret not in str(raised.value)
+
+
+async def test_each_route_has_connections_of_its_own(authority: Authority) -> None:
+    """Networks, proxy and certificates separate destinations, also at one address."""
+    names = ("a.example", "b.example")
+    a, b = (tls_of(ca_file=str(authority.file), **authority.issue(name)) for name in names)
+    routes = [Route(), Route(networks=LOOPBACK), Route(tls=a), Route(tls=b)]
+    routes += [Route(proxy="http://p.example:1"), Route(proxy="http://q.example:1")]
+    async with peer_client() as client:
+        found = [client._http._destination(URL("https://payments.example"), each) for each in routes]
+    assert len(set(map(id, found))) == len(routes)
+
+
+async def test_a_renewed_authority_is_taken_also_without_a_new_certificate(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the file of the authority changes."""
+    monkeypatch.setattr("bridge.runtime.reloaded._PACE_S", 0)
+    clients = Authority(tmp_path / "clients")
+    tls = tls_of(ca_file=str(authority.file), **clients.issue("orders.example"))
+    async with peer_client() as client:
+        for _ in range(2):
+            async with listening(TlsPeer(authority, trusts=clients.ca)) as peer:
+                assert (await post(client, f"https://localhost:{peer.port}/", tls=tls)).status == 200
+            authority.renew()
+
+
+async def test_a_route_by_a_proxy_never_goes_past_it() -> None:
+    """The peer would answer, and the proxy is down."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    async with AsyncExitStack() as stack:
+        runner = web.AppRunner(app)
+        stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        client = await stack.enter_async_context(peer_client())
+        with pytest.raises(TransportError, match="cannot connect to the egress proxy"):
+            await post(client, f"http://127.0.0.1:{runner.addresses[0][1]}/", proxy="http://127.0.0.1:1")
