@@ -49,7 +49,7 @@ class CallerPeer(BaseModel):
     networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
     """With "none": networks from which its requests may come."""
     completion_keys: Keys | None = None
-    """Signs our completions for it. Optional with "bearer" and "none"."""
+    """Signs our completions for it. Optional unless `auth` is "signature"."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
     operations: tuple[str, ...]
