@@ -123,9 +123,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # A busy machine must not turn a property red.
-    hypothesis.settings.register_profile("suite", deadline=None)
-    hypothesis.settings.load_profile("suite")
     # The SDK's core warns of reports that came after a completion: here they are meant.
     logging.getLogger("temporalio").setLevel(logging.ERROR)
 

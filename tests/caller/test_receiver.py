@@ -16,10 +16,21 @@ from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server, running_server
-from tests.handler.test_service import UNAUTHENTICATED, body, header, method, twice, without
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set, paused
-from tests.support.peer import Message, Spoil, completion, failure_body, send
+from tests.support.peer import (
+    UNAUTHENTICATED,
+    Message,
+    Spoil,
+    body,
+    completion,
+    failure_body,
+    header,
+    method,
+    send,
+    twice,
+    without,
+)
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 

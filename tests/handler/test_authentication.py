@@ -1,92 +1,128 @@
-"""A client certificate as the proof, or as a second one: it counts only if our own proxy reports it."""
+"""Proofs of a caller: a message without a good one is a 401 that says nothing, and starts nothing."""
 
-from collections.abc import AsyncIterator
+import asyncio
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
-from multidict import CIMultiDict
 from yarl import URL
 
-from bridge.security.signatures import MessageSigner
+from bridge.security import signatures
+from bridge.security.keys import KeySet, new_key
+from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, key_set
-from tests.support.peer import send, start
-from tests.support.world import World, running_world
-
-SAN = "spiffe://orders.example/worker"
-PROXY, STRANGER = "127.0.0.1", "127.0.0.2"
-UNSIGNED = {"start_keys": None, "completion_keys": None, "auth": "certificate"}
-
-
-def behind_a_proxy(world: World, peer: dict[str, Any]) -> None:
-    world.peer_options = {**peer, "san": SAN}
-    service = {"url": world.service.url, "allow_insecure": True}
-    world.handler_options = {"service": {**service, "certificate_header": "X-Client-San", "proxies": [f"{PROXY}/32"]}}
-
-
-@pytest_asyncio.fixture(
-    loop_scope="session", scope="module", params=[UNSIGNED, {}], ids=["certificate", "and signature"]
+from tests.support.peer import (
+    UNAUTHENTICATED,
+    Spoil,
+    assert_nothing_started,
+    body,
+    header,
+    send,
+    signer,
+    start,
+    twice,
+    url,
+    without,
 )
-async def quiet(server: Server, request: Any) -> AsyncIterator[World]:
-    async with running_world(
-        server,
-        without=("caller", "handler", "receiver"),
-        prepare=lambda world: behind_a_proxy(world, request.param),
-    ) as world:
-        yield world
-
-
-async def status(world: World, sender: str, *sans: str) -> int:
-    """Send a start from the address *sender* with one header line for each of *sans*; sign it if the caller signs."""
-    message = start(world, {"key": world.key()})
-    if world.handler_settings.callers[CALLER].start_keys is not None:
-        MessageSigner(world.keys.start).sign(message.kind, message.url, message.headers, message.body)
-    headers = CIMultiDict([*message.headers.items(), *(("X-Client-San", san) for san in sans)])
-    connector = aiohttp.TCPConnector(local_addr=(sender, 0))
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        session.post(URL(message.url, encoded=True), headers=headers, data=message.body) as response,
-    ):
-        return response.status
-
-
-async def test_the_certificate_of_the_caller_is_a_proof(quiet: World) -> None:
-    """As the proxy reports it."""
-    assert await status(quiet, PROXY, SAN) == 201
+from tests.support.world import World, running_world
 
 
 @pytest.mark.parametrize(
-    ("sender", "sans"),
+    "spoil",
     [
-        pytest.param(STRANGER, [SAN], id="forged by a stranger"),
-        pytest.param(STRANGER, [], id="a stranger without it"),
-        pytest.param(PROXY, [], id="no certificate"),
-        pytest.param(PROXY, [SAN + ".evil"], id="another certificate"),
-        pytest.param(PROXY, [SAN.upper()], id="another spelling"),
-        pytest.param(PROXY, [SAN, SAN], id="two of them: the client sent one"),
-        pytest.param(PROXY, [f"{SAN},{SAN}"], id="two in one line"),
-        pytest.param(PROXY, [""], id="empty"),
+        pytest.param(without("Signature"), id="no signature"),
+        pytest.param(without("Signature-Input"), id="no signature input"),
+        pytest.param(without("Repr-Digest"), id="no digest"),
+        pytest.param(body(b'{"key": "other"}'), id="another body"),
+        pytest.param(header("Nexus-Request-Id", "other"), id="another request id"),
+        pytest.param(header("Operation-Timeout", "9999s"), id="another timeout"),
+        pytest.param(twice("Nexus-Request-Id", "second"), id="request id twice"),
+        pytest.param(header("Nexus-Link", "<temporal:///x>"), id="an added link"),
+        pytest.param(url("sig%3Dtoken", "sig%3Dother"), id="another callback"),
+        pytest.param(url("/probe?", "/nothing?"), id="another operation"),
+        pytest.param(url(f"/c/{CALLER}/", "/c/stranger/"), id="unknown caller"),
+        pytest.param(header("Signature", "bridge=:AAAA:"), id="a signature of nothing"),
+        pytest.param(header("Signature-Input", "x" * 5000), id="overlong signature input"),
+        pytest.param(header("Nexus-Extra", "\u00e9"), id="a header that is not ASCII"),
     ],
 )
-async def test_anything_else_is_a_401(quiet: World, sender: str, sans: list[str]) -> None:
-    """A header in a request from elsewhere is a forgery, also if the request is signed."""
-    assert await status(quiet, sender, *sans) == 401
+async def test_every_failed_proof_is_the_same_401(quiet: World, spoil: Spoil) -> None:
+    """Status and bytes are the same for every failed check. No run starts."""
+    key = quiet.key()
+    message = start(quiet, {"key": key})
+    message.after_signing.append(spoil)
+    answer = await send(message, signer(quiet))
+    assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    assert "Signature" not in answer.headers
+    await assert_nothing_started(quiet, key)
 
 
-async def test_a_certificate_does_not_replace_the_signature(server: Server) -> None:
-    """If the settings demand both, both are checked."""
-    async with running_world(
-        server, without=("caller", "handler", "receiver"), prepare=lambda world: behind_a_proxy(world, {})
-    ) as world:
-        signers = (None, MessageSigner(world.keys.completion), MessageSigner(world.keys.start))
-        statuses = []
-        for signer in signers:
-            message = start(world, {"key": world.key()})
-            message.after_signing.append(lambda each: each.headers.add("X-Client-San", SAN))
-            statuses.append((await send(message, signer)).status)
-        assert statuses == [401, 401, 201]
+async def test_a_signature_of_another_key_or_kind_is_a_401(quiet: World) -> None:
+    """The key of the other direction, a stranger's key and a cancel's signature are refused."""
+    for completion_keys in (quiet.keys.completion, key_set(new_key())):
+        answer = await send(start(quiet, {"key": quiet.key()}), MessageSigner(completion_keys))
+        assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+    message = start(quiet, {"key": quiet.key()})
+    message.kind = MessageKind.CANCEL
+    assert (await send(message, signer(quiet))).status == 401
+
+
+async def test_an_unknown_name_or_key_id_costs_as_much_as_a_wrong_key(
+    quiet: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of an answer shows neither which callers there are nor how their keys are named."""
+    made: list[str] = []
+    real = signatures._mac
+
+    def mac(*given: Any) -> str:
+        made.append("mac")
+        return real(*given)
+
+    monkeypatch.setattr(signatures, "_mac", mac)
+    counts = set()
+    unknown_id = MessageSigner(KeySet.model_validate({"signing": "k9", "keys": {"k9": new_key()}}))
+    for name, own in ((CALLER, MessageSigner(key_set())), ("stranger", MessageSigner(key_set())), (CALLER, unknown_id)):
+        message = start(quiet, {"key": quiet.key()})
+        url(f"/c/{CALLER}/", f"/c/{name}/")(message)
+        made.clear()
+        answer = await send(message, own)
+        assert (answer.status, answer.body) == (401, UNAUTHENTICATED)
+        counts.add(len(made))
+    assert len(counts) == 1
+
+
+async def test_a_body_is_asked_for_only_after_the_headers_are_verified(quiet: World) -> None:
+    """A stranger gets the refusal instead of `100 Continue`; a caller with a proof gets the interim answer."""
+    message = start(quiet, {"key": quiet.key()})
+    for is_signed in (False, True):
+        if is_signed:
+            signer(quiet).sign(MessageKind.START, message.url, message.headers, message.body)
+        lines = [f"POST {URL(message.url, encoded=True).raw_path_qs} HTTP/1.1", "Host: h", "Expect: 100-continue"]
+        lines += [f"{name}: {value}" for name, value in message.headers.items()]
+        reader, writer = await asyncio.open_connection("127.0.0.1", quiet.service.port)
+        writer.write("\r\n".join([*lines, f"Content-Length: {len(message.body)}", "", ""]).encode())
+        assert (await reader.readline()).split()[1] == (b"100" if is_signed else b"401")
+        if is_signed:
+            assert await reader.readline() == b"\r\n"
+            writer.write(message.body)
+            assert (await reader.readline()).split()[1] == b"201"
+        writer.transport.abort()
+
+
+async def test_a_bearer_secret_that_is_not_text_is_a_401(server: Server) -> None:
+    """No bytes from a stranger cause an internal error."""
+
+    def prepare(world: World) -> None:
+        world.peer_options = {"auth": "bearer", "start_keys": None, "bearer_keys": key_set()}
+
+    async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
+        head = [f"POST /c/{CALLER}/ProbeService/probe HTTP/1.1", "Host: handler", "Content-Length: 0"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.service.port)
+        writer.write("\r\n".join([*head, "Authorization: Bearer "]).encode() + b"\xff\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"401"
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_bearer_secret_counts_once_and_by_its_scheme(server: Server) -> None:

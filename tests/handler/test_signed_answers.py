@@ -10,11 +10,10 @@ from multidict import CIMultiDict
 from temporalio.api.enums.v1 import EventType
 from yarl import URL
 
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.security.signatures import MessageKind
 from scripts.environment.server import Server
-from tests.handler.test_service import body, header, method, twice, url, without
 from tests.support.helpers import CALLER
-from tests.support.peer import Answered, Message, Spoil, send, start
+from tests.support.peer import Answered, Message, Spoil, body, header, method, send, signer, start, twice, url, without
 from tests.support.targets import Ask
 from tests.support.world import World, running_world
 
@@ -23,10 +22,6 @@ from tests.support.world import World, running_world
 async def quiet(server: Server) -> AsyncIterator[World]:
     async with running_world(server, without=("caller", "handler", "receiver")) as made:
         yield made
-
-
-def signer(world: World) -> MessageSigner:
-    return MessageSigner(world.keys.start)
 
 
 def cut(message: Message) -> None:

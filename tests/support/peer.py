@@ -10,16 +10,25 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import pytest
 from multidict import CIMultiDict
+from temporalio.service import RPCError, RPCStatusCode
 from yarl import URL
 
 from bridge.errors import UntrustedError
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.signatures import MessageKind, MessageSigner, RequestProof
 from tests.support.helpers import CALLER, HANDLER
+from tests.support.targets import Ask
 from tests.support.world import World
 
 Spoil = Callable[["Message"], None]
+
+UNAUTHENTICATED = (
+    b'{"message":"not authenticated","metadata":{"type":"nexus.HandlerError"},'
+    b'"details":{"type":"UNAUTHENTICATED","retryableOverride":false}}'
+)
+"""The body of every 401."""
 
 
 @dataclass
@@ -162,3 +171,56 @@ def failure_body(message: str = "no", kind: str = "Declined") -> bytes:
             "details": {"applicationFailureInfo": {"type": kind}},
         }
     ).encode()
+
+
+def signer(world: World) -> MessageSigner:
+    return MessageSigner(world.keys.start)
+
+
+async def assert_nothing_started(world: World, key: str) -> None:
+    with pytest.raises(RPCError) as raised:
+        await world.target(Ask(key=key)).describe()
+    assert raised.value.status is RPCStatusCode.NOT_FOUND
+
+
+def header(name: str, value: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.headers[name] = value
+
+    return spoil
+
+
+def without(name: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        del message.headers[name]
+
+    return spoil
+
+
+def twice(name: str, value: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.headers.add(name, value)
+
+    return spoil
+
+
+def body(text: bytes) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.body = text
+
+    return spoil
+
+
+def url(old: str, new: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        assert old in message.url
+        message.url = message.url.replace(old, new)
+
+    return spoil
+
+
+def method(name: str) -> Spoil:
+    def spoil(message: Message) -> None:
+        message.method = name
+
+    return spoil

@@ -1,5 +1,6 @@
 """The limits of one caller and of one run: what is refused, for how long, and that no call ends by it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from handler.start.runs import Run
 from scripts.environment.server import Server, running_server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.peer import send, start
+from tests.support.peer import assert_nothing_started, send, signer, start
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
@@ -128,28 +129,31 @@ async def narrow(server: Server) -> AsyncIterator[World]:
         yield world
 
 
-async def test_a_start_over_the_rate_is_a_signed_429_that_starts_nothing(narrow: World) -> None:
-    """The refusal is decided before the body is read, names a wait, and concerns this caller alone."""
-    signer = MessageSigner(narrow.keys.start)
-    keys = [narrow.key() for _ in range(3)]
-    # An unauthenticated start takes no token.
-    assert (await send(start(narrow, {"key": keys[0]}), MessageSigner(narrow.keys.completion))).status == 401
-    answers = [await send(start(narrow, {"key": key}), signer) for key in keys]
-    assert [each.status for each in answers[:2]] == [201, 429]
-    refused = answers[1]
-    assert refused.is_signed
-    assert (refused.type, refused.headers["Retry-After"]) == ("RESOURCE_EXHAUSTED", "1")
-    assert refused.failure["details"]["retryableOverride"] is True
-    assert "2 starts a second" in refused.message
-    with pytest.raises(Exception, match="not found"):
-        await narrow.target(Ask(keys[1])).describe()
+async def test_a_start_over_the_rate_is_a_signed_429_that_starts_nothing(server: Server) -> None:
+    """The refusal names a wait. A sender without a proof takes none of the caller's starts."""
+
+    def prepare(world: World) -> None:
+        # So few that a busy machine sends the second start before the first token is back.
+        world.peer_options = {"limits": {"starts_per_second": 0.02, "burst": 1}}
+
+    without = ("caller", "handler", "receiver")
+    async with running_world(server, without=without, prepare=prepare) as world:
+        keys = [world.key(), world.key()]
+        assert (await send(start(world, {"key": keys[0]}), MessageSigner(world.keys.completion))).status == 401
+        started, refused = [await send(start(world, {"key": key}), signer(world)) for key in keys]
+        assert (started.status, refused.status) == (201, 429)
+        assert refused.is_signed
+        assert (refused.type, refused.headers["Retry-After"]) == ("RESOURCE_EXHAUSTED", "50")
+        assert refused.failure["details"]["retryableOverride"] is True
+        assert "0.02 starts a second" in refused.message
+        await assert_nothing_started(world, keys[1])
 
 
 async def test_calls_over_the_rate_all_get_their_outcomes(narrow: World) -> None:
     """The waiting activity obeys Retry-After and starts again."""
-    asks = [Ask(narrow.key(), text=str(number)) for number in range(3)]
-    handles = [await narrow.call(ask, CallPlan(first_lease=600)) for ask in asks]
-    assert [await each.result() for each in handles] == [Reply("0"), Reply("1"), Reply("2")]
+    asks = [Ask(narrow.key(), text=str(number)) for number in range(6)]
+    handles = await asyncio.gather(*(narrow.call(ask, CallPlan(first_lease=600)) for ask in asks))
+    assert [await each.result() for each in handles] == [Reply(ask.text) for ask in asks]
     assert 429 in narrow.service.statuses
 
 
