@@ -1,5 +1,6 @@
 """The plugin that makes a worker a handler: the worker delivers the outcomes of its targets, and sweeps."""
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -122,7 +123,7 @@ class HandlerPlugin(SessionPlugin):
             namespace=namespace,
             settings=self._settings.model_copy(update={"task_queue": config["task_queue"]}),
             holds=HeldStarts(client, limit=0),
-            executor=BoundedThreads(),
+            threads=defaultdict(BoundedThreads),
             clock=self._clock,
             # The worker that receives the call usually runs the target too.
             is_eager=True,

@@ -4,7 +4,7 @@ It keeps no state, therefore any number of copies may run. `{caller}` in a route
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,7 +109,8 @@ def create_app(
             function decides about every start (`handler.start.authorization.Authorize`).
         client: Starts the targets.
         is_eager: Whether a worker for the task queue runs in this process and uses the same client.
-        executor: Runs the team's functions that are not `async`; it is not closed. By default 32 threads of our own.
+        executor: Runs the team's functions that are not `async`; it is not closed. By default each caller has 32
+            threads, so that none takes the threads of the others.
         clock: Returns the time.
 
     Raises:
@@ -120,10 +121,10 @@ def create_app(
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client or lasting_client(await connect(settings, serves_metrics=True))
-        threads = executor or BoundedThreads()
+        threads = {caller: executor or BoundedThreads() for caller in settings.callers}
         http = HttpClient(user_agent=USER_AGENT)
         app[_SERVICE] = _Service(
-            settings, served, connected, http=http, is_eager=is_eager, executor=threads, clock=clock
+            settings, served, connected, http=http, is_eager=is_eager, threads=threads, clock=clock
         )
         watching = (
             asyncio.create_task(watch_deliveries(connected, app[_SERVICE].metrics, settings.callers)),
@@ -143,7 +144,8 @@ def create_app(
             await http.aclose()
             if executor is None:
                 # Do not wait for functions that still run: their callers are disconnected already.
-                threads.shutdown(wait=False, cancel_futures=True)
+                for own in threads.values():
+                    own.shutdown(wait=False, cancel_futures=True)
 
     async def is_ready() -> bool:
         # A service without requests would not see that a changed file is bad.
@@ -178,7 +180,7 @@ class _Service:
         *,
         http: HttpClient,
         is_eager: bool,
-        executor: Executor,
+        threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
     ) -> None:
         """Raises SettingsError if an operation is claimed twice."""
@@ -195,7 +197,7 @@ class _Service:
                 served.services,
                 targets=served.targets,
                 data_converter=client.data_converter,
-                executor=executor,
+                threads=threads,
                 clock=clock,
             )
         except ValueError as error:
@@ -206,12 +208,12 @@ class _Service:
             namespace=self.namespace,
             settings=settings,
             holds=self.holds,
-            executor=executor,
+            threads=threads,
             clock=clock,
             is_eager=is_eager,
             authorize=served.authorize,
         )
-        self._authorization = Authorization(served.authorize, executor)
+        self._authorization = Authorization(served.authorize, threads)
         self._canceler = Canceler(client=client, namespace=self.namespace)
 
     async def start(self, request: web.Request) -> web.Response:
@@ -241,7 +243,7 @@ class _Service:
             raise bad_request(refusal)
         if target is None:
             authorize = partial(self._authorization.require, caller.name, f"{names['service']}/{names['operation']}")
-            result: StartAnswer = await self._operations.start(start_request, payload, authorize)
+            result: StartAnswer = await self._operations.start(caller.name, start_request, payload, authorize)
         else:
             result = await self._starter.start(
                 *(caller.name, target, start_request, payload), is_gone=lambda: request.transport is None

@@ -5,7 +5,7 @@ The function fails closed. Nothing starts unless it returns None.
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from datetime import timedelta
 from types import ModuleType
@@ -44,10 +44,10 @@ def authorize_in(module: ModuleType) -> Authorize | None:
 class Authorization:
     """Asks the team's function."""
 
-    def __init__(self, function: Authorize | None, executor: Executor) -> None:
-        """*executor* runs a *function* that is not `async`. None allows every start."""
+    def __init__(self, function: Authorize | None, threads: Mapping[str, Executor]) -> None:
+        """*threads*, by caller, run a *function* that is not `async`. None allows every start."""
         self._function = function
-        self._executor = executor
+        self._threads = threads
 
     async def require(self, caller: str, operation: str, value: Any, *, within: timedelta = TIMEOUT) -> None:
         """Return if *caller* may start *operation* with the input *value*. The function gets the time *within*.
@@ -81,5 +81,5 @@ class Authorization:
         if inspect.iscoroutinefunction(function):
             return await function(caller, operation, value)
         loop = asyncio.get_running_loop()
-        answered: object = await loop.run_in_executor(self._executor, function, caller, operation, value)
+        answered: object = await loop.run_in_executor(self._threads[caller], function, caller, operation, value)
         return await answered if inspect.isawaitable(answered) else answered

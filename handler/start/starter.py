@@ -5,7 +5,7 @@ run that holds the workflow id decides. A renewal that names its operation by a 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
-from handler.settings import CallerPeer, HandlerSettings, Limits
+from handler.settings import HandlerSettings, Limits
 from handler.start.authorization import Authorization, Authorize
 from handler.start.call import Call
 from handler.start.conversion import Conversion
@@ -59,7 +59,7 @@ class Starter:
         namespace: Namespace,
         settings: HandlerSettings,
         holds: HeldStarts,
-        executor: Executor,
+        threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
         is_eager: bool = False,
         authorize: Authorize | None = None,
@@ -71,17 +71,17 @@ class Starter:
             namespace: Describes that namespace.
             settings: Name the callers, the task queue of targets that name none, and the key of the hashes.
             holds: Keeps count of the starts that are held open.
-            executor: Runs the team's functions that are not `async`.
+            threads: Run the team's functions that are not `async`, by caller.
             clock: Returns the time.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
             authorize: Decides whether a start is allowed; None allows all.
         """
         self._client = client
-        self._authorization = None if authorize is None else Authorization(authorize, executor)
+        self._authorization = None if authorize is None else Authorization(authorize, threads)
         self._namespace = namespace
         self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
         self._conversion = Conversion(client.data_converter)
-        self._executor = executor
+        self._threads = threads
         self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
         self._attached = AttachedCalls()
@@ -121,7 +121,7 @@ class Starter:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                value, workflow_id, hashed = await self._identify(peer, target, payload)
+                value, workflow_id, hashed = await self._identify(caller, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
@@ -151,14 +151,16 @@ class Starter:
                 raise handler_error_from_rpc(error) from None
         return answer
 
-    async def _identify(self, peer: CallerPeer | None, target: Target, payload: Payload) -> tuple[Any, str, str]:
+    async def _identify(self, caller: str, target: Target, payload: Payload) -> tuple[Any, str, str]:
         """Check the input. Returns the decoded input, the workflow id and the input's hash."""
+        peer = self._settings.callers.get(caller)
         if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = self._conversion.value(opened, target.input_type)
-        return value, await workflow_id_for(value, target, self._executor), input_hash(self._hash_key, opened)
+        workflow_id = await workflow_id_for(value, target, self._threads[caller])
+        return value, workflow_id, input_hash(self._hash_key, opened)
 
     async def _require(self, authorization: Authorization, call: Call, value: Any, *, within: timedelta) -> None:
         """Return if the team's function allows the call, or if the call has started its run or attached to it already.

@@ -8,7 +8,7 @@ with the same request id.
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from types import ModuleType
@@ -55,17 +55,17 @@ class SyncOperations:
         *,
         targets: Targets,
         data_converter: DataConverter,
-        executor: Executor,
+        threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
     ) -> None:
-        """Collect the operations of *services*. Plain functions among them run in *executor*.
+        """Collect the operations of *services*. Plain functions among them run in *threads*, by caller.
 
         Raises:
             ValueError: A member of *services* is not a service handler, or an operation is claimed twice, by *services*
                 or by *targets*.
         """
         try:
-            self._handler = Handler(services, executor)
+            self._handlers = {caller: Handler(services, executor) for caller, executor in threads.items()}
         except (TypeError, RuntimeError, KeyError) as error:
             # nexusrpc raises KeyError if the instance is of the contract's class, which has no operation handlers.
             reason = f"a mere contract, no handler for {error}" if isinstance(error, KeyError) else str(error)
@@ -74,8 +74,12 @@ class SyncOperations:
         self._data_converter = data_converter
         self._conversion = Conversion(data_converter)
         self._clock = clock
-        handlers = self._handler.service_handlers.items()
-        self.names = frozenset((service, name) for service, each in handlers for name in each.operation_handlers)
+        self.names = frozenset(
+            (service, name)
+            for handler in self._handlers.values()
+            for service, each in handler.service_handlers.items()
+            for name in each.operation_handlers
+        )
         """Pairs of service and operation."""
         for target in targets:
             if (target.service, target.operation) in self.names:
@@ -83,9 +87,9 @@ class SyncOperations:
                 raise ValueError(message)
 
     async def start(
-        self, request: StartRequest, payload: Payload, authorize: Callable[[Any], Awaitable[None]]
+        self, caller: str, request: StartRequest, payload: Payload, authorize: Callable[[Any], Awaitable[None]]
     ) -> Finished:
-        """Run one of the operations, once *authorize* has returned for its decoded input.
+        """Run one of the operations for *caller*, once *authorize* has returned for its decoded input.
 
         Raises:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
@@ -108,7 +112,9 @@ class SyncOperations:
         )
         try:
             async with limit:
-                result = await self._handler.start_operation(context, _Input(payload, self._conversion, authorize))
+                result = await self._handlers[caller].start_operation(
+                    context, _Input(payload, self._conversion, authorize)
+                )
         except OperationError as error:
             outcome = await self._unsuccessful(error)
         except HandlerError as error:

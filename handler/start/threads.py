@@ -1,4 +1,7 @@
-"""The threads that run the team's functions that are not `async`, because such a function may block the event loop."""
+"""The threads that run the team's functions that are not `async`, because such a function may block the event loop.
+
+Each caller has threads of its own: a function that does not return occupies none of another caller's.
+"""
 
 import threading
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Everything runs on this machine: a Temporal server of its own for each setting, and every mode as separate processes
 with it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
-A full run takes about half an hour and writes docs/bench.md with its plots; --quick takes less than two, and writes a
+A full run takes about fifty minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
 report only if --output names a folder. Progress goes to standard error; Ctrl-C stops everything.
 """
 
@@ -46,7 +46,7 @@ from scripts.environment import temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.stack import ROOT
 
-LIMIT_S = 2400.0
+LIMIT_S = 4500.0
 """Seconds after which a run ends in any case."""
 MEMORY_LIMIT_S = 600.0
 """How long calls are brought into flight, if it does not go faster."""
@@ -80,11 +80,11 @@ class Size:
 
 
 FULL = Size(
-    rounds=4,
+    rounds=6,
     rounds_elsewhere=2,
     calls=20,
     seconds=8,
-    throughput_rounds=3,
+    throughput_rounds=6,
     levels={10: 50, 50: 120, 200: 280},
     is_thorough=True,
     settings=SETTINGS,

@@ -171,7 +171,7 @@ class World:
         self.services: list[Any] = []
         """Service handlers in addition to the targets."""
         self.authorize: Authorize | None = None
-        self.executor: Executor = BoundedThreads(threads=4)
+        self.executor: Executor | None = BoundedThreads(threads=4)
         self._converters = converters
         self._handler_settings: HandlerSettings | None = None
         self.caller_options: dict[str, Any] = {}
@@ -305,7 +305,8 @@ class World:
             await self.stop_worker(side)
         await self.receiver.stop()
         await self.service.stop()
-        self.executor.shutdown(wait=False)
+        if self.executor is not None:
+            self.executor.shutdown(wait=False)
 
     def signed_response(
         self, request: web.Request, status: int, headers: dict[str, str] | None = None, body: bytes = b""

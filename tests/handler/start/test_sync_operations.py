@@ -28,7 +28,7 @@ from scripts.environment.server import Server
 from tests.support import services
 from tests.support.callers import CallingWorkflow, ServiceCaller
 from tests.support.codec import Scrambler
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.services import Probes, Quotes, QuoteService
 from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
@@ -385,7 +385,7 @@ def _operations(*handlers: Any, targets: Sequence[type]) -> SyncOperations:
         handlers,
         targets=Targets(targets),
         data_converter=DataConverter.default,
-        executor=ThreadPoolExecutor(1),
+        threads={CALLER: ThreadPoolExecutor(1)},
         clock=clock,
     )
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,6 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError, NexusOperationError
 from temporalio.service import RPCError
 
-from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, external_target
@@ -285,23 +283,6 @@ async def test_a_check_that_does_not_end_is_given_up(server: Server, monkeypatch
         assert (answer.status, answer.type) == (503, "UNAVAILABLE")
         assert "took too long" in answer.message
         gate.opened.set()
-
-
-def test_a_place_is_free_again_however_its_call_ended() -> None:
-    """The call ended with a result, with an exception, or was canceled before a thread ran it."""
-    hold = threading.Event()
-    with BoundedThreads(threads=1, waiting=1) as threads:
-        for _ in range(3):
-            first: Future[Any] = threads.submit(hold.wait, 60)
-            second: Future[Any] = threads.submit(int, "no number")
-            with pytest.raises(UnavailableError):
-                threads.submit(int)
-            assert second.cancel()
-            second = threads.submit(int, "no number")
-            hold.set()
-            assert first.result()
-            assert isinstance(second.exception(), ValueError)
-            hold.clear()
 
 
 async def _started(world: World, key: str, **what: Any) -> Answered:
