@@ -22,7 +22,7 @@ from bridge.console import Pages
 from bridge.console.sessions import SESSION_LIFE, Session, Sessions
 from bridge.errors import BridgeError, without_text
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import SERVER, STOPPING, Route
+from bridge.runtime.http_server import SERVER, Route
 from bridge.runtime.listener import bind, listening
 from bridge.runtime.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings, SettingsError
@@ -77,7 +77,6 @@ class Console:
     async def serving(self) -> AsyncIterator[None]:
         """Serve the console on the listener of the settings."""
         app = web.Application(middlewares=[self._guard], client_max_size=_MAX_FORM_BYTES)
-        app[STOPPING] = asyncio.Event()
         app.router.add_get("/", self._show)
         app.router.add_post("/login", self._log_in)
         app.router.add_post("/logout", self._log_out)
@@ -111,7 +110,7 @@ class Console:
             return self._message(status, session, message)
 
     async def _log_in(self, request: web.Request) -> web.Response:
-        session = await self._sessions.open(str((await request.post()).get("token", "")))
+        session = self._sessions.open(str((await request.post()).get("token", "")))
         extra = {"bridge.remote": request.remote or ""}
         if session is None:
             _log.warning("bridge.console_login_refused", extra=extra)

@@ -1,21 +1,19 @@
 """Who may use the console: the tokens of operators, and the sessions that a token opens.
 
-A token has 256 random bits, which cannot be guessed. Therefore the settings keep a plain SHA-256 of it: a slow hash
-such as scrypt protects only secrets that people choose. Sessions are in memory, so that nothing in the settings opens
-one, and end with the process.
+A token has 256 random bits, which cannot be guessed. Therefore wrong tokens are not counted, and the settings keep a
+plain SHA-256 of it: a pause or a slow hash such as scrypt protects only secrets that people choose. Sessions are in
+memory, so that nothing in the settings opens one, and end with the process.
 """
 
-import asyncio
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 SESSION_LIFE = timedelta(hours=8)
 _MAX_SESSIONS = 100
-_PAUSE_S = 1.0
 
 
 def hash_token(token: str) -> str:
@@ -40,30 +38,18 @@ class Session:
 class Sessions:
     """The open sessions of one console."""
 
-    def __init__(
-        self,
-        token_hashes: Mapping[str, str],
-        *,
-        clock: Callable[[], datetime],
-        pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(_PAUSE_S),
-    ) -> None:
-        """*token_hashes* are by operator. *pause* runs after a wrong token, and no token is compared meanwhile."""
+    def __init__(self, token_hashes: Mapping[str, str], *, clock: Callable[[], datetime]) -> None:
+        """*token_hashes* are by operator."""
         self._token_hashes = token_hashes
         self._clock = clock
-        self._pause = pause
-        self._pausing = asyncio.Lock()
         self._open: dict[str, Session] = {}
 
-    async def open(self, token: str) -> Session | None:
-        """Open a session. Returns None if the token is wrong, or another was wrong just now."""
-        if self._pausing.locked():
-            return None
+    def open(self, token: str) -> Session | None:
+        """Open a session. Returns None if the token is wrong."""
         # Compare every hash, so that timing reveals nothing.
         given = hash_token(token)
         operators = [name for name, each in self._token_hashes.items() if hmac.compare_digest(given, each)]
         if not operators:
-            async with self._pausing:
-                await self._pause()
             return None
         key, csrf = secrets.token_urlsafe(), secrets.token_urlsafe()
         session = Session(key=key, operator=operators[0], csrf=csrf, ends=self._clock() + SESSION_LIFE)

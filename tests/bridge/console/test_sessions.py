@@ -1,6 +1,5 @@
-"""Who gets a session of the console, how long it lasts, and how fast tokens can be tried."""
+"""Who gets a session of the console, and how long it lasts."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 from bridge.console.sessions import SESSION_LIFE, Session, Sessions, hash_token
@@ -17,77 +16,56 @@ class Clock:
         return self.now
 
 
-async def no_pause() -> None:
-    pass
-
-
 def sessions(clock: Clock | None = None) -> Sessions:
     hashes = {name: hash_token(token) for name, token in TOKENS.items()}
-    return Sessions(hashes, clock=clock or Clock(), pause=no_pause)
+    return Sessions(hashes, clock=clock or Clock())
 
 
-async def opened_by(made: Sessions, token: str) -> Session:
-    session = await made.open(token)
+def opened_by(made: Sessions, token: str) -> Session:
+    session = made.open(token)
     assert session is not None
     return session
 
 
-async def test_each_operator_logs_in_with_a_token_of_their_own() -> None:
+def test_each_operator_logs_in_with_a_token_of_their_own() -> None:
     """The session names the operator. Two sessions share neither the cookie's value nor the secret of the forms."""
     made = sessions()
-    opened = [await opened_by(made, token) for token in (*TOKENS.values(), *TOKENS.values())]
+    opened = [opened_by(made, token) for token in (*TOKENS.values(), *TOKENS.values())]
     assert [each.operator for each in opened] == ["anna", "ben", "anna", "ben"]
     assert len({secret for each in opened for secret in (each.key, each.csrf)}) == 8
     assert [made.find(each.key) for each in opened] == opened
 
 
-async def test_no_other_text_opens_a_session() -> None:
+def test_no_other_text_opens_a_session() -> None:
     """Neither a part of a token, nor its hash as the settings keep it, nor the name of an operator."""
     made = sessions()
     for wrong in ("", "anna", "token-of-ann", "token-of-anna ", hash_token("token-of-anna"), "\udcff", "t" * 5000):
-        assert await made.open(wrong) is None
+        assert made.open(wrong) is None
     assert made.find("") is None
 
 
-async def test_a_session_ends_at_its_time_however_much_it_is_used() -> None:
+def test_a_session_ends_at_its_time_however_much_it_is_used() -> None:
     """The bound is absolute."""
     clock = Clock()
     made = sessions(clock)
-    key = (await opened_by(made, TOKENS["anna"])).key
+    key = (opened_by(made, TOKENS["anna"])).key
     clock.now += SESSION_LIFE - timedelta(seconds=1)
     assert made.find(key) is not None
     clock.now += timedelta(seconds=1)
     assert made.find(key) is None
 
 
-async def test_a_closed_session_is_over() -> None:
+def test_a_closed_session_is_over() -> None:
     """A copy of the cookie is worth nothing after the logout."""
     made = sessions()
-    session = await opened_by(made, TOKENS["anna"])
+    session = opened_by(made, TOKENS["anna"])
     made.close(session)
     assert made.find(session.key) is None
 
 
-async def test_the_number_of_open_sessions_is_limited() -> None:
+def test_the_number_of_open_sessions_is_limited() -> None:
     """The oldest session is closed in favor of a new one."""
     made = sessions()
-    keys = [(await opened_by(made, TOKENS["anna"])).key for _ in range(101)]
+    keys = [(opened_by(made, TOKENS["anna"])).key for _ in range(101)]
     assert made.find(keys[0]) is None
     assert all(made.find(key) for key in keys[1:])
-
-
-async def test_after_a_wrong_token_none_is_compared_until_the_pause_is_over() -> None:
-    """At most one guess for each pause, over however many connections the guesses come."""
-    paused, over = asyncio.Event(), asyncio.Event()
-
-    async def pause() -> None:
-        paused.set()
-        await over.wait()
-
-    made = Sessions({"anna": hash_token(TOKENS["anna"])}, clock=Clock(), pause=pause)
-    wrong = asyncio.create_task(made.open("wrong"))
-    await paused.wait()
-    assert await made.open(TOKENS["anna"]) is None
-    over.set()
-    assert await wrong is None
-    assert await made.open(TOKENS["anna"]) is not None
