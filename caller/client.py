@@ -22,7 +22,6 @@ from temporalio.common import MetricMeter
 from temporalio.converter import DataConverter
 from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType
 
-from bridge.errors import OutcomeUnknownError
 from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.start import Finished, Running, StartRequest
 from bridge.runtime.http_client import HttpClient
@@ -134,7 +133,6 @@ class OperationHandle(Generic[_OutputT]):
             payload = await encode_input(self.operation_input, client.data_converter, resolved)
             return await client.endpoints.start(client.endpoint, request, payload, remaining=left)
 
-        # Once the operation is known to run, a refusal does not end the call: a wrong key must not fail a payment.
         self.answer = await self._persist(start, is_refusal_final=known is None)
 
     async def _persist(self, send: Callable[[timedelta, int], Awaitable[_T]], *, is_refusal_final: bool) -> _T:
@@ -147,8 +145,7 @@ class OperationHandle(Generic[_OutputT]):
             except (HandlerError, NotStartedError) as error:
                 refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
             reason = refused.reason
-            is_refusal = isinstance(reason, HandlerError) and not reason.retryable
-            if (is_refusal and is_refusal_final) or isinstance(reason, OutcomeUnknownError):
+            if refused.final_reason(is_refusal_final=is_refusal_final) is not None:
                 await explain(reason, self.client.data_converter)
                 raise self._error() from reason
             step = unreached_step(attempt, retry_after=refused.retry_after or timedelta(0))

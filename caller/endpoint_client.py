@@ -12,7 +12,6 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
-from bridge.protocol.echo import Echo, decode_echo
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
@@ -38,6 +37,17 @@ class NotStartedError(BridgeError):
         """Final if it is a HandlerError that is not retryable: the handler itself refused. Other reasons may pass."""
         self.retry_after = retry_after
         """Delay that the handler asked for (`Retry-After`); None if it asked for none."""
+
+    def final_reason(self, *, is_refusal_final: bool) -> HandlerError | None:
+        """Return the reason if no further request can help; None if one may.
+
+        Pass false for the renewal of an operation that is known to run: a wrong key must not fail a healthy payment.
+        Only OutcomeUnknownError then is final, because it says that the outcome is lost.
+        """
+        reason = self.reason
+        if isinstance(reason, HandlerError) and not reason.retryable and is_refusal_final:
+            return reason
+        return reason if isinstance(reason, OutcomeUnknownError) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +109,6 @@ class Endpoints:
         message = encode_cancel(request, request_timeout=timeout)
         await self._send(name, Sent.CANCEL, message, lambda _: None, more=request.headers, timeout=timeout)
 
-    async def echo(self, name: str) -> Echo:
-        """Ask the handler service for an echo.
-
-        Raises:
-            NotStartedError: The handler was not reached, or it does not accept our signature.
-        """
-        return await self._send(name, Sent.ECHO, ("", {}, b""), lambda answer: decode_echo(answer.body))
-
     async def _send(
         self,
         name: str,
@@ -115,7 +117,7 @@ class Endpoints:
         decode: Callable[[Answer], T],
         *,
         more: Iterable[str] = (),
-        timeout: timedelta = REQUEST_TIMEOUT,  # noqa: ASYNC109 - passed to the HTTP client
+        timeout: timedelta,  # noqa: ASYNC109 - passed to the HTTP client
         is_first: bool = True,
     ) -> T:
         resolved = self.resolve(name)

@@ -46,4 +46,5 @@ def endpoint_probes(settings: CallerSettings, namespace: str | None, handler: st
                 key_set=peer.start_keys,
                 route=endpoint.route,
                 answers=peer.answers,
+                peer=f"handlers.{endpoint.handler}",
             )

@@ -22,7 +22,7 @@ from temporalio.common import RawValue
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
 
-from bridge.errors import OutcomeUnknownError, PeerHandlerError, bad_request
+from bridge.errors import PeerHandlerError, bad_request
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import Running, StartRequest
 from bridge.runtime.event_log import event_logger
@@ -212,12 +212,8 @@ class OperationActivities:
 
 
 async def _end_not_started(attempt: Attempt, error: NotStartedError, *, host: str, poll: timedelta | None) -> None:
-    call, known, reason = attempt.call, attempt.known, error.reason
-    # Once the operation is known to run, a refusal does not end the call: a wrong key or a proxy's 404 must not fail a
-    # healthy payment. Only OutcomeUnknownError does, because it says that the outcome is lost.
-    if isinstance(reason, OutcomeUnknownError) or (
-        isinstance(reason, HandlerError) and not reason.retryable and known is None
-    ):
+    call, known = attempt.call, attempt.known
+    if (reason := error.final_reason(is_refusal_final=known is None)) is not None:
         await attempt.fail(reason)
         return
     # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.

@@ -1,14 +1,13 @@
 """The commands `callback-bridge keys`: new keys, the start of a rotation, and what both sides of a pair have.
 
 Only `new` prints a key. The settings that BRIDGE_CONFIG names decide whether `list` and `check` act for a caller or for
-a handler. The module `admin.keys` of that side has its settings as `SETTINGS`, and `shared_keys` asks its peers.
+a handler. The module `admin.keys` of that side has its settings as `SETTINGS`, and the echos for its peers.
 """
 
 import importlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +19,9 @@ from temporalio.common import MetricMeter
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, print_list, to_json
-from bridge.runtime.http_client import HttpClient
+from bridge.protocol.echo import Echo
 from bridge.runtime.metrics import Metrics
+from bridge.runtime.peer_check import ask_peers
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import CONFIG_VARIABLE, load, read_toml
 from bridge.security.keys import KeySet, new_key
@@ -30,10 +30,6 @@ keys = App(name="keys", help="Make, rotate and compare keys.")
 
 Fingerprints = Mapping[Any, Mapping[str, str]]
 """Fingerprints by key set, by key id."""
-
-
-SharedKeys = tuple[str, Fingerprints, Fingerprints | str]
-"""The endpoint or the callback URL that was asked, our keys, and the peer's keys, or why it did not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ def rotate(file: Path, /, *, as_json: JsonOutput = False) -> None:
     written.write_text(_toml(key_set) + "\n")
     written.replace(path)
     steps = [
-        "copy the file to all processes of both sides that have this key set; they read it within 5 s",
+        "copy the file to all processes of both sides that have this key set; each reads it when it next uses a key",
         "callback-bridge keys check: the new key must be the same on both sides",
         f'set signing = "{key_id}" in the file, and copy it to all processes of the side that signs',
         f"when bridge_key_uses_total of {old} grows no more, remove it, first on the side that signs",
@@ -130,22 +126,24 @@ def list_(*, as_json: JsonOutput = False) -> None:
 async def check(*, as_json: JsonOutput = False) -> None:
     """Ask each peer by a signed echo which keys it has, and compare fingerprints. No key leaves this machine.
 
-    A caller whose receiver does not verify our signatures or does not sign is not asked.
+    A peer that does not verify our signatures or does not sign its answers is not asked.
     """
-    side, metrics = _side(), Metrics(MetricMeter.noop)
+    side = _side()
     settings = load(side.SETTINGS)
-    async with aclosing(HttpClient(user_agent="callback-bridge-keys/0.1")) as http:
-        shared: AsyncIterator[SharedKeys] = side.shared_keys(settings, LiveKeys(settings, metrics), http, metrics)
-        rows = [row async for each in shared for row in compared(each)]
+    ours = LiveKeys(settings, Metrics(MetricMeter.noop))
+    rows = []
+    for probe, result in await ask_peers(side.key_probes(settings), clock=lambda: datetime.now(UTC)):
+        if result is not None:
+            theirs = result.keys if isinstance(result, Echo) else str(result)
+            rows += compared(probe.name, ours.fingerprints(probe.peer), theirs)
     print_list(rows, "peer key_set key_id result", as_json=as_json)
     if any(each.result != "same" for each in rows):
         message = "not all keys are the same on both sides: see callback-bridge keys rotate"
         raise CommandError(message)
 
 
-def compared(shared: SharedKeys) -> list[KeyComparison]:
-    """One row for each key that at least one side has, or one in all if the peer did not answer."""
-    peer, ours, theirs = shared
+def compared(peer: str, ours: Fingerprints, theirs: Fingerprints | str) -> list[KeyComparison]:
+    """One row for each key that at least one side has, or one in all if *theirs* says why *peer* did not answer."""
     if isinstance(theirs, str):
         return [KeyComparison(peer=peer, key_set="?", key_id="?", result=theirs)]
     rows = []

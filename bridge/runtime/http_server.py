@@ -48,9 +48,6 @@ _ServiceT = TypeVar("_ServiceT")
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
 
-STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
-"""Set when the process stops. From then on `/readyz` answers 503."""
-
 
 def create_app(check: ReadyCheck) -> web.Application:
     """An application with health routes and the error middleware.
@@ -75,17 +72,15 @@ def create_app(check: ReadyCheck) -> web.Application:
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
+    async def stop(_: web.Application) -> None:
+        stopping.set()
+
     app = web.Application(middlewares=[_middleware], client_max_size=MAX_BODY_BYTES)
-    app[STOPPING] = stopping
     app.on_response_prepare.append(_hide_versions)
-    app.on_shutdown.append(_stop)
+    app.on_shutdown.append(stop)
     app.router.add_get(LIVE, alive, name="livez")
     app.router.add_get("/readyz", ready)
     return app
-
-
-async def _stop(app: web.Application) -> None:
-    app[STOPPING].set()
 
 
 def answer(status: int, headers: dict[str, str], body: bytes) -> web.Response:

@@ -19,7 +19,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from bridge.errors import bad_request
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import MAX_HEADER_BYTES, SERVER, STOPPING, AccessLogger, answer
+from bridge.runtime.http_server import MAX_HEADER_BYTES, SERVER, AccessLogger, answer
 
 SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 MAX_CONNECTIONS = 512
@@ -212,7 +212,6 @@ async def listening(
         host, port = sockets[0].getsockname()[:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
-        app[STOPPING].set()
         for task in accepting:
             task.cancel()
         await asyncio.gather(*accepting, return_exceptions=True)

@@ -59,26 +59,32 @@ class EchoProbe:
     """The way to it, as the settings of the peer say."""
     answers: Literal["signed", "unsigned"] = "signed"
     """Whether the peer signs its answers."""
+    peer: str = ""
+    """The peer's table in the settings."""
+
+
+EchoResult = Echo | HandlerError | BridgeError
+
+
+async def ask_peers(
+    probes: Iterable[EchoProbe], *, clock: Callable[[], datetime]
+) -> list[tuple[EchoProbe, EchoResult | None]]:
+    """Send every echo, all at the same time. The result is None for a peer that cannot sign its answers."""
+    async with aclosing(HttpClient(user_agent="callback-bridge-doctor/0.1")) as http:
+        peers = PeerClient(http, metrics=Metrics(MetricMeter.noop), clock=clock)
+        asked = list(probes)
+        return list(zip(asked, await asyncio.gather(*(_ask(peers, each) for each in asked)), strict=True))
 
 
 async def check_peers(probes: Iterable[EchoProbe], *, clock: Callable[[], datetime]) -> list[Finding]:
-    """Send every echo, all at the same time, and return what the answers show."""
-    async with aclosing(HttpClient(user_agent="callback-bridge-doctor/0.1")) as http:
-        peers = PeerClient(http, metrics=Metrics(MetricMeter.noop), clock=clock)
-        found = await asyncio.gather(*(_check(peers, each, clock) for each in probes))
-    return [finding for findings in found for finding in findings]
+    """Send every echo, and return what the answers show."""
+    asked = await ask_peers(probes, clock=clock)
+    return [finding for probe, result in asked for finding in _findings(probe, result, now=clock())]
 
 
-async def _check(peers: PeerClient, probe: EchoProbe, clock: Callable[[], datetime]) -> list[Finding]:
+async def _ask(peers: PeerClient, probe: EchoProbe) -> EchoResult | None:
     if probe.key_set is None or probe.answers == "unsigned":
-        return [
-            Finding(
-                "not known",
-                probe.name,
-                "not checked: the peer cannot sign its answers, or wants a proof that only its own side has",
-            )
-        ]
-    result: Echo | HandlerError | BridgeError
+        return None
     try:
         answer = await peers.post(
             *(Sent.ECHO, probe.name, probe.url, {}, b""),
@@ -87,10 +93,16 @@ async def _check(peers: PeerClient, probe: EchoProbe, clock: Callable[[], dateti
             route=probe.route,
             timeout=_TIMEOUT,
         )
-        result = decode_echo(answer.body) if answer.error is None else answer.error
+        return decode_echo(answer.body) if answer.error is None else answer.error
     except BridgeError as error:
-        result = error
-    rung, problem = first_problem(result, now=clock())
+        return error
+
+
+def _findings(probe: EchoProbe, result: EchoResult | None, *, now: datetime) -> list[Finding]:
+    if result is None:
+        reason = "not checked: the peer cannot sign its answers, or wants a proof that only its own side has"
+        return [Finding("not known", probe.name, reason)]
+    rung, problem = first_problem(result, now=now)
     # TLS may also be that of the egress proxy.
     rungs = [each for each in RUNGS if each != "TLS" or rung == "TLS" or probe.url.startswith("https:")]
     height = rungs.index(rung) if rung is not None else len(rungs)
@@ -103,7 +115,7 @@ async def _check(peers: PeerClient, probe: EchoProbe, clock: Callable[[], dateti
     ]
 
 
-def first_problem(result: Echo | HandlerError | BridgeError, *, now: datetime) -> tuple[str | None, str | None]:
+def first_problem(result: EchoResult, *, now: datetime) -> tuple[str | None, str | None]:
     """Return the lowest of the `RUNGS` that does not hold and what to do, by the answer to an echo; else None twice."""
     match result:
         case TransportError():

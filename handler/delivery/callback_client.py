@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from nexusrpc import HandlerError
 from temporalio.converter import DataConverter
 
 from bridge.errors import BridgeError, DestinationBusyError, DestinationRefusedError
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
-from bridge.protocol.echo import Echo, decode_echo
+from bridge.protocol.echo import decode_echo
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
@@ -135,23 +134,14 @@ class CallbackClient:
             allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
-            echo = await self.echo(caller, url)
+            target = f"{url}{'&' if '?' in url else '?'}handler={self._name}"
+            answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
+            if answer.error is not None:
+                return str(answer.error)
+            echo = decode_echo(answer.body)
             return echo.callback_problem or echo.clock_problem(self._clock())
-        except (BridgeError, HandlerError) as error:
+        except BridgeError as error:
             return str(error)
-
-    async def echo(self, caller: str, url: str) -> Echo:
-        """Ask the receiver of *caller* for an echo. The caller's callback URLs are below *url*.
-
-        Raises:
-            bridge.errors.BridgeError: There was no usable answer, or *url* is not allowed.
-            nexusrpc.HandlerError: The receiver refused.
-        """
-        target = f"{url}{'&' if '?' in url else '?'}handler={self._name}"
-        answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
-        if answer.error is not None:
-            raise answer.error
-        return decode_echo(answer.body)
 
     async def post(
         self,

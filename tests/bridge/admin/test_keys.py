@@ -93,7 +93,7 @@ def test_keys_of_both_sides_are_compared_by_id() -> None:
     """Every key of either side gets one row; a peer that did not answer gets one in all."""
     ours = {"start_keys": {"k1": "a", "k2": "b", "k3": "c"}, "completion_keys": {"k1": "d"}}
     theirs = {"start_keys": {"k1": "a", "k2": "x", "k4": "c"}}
-    rows = [(each.key_set, each.key_id, each.result) for each in compared(("payments", ours, theirs))]
+    rows = [(each.key_set, each.key_id, each.result) for each in compared("payments", ours, theirs)]
     assert rows == [
         ("completion_keys", "k1", "only here"),
         ("start_keys", "k1", "same"),
@@ -101,7 +101,7 @@ def test_keys_of_both_sides_are_compared_by_id() -> None:
         ("start_keys", "k3", "only here"),
         ("start_keys", "k4", "only there"),
     ]
-    [row] = compared(("payments", ours, "handler not reached"))
+    [row] = compared("payments", ours, "handler not reached")
     assert (row.peer, row.result) == ("payments", "handler not reached")
 
 
