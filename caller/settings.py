@@ -18,20 +18,21 @@ class HandlerPeer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     start_keys: Keys
-    """Signs our requests to it."""
+    """Keys that sign our requests to the handler and verify its answers."""
     answers: Literal["signed", "unsigned"] = "signed"
-    """"unsigned": a handler that cannot sign its answers. A proxy's answer can then pass as the handler's. Only answers
-    that no proxy gives by accident are final."""
+    """"unsigned" is for a handler that cannot sign its answers. A proxy's answer can then be taken for the handler's.
+    Therefore an answer is final only if a proxy does not give such an answer by accident."""
     completion_keys: Keys | None = None
-    """Verifies its completions. Required if we have a receiver."""
+    """Keys that verify the handler's completions. Required with `receiver`."""
     shares_storage: bool = False
-    """Whether it uses the same external storage, under the same names. If so, inputs and outcomes may cross as
-    references that a data converter made. If not, an outcome that is a reference is not accepted."""
+    """Whether it uses the same external storage, under the same names. If true, inputs and outcomes may be sent as
+    references that a data converter made. If false, inputs are sent as values, and an outcome that is a reference is
+    not accepted."""
     trace: TraceMode = "continue"
     """How its trace context is used. "continue": our spans belong to its traces. "link": they link to its traces.
     "off": no trace context crosses."""
     ui_url: HttpUrl | None = None
-    """Base URL of its Temporal UI. Calls then link to the workflow that carries them out."""
+    """Base URL of the handler's Temporal UI. A call then links to the workflow that carries out the operation."""
 
 
 class Endpoint(BaseModel):
@@ -44,17 +45,20 @@ class Endpoint(BaseModel):
     handler: Name
     """Name of the handler behind it, a key of `handlers`."""
     transport: Literal["callback", "wait", "poll"] = "callback"
-    """How calls wait that do not choose a transport themselves."""
+    """Transport of the calls whose client names no transport."""
     wait_s: int = Field(default=5, ge=1, le=60)
-    """With "wait": seconds that the handler is asked to hold a start open; at most half of the call's first lease."""
+    """With "wait": seconds for which we ask the handler to hold a start open. A call asks for at most half of its first
+    lease."""
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
     """With "poll": seconds between two requests."""
     networks: tuple[IPvAnyNetwork, ...] = ()
-    """Non-public networks that its host may resolve to, or that of `proxy`. Other non-public addresses are refused."""
+    """Non-public networks to which connections may go: to the host of `url`, or with `proxy` to the proxy. Every other
+    non-public address is refused."""
     tls: Tls | None = None
-    """Authorities and certificate for TLS, if they are not the system's."""
+    """Files for TLS: the authorities, if they are not the system's, and our client certificate."""
     proxy: HttpUrl | None = None
-    """URL of the HTTP proxy to which requests go, without a user. It resolves and connects in our place."""
+    """URL of the HTTP proxy to which requests go, without a user. The proxy looks up the handler's host and connects to
+    it."""
     allow_insecure: bool = False
     """Allow plain http. For development on one machine."""
 
@@ -65,7 +69,7 @@ class Endpoint(BaseModel):
 
     @property
     def route(self) -> Route:
-        """The way to it."""
+        """The way to the endpoint."""
         return Route(networks=self.networks, tls=self.tls, proxy=self.proxy)
 
 
@@ -75,7 +79,7 @@ class Receiver(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
-    """The receiver as handlers see it; callback URLs begin with it."""
+    """Public URL of the receiver. Every callback URL begins with this URL."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -89,7 +93,7 @@ class Receiver(BaseModel):
         return self
 
     def echo_url(self, namespace: str | None) -> str:
-        """URL where the receiver answers an echo, and compares its namespace if one is given."""
+        """URL at which the receiver answers an echo. If *namespace* is given, the receiver compares it with its own."""
         return f"{self.url}/callbacks" + ("" if namespace is None else f"?namespace={quote(namespace)}")
 
 
@@ -102,7 +106,7 @@ class CallerSettings(BridgeSettings):
     name: Name
     """Our name, as the handlers' settings have it."""
     receiver: Receiver | None = None
-    """Where completions arrive. It is left out if no handler can reach us; every endpoint then needs the transport
+    """Where completions arrive. Leave it out if no handler can reach us. Every endpoint then needs the transport
     "poll"."""
     callback_keys: Keys | None = None
     """Signs and verifies callback tokens. Only the caller's side has these keys. Required with `receiver`."""
@@ -122,7 +126,7 @@ class CallerSettings(BridgeSettings):
                 message = f'endpoints.{name}.transport: "{endpoint.transport}" needs a receiver'
                 raise ValueError(message)
         if (self.receiver is None) != (self.callback_keys is None):
-            message = "receiver and callback_keys go together"
+            message = "receiver and callback_keys: set both or neither"
             raise ValueError(message)
         for name, peer in self.handlers.items():
             if self.receiver is not None and peer.completion_keys is None:

@@ -16,9 +16,9 @@ from bridge.runtime.settings import load
 from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
-from handler.delivery.abandoned_runs import AbandonedActivities
 from handler.delivery.activity import DeliveryActivities
 from handler.delivery.callback_client import USER_AGENT, CallbackClient
+from handler.delivery.caller_close_policy import AbandonedActivities
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor

@@ -7,10 +7,10 @@ from bridge.errors import not_found
 from bridge.runtime.temporal import Namespace
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
-from handler.start.identity import may_cancel
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.runs import Runs
+from handler.start.same_call import may_cancel
 
 
 class Canceler:

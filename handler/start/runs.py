@@ -1,6 +1,7 @@
-"""The runs in the handler's namespace: look up, start, attach, cancel. All calls to Temporal of the start path.
+"""The runs in the handler's namespace. This module looks up runs, starts them, attaches calls to them and cancels them.
 
-Temporal deduplicates starts by a request id, which is a keyed hash of caller, operation, request id and input.
+Temporal deduplicates starts by its own request id. We set it to a keyed hash of the caller, the service, the operation,
+the call's request id and the hash of the input.
 """
 
 from collections.abc import Callable
@@ -52,9 +53,10 @@ class Run:
     memo: CallMemo | None
     """The call that started it; None if no call did."""
     served: frozenset[str]
-    """Operation tokens of the calls to which Temporal's server delivers the outcome. Later runs keep them."""
+    """Operation tokens of the calls to which Temporal's server delivers the outcome. A run that continues this run has
+    the same tokens."""
     progress: Payload | None
-    """Its last progress, as its worker's converter and codec made it; None without progress."""
+    """The last progress that the run reported, encoded by its worker's data converter. None if it reported none."""
 
     @property
     def execution(self) -> WorkflowExecution:
@@ -101,7 +103,7 @@ class Runs:
         headers = (each.callback.nexus.header for each in described.callbacks)
         progress = info.memo.fields.get(PROGRESS_MEMO)
         if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
-            # Progress is a few words for people. A reference to external storage is left out.
+            # Progress is a short text for people. A long text and a reference to external storage are left out.
             progress = None
         return Run(
             ref=self.ref(workflow_id, info.execution.run_id),
@@ -119,14 +121,14 @@ class Runs:
     async def start(
         self, call: Call, memo: CallMemo, on_conflict: OnConflictOptions | None = None
     ) -> StartWorkflowExecutionResponse | None:
-        """Ask Temporal for the run. None if a closed run holds the workflow id.
+        """Start the run, or find the open run with the workflow id. None if a closed run of another start has the id.
 
         *on_conflict* names what to attach to an open run. Even empty options write an event to its history.
         """
         target, request, callback = call.target, call.request, call.server_callback
         callbacks = []
         if callback is not None:
-            # If the completion overtakes the answer to the start, the token in its header names the operation.
+            # If the completion arrives before the answer to the start, the token in its header names the operation.
             header = {**callback.header, OPERATION_TOKEN.lower(): call.token}
             callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
         timeout = request.operation_timeout if target.bounded else None
@@ -167,14 +169,14 @@ class Runs:
             raise
 
     async def attach(self, call: Call, memo: CallMemo, run: Run) -> bool:
-        """Signal *run* that *call* waits for its outcome too. False if the run closed before."""
+        """Attach *call* to *run* by a signal, so that it gets the outcome too. False if the run has closed."""
         request = SignalWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_execution=run.execution,
             signal_name=ATTACH_SIGNAL,
             input=Payloads(payloads=await self._inline.encode([memo])),
             identity=self._client.identity,
-            # A renewal sends the signal again. The server drops it by this id.
+            # A renewal sends the signal again. The server drops the repeated signal, which has the same request id.
             request_id=call.temporal_request_id,
         )
         try:
@@ -189,7 +191,7 @@ class Runs:
         return True
 
     async def cancel(self, run: Run, *, request_id: str, reason: str) -> None:
-        """Request cancellation of *run*. If it has closed before, nothing happens."""
+        """Request cancellation of *run*. If the run has closed, nothing happens."""
         request = RequestCancelWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_execution=run.execution,

@@ -1,4 +1,4 @@
-"""Who a run belongs to: whether a call may get its outcome, and whether a caller may cancel it. Pure functions.
+"""Whether a call is the call of a run: may it get the outcome, and may a caller cancel the run? Pure functions.
 
 Workflow ids are business ids that all callers share. The memo of a run names the call that started the run, and
 decides. If the memo refuses a call, the answer does not show more than a start would.

@@ -32,11 +32,11 @@ from handler.start.authorization import Authorization, Authorize
 from handler.start.call import Call
 from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
-from handler.start.identity import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
 from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs
+from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
 from handler.start.user_functions import TIMEOUT, workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)

@@ -1,8 +1,8 @@
 """Operations that need no workflow: nexusrpc's own service handlers, which run while their start is answered.
 
 nexusrpc finds and runs the team's function. This module converts the input and the outcome with the client's data
-converter, and maps errors as Temporal's own worker does. It stores nothing: a repeated start runs the function again,
-with the same request id.
+converter, and maps errors as Temporal's own worker does. It stores nothing. A repeated start therefore runs the
+function again, with the same request id.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class SyncOperations:
         threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
     ) -> None:
-        """Collect the operations of *services*. Plain functions among them run in *threads*, by caller.
+        """Collect the operations of *services*. A plain function runs in its caller's executor of *threads*.
 
         Raises:
             ValueError: A member of *services* is not a service handler, or an operation is claimed twice, by *services*
@@ -68,7 +68,11 @@ class SyncOperations:
             self._handlers = {caller: Handler(services, executor) for caller, executor in threads.items()}
         except (TypeError, RuntimeError, KeyError) as error:
             # nexusrpc raises KeyError if the instance is of the contract's class, which has no operation handlers.
-            reason = f"a mere contract, no handler for {error}" if isinstance(error, KeyError) else str(error)
+            reason = (
+                f"no handler but an instance of the contract, for {error}"
+                if isinstance(error, KeyError)
+                else str(error)
+            )
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
         self._data_converter = data_converter
@@ -130,7 +134,7 @@ class SyncOperations:
             raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
         else:
             if not isinstance(result, StartOperationResultSync):
-                message = "an operation that runs on after its start must be a workflow"
+                message = "an operation that continues after its start must be a workflow"
                 raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
             outcome = Outcome.succeeded(await self._result(result.value, context))
         finally:
@@ -151,7 +155,7 @@ class SyncOperations:
         return await self._conversion.close(payload)
 
     async def _with_cause(self, error: HandlerError, cause: BaseException | None) -> HandlerError:
-        """Return *error* with its *cause* as the encoded failure that is sent."""
+        """Return *error* with *cause* in the form in which it is sent: as an encoded failure."""
         if cause is None:
             return error
         with_cause = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
@@ -183,7 +187,7 @@ class _Input:
 
 
 class _Cancellation(OperationTaskCancellation):
-    """Lets a function that still runs see that the request is over."""
+    """Shows a function that still runs that the request is over."""
 
     def __init__(self) -> None:
         self._in_threads, self._in_loop = threading.Event(), asyncio.Event()

@@ -7,8 +7,8 @@ import pytest
 from bridge.protocol.link import WorkflowRef
 from bridge.workflow.targets import Targets
 from handler.delivery.records import CallMemo, packed_reply
-from handler.start.identity import may_cancel
 from handler.start.runs import Run
+from handler.start.same_call import may_cancel
 from tests.support.targets import ProbeWorkflow, SharedWorkflow
 
 [PROBE], [SHARED] = list(Targets([ProbeWorkflow])), list(Targets([SharedWorkflow]))

@@ -404,7 +404,7 @@ class _ProbesAgain:
         pytest.param([Quotes(), Quotes()], "'QuoteService' has already been registered", id="the same service twice"),
         pytest.param([Quotes], "got a class", id="a class"),
         pytest.param([object()], "service_handler", id="undecorated"),
-        pytest.param([object.__new__(QuoteService)], "mere contract", id="a contract"),
+        pytest.param([object.__new__(QuoteService)], "instance of the contract", id="a contract"),
     ],
 )
 def test_claims_that_contradict_each_other_are_refused_at_once(handlers: list[Any], says: str) -> None:
