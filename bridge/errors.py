@@ -57,6 +57,9 @@ class DestinationRefusedError(BridgeError):
 class DestinationBusyError(BridgeError):
     """The maximum number of requests is in flight to the destination, and none ended in time. Nothing was sent."""
 
+    retry_after: timedelta | None = None
+    """A delay after which a place may be free, if the destination hangs. None if the destination answers requests."""
+
 
 class PeerHandlerError(HandlerError):
     """A request failed, and the peer itself reported it: the body holds a HandlerError, not only a status."""

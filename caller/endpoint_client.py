@@ -9,7 +9,7 @@ from typing import TypeVar
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
-from bridge.errors import BridgeError, OutcomeUnknownError, bad_request, not_found
+from bridge.errors import BridgeError, DestinationBusyError, OutcomeUnknownError, bad_request, not_found
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.headers import LINK
@@ -140,7 +140,8 @@ class Endpoints:
             text = "this call cannot be signed: a header or name is not ASCII"
             raise bad_request(text) from None
         except BridgeError as error:
-            raise NotStartedError(error, retry_after=None) from None
+            busy_for = error.retry_after if isinstance(error, DestinationBusyError) else None
+            raise NotStartedError(error, retry_after=busy_for) from None
         if answer.meaning is Meaning.REFUSED and not is_first:
             _add_that_it_may_run(answer.error)
         raise NotStartedError(answer.error, retry_after=answer.retry_after)

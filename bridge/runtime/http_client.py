@@ -10,6 +10,7 @@ people can see. No exception of aiohttp leaves this module, because its text may
 
 import asyncio
 import io
+import random
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
@@ -173,7 +174,11 @@ class _Destination:
         except TimeoutError:
             self._is_stuck = self._is_stuck or patience > timedelta(0)
             message = "too many requests in flight to the destination"
-            raise DestinationBusyError(message) from None
+            error = DestinationBusyError(message)
+            if self._is_stuck:
+                # A place becomes free when a request times out. Requests that come back sooner are work for nothing.
+                error.retry_after = REQUEST_TIMEOUT * (0.5 + random.random())  # noqa: S311 - spreads load
+            raise error from None
         self.in_flight += 1
 
     def leave(self) -> None:

@@ -40,7 +40,7 @@ class Attempted(NamedTuple):
     reason: str = ""
     """Why the outcome was not accepted."""
     is_busy: bool = False
-    """Whether the destination was busy."""
+    """Whether the destination was busy, but answers requests."""
 
     @property
     def is_done(self) -> bool:
@@ -116,7 +116,7 @@ class CallbackClient:
             with span("bridge.deliver", traced, peer.trace if peer is not None and call.traceparent else "off"):
                 answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError as error:
-            return Attempted(Meaning.AGAIN, reason=str(error), is_busy=True)
+            return Attempted(Meaning.AGAIN, error.retry_after, str(error), is_busy=error.retry_after is None)
         except DestinationRefusedError as error:
             # Every attempt would fail equally. An operator has to change the settings and repeat the delivery.
             return Attempted(Meaning.REFUSED, reason=str(error))

@@ -18,7 +18,7 @@ from yarl import URL
 
 from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
 from bridge.runtime import http_client
-from bridge.runtime.http_client import HttpAnswer, HttpClient
+from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpAnswer, HttpClient
 from bridge.runtime.route import Route
 from tests.support.helpers import assert_eventually
 
@@ -522,14 +522,22 @@ async def hanging(client: HttpClient, peer: Peer, count: int) -> AsyncIterator[N
 
 
 async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer) -> None:
-    """Neither the limit of a destination nor one of the whole client is used up for others."""
+    """Neither the limit of a destination nor one of the whole client is used up for others.
+
+    Once a request has waited in vain, the others are asked to come back when the requests in flight may have timed out.
+    """
     async with (
         aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client,
         hanging(client, peer, 120),
         raw_server(answer_once) as other,
     ):
-        with pytest.raises(DestinationBusyError):
+        with pytest.raises(DestinationBusyError) as busy:
+            await post(client, peer.url(), patience=timedelta(0))
+        assert busy.value.retry_after is None
+        with pytest.raises(DestinationBusyError) as stuck:
             await post(client, peer.url(), patience=SOON)
+        assert stuck.value.retry_after is not None
+        assert REQUEST_TIMEOUT / 2 <= stuck.value.retry_after <= REQUEST_TIMEOUT * 1.5
         assert (await post(client, other, patience=timedelta(0))).status == 200
 
 

@@ -1,0 +1,44 @@
+"""The pace of the attempts of a delivery workflow."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from aiohttp import web
+
+from bridge.runtime.http_client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
+from handler.delivery import dispatcher
+from tests.support.callers import CallPlan
+from tests.support.helpers import assert_eventually
+from tests.support.targets import Ask
+from tests.support.world import World
+
+
+async def test_deliveries_to_a_receiver_that_hangs_come_back_when_its_requests_may_have_timed_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts that only find all places taken are not repeated every second."""
+    monkeypatch.setattr(dispatcher, "_PATIENCE", timedelta(milliseconds=200))
+    opened = asyncio.Event()
+
+    async def hang(_: web.Request) -> None:
+        await opened.wait()
+
+    world.receiver.before = hang
+    asks = [Ask(world.key()) for _ in range(REQUESTS_PER_DESTINATION + 3)]
+    await asyncio.gather(*(world.call(ask, CallPlan(first_lease=600)) for ask in asks))
+    query = f"WorkflowType = 'bridge.Delivery' AND TaskQueue = '{world.payment_queue}'"
+
+    async def waiting() -> None:
+        found = [each.id async for each in world.handler_client.list_workflows(query)]
+        described = [await world.handler_client.get_workflow_handle(each).describe() for each in found]
+        pending = [each for run in described for each in run.raw_description.pending_activities]
+        # After any other first attempt the delay is a second at most.
+        assert any(
+            each.attempt == 2 and each.current_retry_interval.ToTimedelta() >= REQUEST_TIMEOUT / 2 for each in pending
+        )
+
+    try:
+        await assert_eventually(waiting)
+    finally:
+        opened.set()
