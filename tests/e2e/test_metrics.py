@@ -5,9 +5,11 @@ import functools
 import json
 import logging
 import re
+import subprocess
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +31,7 @@ from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT
 from tests.support.callers import CallPlan
+from tests.support.debian import debian_program
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.targets import TARGETS, Ask
 from tests.support.world import World, running_world
@@ -230,6 +233,131 @@ def test_labels_of_dashboard_and_alerts_exist(scrapes: Scrapes) -> None:
         used = re.findall(r"by \(([^)]*)\)", expression)
         assert {each.strip() for group in used for each in group.split(",")} <= labels
         assert set(re.findall(r"[{,](\w+)[=!]", expression)) <= labels
+
+
+def recorded(texts: Iterable[str], *, minutes: int) -> dict[str, str]:
+    """The samples of *texts* as series with a value a minute, where each text was scraped for so many *minutes*."""
+    made: dict[str, list[str]] = {}
+    for number, text in enumerate(texts):
+        for name, labels, value in _SAMPLE.findall(text):
+            values = made.setdefault(f"{name}{{{labels}}}", ["_"] * number * minutes)
+            values += [value] * minutes
+    return {name: " ".join(values) for name, values in made.items()}
+
+
+def fired(folder: Path, series: Mapping[str, str], expected: Mapping[str, list[dict[str, str]]], *, minute: int) -> str:
+    """Evaluate the alerts on *series* at this *minute*. Returns what promtool says: nothing if just *expected* fire."""
+    path = ROOT / "deploy" / "observability" / "alerts.yaml"
+    rules = {rule["alert"]: rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]}
+
+    def alert(name: str, labels: dict[str, str]) -> dict[str, Any]:
+        texts = {
+            key: re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
+            for key, text in rules[name]["annotations"].items()
+        }
+        return {"exp_labels": labels | rules[name]["labels"], "exp_annotations": texts}
+
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [
+            {
+                "eval_time": f"{minute}m",
+                "alertname": name,
+                "exp_alerts": [alert(name, each) for each in expected.get(name, ())],
+            }
+            for name in rules
+        ],
+    }
+    tests = {"rule_files": [str(path)], "evaluation_interval": "1m", "tests": [case]}
+    (folder / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(
+        [debian_program("promtool", "prometheus"), "test", "rules", folder / "tests.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+ALERTS = pytest.mark.part("alerts", short=True)
+
+
+@ALERTS
+def test_alerts_fire_on_what_was_recorded(scrapes: Scrapes, tmp_path: Path) -> None:
+    """An outcome was refused, for the first time in the life of its counter. One lost callback is no reason to act."""
+    texts = scrapes.texts
+    quiet = recorded([texts["begin"], texts["calls"]], minutes=20)
+    assert fired(tmp_path, quiet, {}, minute=39) == ""
+    series = recorded(texts.values(), minutes=5)
+    assert series.keys() > quiet.keys()
+    expected = {"BridgeDeliveryFailed": [{"caller": CALLER, "reason": "bridge.CompletionRefused"}]}
+    assert fired(tmp_path, series, expected, minute=29) == ""
+
+
+@ALERTS
+@pytest.mark.parametrize(
+    ("alert", "series", "labels"),
+    [
+        ("BridgeDeliveryOverdue", {'bridge_delivery_oldest_seconds{caller="a"}': "0x68 301 361"}, {"caller": "a"}),
+        (
+            "BridgeStartsFail",
+            {
+                'bridge_starts_total{caller="a",code="201"}': "0+9x70",
+                'bridge_starts_total{caller="a",code="503"}': "0+1x70",
+                'bridge_starts_total{caller="b",code="201"}': "0+99x70",
+                'bridge_starts_total{caller="b",code="503"}': "0+1x70",
+            },
+            {"caller": "a"},
+        ),
+        (
+            "BridgeUntrusted",
+            {
+                'bridge_untrusted_total{side="handler",reason="clock"}': "0+1x70",
+                'bridge_untrusted_total{side="handler",reason="key"}': "0 1x69",
+            },
+            {"side": "handler", "reason": "clock"},
+        ),
+        (
+            "BridgeFilesNotTaken",
+            {
+                'bridge_files_not_taken_total{content="keys"}': "_x9 1+12x61",
+                'bridge_files_not_taken_total{content="certificates"}': "_x9 1x61",
+            },
+            {"content": "keys"},
+        ),
+        (
+            "BridgeUnsignedAnswers",
+            {'bridge_unsigned_answers_total{peer="a",code="502"}': "0+1x70"},
+            {"peer": "a", "code": "502"},
+        ),
+        (
+            "BridgeCallbacksLost",
+            {
+                'bridge_renewals_total{endpoint="a",result="outcome"}': "0+1x70",
+                'bridge_calls_total{endpoint="a",transport="callback"}': "0+50x70",
+                'bridge_renewals_total{endpoint="b",result="outcome"}': "0+1x70",
+                'bridge_calls_total{endpoint="b",transport="wait"}': "0+200x70",
+                'bridge_renewals_total{endpoint="b",result="running"}': "0+9x70",
+            },
+            {"endpoint": "a"},
+        ),
+        (
+            "BridgeOutcomeContradicted",
+            {
+                'bridge_completions_total{handler="a",outcome="conflict"}': "_x60 1x10",
+                'bridge_completions_total{handler="a",outcome="repeated"}': "0+1x70",
+                'bridge_completions_total{handler="b",outcome="conflict"}': "1x70",
+            },
+            {"handler": "a"},
+        ),
+    ],
+)
+def test_an_alert_fires_for_the_labels_that_it_names(
+    tmp_path: Path, alert: str, series: dict[str, str], labels: dict[str, str]
+) -> None:
+    """Nothing fires for the other series, and no other alert fires."""
+    assert fired(tmp_path, series, {alert: [labels]}, minute=70) == ""
 
 
 @pytest.mark.parametrize(

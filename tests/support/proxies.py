@@ -6,9 +6,7 @@ caddy is a pinned package. The others are those on PATH, or Debian's packages, u
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import pytest
 
 from scripts.environment.program_cache import cached, install_package, on_path
 from scripts.environment.server import free_ports
+from tests.support.debian import debian_program
 from tests.support.helpers import assert_eventually
 
 PREFIX = "/edge"
@@ -103,34 +102,16 @@ _DEBIAN = {"nginx": "nginx-light", "haproxy": "haproxy", "tinyproxy": "tinyproxy
 
 def program(name: str) -> Path:
     """The program *name*. Skips the test where it cannot be had."""
+    if name != "caddy":
+        return debian_program(name, _DEBIAN[name])
     found = on_path(name)
-    if found is not None:
-        return found
-    try:
-        folder = cached(f"proxy-{name}", lambda into: _install(name, into))
-    except OSError as error:
-        pytest.skip(f"{name} is neither on PATH nor can it be installed: {error}")
-    return folder / {"caddy": "bin", "tinyproxy": "usr/bin"}.get(name, "usr/sbin") / name
+    return found or cached("proxy-caddy", _install_caddy) / "bin" / name
 
 
-def _install(name: str, into: Path) -> None:
-    if name == "caddy":
-        refusal = install_package("caddy.txt", into)
-        if refusal is not None:
-            raise OSError(refusal)
-        return
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        message = "there is no apt-get"
-        raise OSError(message)
-    archives = into / "archives"
-    (archives / "partial").mkdir(parents=True)
-    options = ["-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={archives}"]
-    install = ["apt-get", "install", "-y", "--download-only", "--no-install-recommends", *options, _DEBIAN[name]]
-    done = subprocess.run(install, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise OSError(done.stderr.strip()[-200:])
-    for package in archives.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", package, into], check=True)
+def _install_caddy(into: Path) -> None:
+    refusal = install_package("caddy.txt", into)
+    if refusal is not None:
+        pytest.skip(f"caddy is neither on PATH nor can it be installed: {refusal}")
 
 
 def _libraries(found: Path) -> str:
