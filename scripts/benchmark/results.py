@@ -56,6 +56,8 @@ class Batch:
     server_cpu_s: float | None
     """Without the CPU time that the idle server uses. None if other modes ran at the same time."""
     client_cpu_s: float
+    service_cpu_s: float
+    """The part of it that a bridge's receiver and handler service used; 0 for another mode."""
     http_requests: int
     grpc_requests: float | None
 
@@ -199,6 +201,7 @@ FIGURES = (
     Figure(name="server CPU, 50 in flight", of=_server_cpu, in_flight=50),
     Figure(name="all CPU, 1 in flight", of=_all_cpu, in_flight=1),
     Figure(name="all CPU, 50 in flight", of=_all_cpu, in_flight=50),
+    Figure(name="CPU of both services, 50 in flight", of=lambda batch: batch.service_cpu_s / batch.calls, in_flight=50),
     *(
         Figure(
             name=f"calls per second, {level} in flight",
@@ -283,7 +286,7 @@ def ratios(results: Results, *, subjects: Sequence[str], references: Sequence[st
     for setting in settings:
         for figure in FIGURES:
             for mode in subjects:
-                for against in references:
+                for against in (each for each in references if each != mode):
                     ratio = _ratio(results.batches, figure, mode, against, setting)
                     if ratio is not None:
                         found.append(ratio)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -20,7 +21,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from scripts.benchmark.orders import nexus_endpoint
-from scripts.benchmark.results import frontend_requests, http_requests
+from scripts.benchmark.results import STATELESS, frontend_requests, http_requests
 from scripts.benchmark.workers import TOKEN_VARIABLE
 from scripts.environment.progress import with_ticker
 from scripts.environment.server import Server, free_ports, running_server, stop_process
@@ -72,6 +73,10 @@ class Mode:
     """What differs in the settings, for a bridge: a line's beginning, and what stands there instead."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More for its processes."""
+    is_traced: bool = False
+    """Whether its processes make spans."""
+    service_options: Sequence[str] = ()
+    """More for the commands of its receiver and its handler service."""
 
     @property
     def order_queue(self) -> str:
@@ -97,6 +102,22 @@ WAIT = Mode(
     deployment=_BRIDGE,
     replace={"[endpoints.payments]": '[endpoints.payments]\ntransport = "wait"'},
 )
+OBSERVED = Mode(
+    name="observed",
+    workflow="OrderWorkflow",
+    deployment=f"{_BRIDGE}; with metrics, console and spans",
+    environment={
+        "BRIDGE_METRICS_ADDRESS": "127.0.0.1:0",
+        "BRIDGE_CONSOLE": json.dumps({"port": 0, "tokens": {"anna": "0" * 64}}),
+    },
+    is_traced=True,
+)
+UNLOGGED = Mode(
+    name="unlogged",
+    workflow="OrderWorkflow",
+    deployment=f"{_BRIDGE}; both services log errors only",
+    service_options=("--log-level", "error"),
+)
 SYNC = Mode(name="sync-1a", workflow="WrapperOrderWorkflow", deployment="order worker; HTTP API that hosts the worker")
 POLL = Mode(name="poll-1b", workflow="WrapperOrderWorkflow", deployment=SYNC.deployment)
 NEXUS = Mode(
@@ -118,6 +139,8 @@ CHILD = Mode(
 )
 
 MODES = (BRIDGE, WAIT, POLL, SYNC, NEXUS, NEXUS_EAGER, CHILD)
+NAMED_MODES = (*MODES, OBSERVED, UNLOGGED)
+"""With those that are measured only if they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +149,8 @@ class Usage:
 
     server_cpu_s: float
     client_cpu_s: float
+    service_cpu_s: float
+    """The part of it that a bridge's receiver and handler service used."""
     http_requests: int
     grpc_requests: float
 
@@ -135,6 +160,7 @@ class Usage:
         return Usage(
             server_cpu_s=max(0.0, self.server_cpu_s - earlier.server_cpu_s - server * seconds),
             client_cpu_s=self.client_cpu_s - earlier.client_cpu_s,
+            service_cpu_s=self.service_cpu_s - earlier.service_cpu_s,
             http_requests=self.http_requests - earlier.http_requests,
             grpc_requests=max(0.0, self.grpc_requests - earlier.grpc_requests - grpc * seconds),
         )
@@ -161,9 +187,11 @@ class World:
     async def usage(self, mode: Mode) -> Usage:
         """What the server and the processes of *mode* have used so far."""
         grpc = await asyncio.to_thread(self._grpc_requests)
+        used = {role: _cpu(process.pid) for role, process in self.processes[mode.name].items()}
         return Usage(
             server_cpu_s=_cpu(self.server.pid),
-            client_cpu_s=sum(_cpu(process.pid) for process in self.processes[mode.name].values()),
+            client_cpu_s=sum(used.values()),
+            service_cpu_s=sum(used.get(role, 0.0) for role in STATELESS) if mode.is_bridge else 0.0,
             http_requests=sum(self.http_requests(mode).values()),
             grpc_requests=grpc,
         )
@@ -176,6 +204,7 @@ class World:
         self.idle = Usage(
             server_cpu_s=used.server_cpu_s / _IDLE_S,
             client_cpu_s=used.client_cpu_s / _IDLE_S,
+            service_cpu_s=used.service_cpu_s / _IDLE_S,
             http_requests=0,
             grpc_requests=used.grpc_requests / _IDLE_S,
         )
@@ -216,10 +245,10 @@ def commands(mode: Mode, *, is_eager: bool, api_port: int) -> dict[str, tuple[st
     orders, payments = mode.order_queue, mode.payment_queue
     match mode.workflow:
         case "OrderWorkflow":
-            service = ["handler", "serve", "--module", PAYMENTS]
+            service = ["handler", "serve", "--module", PAYMENTS, *mode.service_options]
             apart = ("handler", [bench, "bridge-payments", payments, "--module", PAYMENTS])
             return {
-                "receiver": ("caller", ["caller", "serve"]),
+                "receiver": ("caller", ["caller", "serve", *mode.service_options]),
                 "orders": ("caller", [bench, "bridge-orders", orders]),
                 "handler": ("handler", [*service, *(["--with-worker"] if is_eager else [])]),
                 **({} if is_eager else {"payments": apart}),
@@ -319,7 +348,7 @@ async def _start_mode(world: World, mode: Mode, environment: Mapping[str, str], 
         }
         with (folder / f"{role}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *command),
+                *(sys.executable, "-m", *(["scripts.benchmark.traced"] if mode.is_traced else []), *command),
                 env={**shared, **own},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

@@ -29,12 +29,15 @@ from scripts.benchmark.world import (
     DEFAULT,
     DEFAULT_EAGER,
     MODES,
+    NAMED_MODES,
     NEXUS,
     NEXUS_EAGER,
+    OBSERVED,
     POLL,
     RAISED,
     RAISED_EAGER,
     SYNC,
+    UNLOGGED,
     WAIT,
     Mode,
     Setting,
@@ -53,8 +56,8 @@ MEMORY_LIMIT_S = 600.0
 
 PARTS = ("latency", "throughput", "targets", "long", "memory")
 SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
-SUBJECTS = (BRIDGE, WAIT)
-REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL)
+SUBJECTS = (BRIDGE, WAIT, OBSERVED, UNLOGGED)
+REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL, BRIDGE)
 
 ONE_SECOND, ONE_MINUTE = 1.0, 60.0
 
@@ -243,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     modes, settings = (
-        ["default", *(mode.name for mode in MODES)],
+        ["default", *(mode.name for mode in NAMED_MODES)],
         [each.name.replace(", ", "-").replace(" ", "-") for each in SETTINGS],
     )
     parser.add_argument(
@@ -257,8 +260,8 @@ def _parser() -> argparse.ArgumentParser:
         "--modes",
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
-        help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery. "
-        "Without --modes: all",
+        help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery, "
+        "observed the same with metrics, console and spans, unlogged without logs. Without --modes: all but these two",
     )
     parser.add_argument(
         "--parts",
@@ -306,8 +309,8 @@ async def _bench(arguments: argparse.Namespace) -> int:
     chosen = [BRIDGE.name if name == "default" else name for name in arguments.modes or ()] or [
         mode.name for mode in MODES
     ]
-    modes = [mode for mode in MODES if mode.name in chosen]
-    is_whole = not arguments.quick and len(modes) == len(MODES) and len(arguments.parts) == len(PARTS)
+    modes = [mode for mode in NAMED_MODES if mode.name in chosen]
+    is_whole = not arguments.quick and modes == list(MODES) and len(arguments.parts) == len(PARTS)
     output = arguments.output or (ROOT / "docs" if is_whole and len(size.settings) == len(SETTINGS) else None)
 
     async def work() -> int:

@@ -69,6 +69,10 @@ class StackOptions:
     """More for every process."""
     own_environment: Callable[[Path, str, str], dict[str, str]] = lambda _folder, _side, _name: {}
     """More for one process, by the stack's folder, its side, and its name."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What is appended to the settings file of a side."""
+    payments: str = "examples.payments.payments"
+    """Module that the handler services serve."""
     order_worker: tuple[str, ...] = ("examples.payments.workers", "orders")
     """Command of an order worker after `python -m`, where it is a process of its own."""
 
@@ -171,6 +175,9 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
                 receiver_port=receiver_port,
                 service_port=service_port,
             )
+            for side, text in options.settings.items():
+                with (folder / f"{side}.toml").open("a") as file:
+                    file.write(text)
             try:
                 await with_ticker("starting receiver, handler service and workers", _start_all(stack, options))
                 yield stack
@@ -221,7 +228,7 @@ def _running_server(
 
 def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
     """Every process by name: its side, and its command after `python -m`."""
-    handler = ["bridge", "handler", "serve", "--module", "examples.payments.payments"]
+    handler = ["bridge", "handler", "serve", "--module", options.payments]
     if not options.separate:
         return {
             "orders": ("caller", ["examples.payments.workers", "orders", "--serve-receiver"]),

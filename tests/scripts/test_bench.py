@@ -56,6 +56,7 @@ def batch(mode: str, round: int, order_ms: float, **changes: Any) -> Batch:  # n
         samples=[sample(order_ms / 2)] * 4,
         server_cpu_s=0.2,
         client_cpu_s=0.1,
+        service_cpu_s=0.0,
         http_requests=8,
         grpc_requests=40.0,
     )
