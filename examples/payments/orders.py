@@ -6,9 +6,9 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 import bridge
-from examples.payments.contract import PaymentRequest, PaymentService
 
 with workflow.unsafe.imports_passed_through():
+    from examples.payments.contract import PaymentRequest, PaymentService
     from examples.payments.settings import FIRST_LEASE, ORDER_DEADLINE, RENEWALS
 
 ORDER_QUEUE = "order-queue"

@@ -10,9 +10,9 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 from bridge import emits_callback
-from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
 
 with workflow.unsafe.imports_passed_through():
+    from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
     from examples.payments.settings import SETTLEMENT
 
 PAYMENT_QUEUE = "payment-queue"

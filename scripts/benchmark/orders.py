@@ -7,9 +7,8 @@ from datetime import timedelta
 
 from temporalio import workflow
 
-from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
-
 with workflow.unsafe.imports_passed_through():
+    from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
     from examples.payments.orders import Order, OrderReceipt
     from examples.payments.settings import ORDER_DEADLINE
 

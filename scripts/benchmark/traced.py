@@ -1,6 +1,6 @@
 """Run a module with a tracer provider: `python -m scripts.benchmark.traced MODULE …`.
 
-The spans are made, batched and thrown away. What is left to measure is their cost in the process.
+The spans are made, batched and dropped. What is left to measure is their cost in the process.
 """
 
 import runpy
@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 
 class Discarded(SpanExporter):
-    """Throws spans away."""
+    """Drops spans."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - OpenTelemetry's interface
         """Report success."""

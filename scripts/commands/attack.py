@@ -104,7 +104,7 @@ callbacks = [{{ url = "http://127.0.0.1:{port}/callbacks", {where} }}]
 
 
 class Run:
-    """One run: honest orders beside one attack after the other."""
+    """One run: honest orders during one attack after the other."""
 
     def __init__(self, stack: Stack, clients: Sequence[Client], aim: Aim, *, seconds: float, rate: float) -> None:
         self._stack, self._clients, self._aim, self._seconds, self._rate = stack, clients, aim, seconds, rate
