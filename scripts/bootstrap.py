@@ -16,7 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 VENV = ROOT / ".venv"
-REQUIREMENTS = {"test": "dev.txt", "check": "dev.txt", "pictures": "dev.txt", "bench": "bench.txt"}
+REQUIREMENTS = {
+    "test": "dev.txt",
+    "check": "dev.txt",
+    "pictures": "dev.txt",
+    "bench": "bench.txt",
+    "attack": "bench.txt",
+}
 """What a command installs that needs more than `run.txt`."""
 
 
