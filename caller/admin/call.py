@@ -79,7 +79,7 @@ async def call(
             causes = list(_causes(error.cause))
             if as_json:
                 print(json.dumps({"error": causes}))
-            said = "; caused by ".join(f"{each['type']}: {plain(each['message'])}" for each in causes)
+            said = "; caused by ".join(f"{plain(each['type'])}: {plain(each['message'])}" for each in causes)
             message = f"{operation} did not succeed: {said}"
             raise CommandError(message) from None
     print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2))

@@ -25,6 +25,7 @@ from scripts.environment.server import Server
 from tests.support.codec import Scrambler
 from tests.support.commands import BRIDGE
 from tests.support.helpers import HANDLER, assert_eventually
+from tests.support.peer import failure_body
 from tests.support.services import Quotes, QuoteService
 from tests.support.settings_files import toml
 from tests.support.targets import Ask, ProbeService, Reply
@@ -321,3 +322,21 @@ async def test_an_interrupted_command_does_not_wait_for_a_handler_that_is_down(w
     assert running.returncode == 130
     assert "repeat it with --request-id" in err.decode()
     await world.service.start()
+
+
+@pytest.mark.parametrize(("message", "kind"), [("\x1b[2Jgone", "Declined"), ("no", "\x1b]0;title\x07Declined")])
+async def test_the_command_prints_no_control_character_of_the_handler(
+    world: World, command: Any, message: str, kind: str
+) -> None:
+    """Neither from the message of a cause nor from its type."""
+
+    async def failed(request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Type": "application/json", "Nexus-Operation-State": "failed"}
+        return world.signed_response(request, 424, headers, failure_body(message, kind))
+
+    world.service.before = failed
+    running = await command("payments", "ProbeService/probe", "{}")
+    _, err = await running.communicate()
+    assert running.returncode == 1
+    assert b"Declined" in err
+    assert not {b"\x1b", b"\x07"} & {bytes([each]) for each in err}
