@@ -1,6 +1,7 @@
 """The command `callback-bridge call`: run one operation and print its result."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import sys
@@ -82,7 +83,12 @@ async def call(
             said = "; caused by ".join(f"{plain(each['type'])}: {plain(each['message'])}" for each in causes)
             message = f"{operation} did not succeed: {said}"
             raise CommandError(message) from None
-    print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2))
+    print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2, default=_printable))
+
+
+def _printable(value: object) -> str:
+    """Return a result that JSON has no form for: bytes as base64, any other value as its text."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _causes(error: BaseException | None) -> Iterator[dict[str, str]]:

@@ -340,3 +340,29 @@ async def test_the_command_prints_no_control_character_of_the_handler(
     assert running.returncode == 1
     assert b"Declined" in err
     assert not {b"\x1b", b"\x07"} & {bytes([each]) for each in err}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "printed"),
+    [
+        ("application/octet-stream", b"\x00\xff", "AP8="),
+        (
+            'application/json; format=protobuf; message-type="temporal.api.common.v1.WorkflowType"',
+            b'{"name": "pay"}',
+            'name: "pay"\n',
+        ),
+    ],
+)
+async def test_the_command_prints_a_result_that_json_has_no_form_for(
+    world: World, command: Any, content_type: str, body: bytes, printed: str
+) -> None:
+    """The operation has succeeded: its result must not be lost to a traceback."""
+
+    async def succeeded(request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Type": content_type, "Nexus-Operation-State": "succeeded"}
+        return world.signed_response(request, 200, headers, body)
+
+    world.service.before = succeeded
+    running = await command("payments", "ProbeService/probe", "{}")
+    out, err = await running.communicate()
+    assert (running.returncode, json.loads(out)) == (0, printed), err
