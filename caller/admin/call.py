@@ -20,6 +20,7 @@ from bridge.admin.output import JsonOutput
 from bridge.runtime.settings import load
 from bridge.runtime.user_modules import import_attribute
 from bridge.security.redaction import plain
+from bridge.workflow.call import MAX_DURATION
 from caller.client import create_client
 from caller.settings import CallerSettings
 from caller.started_operation import describe_target
@@ -59,7 +60,8 @@ async def call(
     if settings.data_converter is not None:
         converter = import_attribute(settings.data_converter, DataConverter)
     async with create_client(service=service, endpoint=endpoint, settings=settings, data_converter=converter) as client:
-        limit, chosen = timedelta(seconds=timeout), request_id or str(uuid.uuid4())
+        limit = timedelta(seconds=min(MAX_DURATION.total_seconds(), timeout))
+        chosen = request_id or str(uuid.uuid4())
         handle = client.prepare(
             nexusrpc.Operation[Any, Any](name), value, schedule_to_close_timeout=limit, request_id=chosen
         )

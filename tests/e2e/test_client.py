@@ -182,6 +182,17 @@ async def test_the_deadline_ends_the_wait_and_not_the_target(world: World, clien
     assert (await world.target(ask).describe()).status is WorkflowExecutionStatus.RUNNING
 
 
+async def test_a_deadline_beyond_every_clock_is_cut(world: World, client: OperationClient, command: Any) -> None:
+    """As in workflow code, and on the command line."""
+    handle = client.prepare(ProbeService.probe, Ask(key=world.key()), schedule_to_close_timeout=timedelta.max)
+    assert handle.deadline.year > 2100
+    for each in ("inf", "1e12", "nan"):
+        running = await command("payments", "ProbeService/probe", json.dumps({"key": world.key()}), "--timeout", each)
+        _, err = await running.communicate()
+        assert b"Traceback" not in err
+        assert (running.returncode == 0) is (each != "nan")
+
+
 async def test_an_outage_of_the_handler_is_waited_out(world: World, client: OperationClient) -> None:
     """A proxy's page is no answer of the handler: the start is repeated. At the deadline the page is the cause."""
     pages = iter([404, 503])
