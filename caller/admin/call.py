@@ -51,6 +51,9 @@ async def call(
         request_id: Id of the call. A repeated call with the same id and input finds the same operation.
     """
     service, _, name = operation.partition("/")
+    if not (service and name):
+        message = f"an operation has the form Service/operation, not {operation!r}"
+        raise CommandError(message)
     try:
         value = json.loads(operation_input)
     except ValueError as error:

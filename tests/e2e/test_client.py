@@ -274,6 +274,8 @@ async def test_the_command_prints_the_result(world: World, command: Any) -> None
     ("arguments", "code", "says"),
     [
         pytest.param(["ProbeService/probe", "{"], 1, "the input is not JSON", id="no JSON"),
+        pytest.param(["probe", "{}"], 1, "the form Service/operation, not 'probe'", id="no service"),
+        pytest.param(["ProbeService/", "{}"], 1, "the form Service/operation", id="no name"),
         pytest.param(["ProbeService/none", "{}"], 1, "HandlerError: no such operation", id="no operation"),
         pytest.param(
             ["ProbeService/probe", '{"key": "FRESH", "behaviour": "fail"}'],
