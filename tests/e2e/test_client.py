@@ -379,3 +379,15 @@ async def test_the_command_prints_a_result_that_json_has_no_form_for(
     running = await command("payments", "ProbeService/probe", "{}")
     out, err = await running.communicate()
     assert (running.returncode, json.loads(out)) == (0, printed), err
+
+
+async def test_a_command_that_waits_for_a_handler_says_what_is_wrong(world: World, command: Any) -> None:
+    """With the first attempt, and not only at the deadline of a day."""
+    await world.service.stop()
+    running = await command("payments", "ProbeService/probe", "{}")
+    line = await asyncio.wait_for(running.stderr.readline(), 60)
+    assert line.startswith(b"bridge.handler_not_reached: endpoint payments (127.0.0.1:")
+    assert b"was not reached in attempt 1 of call" in line
+    assert b"cannot connect: ConnectionRefusedError" in line
+    running.send_signal(signal.SIGINT)
+    await running.wait()
