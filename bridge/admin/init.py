@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from bridge.admin.output import JsonOutput
-from bridge.admin.pair import Pair, write_new
+from bridge.admin.pair import Pair, checked, write_new
 
 
 def local_settings(
@@ -56,7 +56,8 @@ def init(
         operations: Operations that the caller may start: `Service/operation`, or `Service/*`.
         as_json: Print the names of the files as JSON.
     """
-    settings = local_settings(handler=handler, endpoint=endpoint, task_queue=task_queue, operations=operations)
+    chosen = {"handler": handler, "endpoint": endpoint, "task_queue": task_queue, "operations": operations}
+    settings = checked(lambda: local_settings(**chosen))
     write_new(folder, settings)
     written = [str(folder / name) for name in settings]
     if as_json:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,7 @@ from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet, new_key
 
 Side = Literal["caller", "handler"]
+_T = TypeVar("_T")
 _LOCAL = ('networks = ["127.0.0.0/8"]', "allow_insecure = true")
 """Added to a URL with plain http, which is for one machine only."""
 
@@ -133,7 +134,7 @@ def make(
         endpoint: Name that the caller's workflows use for the handler. By default the handler's name.
     """
     agreed = {"caller": caller, "handler": handler, "receiver_url": receiver_url, "service_url": service_url}
-    made = _checked(lambda: Pair.with_new_keys(**agreed, operations=operations, endpoint=endpoint or handler))
+    made = checked(lambda: Pair.with_new_keys(**agreed, operations=operations, endpoint=endpoint or handler))
     write_new(file.parent, {file.name: made.text()})
     print(f"written: {file}\n{_fingerprints(made)}")
     print(f"Each team: callback-bridge pair take {file.name} --as caller, or --as handler")
@@ -148,7 +149,7 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
         side: The side of the team that takes it.
         task_queue: Task queue of the handler's workflows, for new settings. By default the handler's name.
     """
-    taken = _checked(lambda: Pair.model_validate(read_toml(file, str(file))))
+    taken = checked(lambda: Pair.model_validate(read_toml(file, str(file))))
     path = Path(os.environ.get(CONFIG_VARIABLE, f"{side}.toml"))
     if not path.exists():
         write_new(path.parent, {path.name: taken.settings(side, task_queue=task_queue)})
@@ -181,7 +182,12 @@ async def check(peer: str | None = None, /, *, side: Annotated[Side, Parameter(n
     await import_module(f"{side}.admin.doctor").doctor(peer=peer)
 
 
-def _checked(make: Callable[[], Pair]) -> Pair:
+def checked(make: Callable[[], _T]) -> _T:
+    """Return what *make* returns.
+
+    Raises:
+        CommandError: A value cannot be used. The text names its field.
+    """
     try:
         return make()
     except ValidationError as error:

@@ -50,3 +50,19 @@ def test_no_two_runs_write_the_same_key(tmp_path: Path) -> None:
     assert not (seen[0] | seen[1]) & (seen[2] | seen[3])
     assert seen[0] - seen[1]
     assert seen[1] - seen[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--handler", "payment team", "handler: String should match pattern"),
+        ("--endpoint", "payments/eu", "endpoint: String should match pattern"),
+    ],
+)
+def test_a_name_that_no_side_could_use_is_refused_by_its_field(
+    tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    """Nothing is written."""
+    done = run("init", str(tmp_path), option, value)
+    assert done.stderr.startswith(f"callback-bridge: {says}")
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
