@@ -6,7 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
 from bridge.runtime.route import Tls
-from bridge.runtime.settings import BridgeSettings, Keys, Name, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
 from bridge.security.keys import Key, KeySet, decode_key
@@ -52,7 +52,7 @@ class CallerPeer(BaseModel):
     """Signs our completions for it. Optional unless `auth` is "signature"."""
     answers: Literal["signed", "unsigned"] = "signed"
     """"unsigned": its receiver cannot sign its answers. A caller without completion_keys is always one of these."""
-    operations: tuple[str, ...]
+    operations: tuple[Operation, ...]
     """Operations that it may start: `Service/operation`, or `Service/*`."""
     callbacks: tuple[Destination, ...] = ()
     """Destinations to which its completions may be sent."""

@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bridge.admin.command import CommandError
-from bridge.runtime.settings import CONFIG_VARIABLE, Name, read_toml
+from bridge.runtime.settings import CONFIG_VARIABLE, Name, Operation, read_toml
 from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet, new_key
 
@@ -43,7 +43,7 @@ class Pair(BaseModel):
     """The receiver's URL for the handler."""
     service_url: HttpUrl
     """The handler service's URL for the caller."""
-    operations: tuple[str, ...]
+    operations: tuple[Operation, ...]
     """Operations that the caller may start: `Service/operation`, or `Service/*`."""
     start_keys: KeySet
     """Signs and verifies starts."""

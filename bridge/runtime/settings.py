@@ -32,6 +32,9 @@ _VARIABLE = "from the variable"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 """Name of a caller, a handler or an endpoint. It fits a path segment, and is shorter than every key."""
 
+Operation = Annotated[str, Field(pattern=r"^.+/.+$")]
+"""An operation that a caller may start: `Service/operation`, or `Service/*`."""
+
 
 def require_https(text: str, *, allow_insecure: bool) -> None:
     """Refuse plain http, unless the entry of the settings has `allow_insecure`.

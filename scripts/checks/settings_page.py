@@ -54,6 +54,7 @@ _WORDS = {
     "Name": "name",
     "KeyId": "key id",
     "Key": "key",
+    "Operation": "text",
     "_File": "path",
     "Network": "network",
     "IPvAnyNetwork": "network",

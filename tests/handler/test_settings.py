@@ -39,6 +39,12 @@ PEER = f"callers/{CALLER}"
         pytest.param(drop(f"{PEER}/start_keys"), f"callers.{CALLER}:", id="signature without start keys"),
         pytest.param(drop(f"{PEER}/completion_keys"), f"callers.{CALLER}:", id="signature without completion keys"),
         pytest.param(drop(f"{PEER}/operations"), f"callers.{CALLER}.operations:", id="no operations"),
+        pytest.param(
+            put(f"{PEER}/operations", ["PaymentService/*", "AuditService"]),
+            f"callers.{CALLER}.operations.1:",
+            id="service without an operation",
+        ),
+        pytest.param(put(f"{PEER}/operations", ["*"]), f"callers.{CALLER}.operations.0:", id="any operation"),
         pytest.param(put(f"{PEER}/auth", "basic"), f"callers.{CALLER}.auth:", id="unknown auth"),
         pytest.param(put(f"{PEER}/auth", "bearer"), f"callers.{CALLER}:", id="auth bearer without its keys"),
         pytest.param(

@@ -74,6 +74,7 @@ def test_a_second_peer_is_added_to_settings_that_exist(
     ("option", "value", "says"),
     [
         ("--caller", "a b", "caller: String should match pattern"),
+        ("--operations", "PaymentService", "operations: String should match pattern"),
         ("--service-url", "payments", "service_url: needs the form https://host"),
     ],
 )
