@@ -91,7 +91,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> N
     except BrokenPipeError:
         code, problem = 1, "standard output was closed before everything was written"
     except OSError as error:
-        code, problem = 1, error.strerror or type(error).__name__
+        where = f"{error.filename}: " if error.filename else ""
+        code, problem = 1, f"{where}{error.strerror or type(error).__name__}"
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = 130
     logging.shutdown()

@@ -66,3 +66,10 @@ def test_a_name_that_no_side_could_use_is_refused_by_its_field(
     done = run("init", str(tmp_path), option, value)
     assert done.stderr.startswith(f"callback-bridge: {says}")
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """The reason alone would not say which of the paths of a command is wrong."""
+    done = run("init", str(tmp_path / "missing"))
+    assert done.stderr == f"callback-bridge: {tmp_path / 'missing' / 'caller.toml'}: No such file or directory\n"
+    assert done.returncode == 1
