@@ -150,14 +150,15 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
         task_queue: Task queue of the handler's workflows, for new settings. By default the handler's name.
     """
     taken = checked(lambda: Pair.model_validate(read_toml(file, str(file))))
-    path = Path(os.environ.get(CONFIG_VARIABLE, f"{side}.toml"))
+    path = Path(os.environ.get(CONFIG_VARIABLE) or f"{side}.toml")
     if not path.exists():
         write_new(path.parent, {path.name: taken.settings(side, task_queue=task_queue)})
     else:
-        name, present, added = getattr(taken, side), path.read_text(encoding="utf-8-sig"), taken.entry(side)
+        name, added = getattr(taken, side), taken.entry(side)
         if read_toml(path, str(path)).get("name") != name:
             message = f"{path} has not the name {name!r}: these are the settings of another side"
             raise CommandError(message)
+        present = path.read_text(encoding="utf-8-sig")
         try:
             tomllib.loads(present + added)
         except tomllib.TOMLDecodeError:
@@ -165,7 +166,7 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
             raise CommandError(message) from None
         written = path.with_name(f".{path.name}.new")
         written.touch(mode=0o600)
-        written.write_text(present + added)
+        written.write_text(present + added, encoding="utf-8")
         written.replace(path)
     print(f"written: {path}\n{_fingerprints(taken)}\nCompare the fingerprints with the other team, and delete {file}.")
     print(f"Then: BRIDGE_CONFIG={path} callback-bridge pair check --as {side}")

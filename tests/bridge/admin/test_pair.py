@@ -106,3 +106,35 @@ def test_settings_of_another_team_take_no_pair(file: Path, tmp_path: Path) -> No
     assert done.returncode == 1
     assert "has not the name" in done.stderr
     assert path.read_text() == '\ufeffname = "billing"\n'
+
+
+def test_settings_that_are_not_utf_8_are_named_and_not_changed(file: Path, tmp_path: Path) -> None:
+    """As every command does it that reads settings."""
+    path = tmp_path / "old.toml"
+    path.write_bytes(b'name = "order-prod" # f\xfcr Zahlungen\n')
+    done = run("pair", "take", str(file), "--as", "caller", BRIDGE_CONFIG=str(path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"callback-bridge: {path}, line 1: not UTF-8; save the TOML file as UTF-8")
+    assert path.read_bytes() == b'name = "order-prod" # f\xfcr Zahlungen\n'
+
+
+def test_settings_stay_utf_8_wherever_the_command_runs(file: Path, tmp_path: Path) -> None:
+    """A terminal may have another encoding, in which no command could read the settings afterwards."""
+    path = tmp_path / "old.toml"
+    path.write_bytes('name = "order-prod" # f\u00fcr \u20ac\n'.encode())
+    done = run(
+        *("pair", "take", str(file), "--as", "caller"),
+        BRIDGE_CONFIG=str(path),
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        LC_ALL="C",
+    )
+    assert done.returncode == 0, done.stderr
+    assert path.read_text(encoding="utf-8").startswith('name = "order-prod" # f\u00fcr \u20ac\n')
+
+
+def test_an_empty_variable_names_no_settings(file: Path, tmp_path: Path) -> None:
+    """As for every other command: the file then has the name of the side."""
+    done = run("pair", "take", str(file), "--as", "caller", cwd=tmp_path, BRIDGE_CONFIG="")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "caller.toml").exists()
