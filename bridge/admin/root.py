@@ -15,8 +15,9 @@ import bridge
 from bridge.admin import command
 from bridge.admin.init import init
 from bridge.admin.keys import keys
-from bridge.admin.pair import pair
+from bridge.admin.pair import checked, pair
 from bridge.console.sessions import hash_token
+from bridge.runtime.settings import ConsoleSettings
 from bridge.runtime.user_modules import require_own_package
 
 COMMANDS = {
@@ -60,6 +61,8 @@ def token(operator: str, /) -> None:
         operator: Name of the person who gets the token. The log names it.
     """
     new_token = secrets.token_urlsafe()
+    # The settings would refuse the entry later.
+    checked(lambda: ConsoleSettings(tokens={operator: hash_token(new_token)}))
     print(f"the token of {operator} for the login form: {new_token}\n")
     print(f'[console.tokens]\n"{operator}" = "{hash_token(new_token)}"')
 

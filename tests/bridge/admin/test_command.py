@@ -293,3 +293,11 @@ async def test_a_command_that_connects_to_a_silent_temporal_says_so_and_can_be_e
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def test_a_token_is_made_only_for_an_operator_whom_the_settings_can_name() -> None:
+    """An address is no name. The service that reads the entry would refuse to start."""
+    done = run("console", "token", "anna@orders.example")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("callback-bridge: tokens: String should match pattern")
+    assert run("console", "token", "anna").returncode == 0
