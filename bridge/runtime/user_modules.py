@@ -32,7 +32,7 @@ def import_module(name: str) -> ModuleType:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"cannot import {name}: {type(error).__name__}: {error}"
         raise SettingsError(message) from error
 

@@ -301,3 +301,13 @@ def test_a_token_is_made_only_for_an_operator_whom_the_settings_can_name() -> No
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("callback-bridge: tokens: String should match pattern")
     assert run("console", "token", "anna").returncode == 0
+
+
+def test_a_module_that_ends_the_process_when_it_is_imported_is_refused(settings: Path) -> None:
+    """A script without `if __name__ == "__main__"`. The command would end without a word and with code 0."""
+    (settings / "script.py").write_text("import sys\n\nsys.exit(0)\n")
+    done = run(
+        *("handler", "serve", "--module", "script"), cwd=settings, BRIDGE_CONFIG=str(settings / "handler.toml")
+    )
+    assert done.returncode == 2
+    assert "callback-bridge: cannot import script: SystemExit: 0" in done.stderr
