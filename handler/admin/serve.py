@@ -67,13 +67,19 @@ async def serve(
     async with AsyncExitStack() as stack:
         if with_worker:
             hook = getattr(imported, "on_undelivered", None)
-            worker = Worker(
-                client,
-                task_queue=settings.task_queue,
-                workflows=served.targets.workflow_classes,
-                activities=getattr(imported, "activities", []),
-                plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
-            )
+            try:
+                worker = Worker(
+                    client,
+                    task_queue=settings.task_queue,
+                    workflows=served.targets.workflow_classes,
+                    activities=getattr(imported, "activities", []),
+                    plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
+                )
+            except (TypeError, ValueError, RuntimeError) as error:
+                # The SDK's own checks. Its error for a workflow that the sandbox refuses has the reason as its cause.
+                reason = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+                message = f"no worker can be made of {module}: {reason}"
+                raise SettingsError(message) from None
             await stack.enter_async_context(worker)
             workers.append(worker)
         url = await stack.enter_async_context(listening(app, sockets, max_connections=limit))

@@ -98,6 +98,30 @@ def test_a_module_that_serves_nothing_is_refused(settings: Path, arguments: list
     assert says in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("def charge(): ...\nactivities = [charge]\n", "Activity charge missing attributes, was it decorated"),
+        ("activities = 7\n", "must be an iterable"),
+    ],
+)
+def test_a_module_of_which_no_worker_can_be_made_is_refused(
+    server: Server, settings: Path, more: str, says: str
+) -> None:
+    """The SDK's reason is in the message, without a traceback."""
+    (settings / "mine.py").write_text(f"from tests.support.targets import ProbeWorkflow\n\n{more}")
+    done = run(
+        *("handler", "serve", "--module", "mine", "--with-worker", "--port", "0"),
+        cwd=settings,
+        BRIDGE_CONFIG=str(settings / "handler.toml"),
+        TEMPORAL_ADDRESS=server.address,
+    )
+    assert done.returncode == 2
+    assert "no worker can be made of mine: " in done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("side", ["receiver", "handler"])
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
