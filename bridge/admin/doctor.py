@@ -44,7 +44,10 @@ async def examine(
     findings, settings, client = await _check_side(model, queues)
     if settings is not None:
         namespace = settings.namespace if client is None else client.namespace
-        findings += await check_peers(probes(settings, namespace), clock=lambda: datetime.now(UTC))
+        asked = list(probes(settings, namespace))
+        findings += await check_peers(asked, clock=lambda: datetime.now(UTC))
+        if not asked:
+            findings.append(Finding("wrong", "peer", "the settings have no such peer: correct its name"))
     print_list(findings, "state rung found", as_json=as_json)
     if wrong := sum(each.state == "wrong" for each in findings):
         message = f"{wrong} of the checks failed"

@@ -233,11 +233,13 @@ async def test_a_caller_without_a_task_queue_claims_nothing_about_workers(
     """Its settings name none. The report is a table for people."""
     monkeypatch.setenv("BRIDGE_CONFIG", str(sides / "caller.toml"))
     capsys.readouterr()
-    await caller_doctor(peer="other-team")
+    with pytest.raises(CommandError):
+        await caller_doctor(peer="other-team")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["STATE", "RUNG", "FOUND"]
-    assert lines[-1] == "not known  workers    --task-queue names the task queue to check"
-    assert len(lines) == 6, "a peer that was not asked for was checked"
+    assert lines[-2] == "not known  workers    --task-queue names the task queue to check"
+    assert lines[-1].startswith("wrong      peer       the settings have no such peer")
+    assert len(lines) == 7, "a peer that was not asked for was checked"
 
 
 async def test_a_service_on_the_port_that_gives_no_answer_is_no_peer(
@@ -250,3 +252,14 @@ async def test_a_service_on_the_port_that_gives_no_answer_is_no_peer(
         monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__URL", url)
         report = await examined("caller", sides, monkeypatch, capsys)
     assert "no answer in time" in report["payments: signed answer"][1]
+
+
+async def test_a_peer_that_the_settings_do_not_have_is_no_success(
+    sides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelled name must not pass as a peer that was checked."""
+    for side, check in (("caller", caller_doctor), ("handler", handler_doctor)):
+        monkeypatch.setenv("BRIDGE_CONFIG", str(sides / f"{side}.toml"))
+        with pytest.raises(CommandError, match="1 of the checks failed"):
+            await check(peer="paymets")
+        assert "the settings have no such peer" in capsys.readouterr().out
