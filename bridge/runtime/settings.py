@@ -306,6 +306,9 @@ def read_toml(path: Path, where: str) -> dict[str, Any]:
         reason = re.sub(r"'[^']{2,}'|\(.*\)", "…", reason)
         message = f"{where}, {place}: not TOML: {reason} (texts need quotes; a key or table may be there only once)"
         raise SettingsError(message) from None
+    except ValueError:
+        message = f"{where}: not TOML that can be read: a number has too many digits"
+        raise SettingsError(message) from None
 
 
 def unreadable(path: Path, error: OSError) -> str:

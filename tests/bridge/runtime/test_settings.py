@@ -182,6 +182,7 @@ def test_a_broken_file_is_named_and_not_quoted(configured: Configured, content: 
         ('name = "x"'.encode("utf-16"), "line 1: not UTF-8 but perhaps UTF-16; save the TOML file as UTF-8"),
         ('name = "x"'.encode("utf-16-le"), "not UTF-8 but perhaps UTF-16; save the TOML file as UTF-8"),
         ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a = " + "7" * 5000, "a number has too many digits"),
     ],
 )
 def test_a_broken_file_is_named_with_place_and_cure(configured: Configured, content: str | bytes, says: str) -> None:
