@@ -25,6 +25,8 @@ SHUTDOWN_TIMEOUT = timedelta(seconds=10)
 MAX_CONNECTIONS = 512
 HEADER_TIMEOUT = timedelta(seconds=10)
 """For the headers of a request: from the opening of the connection, or from the first byte of a later request."""
+ANSWER_TIMEOUT = timedelta(seconds=10)
+"""For a peer to read an answer, once the buffers of the system are full."""
 _ACCEPT_AGAIN_S = 0.05
 
 _log = event_logger(__name__)
@@ -49,12 +51,14 @@ class _Protocol(web.RequestHandler):
     The headers of a request are limited in time and size. aiohttp limits only each header and their number.
     """
 
-    __slots__ = ("_due", "_unfinished")
+    __slots__ = ("_due", "_unfinished", "_unread")
 
     _due: asyncio.TimerHandle | None
     """Closes the connection; None while no headers are expected."""
     _unfinished: int
     """Bytes of headers that are not complete yet."""
+    _unread: asyncio.TimerHandle
+    """Closes the connection, if the peer does not read."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Expect headers."""
@@ -75,6 +79,23 @@ class _Protocol(web.RequestHandler):
             if self._unfinished > MAX_HEADER_BYTES:
                 # A NUL is allowed nowhere in headers. The parser refuses the request, and `handle_error` answers it.
                 super().data_received(b"\0")
+
+    def pause_writing(self) -> None:
+        """Expect the peer to read. aiohttp would wait for ever, and the connection would never be idle."""
+        super().pause_writing()
+        self._unread = self._loop.call_later(ANSWER_TIMEOUT.total_seconds(), self.force_close)
+
+    def resume_writing(self) -> None:
+        """Write again."""
+        super().resume_writing()
+        self._unread.cancel()
+
+    def force_close(self) -> None:
+        """Close the connection. If the peer does not read what is written already, this frees the descriptor later."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None and transport.get_write_buffer_size():
+            self._loop.call_later(ANSWER_TIMEOUT.total_seconds(), transport.abort)
 
     def _expect_nothing(self) -> None:
         self._unfinished = 0

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -9,7 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientError, ClientSession, web
 
 from bridge.runtime import http_server, listener
 from bridge.runtime.http_server import create_app
@@ -30,12 +32,17 @@ class Service:
         self.app = create_app(self._check)
         self.app.router.add_get("/hold", self._hold)
         self.app.router.add_get("/port", self._port)
+        self.app.router.add_get("/large", self._large)
         self.url = ""
         self.writers: list[asyncio.StreamWriter] = []
 
     async def _check(self) -> bool:
         self.checks += 1
         return True
+
+    async def _large(self, _: web.Request) -> web.Response:
+        self.held += 1
+        return web.Response(body=b"x" * 16_000_000)
 
     async def _port(self, request: web.Request) -> web.Response:
         assert request.transport is not None
@@ -185,6 +192,38 @@ async def test_headers_must_be_complete_in_time(monkeypatch: pytest.MonkeyPatch)
         assert await ended(reader) == b""
         dripping.cancel()
         assert await port_of(honest, service) == port
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_answers_must_be_read_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who asks and never reads holds neither a place nor a descriptor."""
+    monkeypatch.setattr(listener, "ANSWER_TIMEOUT", SOON)
+    async with serving(max_connections=2) as service:
+        before = descriptors()
+        strangers = []
+        for _ in range(2):
+            stranger = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])))
+            stranger.sendall(HEAD.replace(b"/livez", b"/large") + b"\r\n")
+            strangers.append(stranger)
+
+        async def arrived() -> None:
+            assert service.held == len(strangers)
+
+        async def served() -> None:
+            try:
+                status = await get(service)
+            except ClientError:
+                status = 0
+            assert status == 200, "all places are taken"
+            assert descriptors() <= before + len(strangers)
+
+        await assert_eventually(arrived)
+        await assert_eventually(served)
+        for stranger in strangers:
+            stranger.close()
 
 
 @pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "unfinished"])
