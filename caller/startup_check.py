@@ -23,10 +23,11 @@ async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Ca
         extra = {"bridge.endpoint": probe.name}
         findings = await check_peers([probe], clock=clock)
         for each in findings:
+            found = extra | {"bridge.rung": each.rung, "bridge.found": each.found}
             if each.state == "wrong":
-                _log.warning("bridge.endpoint_not_ready: %s: %s", each.rung, each.found, extra=extra)
+                _log.warning("bridge.endpoint_not_ready", extra=found)
             elif each.state == "not known":
-                _log.info("bridge.endpoint_not_checked: %s: %s", each.rung, each.found, extra=extra)
+                _log.info("bridge.endpoint_not_checked", extra=found)
         if all(each.state == "ok" for each in findings):
             _log.info("bridge.endpoint_ready: endpoint %s is ready", probe.name, extra=extra)
 

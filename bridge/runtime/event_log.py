@@ -46,6 +46,8 @@ SENTENCES = {
     "bridge.console_redelivered": "operator {operator} asked the console to run delivery {delivery_id} again: {result}",
     "bridge.delivery_left_to_renewal": "the outcome of {target} is left to the caller's renewal and the sweep: {error}",
     "bridge.ending_swept": "the sweep delivered the outcome of {target} to {calls} calls",
+    "bridge.endpoint_not_checked": "{rung}: {found}",
+    "bridge.endpoint_not_ready": "{rung}: {found}",
     "bridge.files_not_taken": "changed files with {content} cannot be used, and the old content stays in use: {reason}",
     "bridge.files_taken": "changed files with {content} can be used",
     "bridge.handler_not_reached": "endpoint {endpoint} ({host}) was not reached in attempt {attempt} of call "

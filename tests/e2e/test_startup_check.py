@@ -14,11 +14,11 @@ import pytest_asyncio
 from aiohttp import web
 from multidict import CIMultiDict
 
-from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier
 from caller import create_app
 from caller.settings import Receiver
 from caller.startup_check import check_endpoints
-from scripts.environment.server import Server
+from scripts.environment.server import Server, free_ports
 from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.peer import Message, send
 from tests.support.world import Listener, World, running_world
@@ -89,6 +89,33 @@ async def test_a_fault_that_would_keep_calls_waiting_is_named(
         assert "payments: connection: cannot connect: ConnectionRefusedError: is the peer up" in refused
     finally:
         await services.service.start()
+
+
+async def test_no_word_of_a_handler_begins_a_line_of_the_log(services: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The log of a worker is its team's, which may print messages as they are."""
+
+    async def says(request: web.Request) -> web.StreamResponse:
+        problem = {"name": HANDLER, "callback_problem": "down\nERROR:root:paid twice"}
+        verified = MessageVerifier(services.keys.start, public_base=services.service.url).verify(
+            MessageKind.ECHO, method="POST", raw_path=request.raw_path, headers=request.headers
+        )
+        headers, body = CIMultiDict({"Content-Type": "application/json"}), json.dumps(problem).encode()
+        verified.proof.sign_answer(200, headers, body)
+        return web.Response(headers=headers, body=body)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", says)
+    [port] = free_ports(1)
+    handler = Listener(port, lambda: app)
+    await handler.start()
+    good, services.endpoint_url = services.endpoint_url, handler.url
+    try:
+        line = await checked(services, caplog)
+    finally:
+        services.endpoint_url = good
+        await handler.stop()
+    assert "could not reach the receiver: down ERROR:root:paid twice" in line
+    assert "\n" not in line
 
 
 async def test_a_fault_on_the_way_back_is_named(services: World, caplog: pytest.LogCaptureFixture) -> None:
