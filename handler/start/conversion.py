@@ -57,20 +57,19 @@ class Conversion:
         """Return the input in *opened* as an instance of *kind*, the contract's type. If *kind* is None, any type fits.
 
         Raises:
-            nexusrpc.HandlerError: BAD_REQUEST, the input is not an instance. The text names the fields.
+            nexusrpc.HandlerError: BAD_REQUEST, the input is not an instance or not readable. The text names the fields.
         """
-        if kind is None:
-            return self._payload_converter.from_payloads([opened], None)[0]
         try:
             # A raw value is passed on as it is.
-            wrong = "" if kind is RawValue else _not_unicode(opened)
-            [value] = self._payload_converter.from_payloads([opened], [kind])
-            if not wrong and not _accepts(kind, value):
+            wrong = "" if kind is None or kind is RawValue else _not_unicode(opened)
+            [value] = self._payload_converter.from_payloads([opened], None if kind is None else [kind])
+            if not wrong and kind is not None and not _accepts(kind, value):
                 wrong = f"it is {'null' if value is None else type(value).__name__}"
         except Exception as error:  # noqa: BLE001 - any error of the team's own converter over foreign bytes
             wrong, value = reasons(error), None
         if wrong:
-            message = f"the input is not a {getattr(kind, '__name__', kind)}: {wrong}"
+            name = "value of its encoding" if kind is None else getattr(kind, "__name__", kind)
+            message = f"the input is not a {name}: {wrong}"
             raise bad_request(message)
         return value
 

@@ -188,3 +188,21 @@ async def test_a_value_crosses_the_codec_both_ways() -> None:
     closed = await conversion.close(conversion.payload(Currency.EUR))
     assert closed.metadata["encoding"] == b"binary/scrambled"
     assert conversion.value(await conversion.open(closed), Currency) is Currency.EUR
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        (b"json/plain", b'{"order_id": '),
+        (b"json/plain", b"[" * 100_000),
+        (b"binary/zip", b"x"),
+        (b"json/protobuf", b"{}"),
+    ],
+)
+def test_an_input_that_cannot_be_read_is_refused_also_without_a_type(encoding: bytes, data: bytes) -> None:
+    """Every repeat would fail equally: an internal error would be repeated to the deadline."""
+    conversion = Conversion(DataConverter.default)
+    with pytest.raises(HandlerError) as raised:
+        conversion.value(Payload(metadata={"encoding": encoding}, data=data), None)
+    assert raised.value.type is HandlerErrorType.BAD_REQUEST
+    assert raised.value.message.startswith("the input is not a value of its encoding: ")
