@@ -64,6 +64,8 @@ _TEMPORARY = frozenset(
     | {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}
 )
 _FINAL = frozenset({RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE})
+_CLOSED = frozenset({0, *range(WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED, 8)})
+"""Unspecified, and from completed to timed out. A run of any other status may go on, and a call that waits must not count as over."""
 
 _log = event_logger(__name__)
 
@@ -255,11 +257,8 @@ async def newest_events(
 
 
 def is_open(info: WorkflowExecutionInfo) -> bool:
-    """Whether a run has not closed. A paused run, which exists on newer servers, is open."""
-    return info.status in {
-        WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING,
-        WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_PAUSED,
-    }
+    """Whether a run has not closed. A run with a status that this release does not know, such as paused, is open."""
+    return info.status not in _CLOSED
 
 
 async def list_runs(client: Client, query: str) -> AsyncIterator[WorkflowExecutionInfo]:

@@ -16,7 +16,9 @@ from handler.delivery.delivery_report import Deliveries, DeliveryDetails, Delive
 from handler.delivery.records import delivery_id
 from handler.settings import HandlerSettings
 
-_STATES = dict(enumerate(("running", "completed", "failed", "canceled", "terminated", "continued", "timed out"), 1))
+_STATES = dict(
+    enumerate(("running", "completed", "failed", "canceled", "terminated", "continued", "timed out", "paused"), 1)
+)
 
 
 @dataclass(frozen=True, kw_only=True)

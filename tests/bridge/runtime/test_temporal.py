@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import GrpcStatus
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -19,6 +21,7 @@ from bridge.runtime.temporal import (
     error_type,
     is_final,
     is_missing,
+    is_open,
     is_temporary,
     newest_events,
 )
@@ -192,3 +195,11 @@ async def test_the_namespace_of_the_settings_is_the_one_that_is_connected(
     for plugin in (CallerPlugin(settings), HandlerPlugin(own)):
         with pytest.raises(SettingsError, match=refusal):
             Worker(client, task_queue="any", workflows=[ProbeWorkflow], plugins=[plugin])
+
+
+@pytest.mark.parametrize(
+    ("status", "open_"), [(1, True), *((status, False) for status in range(2, 8)), (8, True), (9, True), (77, True)]
+)
+def test_a_status_of_a_newer_server_is_not_the_end_of_a_run(status: Any, open_: bool) -> None:
+    """If it were, the receiver would answer that no call waits, and the handler would drop the outcome."""
+    assert is_open(WorkflowExecutionInfo(status=status)) is open_

@@ -1,5 +1,7 @@
 """The facts of a run that `runs list` and `show` print."""
 
+from typing import Any
+
 import pytest
 from temporalio.api.common.v1 import Memo
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
@@ -8,6 +10,13 @@ from temporalio.client import Client
 from handler.delivery.run_report import report_of
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER
+
+
+@pytest.mark.parametrize(("status", "state"), [(1, "running"), (7, "timed out"), (8, "paused"), (9, "status 9")])
+async def test_a_run_of_any_status_is_shown(server: Server, status: Any, state: str) -> None:
+    """Newer servers have more statuses."""
+    client = await Client.connect(server.address, namespace=HANDLER)
+    assert (await report_of(client, None, WorkflowExecutionInfo(status=status))).state == state
 
 
 @pytest.mark.parametrize("value", [None, 7, {"caller": "half a call"}])
