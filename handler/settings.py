@@ -156,7 +156,7 @@ class HandlerSettings(BridgeSettings):
     """Whether the service starts a sweep for each target. False starts no sweep and stops no running one."""
     sweep_interval_s: float = Field(default=30, gt=0, le=3600)
     """Seconds between two sweeps. An outcome that the target's worker cannot deliver is late by up to this time."""
-    abandoned_check_s: float = Field(default=60.0, gt=0)
+    abandoned_check_s: float = Field(default=60.0, gt=0, le=3600)
     """Seconds until the first check whether a caller still waits, for operations with `caller_close_policy =
     "request_cancel"`. Doubled after every check, up to an hour."""
 

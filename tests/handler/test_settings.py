@@ -54,6 +54,7 @@ PEER = f"callers/{CALLER}"
         ),
         pytest.param(put(f"{PEER}/networks", ["localhost"]), f"callers.{CALLER}.networks.0:", id="network by name"),
         pytest.param(put("service/held_starts", -1), "service.held_starts:", id="fewer than no held starts"),
+        pytest.param(put("abandoned_check_s", 1e300), "abandoned_check_s:", id="no check in finite time"),
         pytest.param(put(f"{PEER}/san", "spiffe://orders"), f"callers.{CALLER}.san needs", id="SAN without a proxy"),
         pytest.param(put(f"{PEER}/auth", "certificate"), f"callers.{CALLER}:", id="certificate without a SAN"),
         pytest.param(put(f"{PEER}/limits", {"burst": 0}), f"callers.{CALLER}.limits.burst:", id="no starts at all"),
