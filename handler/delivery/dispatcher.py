@@ -171,7 +171,7 @@ async def start_delivery_workflow(client: Client, delivery: Delivery, *, task_qu
         await keeping_inline(client).start_workflow(
             DELIVERY_WORKFLOW,
             delivery,
-            id=delivery.workflow_id_of_delivery,
+            id=delivery.key,
             task_queue=task_queue,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             memo={MEMO_KEY: delivery.memo},

@@ -102,7 +102,7 @@ class DeliveryInterceptor(Interceptor):
 class _Inbound(WorkflowInboundInterceptor):
     def init(self, outbound: WorkflowOutboundInterceptor) -> None:
         """Handle the attach signal from here on, because a signal may be accepted before the first workflow task."""
-        self._watched: dict[str, CallMemo] = {}
+        self._watched: dict[tuple[str, str], CallMemo] = {}
         super().init(outbound)
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
@@ -111,13 +111,13 @@ class _Inbound(WorkflowInboundInterceptor):
         with contextlib.suppress(TypeError, ValueError):
             call = CallMemo(**arguments[0]) if arguments else None
             if call is not None and len(self._watched) < MAX_WATCHED:
-                self._watched.setdefault(call.request_id, call)
+                self._watched.setdefault((call.caller, call.request_id), call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
         # Callers must not cancel a run that no call started.
         if own is not None and own.caller_close_policy == "request_cancel":
-            self._watched = {own.request_id: own, **self._watched}
+            self._watched = {(own.caller, own.request_id): own, **self._watched}
             # Keep a reference, because the loop has only a weak one. The task ends with the run.
             self._watching = asyncio.create_task(self._cancel_when_abandoned())
         return await super().execute_workflow(input)

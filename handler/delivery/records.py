@@ -95,13 +95,8 @@ class Delivery:
 
     @property
     def key(self) -> str:
-        """Identifies the pair of call and run."""
-        return f"{self.call.request_id}-{self.run_id}"
-
-    @property
-    def workflow_id_of_delivery(self) -> str:
-        """Id of the delivery workflow. It prevents a second delivery workflow for the same call and run."""
-        return delivery_id(self.call.request_id, self.run_id)
+        """Identifies the pair of call and run, and is the id of the delivery workflow, of which there is only one."""
+        return delivery_id(self.call.caller, self.call.request_id, self.run_id)
 
     @property
     def start_time(self) -> datetime:
@@ -125,9 +120,12 @@ class Delivery:
         }
 
 
-def delivery_id(request_id: str, run_id: str) -> str:
-    """Return the id of the delivery workflow for a call and a run of its target."""
-    return f"bridge-delivery-{request_id}-{run_id}"
+def delivery_id(caller: str, request_id: str, run_id: str) -> str:
+    """Return the id of the delivery workflow for a call and a run of its target.
+
+    A request id is unique for one caller only. Calls of several callers may be attached to one run.
+    """
+    return f"bridge-delivery-{caller}:{request_id}-{run_id}"
 
 
 def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, start_time: datetime) -> list[Delivery]:
@@ -137,7 +135,7 @@ def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, 
     activity.
     """
     usable = [call for call in calls if call is not None and call.callback_url is not None]
-    first = {call.request_id: call for call in reversed(usable)}
+    first = {(call.caller, call.request_id): call for call in reversed(usable)}
     start = milliseconds(start_time)
     return [Delivery(call=call, workflow_id=workflow_id, run_id=run_id, start_time_ms=start) for call in first.values()]
 

@@ -94,7 +94,8 @@ async def read_run_and_delivery(
     request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
     described = await client.workflow_service.describe_workflow_execution(request, retry=True)
     report = await report_of(client, settings, described.workflow_execution_info)
+    name = delivery_id(report.caller or "", report.request_id or "", report.run_id)
     try:
-        return report, await Deliveries(client=client).read(delivery_id(report.request_id or "", report.run_id))
+        return report, await Deliveries(client=client).read(name)
     except DeliveryError:
         return report, None

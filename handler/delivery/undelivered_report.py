@@ -52,7 +52,7 @@ class UndeliveredActivities:
         """Log, count and pass on one undelivered outcome. *reason* is the error type of the last attempt."""
         call = delivery.call
         outcome = UndeliveredOutcome(
-            delivery_id=delivery.workflow_id_of_delivery,
+            delivery_id=delivery.key,
             caller=call.caller,
             operation=f"{call.service}/{call.operation}",
             request_id=call.request_id,

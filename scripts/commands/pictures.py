@@ -146,7 +146,8 @@ async def _stop_a_delivery(stack: Stack, start_orders: Callable[[], Awaitable[No
     await payment.signal(PaymentWorkflow.approve)
     await payment.result()
     described = await payment.describe()
-    delivery_id = f"bridge-delivery-{(await described.memo_value('bridge'))['request_id']}-{described.run_id}"
+    call = await described.memo_value("bridge")
+    delivery_id = f"bridge-delivery-{call['caller']}:{call['request_id']}-{described.run_id}"
 
     async def stop() -> None:
         if not (await Deliveries(client=handler).read(delivery_id)).attempts:

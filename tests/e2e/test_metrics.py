@@ -189,7 +189,7 @@ def test_an_undelivered_outcome_is_an_event(scrapes: Scrapes) -> None:
     assert scrapes.value("refused", "bridge_deliveries_failed_total", reason="bridge.CompletionRefused") == 1
     first, second = scrapes.undelivered
     assert first == second
-    assert first.delivery_id == f"bridge-delivery-{first.request_id}-{first.target_run_id}"
+    assert first.delivery_id == f"bridge-delivery-{CALLER}:{first.request_id}-{first.target_run_id}"
     assert (first.caller, first.operation, first.reason) == (CALLER, "ProbeService/probe", "bridge.CompletionRefused")
     [line] = scrapes.log
     assert "bridge.outcome_undelivered" in line.getMessage()

@@ -118,7 +118,7 @@ async def test_an_outcome_reaches_a_receiver_that_was_down_when_the_target_ended
         assert await target.result() == {"text": "late", "blob": ""}
         described = await target.describe()
         request_id = (await described.memo())["bridge"]["request_id"]
-        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{CALLER}:{request_id}-{described.run_id}")
 
         async def started() -> None:
             try:

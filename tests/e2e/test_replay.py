@@ -26,7 +26,7 @@ from handler.delivery.workflow import DeliveryWorkflow
 from handler.sweep.workflow import SweepWorkflow
 from scripts.environment.server import Server
 from tests.support.callers import CALLERS, CallingWorkflow, CallPlan, ManyCalls
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import TARGETS, Ask
 from tests.support.world import RUNNER, World, events, running_world
 
@@ -178,7 +178,7 @@ async def test_record(server: Server) -> None:
         await target.result()
         described = await target.describe()
         request_id = (await described.memo())["bridge"]["request_id"]
-        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{request_id}-{described.run_id}")
+        delivery = world.handler_client.get_workflow_handle(f"bridge-delivery-{CALLER}:{request_id}-{described.run_id}")
 
         async def handed_over() -> None:
             try:

@@ -50,7 +50,7 @@ async def handed_over(world: World, status: int, text: str = "") -> tuple[Workfl
     target = await world.until_started(ask)
     await target.result()
     described = await target.describe()
-    delivery_id = f"bridge-delivery-{(await described.memo_value('bridge'))['request_id']}-{described.run_id}"
+    delivery_id = f"bridge-delivery-{CALLER}:{(await described.memo_value('bridge'))['request_id']}-{described.run_id}"
 
     async def started() -> None:
         try:
@@ -106,7 +106,7 @@ async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(world
     assert report.next_try is not None
     assert report.closed is None
     assert report.caller == CALLER
-    assert delivery_id == f"bridge-delivery-{report.request_id}-{report.target_run_id}"
+    assert delivery_id == f"bridge-delivery-{CALLER}:{report.request_id}-{report.target_run_id}"
     assert report.operation == "ProbeService/probe"
     assert (report.caller_namespace, report.caller_workflow_id) == (CALLER, handle.id)
     with pytest.raises(DeliveryError, match="still running"):
@@ -194,7 +194,7 @@ async def test_a_delivery_that_no_worker_has_taken_up_can_be_shown_and_not_repea
     handle = await world.handler_client.start_workflow(
         DELIVERY_WORKFLOW,
         waiting,
-        id=waiting.workflow_id_of_delivery,
+        id=waiting.key,
         task_queue=f"unserved-{world.id}",
         memo={MEMO_KEY: waiting.memo},
     )

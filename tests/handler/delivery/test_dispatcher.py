@@ -19,7 +19,7 @@ from temporalio.worker import (
 
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import TARGETS, Ask, Reply
 from tests.support.world import World, events, running_world
 
@@ -52,7 +52,8 @@ class Gate:
 async def deliveries(world: World, target: WorkflowHandle[Any, Any]) -> list[WorkflowExecutionStatus | None]:
     """Return the statuses of the delivery workflows of *target*."""
     described = await target.describe()
-    query = f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(target)}'"
+    prefix = f"bridge-delivery-{CALLER}:{await request_id(target)}"
+    query = f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH '{prefix}'"
     found = [each async for each in world.handler_client.list_workflows(query)]
     return [each.status for each in found if described.run_id in each.id]
 
@@ -184,7 +185,7 @@ async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) ->
     await target.result()
     described = await target.describe()
     delivery = world.handler_client.get_workflow_handle(
-        f"bridge-delivery-{await request_id(target)}-{described.run_id}"
+        f"bridge-delivery-{CALLER}:{await request_id(target)}-{described.run_id}"
     )
 
     async def is_repeating() -> None:

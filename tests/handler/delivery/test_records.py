@@ -21,6 +21,7 @@ CALL = CallMemo(
 )
 RENEWAL = replace(CALL, reply=reply("http://receiver/callbacks/renewal"))
 OTHER = replace(CALL, request_id="two")
+STRANGER = replace(CALL, caller="stock-prod", reply=reply("http://elsewhere/callbacks/first"))
 POLLING = replace(CALL, request_id="three", reply=reply(None))
 
 
@@ -36,3 +37,10 @@ def test_each_call_with_a_callback_url_is_delivered_once_to_its_first_url() -> N
     """An unreadable record, a record without a callback URL and the records of renewals add no delivery."""
     assert kept(CALL, RENEWAL, None, OTHER, POLLING) == [OTHER, CALL]
     assert kept(None, POLLING) == []
+
+
+def test_two_callers_may_use_one_request_id() -> None:
+    """Each counts for itself: both calls are delivered, and by delivery workflows of their own."""
+    assert kept(CALL, STRANGER, RENEWAL) == [STRANGER, CALL]
+    found = deliveries([CALL, STRANGER], "payment-7", "run", datetime(2026, 1, 1, tzinfo=UTC))
+    assert {each.key for each in found} == {"bridge-delivery-order-prod:one-run", "bridge-delivery-stock-prod:one-run"}

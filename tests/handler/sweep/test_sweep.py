@@ -29,7 +29,7 @@ from handler.sweep.activity import read_run
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import send, start
 from tests.support.targets import (
     Ask,
@@ -120,9 +120,8 @@ async def request_id(world: World, ask: Ask) -> str:
 
 async def deliveries(world: World, ask: Ask) -> list[str]:
     """Return the delivery workflows for all runs of the call."""
-    query = (
-        f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH 'bridge-delivery-{await request_id(world, ask)}'"
-    )
+    prefix = f"bridge-delivery-{CALLER}:{await request_id(world, ask)}"
+    query = f"WorkflowType = 'bridge.Delivery' AND WorkflowId STARTS_WITH '{prefix}'"
     return [each.id async for each in world.handler_client.list_workflows(query)]
 
 
