@@ -56,8 +56,9 @@ def init(
         operations: Operations that the caller may start: `Service/operation`, or `Service/*`.
         as_json: Print the names of the files as JSON.
     """
-    chosen = {"handler": handler, "endpoint": endpoint, "task_queue": task_queue, "operations": operations}
-    settings = checked(lambda: local_settings(**chosen))
+    settings = checked(
+        lambda: local_settings(handler=handler, endpoint=endpoint, task_queue=task_queue, operations=operations)
+    )
     write_new(folder, settings)
     written = [str(folder / name) for name in settings]
     if as_json:

@@ -62,7 +62,7 @@ class Pair(BaseModel):
 
     def text(self) -> str:
         """The pair as TOML."""
-        agreed = [f"{name} = {json.dumps(value)}" for name, value in self if not isinstance(value, KeySet)]
+        agreed = [f"{name} = {_text(value)}" for name, value in self if not isinstance(value, KeySet)]
         return "\n".join(["# What two teams agree on. Keep this file secret.", *agreed, self._keys])
 
     @property
@@ -71,11 +71,11 @@ class Pair(BaseModel):
 
     def settings(self, side: Side, *, port: int | None = None, task_queue: str = "") -> str:
         """New settings of *side*, with the keys that only this side has."""
-        name, url, own = self.caller, self.receiver_url, f"[receiver]\nurl = {json.dumps(self.receiver_url)}"
+        name, url, own = self.caller, self.receiver_url, f"[receiver]\nurl = {_text(self.receiver_url)}"
         first = f'callback_keys = {{ signing = "k1", keys = {{ k1 = "{new_key()}" }} }}'
         if side == "handler":
-            name, url, own = self.handler, self.service_url, f"[service]\nurl = {json.dumps(self.service_url)}"
-            first = f'task_queue = {json.dumps(task_queue or name)}\nhash_key = "{new_key()}"'
+            name, url, own = self.handler, self.service_url, f"[service]\nurl = {_text(self.service_url)}"
+            first = f'task_queue = {_text(task_queue or name)}\nhash_key = "{new_key()}"'
         lines = [
             f"# Settings of the {side}'s side. Keep this file secret.",
             f'name = "{name}"',
@@ -87,10 +87,10 @@ class Pair(BaseModel):
     def entry(self, side: Side) -> str:
         """The entry of the other side for the settings of *side*."""
         if side == "handler":
-            callback = ", ".join([f"url = {json.dumps(self.receiver_url + '/callbacks')}", *_local(self.receiver_url)])
-            operations = f"operations = {json.dumps(self.operations)}"
+            callback = ", ".join([f"url = {_text(self.receiver_url + '/callbacks')}", *_local(self.receiver_url)])
+            operations = f"operations = {_text(self.operations)}"
             return f"\n[callers.{_key(self.caller)}]\n{operations}\n{self._keys}callbacks = [{{ {callback} }}]\n"
-        url = f"url = {json.dumps(f'{self.service_url}/c/{self.caller}')}"
+        url = f"url = {_text(f'{self.service_url}/c/{self.caller}')}"
         endpoint = "\n".join([url, f'handler = "{self.handler}"', *_local(self.service_url)])
         return f"\n[handlers.{_key(self.handler)}]\n{self._keys}\n[endpoints.{_key(self.endpoint)}]\n{endpoint}\n"
 
@@ -106,7 +106,9 @@ def write_new(folder: Path, texts: dict[str, str]) -> None:
             message = f"{folder / name} exists already and is not replaced: its keys may be in use"
             raise CommandError(message)
     for name, text in texts.items():
-        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(
+            os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as file:
             file.write(text)
 
 
@@ -197,8 +199,13 @@ def checked(make: Callable[[], _T]) -> _T:
         raise CommandError(message) from None
 
 
+def _text(value: object) -> str:
+    """Return a text, or a list of texts, as TOML. JSON writes some characters as two escapes, which TOML refuses."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _key(name: str) -> str:
-    return json.dumps(name) if "." in name else name
+    return _text(name) if "." in name else name
 
 
 def _local(url: str) -> tuple[str, ...]:

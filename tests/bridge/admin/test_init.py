@@ -73,3 +73,14 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     done = run("init", str(tmp_path / "missing"))
     assert done.stderr == f"callback-bridge: {tmp_path / 'missing' / 'caller.toml'}: No such file or directory\n"
     assert done.returncode == 1
+
+
+def test_names_may_have_any_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporal allows it for task queues, and Nexus for operations."""
+    names = ("--task-queue", "zahlungen-\u00fc-\U0001f600", "--operations", "Zahlung\U0001f600/*")
+    done = run("init", str(tmp_path), *names)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "handler.toml"))
+    handler = load(HandlerSettings)
+    assert handler.task_queue == names[1]
+    assert [each.operations for each in handler.callers.values()] == [(names[3],)]
