@@ -4,7 +4,7 @@ import re
 
 _SECRET = re.compile("(:|%(25)*3A)(/|%(25)*2F){2}|(callback|sig)(=|%(25)*3D)", re.IGNORECASE)
 """Parts of a callback URL, percent-encoded any number of times. Many gateways quote the request in an error."""
-_COMMAND = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMAND = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal, change the reading direction or are lone surrogates."""
 
 

@@ -234,6 +234,8 @@ def test_what_a_terminal_could_obey_is_taken_out_of_an_error() -> None:
     assert (
         decode_handler_error(status, headers, body).message == "no \ufffd[31mred\ufffd \ufffdkcab\ufffd, but\n\ta tab"
     )
+    for each in "\u061c\u200e\u200f\u2066":
+        assert readable(f"100 {each}EUR", 99) == "100 \ufffdEUR", "a mark moves the text next to it"
 
 
 @given(
