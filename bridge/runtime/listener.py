@@ -4,6 +4,7 @@ A service that is mounted into another application uses that application's liste
 """
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -188,11 +189,13 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
     try:
         for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             sockets.append(socket.create_server(address[:2], family=family, reuse_port=reuse_port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         for each in sockets:
             each.close()
-        message = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise OSError(error.errno, message) from None
+        # `getaddrinfo` raises UnicodeError for `127.0.0..1`.
+        reason = error.strerror if isinstance(error, OSError) else "not the name of a host"
+        message = f"cannot listen on {host} port {port}: {reason}"
+        raise OSError(getattr(error, "errno", errno.EINVAL), message) from None
     return sockets
 
 

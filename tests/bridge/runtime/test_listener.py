@@ -286,3 +286,11 @@ def test_a_service_raises_its_descriptors_and_accepts_fewer_connections(
     program = LIMITS.format(soft, hard)
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert printed.stdout.split() == [b"%d" % each for each in (connections, raised, hard)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64, "no such host"])
+def test_a_host_that_cannot_be_used_is_named(host: str) -> None:
+    """A typo in the settings or on the command line."""
+    with pytest.raises(OSError, match="cannot listen on") as raised:
+        bind(host, 0)
+    assert raised.value.strerror.startswith(f"cannot listen on {host} port 0: ")
