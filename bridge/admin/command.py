@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -18,11 +17,9 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import CycloptsError, Parameter, validators
 
 from bridge.runtime.event_log import LogFormat
-from bridge.runtime.listener import MAX_CONNECTIONS
 from bridge.runtime.settings import SettingsError
 
 NAME = "callback-bridge"
-_DESCRIPTORS = 4096
 
 
 class CommandError(Exception):
@@ -44,19 +41,6 @@ class ServeOptions:
     """Lowest level that is logged."""
     log_format: LogFormat | None = None
     """Form of the log lines. By default text on a terminal, and JSON elsewhere."""
-
-
-def raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors, and return how many connections the process may accept.
-
-    Half of the descriptors stay free for outgoing connections, Temporal and files.
-    """
-    infinity = resource.RLIM_INFINITY
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if infinity != soft < _DESCRIPTORS:
-        soft = _DESCRIPTORS if hard == infinity else min(hard, _DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MAX_CONNECTIONS if soft == infinity else min(MAX_CONNECTIONS, soft // 2)
 
 
 def announce(service: str, url: str) -> None:

@@ -6,6 +6,7 @@ A service that is mounted into another application uses that application's liste
 import asyncio
 import errno
 import logging
+import resource
 import signal
 import socket
 import time
@@ -29,6 +30,7 @@ HEADER_TIMEOUT = timedelta(seconds=10)
 ANSWER_TIMEOUT = timedelta(seconds=10)
 """For a peer to read an answer, once the buffers of the system are full."""
 _ACCEPT_AGAIN_S = 0.05
+_DESCRIPTORS = 4096
 
 _log = event_logger(__name__)
 
@@ -199,11 +201,26 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
     return sockets
 
 
+def raise_descriptor_limit() -> int:
+    """Raise the limit of open descriptors, and return how many connections the process may accept.
+
+    Half of the descriptors stay free for outgoing connections, Temporal and files.
+    """
+    infinity = resource.RLIM_INFINITY
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if infinity != soft < _DESCRIPTORS:
+        soft = _DESCRIPTORS if hard == infinity else min(hard, _DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft == infinity else min(MAX_CONNECTIONS, soft // 2)
+
+
 @asynccontextmanager
 async def listening(
-    app: web.Application, sockets: Sequence[socket.socket], *, max_connections: int = MAX_CONNECTIONS
+    app: web.Application, sockets: Sequence[socket.socket], *, max_connections: int | None = None
 ) -> AsyncIterator[str]:
     """Serve *app* on *sockets* over at most *max_connections* connections, and yield the URL.
+
+    By default it is what `raise_descriptor_limit` returns, also for a receiver inside a worker.
 
     At the end the service reports that it is not ready, accepts no new connections, finishes the running requests, and
     closes.
@@ -227,12 +244,13 @@ async def listening(
         # If the sender disconnects, a completion must not be interrupted.
         handler_cancellation=False,
     )
+    limit = raise_descriptor_limit() if max_connections is None else max_connections
     accepting: list[asyncio.Task[None]] = []
     try:
         await runner.setup()
         server = runner.server
         assert isinstance(server, _Server)
-        accepting = [asyncio.create_task(server.accept(each, limit=max_connections)) for each in sockets]
+        accepting = [asyncio.create_task(server.accept(each, limit=limit)) for each in sockets]
         host, port = sockets[0].getsockname()[:2]
         yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:

@@ -35,7 +35,6 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     port = settings.receiver.port if options.port is None else options.port
     sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()
-    limit = command.raise_descriptor_limit()
-    async with listening(app, sockets, max_connections=limit) as url:
+    async with listening(app, sockets) as url:
         command.announce("receiver", url)
         await stop.wait()

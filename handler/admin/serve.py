@@ -63,7 +63,6 @@ async def serve(
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
     stop = stop_on_signals()
-    limit = command.raise_descriptor_limit()
     async with AsyncExitStack() as stack:
         if with_worker:
             hook = getattr(imported, "on_undelivered", None)
@@ -82,6 +81,6 @@ async def serve(
                 raise SettingsError(message) from None
             await stack.enter_async_context(worker)
             workers.append(worker)
-        url = await stack.enter_async_context(listening(app, sockets, max_connections=limit))
+        url = await stack.enter_async_context(listening(app, sockets))
         command.announce("handler", url)
         await stop.wait()

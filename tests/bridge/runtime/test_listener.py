@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientError, ClientSession, web
@@ -134,7 +134,7 @@ async def check():
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    async with listening(create_app(check), bind("127.0.0.1", 0)) as url:
+    async with listening(create_app(check), bind("127.0.0.1", 0), max_connections=512) as url:
         print(url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
@@ -195,7 +195,7 @@ async def test_headers_must_be_complete_in_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_answers_must_be_read_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ async def test_readiness_is_checked_once_a_second_for_all_who_ask(monkeypatch: p
 
 LIMITS = """
 import resource
-from bridge.admin.command import raise_descriptor_limit
+from bridge.runtime.listener import raise_descriptor_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))
 print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
@@ -288,9 +288,43 @@ def test_a_service_raises_its_descriptors_and_accepts_fewer_connections(
     assert printed.stdout.split() == [b"%d" % each for each in (connections, raised, hard)]
 
 
+WORKER = (
+    EXHAUSTED.replace(", max_connections=512", "")
+    .replace(
+        "sys.stdin.read)", "sys.stdin.readline)\n        print(len([open('/dev/null') for _ in range(10)]), flush=True)"
+    )
+    .replace("(40, resource.getrlimit(resource.RLIMIT_NOFILE)[1])", "(64, 64)")
+)
+
+
+async def test_strangers_leave_descriptors_to_a_process_that_has_other_work() -> None:
+    """A worker with a receiver inside calls handlers and Temporal. No command has raised its limit."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WORKER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    service = Service()
+    service.url = (await process.stdout.readline()).decode().strip()
+    try:
+        for _ in range(80):
+            await service.connect()
+        assert await asyncio.wait_for(get(service), 20) == 200
+        process.stdin.write(b"\n")
+        assert await process.stdout.readline() == b"10\n"
+    finally:
+        for writer in service.writers:
+            writer.transport.abort()
+        process.stdin.close()
+        await process.wait()
+
+
 @pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64, "no such host"])
 def test_a_host_that_cannot_be_used_is_named(host: str) -> None:
     """A typo in the settings or on the command line."""
     with pytest.raises(OSError, match="cannot listen on") as raised:
         bind(host, 0)
-    assert raised.value.strerror.startswith(f"cannot listen on {host} port 0: ")
+    assert str(raised.value.strerror).startswith(f"cannot listen on {host} port 0: ")
