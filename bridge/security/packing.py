@@ -24,6 +24,6 @@ def unpacked(text: str) -> Any:
     """
     try:
         return json.loads(zlib.decompress(base64.urlsafe_b64decode(text)))
-    except zlib.error:
+    except (zlib.error, RecursionError):
         message = "not a packed value"
         raise ValueError(message) from None

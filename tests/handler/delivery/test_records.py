@@ -1,7 +1,11 @@
 """The records of a call: which of several records of one call counts."""
 
+import base64
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
+
+import pytest
 
 from handler.delivery.records import CallMemo, deliveries, packed_reply
 
@@ -25,6 +29,11 @@ STRANGER = replace(CALL, caller="stock-prod", reply=reply("http://elsewhere/call
 POLLING = replace(CALL, request_id="three", reply=reply(None))
 
 
+def nested(depth: int) -> str:
+    """A packed array in arrays."""
+    return base64.urlsafe_b64encode(zlib.compress(b"[" * depth)).decode()
+
+
 def kept(*calls: CallMemo | None) -> list[CallMemo]:
     found = deliveries(calls, "payment-7", "run", datetime(2026, 1, 1, tzinfo=UTC))
     assert {(each.workflow_id, each.run_id, each.start_time_ms) for each in found} <= {
@@ -39,8 +48,15 @@ def test_each_call_with_a_callback_url_is_delivered_once_to_its_first_url() -> N
     assert kept(None, POLLING) == []
 
 
+@pytest.mark.parametrize("foreign", ["", "not base64!", "AAAA", nested(100_000)])
+def test_a_record_with_an_unreadable_reply_is_a_value_error(foreign: str) -> None:
+    """Any other error would fail the workflow task of a target to which another program sends it, for ever."""
+    with pytest.raises(ValueError, match=r".+"):
+        replace(CALL, reply=foreign)
+
+
 def test_two_callers_may_use_one_request_id() -> None:
     """Each counts for itself: both calls are delivered, and by delivery workflows of their own."""
-    assert kept(CALL, STRANGER, RENEWAL) == [STRANGER, CALL]
+    assert kept(CALL, STRANGER, RENEWAL) == [CALL, STRANGER]
     found = deliveries([CALL, STRANGER], "payment-7", "run", datetime(2026, 1, 1, tzinfo=UTC))
     assert {each.key for each in found} == {"bridge-delivery-order-prod:one-run", "bridge-delivery-stock-prod:one-run"}
