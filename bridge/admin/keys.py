@@ -19,6 +19,7 @@ from temporalio.common import MetricMeter
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, print_list, to_json
+from bridge.admin.pair import checked
 from bridge.protocol.echo import Echo
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_check import ask_peers
@@ -71,6 +72,8 @@ def new(*, id: str | None = None, as_json: JsonOutput = False) -> None:  # noqa:
     """
     key_id = id or time.strftime("%Y-%m-%d", time.gmtime())
     key_set = {"signing": key_id, "keys": {key_id: new_key()}}
+    # The settings would refuse it later.
+    checked(lambda: KeySet.model_validate(key_set))
     print(to_json(key_set) if as_json else _toml(key_set))
 
 

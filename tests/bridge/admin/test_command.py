@@ -122,6 +122,14 @@ def test_keys_new_prints_a_key_set_for_the_settings() -> None:
     assert key_set["keys"]["k7"] not in other["keys"].values()
 
 
+@pytest.mark.parametrize("key_id", ["Payments", "a b", 'k"', "k" * 32])
+def test_keys_new_refuses_an_id_that_the_settings_refuse(key_id: str) -> None:
+    """Before the key is copied to two teams."""
+    done = run("keys", "new", "--id", key_id)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("callback-bridge: signing: String should match pattern")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -306,8 +314,6 @@ def test_a_token_is_made_only_for_an_operator_whom_the_settings_can_name() -> No
 def test_a_module_that_ends_the_process_when_it_is_imported_is_refused(settings: Path) -> None:
     """A script without `if __name__ == "__main__"`. The command would end without a word and with code 0."""
     (settings / "script.py").write_text("import sys\n\nsys.exit(0)\n")
-    done = run(
-        *("handler", "serve", "--module", "script"), cwd=settings, BRIDGE_CONFIG=str(settings / "handler.toml")
-    )
+    done = run(*("handler", "serve", "--module", "script"), cwd=settings, BRIDGE_CONFIG=str(settings / "handler.toml"))
     assert done.returncode == 2
     assert "callback-bridge: cannot import script: SystemExit: 0" in done.stderr
