@@ -5,11 +5,13 @@ The data converter alone does not ensure this: for some encodings it returns byt
 Errors name the fields of an input and never quote its values, because histories keep error texts.
 """
 
+import asyncio
 import dataclasses
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from pydantic import ValidationError
@@ -19,9 +21,14 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError, bad_request
 from bridge.runtime.event_log import event_logger
+from handler.start.threads import BoundedThreads
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _MAX_FIELDS = 10
+_MAX_ERRORS = 1000
+_SMALL_BYTES = 4096
+_WAITING = 20
+"""Large inputs of one caller that may wait. A caller beyond it retries a second later."""
 
 _log = event_logger(__name__)
 
@@ -33,6 +40,7 @@ class Conversion:
         self._payload_converter = data_converter.payload_converter
         # For codec and external storage only, because the team's own payload converter may not support `RawValue`.
         self._transfer = dataclasses.replace(data_converter, payload_converter_class=DefaultPayloadConverter)
+        self._threads: Mapping[str, BoundedThreads] = defaultdict(lambda: BoundedThreads(threads=1, waiting=_WAITING))
 
     async def open(self, payload: Payload) -> Payload:
         """Return *payload* as it was before the codec encoded it.
@@ -52,6 +60,18 @@ class Conversion:
             raise UnavailableError(message) from None
         opened: Payload = raw.payload
         return opened
+
+    async def read(self, caller: str, opened: Payload, kind: Any) -> Any:
+        """Return `value`. A large input is converted in a thread, one at a time for each caller.
+
+        Some types take 10 ms for each kB, and 2 MB of empty values would block the event loop for many seconds.
+
+        Raises:
+            nexusrpc.HandlerError: UNAVAILABLE, too many large inputs of *caller* wait; else as `value`.
+        """
+        if len(opened.data) <= _SMALL_BYTES:
+            return self.value(opened, kind)
+        return await asyncio.get_running_loop().run_in_executor(self._threads[caller], self.value, opened, kind)
 
     def value(self, opened: Payload, kind: Any) -> Any:
         """Return the input in *opened* as an instance of *kind*, the contract's type. If *kind* is None, any type fits.
@@ -133,6 +153,9 @@ def reasons(error: BaseException) -> str:
     """Return the fields that *error* names, as pydantic or the SDK's converter do, with the kind of each error."""
     path: list[str | int] = []
     while True:
+        if isinstance(error, ValidationError) and (count := error.error_count()) > _MAX_ERRORS:
+            # pydantic makes an object of each error.
+            return f"{count} errors"
         if isinstance(error, ValidationError):
             found = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_FIELDS]
             return ", ".join(f"{_path((*path, *each['loc']))} ({each['type']})" for each in found)

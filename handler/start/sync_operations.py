@@ -117,7 +117,7 @@ class SyncOperations:
         try:
             async with limit:
                 result = await self._handlers[caller].start_operation(
-                    context, _Input(payload, self._conversion, authorize)
+                    context, _Input(caller, payload, self._conversion, authorize)
                 )
         except OperationError as error:
             outcome = await self._unsuccessful(error)
@@ -175,13 +175,16 @@ class SyncOperations:
 class _Input:
     """The input of an operation. nexusrpc calls `consume` with the type that the operation declares."""
 
-    def __init__(self, payload: Payload, conversion: Conversion, authorize: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(
+        self, caller: str, payload: Payload, conversion: Conversion, authorize: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        self._caller = caller
         self._payload = payload
         self._conversion = conversion
         self._authorize = authorize
 
     async def consume(self, as_type: type[Any] | None = None) -> Any:
-        value = self._conversion.value(await self._conversion.open(self._payload), as_type)
+        value = await self._conversion.read(self._caller, await self._conversion.open(self._payload), as_type)
         await self._authorize(value)
         return value
 

@@ -1,7 +1,9 @@
 """Inputs: only an instance of the contract's type is accepted, and an error names the wrong field."""
 
+import asyncio
 import dataclasses
 import json
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,11 +15,12 @@ from nexusrpc import HandlerError, HandlerErrorType
 from pydantic import AfterValidator, BaseModel, Field
 from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.converter import DataConverter
+from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError
 from handler.start.conversion import Conversion
 from tests.support.codec import Scrambler
+from tests.support.helpers import assert_eventually
 from tests.support.world import with_codec
 
 
@@ -206,3 +209,45 @@ def test_an_input_that_cannot_be_read_is_refused_also_without_a_type(encoding: b
         conversion.value(Payload(metadata={"encoding": encoding}, data=data), None)
     assert raised.value.type is HandlerErrorType.BAD_REQUEST
     assert raised.value.message.startswith("the input is not a value of its encoding: ")
+
+
+class Slow(DefaultPayloadConverter):
+    """Converts when `released` is set."""
+
+    released = threading.Event()
+    begun = 0
+
+    def from_payloads(self, payloads: Sequence[Payload], type_hints: list[type] | None = None) -> list[Any]:
+        Slow.begun += 1
+        assert Slow.released.wait(20)
+        return super().from_payloads(payloads, type_hints)
+
+
+async def test_a_large_input_blocks_neither_the_event_loop_nor_other_callers() -> None:
+    """Some types take many seconds for 2 MB of empty values. One caller's inputs wait for each other, up to a limit."""
+    Slow.released.clear()
+    slow = Conversion(DataConverter(payload_converter_class=Slow))
+    large = plain(["x" * 5000])
+    waiting = [asyncio.create_task(slow.read("orders", large, list)) for _ in range(21)]
+
+    async def one_begun() -> None:
+        assert Slow.begun == 1
+
+    async def another_begun() -> None:
+        assert Slow.begun == 2
+
+    await assert_eventually(one_begun)
+    with pytest.raises(UnavailableError):
+        await slow.read("orders", large, list)
+    other = asyncio.create_task(slow.read("stock", large, list))
+    await assert_eventually(another_begun)
+    Slow.released.set()
+    assert [len(each) for each in await asyncio.gather(*waiting, other)] == [1] * 22
+
+
+async def test_a_large_input_that_does_not_fit_is_refused_as_a_small_one() -> None:
+    """Not with an object for each of a million wrong values."""
+    with pytest.raises(HandlerError) as raised:
+        await PYDANTIC.read("orders", plain([1] * 5000), list[dict[str, int]])
+    assert raised.value.type is HandlerErrorType.BAD_REQUEST
+    assert raised.value.message == "the input is not a list: 5000 errors"
