@@ -41,7 +41,7 @@ class WorkflowRef:
         """The run that the first readable workflow link points at."""
         for link in links:
             temporal = to_temporal_link(link)
-            if temporal is not None and temporal.HasField("workflow_event"):
+            if temporal is not None:
                 event = temporal.workflow_event
                 return cls(namespace=event.namespace, workflow_id=event.workflow_id, run_id=event.run_id)
         return None
@@ -65,7 +65,12 @@ class WorkflowRef:
 
 
 def to_temporal_link(link: nexusrpc.Link) -> Link | None:
-    """*link* as Temporal's own type; None if it is unreadable."""
+    """*link* as Temporal's own type; None if it is unreadable, or no link to an event of a workflow.
+
+    Older servers refuse a message with a link of another type. The SDK would also log each one that it does not know.
+    """
+    if link.type != Link.WorkflowEvent.DESCRIPTOR.full_name:
+        return None
     try:
         return _link_conversion.nexus_link_to_temporal_link(link)
     except Exception:  # noqa: BLE001 - a private parser reads a peer's text: any error only drops the link

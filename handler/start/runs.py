@@ -31,6 +31,9 @@ from handler.start.call import Call
 from handler.start.description import CALLER_MEMO, describe_call
 from handler.start.rpc_errors import callback_refused, run_is_full
 
+_MAX_LINK_BYTES = 4000
+"""Temporal's default limit (`frontend.linkMaxSize`). With a larger link the server would refuse the start."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -147,7 +150,9 @@ class Runs:
             memo=Memo(fields={CALLER_MEMO: caller_memo, MEMO_KEY: (await self._inline.encode([memo]))[0]}),
             user_metadata=metadata,
             header=Header(fields=workflow_header()),
-            links=[link for link in map(to_temporal_link, request.links) if link is not None],
+            links=[
+                link for link in map(to_temporal_link, request.links) if link and link.ByteSize() <= _MAX_LINK_BYTES
+            ],
             completion_callbacks=callbacks,
             request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
         )

@@ -117,6 +117,13 @@ def test_a_link_that_names_no_run_is_passed_over(url: str, kind: str) -> None:
     assert WorkflowRef.from_links([link(url, kind), ORDER.to_link()]) == ORDER
 
 
+@pytest.mark.parametrize("kind", ["x.y", "temporal.api.common.v1.Link.Workflow"])
+def test_a_link_of_another_type_is_passed_over_in_silence(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Peers may have links of their own types. The SDK would quote each of them in our log."""
+    assert to_temporal_link(link("temporal:///namespaces/n/workflows/w/r", kind)) is None
+    assert not caplog.records
+
+
 def test_a_link_by_request_id_names_its_run_too() -> None:
     """The form of a callback that was attached to a running workflow."""
     url = URL.replace("eventID=1&", "").replace("EventReference", "RequestIdReference&requestID=r")
