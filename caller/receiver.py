@@ -22,6 +22,7 @@ from bridge.protocol.payload import holds_reference
 from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_server import add_route, answer
+from bridge.runtime.in_flight import InFlight
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
@@ -31,7 +32,7 @@ from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
-from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
+from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import MessageKind, MessageVerifier
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.console import pages
@@ -95,6 +96,7 @@ class _Receiver:
             for name in settings.handlers
         }
         self._handlers = settings.handlers
+        self._in_flight = {name: InFlight() for name in settings.handlers}
         self._clock = clock
 
     async def echo(self, request: web.Request) -> web.Response:
@@ -102,7 +104,9 @@ class _Receiver:
         request[FACTS]["bridge.message"] = "echo"
         handler = request.query.get("handler", "")
         verifier = known_peer(self._verifiers, handler, MessageKind.ECHO, request)
-        await IncomingMessage(request, MessageKind.ECHO, verifier).body()
+        message = IncomingMessage(request, MessageKind.ECHO, verifier)
+        with self._in_flight[handler].place():
+            await message.body()
         request[FACTS]["bridge.peer"] = handler
         asked = request.query.get("namespace", self._namespace)
         problem = None
@@ -123,7 +127,11 @@ class _Receiver:
         facts |= {"bridge.callback_id": claims.id, "bridge.request_id": claims.rid, "bridge.peer": claims.peer}
         verifier = known_peer(self._verifiers, claims.peer, MessageKind.COMPLETION, request)
         message = IncomingMessage(request, MessageKind.COMPLETION, verifier)
-        body = await message.body()
+        with self._in_flight[claims.peer].place():
+            return await self._complete(request, claims, message)
+
+    async def _complete(self, request: web.Request, claims: CallbackClaims, message: IncomingMessage) -> web.Response:
+        facts, body = request[FACTS], await message.body()
         wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if message.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question: does the call still wait? Answering it completes nothing.

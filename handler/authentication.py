@@ -14,6 +14,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from pydantic import IPvAnyNetwork
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
+from bridge.runtime.in_flight import InFlight
 from bridge.runtime.incoming_message import IncomingMessage
 from bridge.runtime.reloaded import LiveKeys
 from bridge.security.egress import allowed_destination
@@ -37,6 +38,8 @@ class Caller:
     """Names the proxies that report client certificates."""
     starts: TokenBucket
     """The starts that it may make now."""
+    in_flight: InFlight
+    """The requests of it that are served now."""
     bearer_keys: KeySource | None
     """None if this caller has no bearer secret."""
 
@@ -87,6 +90,7 @@ def callers(settings: HandlerSettings, keys: LiveKeys) -> Mapping[str, Caller]:
             verifier=MessageVerifier(start_keys, public_base=settings.service.url) if peer.start_keys else None,
             service=settings.service,
             starts=TokenBucket(per_second=peer.limits.starts_per_second, burst=peer.limits.burst),
+            in_flight=InFlight(),
             bearer_keys=bearer_keys if peer.bearer_keys else None,
         )
     return found

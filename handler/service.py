@@ -219,7 +219,7 @@ class _Service:
     async def start(self, request: web.Request) -> web.Response:
         """Start an operation, or answer a repeated start with the operation's state."""
         caller, message = self._received(request, MessageKind.START)
-        with span("bridge.start", request.headers, caller.peer.trace):
+        with caller.in_flight.place(), span("bridge.start", request.headers, caller.peer.trace):
             request[FACTS].update(trace_fields())
             return await self._start(request, caller, message)
 
@@ -259,20 +259,22 @@ class _Service:
         caller, message = self._received(request, MessageKind.CANCEL)
         target = self._authorised(caller, request)
         token = decode_cancel(message.headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
-        await message.body()
-        if (named := OperationToken.decode(token)) is not None:
-            request[FACTS] |= {"bridge.request_id": named.request_id, "bridge.target": named.workflow_id}
-        await self._canceler.cancel(caller.name, target, token)
+        with caller.in_flight.place():
+            await message.body()
+            if (named := OperationToken.decode(token)) is not None:
+                request[FACTS] |= {"bridge.request_id": named.request_id, "bridge.target": named.workflow_id}
+            await self._canceler.cancel(caller.name, target, token)
         return web.Response(status=202)
 
     async def echo(self, request: web.Request) -> web.Response:
         """Let a caller check its key, its clock, our URL and its callback URL. Starts nothing."""
         caller, message = self._received(request, MessageKind.ECHO)
-        await message.body()
-        echo = Echo(name=self._name, time=self._clock())
+        echo, problem = Echo(name=self._name, time=self._clock()), None
+        with caller.in_flight.place():
+            await message.body()
+            if caller.verifier is not None and (callback := request.query.get("callback")) is not None:
+                problem = await self._callbacks.problem_with(caller.name, callback)
         if caller.verifier is not None:
-            callback = request.query.get("callback")
-            problem = None if callback is None else await self._callbacks.problem_with(caller.name, callback)
             keys = self.keys.fingerprints(f"callers.{caller.name}")
             echo = echo.model_copy(update={"callback_problem": problem, "keys": keys})
         return answer(*encode_echo(echo))

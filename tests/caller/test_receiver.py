@@ -1,5 +1,6 @@
 """The receiver against bad input, forgeries and repeats: each answer as documented, nothing completed, nothing lost."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from temporalio.exceptions import ApplicationError, CancelledError, NexusOperati
 from temporalio.workflow import NexusOperationCancellationType
 
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from bridge.runtime import in_flight
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
@@ -285,6 +287,36 @@ async def test_a_spoilt_copy_of_a_good_completion_gets_no_signed_answer(shared: 
     assert answer.status in {400, 401, 404}
     assert "Signature" not in answer.headers
     await shared.assert_pending()
+
+
+async def test_a_handler_with_slow_bodies_does_not_take_all_connections(
+    shared: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a good callback token for each of its calls. The one request more is a signed 429."""
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 2)
+    slow = []
+    for _ in range(2):
+        made = shared.message()
+        shared.signer().sign(made.kind, made.url, made.headers, made.body)
+        _, writer = await asyncio.open_connection("127.0.0.1", shared.world.receiver.port)
+        lines = [f"{name}: {value}" for name, value in made.headers.items()]
+        target = made.url.removeprefix(f"http://127.0.0.1:{shared.world.receiver.port}")
+        head = [f"POST {target} HTTP/1.1", "Host: h", f"Content-Length: {len(made.body)}", *lines]
+        writer.write("\r\n".join([*head, "", ""]).encode() + made.body[:-1])
+        slow.append(writer)
+
+    async def is_full() -> None:
+        refused = await send(shared.message(state="running", body=b""), shared.signer())
+        assert (refused.status, refused.is_signed) == (429, True)
+
+    await assert_eventually(is_full)
+    for writer in slow:
+        writer.transport.abort()
+
+    async def is_free() -> None:
+        assert (await send(shared.message(state="running", body=b""), shared.signer())).status == 200
+
+    await assert_eventually(is_free)
 
 
 async def test_an_unknown_route_is_a_404_before_any_token_is_looked_at(shared: Waiting) -> None:

@@ -9,10 +9,12 @@ import pytest
 import pytest_asyncio
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetActivityRequest
+from yarl import URL
 
 from bridge.errors import UnavailableError
 from bridge.protocol.link import WorkflowRef
-from bridge.security.signatures import MessageSigner
+from bridge.runtime import in_flight
+from bridge.security.signatures import MessageKind, MessageSigner
 from handler.delivery.calls import read_memo
 from handler.delivery.close_reporter import MAX_ATTACHED
 from handler.start import limits
@@ -21,7 +23,7 @@ from handler.start.runs import Run
 from scripts.environment.server import Server, running_server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
-from tests.support.peer import assert_nothing_started, send, signer, start
+from tests.support.peer import Message, assert_nothing_started, send, signer, start
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
@@ -147,6 +149,55 @@ async def test_a_start_over_the_rate_is_a_signed_429_that_starts_nothing(server:
         assert refused.failure["details"]["retryableOverride"] is True
         assert "0.02 starts a second" in refused.message
         await assert_nothing_started(world, keys[1])
+
+
+@pytest.mark.parametrize("kind", [MessageKind.START, MessageKind.CANCEL, MessageKind.ECHO])
+async def test_a_caller_with_slow_bodies_takes_no_place_of_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch, kind: MessageKind
+) -> None:
+    """Its connections would fill the listener. The one request more is a signed 429, which ends no call."""
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
+
+    def prepare(world: World) -> None:
+        settings = world.handler_settings
+        callers = {**settings.callers, "other": settings.callers[CALLER]}
+        world.override_handler_settings(settings.model_copy(update={"callers": callers}))
+
+    def message(world: World, caller: str = CALLER) -> Message:
+        made = start(world, {"key": world.key()})
+        made.kind, path = kind, f"/c/{caller}"
+        if kind is not MessageKind.ECHO:
+            path += "/ProbeService/probe" + ("/cancel" if kind is MessageKind.CANCEL else "")
+        if kind is MessageKind.CANCEL:
+            made.headers["Nexus-Operation-Token"] = "none"
+        made.url = world.service.url + path
+        return made
+
+    async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
+        slow = []
+        for _ in range(3):
+            made = message(world)
+            signer(world).sign(kind, made.url, made.headers, made.body)
+            _, writer = await asyncio.open_connection("127.0.0.1", world.service.port)
+            lines = [f"{name}: {value}" for name, value in made.headers.items()]
+            head = [f"POST {URL(made.url).raw_path} HTTP/1.1", "Host: h", f"Content-Length: {len(made.body)}", *lines]
+            writer.write("\r\n".join([*head, "", ""]).encode() + made.body[:-1])
+            slow.append(writer)
+
+        async def is_full() -> None:
+            refused = await send(message(world), signer(world))
+            assert (refused.status, refused.is_signed) == (429, True)
+            assert "3 requests at a time" in refused.message
+
+        await assert_eventually(is_full)
+        assert (await send(message(world, "other"), signer(world))).status != 429
+        for writer in slow:
+            writer.transport.abort()
+
+        async def is_free() -> None:
+            assert (await send(message(world), signer(world))).status != 429
+
+        await assert_eventually(is_free)
 
 
 async def test_calls_over_the_rate_all_get_their_outcomes(narrow: World) -> None:
