@@ -204,7 +204,10 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
             where = "the environment"
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
     except SourceError as error:  # a variable that is not JSON; it names the field
-        message = f"bad settings in the environment: {error}"
+        text = getattr(error.__cause__, "doc", None)
+        names = [_shown(name) for name in os.environ if _is_variable(name) and os.environ[name] == text]
+        remedy = f"a list or a table in a variable has to be JSON ({_VARIABLE} {', '.join(names) or '?'})"
+        message = f"bad settings in the environment: {error}: {remedy}"
         raise SettingsError(message) from None
 
 

@@ -291,6 +291,19 @@ def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPat
     assert SECRET not in message
 
 
+def test_of_several_variables_the_one_that_is_not_json_is_named(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list looks like a text to those who write it: `10.0.0.0/8`."""
+    configured(caller_tree())
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__WAIT_S", "7")
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__NETWORKS", "10.0.0.0/8")
+    message = message_of(CallerSettings)
+    assert message.endswith("has to be JSON (from the variable BRIDGE_ENDPOINTS__PAYMENTS__NETWORKS)")
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__NETWORKS", SECRET)
+    assert SECRET not in message_of(CallerSettings)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
