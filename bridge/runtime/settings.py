@@ -320,7 +320,7 @@ def unreadable(path: Path, error: OSError) -> str:
         case FileNotFoundError():
             return "no such file"
         case IsADirectoryError():
-            return "a folder; name the TOML file in it"
+            return "a folder; name the file in it"
         case PermissionError():
             try:
                 found = path.stat()

@@ -104,7 +104,7 @@ def test_both_sides_may_share_a_file(configured: Configured) -> None:
     [
         pytest.param("missing.toml", "no such file", id="missing"),
         pytest.param("missing/bridge.toml", "no such file", id="missing folder"),
-        pytest.param(".", "a folder; name the TOML file in it", id="folder"),
+        pytest.param(".", "a folder; name the file in it", id="folder"),
         pytest.param("there.toml/bridge.toml", "cannot be read: Not a directory", id="file as a folder"),
         pytest.param("x" * 300, "cannot be read: File name too long", id="long name"),
     ],
