@@ -65,7 +65,7 @@ _TEMPORARY = frozenset(
 )
 _FINAL = frozenset({RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.FAILED_PRECONDITION, RPCStatusCode.OUT_OF_RANGE})
 _CLOSED = frozenset({0, *range(WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED, 8)})
-"""Unspecified, and from completed to timed out. A run of any other status may go on, and a call that waits must not count as over."""
+"""Unspecified, and from completed to timed out. A run of any other status may go on, and its calls may wait."""
 
 _log = event_logger(__name__)
 
@@ -173,7 +173,7 @@ def connect_config() -> dict[str, Any]:
         SettingsError: The configuration cannot be used. The text quotes no line of Temporal's configuration file.
     """
     try:
-        return {"target_host": "localhost:7233", **ClientConfig.load_client_connect_config()}
+        found: dict[str, Any] = {**ClientConfig.load_client_connect_config()}
     except OSError as error:
         message = (
             f"the connection to Temporal: {error.filename or 'a file'}: {error.strerror}; see the TEMPORAL_… variables"
@@ -187,6 +187,8 @@ def connect_config() -> dict[str, Any]:
             text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
         message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
         raise SettingsError(message) from None
+    # A template sets a variable that has no value to an empty text.
+    return {"target_host": "localhost:7233"} | {name: each for name, each in found.items() if each != ""}
 
 
 def connect_files() -> list[Path]:

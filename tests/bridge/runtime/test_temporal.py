@@ -115,6 +115,13 @@ def test_a_profile_is_read_as_temporal_reads_it(monkeypatch: pytest.MonkeyPatch,
     assert connect_config() == {"target_host": "h:7", "namespace": "order-prod"}
 
 
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates write `TEMPORAL_NAMESPACE=${NAMESPACE:-}`. The namespace of the settings then holds."""
+    for name in ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE"):
+        monkeypatch.setenv(name, "")
+    assert connect_config() == {"target_host": "localhost:7233"}
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "temporary", "final"),
     [
