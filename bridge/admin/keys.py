@@ -19,7 +19,7 @@ from temporalio.common import MetricMeter
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, print_list, to_json
-from bridge.admin.pair import checked
+from bridge.admin.pair import checked, replace_content
 from bridge.protocol.echo import Echo
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_check import ask_peers
@@ -92,12 +92,7 @@ def rotate(file: Path, /, *, as_json: JsonOutput = False) -> None:
     except ValidationError:
         message = f"{file} is no key file as `callback-bridge keys new` prints it, or has ten keys: remove an old one"
         raise CommandError(message) from None
-    path = file.resolve()
-    written = path.with_name(f".{path.name}.new")
-    written.touch(mode=0o600)
-    written.chmod(path.stat().st_mode & 0o777)
-    written.write_text(_toml(key_set) + "\n")
-    written.replace(path)
+    replace_content(file, _toml(key_set) + "\n")
     steps = [
         "copy the file to all processes of both sides that have this key set; each reads it when it next uses a key",
         "callback-bridge keys check: the new key must be the same on both sides",

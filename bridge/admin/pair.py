@@ -112,6 +112,17 @@ def write_new(folder: Path, texts: dict[str, str]) -> None:
             file.write(text)
 
 
+def replace_content(file: Path, text: str) -> None:
+    """Replace what is in *file* at once. Owner, group, mode and a link stay, so that a service can still read it."""
+    path = file.resolve()
+    found, written = path.stat(), path.with_name(f".{path.name}.new")
+    written.touch(mode=0o600)
+    os.chown(written, found.st_uid, found.st_gid)
+    written.chmod(found.st_mode & 0o777)
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)
+
+
 @pair.command
 def make(
     file: Path,
@@ -166,10 +177,7 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
         except tomllib.TOMLDecodeError:
             message = f"{path} has an entry for this peer or endpoint already; it is not changed"
             raise CommandError(message) from None
-        written = path.with_name(f".{path.name}.new")
-        written.touch(mode=0o600)
-        written.write_text(present + added, encoding="utf-8")
-        written.replace(path)
+        replace_content(path, present + added)
     print(f"written: {path}\n{_fingerprints(taken)}\nCompare the fingerprints with the other team, and delete {file}.")
     print(f"Then: BRIDGE_CONFIG={path} callback-bridge pair check --as {side}")
 

@@ -1,6 +1,7 @@
 """The commands that rotate, list and compare keys."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def test_rotate_adds_a_key_that_does_not_sign_yet(key_file: Path) -> None:
     assert list(key_file.parent.iterdir()) == [key_file]
     assert f'3. set signing = "{added}"' in done.stdout
     assert not [key for key in after["keys"].values() if key in done.stdout]
+
+
+def test_rotate_leaves_the_file_to_the_user_of_the_service(key_file: Path) -> None:
+    """An operator may rotate as root. The service would otherwise keep its old keys, and not start any more."""
+    owner = os.geteuid() or 65534
+    os.chown(key_file, owner, os.getegid() if owner == os.geteuid() else 65534)
+    before = key_file.stat()
+    assert run("keys", "rotate", str(key_file)).returncode == 0
+    after = key_file.stat()
+    assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
 
 
 def test_rotate_follows_a_symbolic_link_and_prints_json(key_file: Path) -> None:

@@ -1,5 +1,6 @@
 """`callback-bridge pair`: one file by which two teams meet, taken by each side into its own settings."""
 
+import os
 import re
 from pathlib import Path
 
@@ -138,3 +139,19 @@ def test_an_empty_variable_names_no_settings(file: Path, tmp_path: Path) -> None
     done = run("pair", "take", str(file), "--as", "caller", cwd=tmp_path, BRIDGE_CONFIG="")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "caller.toml").exists()
+
+
+def test_settings_are_left_to_the_user_of_the_service(file: Path, tmp_path: Path) -> None:
+    """Owner, group and mode of settings that exist stay, and so does a link that leads to them."""
+    path, link = tmp_path / "own.toml", tmp_path / "link.toml"
+    path.write_text('name = "order-prod"\n')
+    owner = os.geteuid() or 65534
+    os.chown(path, owner, os.getegid() if owner == os.geteuid() else 65534)
+    path.chmod(0o640)
+    link.symlink_to(path.name)
+    before = path.stat()
+    assert run("pair", "take", str(file), "--as", "caller", BRIDGE_CONFIG=str(link)).returncode == 0
+    after = path.stat()
+    assert link.is_symlink()
+    assert "payment-prod" in path.read_text()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
