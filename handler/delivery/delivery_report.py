@@ -219,9 +219,9 @@ class Deliveries:
         }
         try:
             [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]])
-        except Exception:  # noqa: BLE001 - encoded by a codec that we do not have: list it all the same
+            deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
+        except Exception:  # noqa: BLE001 - another program's, or by a codec that we do not have: list it all the same
             return facts
-        deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
         kept = {name: value or None for name, value in memo.items() if name in DeliveryReport.__dataclass_fields__}
         return facts | kept | {"deadline": deadline}
 

@@ -60,8 +60,9 @@ async def report_of(client: Client, settings: HandlerSettings | None, info: Work
     }
     try:
         call = await read_memo(client.data_converter, info)
-    except UnavailableError:
-        # The memo is encoded by a codec that we do not have: show the run all the same.
+        deadline = None if call is None else datetime.fromtimestamp(call.deadline_ms / 1000, UTC)
+    except (UnavailableError, ValueError, OverflowError, OSError):
+        # The memo is another program's, or encoded by a codec that we do not have: show the run all the same.
         return RunReport(**facts)
     if call is None:
         return RunReport(**facts)
@@ -76,7 +77,7 @@ async def report_of(client: Client, settings: HandlerSettings | None, info: Work
         request_id=call.request_id,
         called_by=f"{source.namespace}/{source.workflow_id}" if source.workflow_id else None,
         link=source.ui_url(base) if source.workflow_id and base is not None else None,
-        deadline=datetime.fromtimestamp(call.deadline_ms / 1000, UTC),
+        deadline=deadline,
     )
 
 
