@@ -77,6 +77,9 @@ def _parsed(text: str) -> URL:
     # Check the raw text first: parsers drop tabs and newlines, and read digits of other scripts as addresses.
     if len(text) > MAX_CALLBACK_URL or not _RFC3986.fullmatch(text):
         raise ValueError
+    # yarl raises IndexError for `https://[::1];@/`.
+    if not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0]):
+        raise ValueError
     # Without `encoded` yarl quotes the URL again, and a signed URL would change between check and use.
     url = URL(text, encoded=True)
     host = url.host or ""
@@ -97,7 +100,6 @@ def _parsed(text: str) -> URL:
         # Some decode the path twice (`%252e`).
         or _AMBIGUOUS.search(path)
         or unquote(path) != path
-        or not _AUTHORITY.fullmatch(text.split("/", 3)[2].partition("?")[0])
     ):
         raise ValueError
     return url

@@ -69,6 +69,7 @@ def test_a_url_below_a_listed_destination_is_allowed(text: str, destination: Des
         pytest.param("https:///callbacks", id="empty host"),
         pytest.param("https://?sig=x", id="query in place of the host"),
         pytest.param("https://:443/callbacks", id="port without a host"),
+        pytest.param("https://[::1];@/callbacks", id="an address as user"),
         pytest.param("orders.example/callbacks", id="no scheme"),
         pytest.param("//orders.example/callbacks", id="scheme-relative"),
         pytest.param("HTTPS://orders.example/callbacks", id="scheme in another case"),
