@@ -72,7 +72,12 @@ class _Protocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse *data*, and count it if it is a part of headers."""
         count, is_header = self._request_count, self.is_idle
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception:  # noqa: BLE001 - any error of the parser: yarl raises IndexError for `GET http://[::1];@/`
+            self.log_exception("a request broke the parser")
+            self.force_close()
+            return
         if self._request_count > count:
             self._expect_nothing()
         elif is_header and data:

@@ -328,3 +328,16 @@ def test_a_host_that_cannot_be_used_is_named(host: str) -> None:
     with pytest.raises(OSError, match="cannot listen on") as raised:
         bind(host, 0)
     assert str(raised.value.strerror).startswith(f"cannot listen on {host} port 0: ")
+
+
+async def test_a_request_that_breaks_the_parser_costs_its_connection_and_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stranger could otherwise fill the log with tracebacks."""
+    async with serving() as service:
+        reader = await service.connect(b"GET http://[::1];@/s3cret HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert await ended(reader) == b""
+        assert await get(service) == 200
+    assert "s3cret" not in caplog.text
+    assert "Traceback" not in caplog.text
+    assert caplog.text.count("bridge.request_unreadable") == 1
