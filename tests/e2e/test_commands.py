@@ -242,7 +242,7 @@ async def test_a_service_may_have_operations_with_and_without_a_workflow(
     await world.stop_worker("handler")
     await world.service.stop()
     fit(settings, world, "PaymentService")
-    page = (ROOT / "docs" / "processes.md").read_text().partition("## What a module offers")[2]
+    page = (ROOT / "docs" / "processes.md").read_text().partition("## What a module offers")[2].partition("\n## ")[0]
     [module] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "payments.py").write_text(module)
     signer, payment = MessageSigner(world.keys.start), {"order_id": world.key(), "amount": 100}
