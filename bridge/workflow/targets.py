@@ -124,9 +124,10 @@ def emits_callback(
         workflow_id: Derives the workflow id from the operation's input, at most 1 000 bytes. Two calls with the same id
             get the outcome of the same run: a workflow id never runs twice.
         check: May refuse an input by raising ValueError. The caller then gets the error's text as a bad request, and no
-            workflow starts. The function must return None. Any other exception of `check` or `workflow_id` fails the
-            call permanently, because most such exceptions are mistakes in the function and would repeat until the
-            call's deadline. There are two exceptions to this rule. OSError (a lost connection, a timeout) is retried.
+            workflow starts. It does not end a call that has started its workflow already. The function must return
+            None. Any other exception of `check` or `workflow_id` fails the call permanently, because most such
+            exceptions are mistakes in the function and would repeat until the call's deadline. There are two exceptions
+            to this rule. OSError (a lost connection, a timeout) is retried.
             `nexusrpc.HandlerError` and `temporalio.exceptions.ApplicationError` define whether the call is retried.
             Both functions run in a thread and may block for up to 8 seconds.
         task_queue: Task queue of the workflow, if it is not the task queue in the handler's settings.
