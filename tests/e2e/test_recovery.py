@@ -170,6 +170,28 @@ async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(ser
         assert len(await events(handle)) == 11
 
 
+async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_call(world: World) -> None:
+    """The answer to the start was lost, so that the target may run. Only the handler itself could end the call now."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    world.service.change = lambda *_: web.Response(status=504)
+    handle = await world.call(ask, CallPlan(renewal=1))
+    target = await world.until_started(ask)
+    await world.stop_worker("caller")
+    world.service.change = None
+    world.caller_options = {"endpoints": {"other": world.caller_settings.endpoints["payments"]}}
+    await world.start_worker("caller")
+
+    async def shown() -> None:
+        assert "no endpoint 'payments'" in (await world.pending(handle)).last_failure.message
+
+    await assert_eventually(shown)
+    await world.stop_worker("caller")
+    world.caller_options = {}
+    await world.start_worker("caller")
+    await target.signal("say", "paid")
+    assert await handle.result() == Reply("paid")
+
+
 async def test_a_check_that_refuses_the_repeat_of_a_start_ends_no_call(server: Server) -> None:
     """The answer to the start was lost, and by now the order counts as paid. The repeat finds the run of the call."""
     checked: list[str] = []
