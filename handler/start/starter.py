@@ -135,6 +135,7 @@ class Starter:
                     token=token.encode(),
                     server_callback=server_callback,
                     hold=hold,
+                    renews=peer is not None and peer.is_renewing and request.scheduled_time is not None,
                     deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
