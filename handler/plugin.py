@@ -77,9 +77,7 @@ class HandlerPlugin(SessionPlugin):
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
         deliveries = DeliveryActivities(callbacks=callbacks)
         abandoned = AbandonedActivities(
-            callbacks=callbacks,
-            first_check=timedelta(seconds=self._settings.abandoned_check_s),
-            clock=self._clock,
+            callbacks=callbacks, first_check=timedelta(seconds=self._settings.abandoned_check_s)
         )
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,14 +10,17 @@ import pytest_asyncio
 from aiohttp import web
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.converter import DataConverter
+from temporalio.worker import Worker
 
 from bridge.runtime.temporal import is_open
 from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
+from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
-from tests.support.targets import Ask, Reply
-from tests.support.world import World, events, running_world
+from tests.support.targets import Ask, MindedWorkflow, Reply
+from tests.support.world import RUNNER, World, events, running_world
 
 MINDED = CallPlan(first_lease=600, operation="minded")
 
@@ -93,6 +97,24 @@ async def test_a_target_with_a_waiting_caller_goes_on(attentive: World) -> None:
     await target.signal("say", "done")
     assert await second.result() == Reply("done")
     await until_status(target, WorkflowExecutionStatus.COMPLETED)
+
+
+async def test_a_workers_clock_that_is_ahead_abandons_no_target(server: Server) -> None:
+    """By the worker's clock the deadline of the call has passed. By the server's clock the caller waits."""
+
+    def prepare(world: World) -> None:
+        world.override_handler_settings(world.handler_settings.model_copy(update={"abandoned_check_s": 0.5}))
+
+    async with running_world(server, without=("handler",), prepare=prepare) as world:
+        plugin = HandlerPlugin(world.handler_settings, clock=lambda: datetime.now(UTC) + timedelta(minutes=4))
+        options: dict[str, Any] = {"workflows": [MindedWorkflow], "plugins": [plugin], "workflow_runner": RUNNER}
+        async with Worker(world.handler_client, task_queue=world.payment_queue, **options):
+            ask = Ask(key=world.key())
+            handle = await world.call(ask, replace(MINDED, deadline=100))
+            target = minded(world, ask)
+            await until_watched(world, target)
+            await target.signal("say", "done")
+            assert await handle.result() == Reply("done")
 
 
 async def test_a_call_that_the_server_delivers_to_counts_as_one_that_waits(server: Server) -> None:
