@@ -135,8 +135,12 @@ class _Inbound(WorkflowInboundInterceptor):
                 cancellation_type=workflow.ActivityCancellationType.ABANDON,
                 summary="does any caller wait?",
             )
-        timeout = ATTEMPT_TIMEOUT
-        await workflow.execute_activity(CANCEL_ABANDONED_ACTIVITY, start_to_close_timeout=timeout, summary="no caller")
+        await workflow.execute_activity(
+            CANCEL_ABANDONED_ACTIVITY,
+            start_to_close_timeout=ATTEMPT_TIMEOUT,
+            retry_policy=RETRY_POLICY,
+            summary="no caller",
+        )
 
 
 def _own_call() -> CallMemo | None:
