@@ -107,10 +107,12 @@ class _Inbound(WorkflowInboundInterceptor):
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
     def _attach(self, *arguments: Any) -> None:
-        # Accept arguments of any number and form: an exception here would fail the workflow task for ever.
+        # Accept arguments of any number and form: an exception here would fail the workflow task for ever. A team's
+        # converter may return any mapping or object for a value without a type hint.
         with contextlib.suppress(TypeError, ValueError):
-            call = CallMemo(**arguments[0]) if arguments else None
-            if call is not None and len(self._watched) < MAX_WATCHED:
+            found = getattr(arguments[0], "__dict__", arguments[0]) if arguments else {}
+            call = CallMemo(**{name: found[name] for name in CallMemo.__dataclass_fields__ if name in found})
+            if len(self._watched) < MAX_WATCHED:
                 self._watched.setdefault(call.request_id, call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002

@@ -63,7 +63,7 @@ class SweepActivities:
         """
         info = activity.info()
         if info.heartbeat_details:
-            place = SweepPlace(**info.heartbeat_details[0])
+            place = SweepPlace.read(info.heartbeat_details[0])
         else:
             place = SweepPlace(until_ms=milliseconds(info.scheduled_time) if plan.since_ms is None else plan.since_ms)
         message = "all newly closed runs were handled"
@@ -133,7 +133,7 @@ class SweepActivities:
         # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
         handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
         try:
-            await handle.heartbeat(place.trimmed())
+            await handle.heartbeat(place.trimmed().text)
         except AsyncActivityCancelledError:
             raise asyncio.CancelledError from None
 
@@ -207,8 +207,8 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
         since_ms = milliseconds(info.close_time.ToDatetime(UTC)) if info.HasField("close_time") else None
         for pending in existing.pending_activities:
             if pending.heartbeat_details.payloads:
-                [place] = await decode(pending.heartbeat_details.payloads, [SweepPlace])
-                since_ms = place.until_ms
+                [text] = await decode(pending.heartbeat_details.payloads, [str])
+                since_ms = SweepPlace.read(text).until_ms
     await client.start_workflow(
         SWEEP_WORKFLOW,
         replace(plan, since_ms=since_ms),

@@ -1,7 +1,8 @@
 """The sweep workflow, its plan (what to sweep for) and its place (how far the sweep has come). Workflow-safe."""
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
@@ -43,12 +44,25 @@ class SweepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlace:
-    """How far a sweep has come. Never rename a field: heartbeat details hold the names."""
+    """How far a sweep has come. Never rename a field: heartbeat details hold the names.
+
+    The details hold one text, because the SDK decodes them without a type hint, and converters then differ.
+    """
 
     until_ms: int
     """The sweep has handled all runs that closed before this time and were visible. Unix time in milliseconds."""
     handled: dict[str, int] = field(default_factory=dict)
     """Ids of the handled runs that the next query may show again, with their close time, Unix time in milliseconds."""
+
+    @classmethod
+    def read(cls, text: str) -> "SweepPlace":
+        """Return the place that `text` has spelled."""
+        return cls(**json.loads(text))
+
+    @property
+    def text(self) -> str:
+        """The place as JSON."""
+        return json.dumps(asdict(self))
 
     @property
     def since(self) -> datetime:

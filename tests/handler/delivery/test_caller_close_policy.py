@@ -19,6 +19,7 @@ from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
+from tests.support.codec import Tagged
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, MindedWorkflow, Reply
 from tests.support.world import RUNNER, World, events, running_world
@@ -81,9 +82,21 @@ async def test_an_abandoned_target_is_canceled(attentive: World, way: str) -> No
     assert set(scheduled) == {2**31 - 1}, "the cluster's default may be one attempt"
 
 
-async def test_a_target_with_a_waiting_caller_goes_on(attentive: World) -> None:
-    """Repeated checks do not cancel the target, even if its first caller has ended and another call is attached."""
-    world = attentive
+@pytest.mark.parametrize("converter", [DataConverter.default, DataConverter(payload_converter_class=Tagged)])
+async def test_a_target_with_a_waiting_caller_goes_on(server: Server, converter: DataConverter) -> None:
+    """Repeated checks do not cancel the target, even if its first caller has ended and another call is attached.
+
+    The second converter returns objects for values without a type hint.
+    """
+
+    def prepare(world: World) -> None:
+        world.override_handler_settings(world.handler_settings.model_copy(update={"abandoned_check_s": 0.5}))
+
+    async with running_world(server, converters=(DataConverter.default, converter), prepare=prepare) as world:
+        await first_call_ends_and_second_gets_the_outcome(world)
+
+
+async def first_call_ends_and_second_gets_the_outcome(world: World) -> None:
     ask = Ask(key=world.key())
     first = await world.call(ask, MINDED)
     target = minded(world, ask)
@@ -97,7 +110,12 @@ async def test_a_target_with_a_waiting_caller_goes_on(attentive: World) -> None:
     await first.terminate()
 
     async def watched_again() -> None:
-        assert (await events(target)).count("ACTIVITY_TASK_SCHEDULED") == 2, "the second is not watched yet"
+        scheduled = [
+            event.activity_task_scheduled_event_attributes.activity_type.name
+            async for event in target.fetch_history_events()
+            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+        ]
+        assert scheduled == [WATCH_CALLERS_ACTIVITY] * 2, "the second is not watched yet"
 
     await assert_eventually(watched_again)
     await target.signal("say", "done")

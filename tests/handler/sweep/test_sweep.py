@@ -12,6 +12,7 @@ from aiohttp import web
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.converter import DataConverter
 from temporalio.exceptions import (
     ApplicationError,
     CancelledError,
@@ -25,10 +26,11 @@ from temporalio.worker import Worker
 
 import handler.sweep.activity
 from bridge.security.signatures import MessageSigner
+from handler.delivery.delivery_report import UNDELIVERED, Deliveries
 from handler.sweep.activity import read_run
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
-from tests.support.codec import Scrambler
+from tests.support.codec import Scrambler, Tagged
 from tests.support.helpers import assert_eventually
 from tests.support.peer import send, start
 from tests.support.targets import (
@@ -109,7 +111,7 @@ async def place(world: World) -> dict[str, Any]:
     activity = await world.pending(world.sweep)
     assert activity is not None
     assert activity.heartbeat_details.payloads, "nothing recorded yet"
-    found: dict[str, Any] = json.loads(activity.heartbeat_details.payloads[0].data)
+    found: dict[str, Any] = json.loads(json.loads(activity.heartbeat_details.payloads[0].data))
     return found
 
 
@@ -248,6 +250,32 @@ async def test_outcomes_are_delivered_through_a_codec(server: Server) -> None:
 async def runs_of_sweep(world: World) -> list[str]:
     query = f"WorkflowId = '{world.sweep.id}'"
     return [each.run_id async for each in world.handler_client.list_workflows(query)]
+
+
+async def test_a_converter_that_returns_objects_without_a_type_hint_stops_no_sweep(server: Server) -> None:
+    """The sweep reads its place again, and the list of deliveries shows the delivery that goes on."""
+
+    async def unavailable(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    converters = (DataConverter.default, DataConverter(payload_converter_class=Tagged))
+    async with running_world(server, converters=converters, prepare=hasten) as world:
+        await world.start_sweep()
+        world.receiver.before = unavailable
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(first_lease=600, deadline=30))
+        target = await world.until_started(ask)
+        await swept_on(world)
+        await target.terminate()
+
+        async def listed() -> None:
+            found = await Deliveries(client=world.handler_client).read_all(UNDELIVERED)
+            assert target.id in [each.target_workflow_id for each in found]
+
+        await assert_eventually(listed)
+        world.receiver.before = None
+        assert isinstance(await failure_of(handle), TerminatedError)
+        await end_sweep(world)
 
 
 async def test_replicas_share_one_sweep(swept: World, looks: list[str]) -> None:
