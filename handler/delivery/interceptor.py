@@ -31,6 +31,7 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Targets
 from handler.delivery.close_reporter import CloseReporter
 from handler.delivery.dispatcher import Dispatcher
@@ -129,16 +130,21 @@ class _Inbound(WorkflowInboundInterceptor):
         seen: list[CallMemo] = []
         while len(seen) < len(self._watched):
             seen = list(self._watched.values())
-            await workflow.execute_activity(
+            await start_own_activity(
+                workflow.start_activity,
                 WATCH_CALLERS_ACTIVITY,
                 args=[seen],
+                result_type=None,
                 start_to_close_timeout=WATCH_TIMEOUT,
                 retry_policy=RETRY_POLICY,
                 cancellation_type=workflow.ActivityCancellationType.ABANDON,
                 summary="does any caller wait?",
             )
-        await workflow.execute_activity(
+        await start_own_activity(
+            workflow.start_activity,
             CANCEL_ABANDONED_ACTIVITY,
+            args=[],
+            result_type=None,
             start_to_close_timeout=ATTEMPT_TIMEOUT,
             retry_policy=RETRY_POLICY,
             summary="no caller",

@@ -9,6 +9,7 @@ from temporalio import workflow
 from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
+from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Target
 from handler.delivery.records import milliseconds
 from handler.delivery.workflow import RETRY_POLICY
@@ -89,9 +90,10 @@ class SweepWorkflow:
     async def run(self, plan: SweepPlan) -> None:
         """Sweep until the workflow is canceled, or a sweep with another plan replaces it."""
         try:
-            await workflow.execute_activity(
+            await start_own_activity(
+                workflow.start_activity,
                 SWEEP_ACTIVITY,
-                plan,
+                args=[plan],
                 result_type=type(None),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 start_to_close_timeout=timedelta(hours=1),
