@@ -200,7 +200,11 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
     if (existing := await describe(client, workflow_id)) is not None:
         info, decode = existing.workflow_execution_info, client.data_converter.decode
         if is_open(info):
-            if await decode([info.memo.fields[_PLAN_MEMO]], [dict]) == [asdict(plan)]:
+            [old] = await decode([info.memo.fields[_PLAN_MEMO]], [dict])
+            if old["is_instrumented"] == plan.is_instrumented and len(old["query"]) > len(plan.query):
+                # The plan of another service of this task queue, which has callers that do not renew.
+                plan = replace(plan, query=old["query"])
+            if old == asdict(plan):
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         # Continue from the place of the old sweep. If its place is no longer known, continue from its end.

@@ -336,6 +336,22 @@ async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(s
         await end_sweep(world)
 
 
+async def test_a_handler_whose_callers_all_renew_takes_no_sweep_from_one_whose_callers_do_not(server: Server) -> None:
+    """Two services with different callers serve the same targets. The last one that starts needs the sweep less."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, prepare=prepare) as world:
+        for renews in (False, True):
+            world.peer_options = {"renews": renews}
+            await world.start_sweep()
+        plan = (await world.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
+        assert "Completed" in json.loads(plan.payloads[0].data)["query"]
+        await end_sweep(world)
+
+
 async def test_the_place_survives_the_worker(swept: World, looks: list[str]) -> None:
     """Runs that closed meanwhile are delivered. Runs that were handled before are not read again."""
     first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
