@@ -35,6 +35,7 @@ REQUESTS_PER_DESTINATION = 20
 PATIENCE = timedelta(seconds=1)
 """Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _LARGE_BODY_BYTES = 1024 * 1024
+_MAX_ANSWER_FIELD = 16 * 1024
 
 
 class HttpAnswer(NamedTuple):
@@ -61,7 +62,7 @@ class HttpClient:
         self._user_agent = user_agent
         self._limit = requests_per_destination
         # The settings bound the number of entries: every URL is below one of their base URLs.
-        self._destinations: dict[tuple[URL, Route], _Destination] = {}
+        self._destinations: dict[tuple[str, URL, Route], _Destination] = {}
 
     async def aclose(self) -> None:
         """Close all connections. A later `post` opens new ones."""
@@ -157,6 +158,8 @@ class _Destination:
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
             requote_redirect_url=False,
+            # A proxy may add a long header. It is not covered by the signature, and not read.
+            max_field_size=_MAX_ANSWER_FIELD,
         )
 
     @property
