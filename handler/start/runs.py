@@ -7,7 +7,7 @@ the call's request id and the hash of the input.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from temporalio.api.common.v1 import Callback, Header, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
+from temporalio.api.common.v1 import Callback, Header, Link, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import OnConflictOptions
@@ -30,6 +30,8 @@ from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.start.call import Call
 from handler.start.description import CALLER_MEMO, describe_call
 from handler.start.rpc_errors import callback_refused, run_is_full
+
+_MAX_LINK_BYTES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class Runs:
             memo=Memo(fields={CALLER_MEMO: caller_memo, MEMO_KEY: (await self._inline.encode([memo]))[0]}),
             user_metadata=metadata,
             header=Header(fields=workflow_header()),
-            links=[link for link in map(to_temporal_link, request.links) if link is not None],
+            links=[link for link in map(to_temporal_link, request.links) if link is not None and _is_taken(link)],
             completion_callbacks=callbacks,
             request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
         )
@@ -209,3 +211,8 @@ class Runs:
     def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
         """Return the reference to a run in our namespace."""
         return WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)
+
+
+def _is_taken(link: Link) -> bool:
+    """Whether every server takes *link*. A server refuses a start with a longer link, or with a kind that it lacks."""
+    return link.HasField("workflow_event") and link.ByteSize() <= _MAX_LINK_BYTES
