@@ -9,10 +9,11 @@ may import this module.
 import builtins
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType, NoneType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 import nexusrpc
 from temporalio import workflow
@@ -240,8 +241,18 @@ def _declared(
 
 
 def _without_extras(hint: Any) -> Any:
-    """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it."""
-    return get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"]
+    """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it.
+
+    Equal types get one form, for example `List[int] | None` and `Optional[list[int]]`.
+    """
+    return _form(get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"])
+
+
+def _form(hint: Any) -> Any:
+    origin, parts = get_origin(hint), tuple(map(_form, get_args(hint)))
+    if origin in {Union, types.UnionType}:
+        return Union, frozenset(parts)
+    return (origin, parts) if parts else origin or hint
 
 
 def _require_plain_function(role: str, function: Callable[..., Any], *, returns: type) -> None:
