@@ -28,6 +28,7 @@ from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
+from bridge.workflow.call import MAX_DURATION
 from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
 from bridge.workflow.pending_call import operation_error
 from caller.endpoint_client import Endpoints, NotStartedError
@@ -212,7 +213,7 @@ class OperationClient:
             headers=checked_headers(options.get("headers", {})),
             scheduled_time=now,
         )
-        deadline = now + options.get("schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE)
+        deadline = now + min(options.get("schedule_to_close_timeout", DEFAULT_SCHEDULE_TO_CLOSE), MAX_DURATION)
         return OperationHandle(self, request, input, operation.output_type, deadline)
 
 

@@ -19,10 +19,12 @@ from bridge.admin.output import JsonOutput
 from bridge.runtime.settings import load
 from bridge.runtime.user_modules import import_attribute
 from bridge.security.redaction import plain
+from bridge.workflow.call import MAX_DURATION
 from caller.client import create_client
 from caller.settings import CallerSettings
 from caller.started_operation import describe_target
 
+_LONGEST_S = MAX_DURATION.total_seconds()
 _CANCEL_S = 10
 """Time to reach the handler after Ctrl-C."""
 
@@ -33,7 +35,7 @@ async def call(
     operation_input: str = "null",
     /,
     *,
-    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 86400,  # noqa: ASYNC109 - an option
+    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=_LONGEST_S))] = 86400,  # noqa: ASYNC109 - an option
     request_id: str | None = None,
     as_json: JsonOutput = False,
 ) -> None:

@@ -181,6 +181,13 @@ async def test_the_deadline_ends_the_wait_and_not_the_target(world: World, clien
     assert (await world.target(ask).describe()).status is WorkflowExecutionStatus.RUNNING
 
 
+async def test_the_longest_duration_is_taken(world: World, client: OperationClient) -> None:
+    """As in workflow code, it means 100 years."""
+    ask = Ask(key=world.key(), text="in time")
+    reply = await client.execute_operation(ProbeService.probe, ask, schedule_to_close_timeout=timedelta.max)
+    assert reply == Reply("in time")
+
+
 async def test_an_outage_of_the_handler_is_waited_out(world: World, client: OperationClient) -> None:
     """A proxy's page is no answer of the handler: the start is repeated. At the deadline the page is the cause."""
     pages = iter([404, 503])
