@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from nexusrpc import HandlerError
@@ -164,8 +165,8 @@ class Starter:
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
-        value = self._conversion.value(opened, target.input_type)
-        workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
+        convert = partial(self._conversion.value, opened, target.input_type)
+        value, workflow_id, refusal = await workflow_id_for(convert, target, self._threads[caller])
         return value, workflow_id, input_hash(self._hash_key, opened), refusal
 
     async def _require(self, authorization: Authorization, call: Call, value: Any, *, within: timedelta) -> None:

@@ -75,6 +75,7 @@ class SyncOperations:
             )
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
+        self._threads = threads
         self._data_converter = data_converter
         self._conversion = Conversion(data_converter)
         self._clock = clock
@@ -117,7 +118,7 @@ class SyncOperations:
         try:
             async with limit:
                 result = await self._handlers[caller].start_operation(
-                    context, _Input(payload, self._conversion, authorize)
+                    context, _Input(payload, self._conversion, authorize, self._threads[caller])
                 )
         except OperationError as error:
             outcome = await self._unsuccessful(error)
@@ -186,13 +187,22 @@ class SyncOperations:
 class _Input:
     """The input of an operation. nexusrpc calls `consume` with the type that the operation declares."""
 
-    def __init__(self, payload: Payload, conversion: Conversion, authorize: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        payload: Payload,
+        conversion: Conversion,
+        authorize: Callable[[Any], Awaitable[None]],
+        executor: Executor,
+    ) -> None:
+        self._executor = executor
         self._payload = payload
         self._conversion = conversion
         self._authorize = authorize
 
     async def consume(self, as_type: type[Any] | None = None) -> Any:
-        value = self._conversion.value(await self._conversion.open(self._payload), as_type)
+        opened, loop = await self._conversion.open(self._payload), asyncio.get_running_loop()
+        # The team's converter may take long, for example to validate a large input.
+        value = await loop.run_in_executor(self._executor, self._conversion.value, opened, as_type)
         await self._authorize(value)
         return value
 

@@ -32,17 +32,20 @@ MAX_TEXT = 1000
 _log = event_logger(__name__)
 
 
-async def workflow_id_for(value: Any, target: Target, executor: Executor) -> tuple[str, HandlerError | None]:
-    """Check *value*, the operation's input, and derive the workflow id from it. Both run in a thread of *executor*.
+async def workflow_id_for(
+    convert: Callable[[], Any], target: Target, executor: Executor
+) -> tuple[Any, str, HandlerError | None]:
+    """Check what *convert* returns, the operation's input, and derive the workflow id from it.
 
-    Returns the workflow id, and why the check refused the input; None if it did not. A check may refuse the repeat of
-    a start that it has let pass.
+    All three run in a thread of *executor*, because the team's converter may take long too, for example to validate a
+    large input. Returns the input, the workflow id, and why the check refused the input; None if it did not. A check
+    may refuse the repeat of a start that it has let pass.
 
     Raises:
         nexusrpc.HandlerError: No run may be started. BAD_REQUEST, the input is refused; UNAVAILABLE, no thread is free
             or the functions took too long; else the error that the function raised, by default not retryable.
     """
-    judging = asyncio.get_running_loop().run_in_executor(executor, _judge, value, target)
+    judging = asyncio.get_running_loop().run_in_executor(executor, _judge, convert, target)
     try:
         return await asyncio.wait_for(judging, TIMEOUT.total_seconds())
     except TimeoutError:
@@ -62,15 +65,16 @@ def final(message: str) -> HandlerError:
     return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
-def _judge(value: Any, target: Target) -> tuple[str, HandlerError | None]:
+def _judge(convert: Callable[[], Any], target: Target) -> tuple[Any, str, HandlerError | None]:
+    value = convert()
     try:
         _check(value, target)
     except HandlerError as refusal:
         # What a check refuses may have no workflow id.
         with contextlib.suppress(HandlerError):
-            return _workflow_id(value, target), refusal
+            return value, _workflow_id(value, target), refusal
         raise
-    return _workflow_id(value, target), None
+    return value, _workflow_id(value, target), None
 
 
 def _check(value: Any, target: Target) -> None:

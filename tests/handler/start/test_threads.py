@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import CompositePayloadConverter, DataConverter, JSONPlainPayloadConverter
 
 from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
@@ -17,6 +19,7 @@ from handler.start.threads import MAX_THREADS, BoundedThreads
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER
 from tests.support.peer import Answered, send, start
+from tests.support.services import Quotes
 from tests.support.targets import Ask, ProbeService, Reply
 from tests.support.world import World, running_world
 
@@ -95,6 +98,49 @@ async def test_functions_of_one_caller_take_no_thread_of_another(
     assert (await ask("other")).status == status
     gate.opened.set()
     await asyncio.gather(*waiting)
+
+
+class BlockingJson(JSONPlainPayloadConverter):
+    """Takes long for one input, as the validation of a large one does."""
+
+    gate = Gate()
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
+        value = super().from_payload(payload, type_hint)
+        if isinstance(value, Ask):
+            self.gate.pass_through(value)
+        return value
+
+
+class BlockingConverter(CompositePayloadConverter):
+    def __init__(self) -> None:
+        super().__init__(BlockingJson())
+
+
+@pytest.mark.parametrize(("operation", "status"), [("ProbeService/probe", 201), ("QuoteService/quote", 200)])
+async def test_a_converter_that_takes_long_keeps_neither_health_nor_other_starts_waiting(
+    server: Server, operation: str, status: int
+) -> None:
+    """The converter of the team runs in a thread, like its other functions."""
+    gate = BlockingJson.gate = Gate()
+
+    def prepare(world: World) -> None:
+        world.services = [Quotes()]
+
+    async def ask(world: World, behaviour: str) -> Answered:
+        message = start(world, {"key": world.key(), "behaviour": behaviour})
+        message.url = message.url.replace("ProbeService/probe", operation)
+        return await send(message, MessageSigner(world.keys.start))
+
+    converters = (DataConverter.default, DataConverter(payload_converter_class=BlockingConverter))
+    left_out = ("caller", "handler", "receiver")
+    async with running_world(server, without=left_out, converters=converters, prepare=prepare) as world:
+        blocked = asyncio.create_task(ask(world, "block"))
+        assert await asyncio.to_thread(gate.entered.acquire, timeout=60)
+        assert (await ask(world, "return")).status == status
+        assert not blocked.done()
+        gate.opened.set()
+        assert (await blocked).status == status
 
 
 def test_a_place_is_free_again_however_its_call_ended() -> None:
