@@ -20,7 +20,7 @@ from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
 from bridge.runtime.event_log import event_logger
-from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, OperationCall
+from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
 from caller.completer import Wait, final_failure
 from caller.renewals import next_delay
 from caller.started_operation import StartedOperation
@@ -95,7 +95,10 @@ class Attempt:
         """
         until, timeout = self.limit(known)
         if until is not None and until <= self.now() < self.deadline:
-            await self.fail(TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[]))
+            timed_out = TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[])
+            if kind != STILL_RUNNING:
+                timed_out.__cause__ = ApplicationError(message[:1000], type=kind)
+            await self.fail(timed_out)
             return
         failure = Failure()
         await self.converter.encode_failure(ApplicationError(message[:1000]), failure)

@@ -90,7 +90,7 @@ class Endpoints:
             nexusrpc.HandlerError: There is no such endpoint, or the start has a form that cannot be sent.
         """
         endpoint = self.resolve(name).endpoint
-        if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.route):
+        if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.route, peer=endpoint.handler):
             # Held starts must leave places for others. This start is answered at once, and its callback comes later.
             request = dataclasses.replace(request, wait=None)
         timeout = min(REQUEST_TIMEOUT + (request.wait or timedelta(0)), remaining)

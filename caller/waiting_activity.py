@@ -22,7 +22,7 @@ from temporalio.common import RawValue
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
 
-from bridge.errors import PeerHandlerError, bad_request
+from bridge.errors import BridgeError, PeerHandlerError, bad_request
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import Running, StartRequest
 from bridge.runtime.event_log import event_logger
@@ -86,8 +86,7 @@ class OperationActivities:
             payload = await encode_input(operation_input, attempt.client.data_converter, resolved)
             answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
         except (HandlerError, NotStartedError) as error:
-            # An error that is not of a request: the caller's own settings or the size of its input are at fault.
-            refused = error if isinstance(error, NotStartedError) else NotStartedError(error, retry_after=None)
+            refused = error if isinstance(error, NotStartedError) else _own_fault(error, attempt)
             self._count_renewal(attempt, "not answered", poll=poll)
             await explain(refused.reason, attempt.client.data_converter)
             await _end_not_started(attempt, refused, host=host, poll=poll)
@@ -209,6 +208,15 @@ class OperationActivities:
         """Wait for *delay*, or until the worker stops."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_closing.wait(), delay.total_seconds())
+
+
+def _own_fault(error: HandlerError, attempt: Attempt) -> NotStartedError:
+    """An error of no request: the caller's settings or the size of its input are at fault.
+
+    It ends the call at the first attempt only. An earlier one may have started the operation, without an answer.
+    """
+    reason = error if attempt.info.attempt == 1 else BridgeError(error.message)
+    return NotStartedError(reason, retry_after=None)
 
 
 async def _end_not_started(attempt: Attempt, error: NotStartedError, *, host: str, poll: timedelta | None) -> None:

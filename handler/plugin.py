@@ -9,6 +9,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker, WorkerConfig
 
+from bridge.runtime.activity_guard import ActivityGuard
 from bridge.runtime.lasting_client import present_client
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
@@ -23,7 +24,14 @@ from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
 from handler.delivery.undelivered_report import OnUndelivered, UndeliveredActivities
-from handler.delivery.workflow import DeliveryWorkflow, VersionedDeliveryWorkflow
+from handler.delivery.workflow import (
+    CANCEL_ABANDONED_ACTIVITY,
+    DELIVER_ACTIVITY,
+    REPORT_UNDELIVERED_ACTIVITY,
+    WATCH_CALLERS_ACTIVITY,
+    DeliveryWorkflow,
+    VersionedDeliveryWorkflow,
+)
 from handler.settings import HandlerSettings
 from handler.start.authorization import Authorize
 from handler.start.canceler import Canceler
@@ -32,7 +40,12 @@ from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
 from handler.start.threads import BoundedThreads
 from handler.sweep.activity import SweepActivities
-from handler.sweep.workflow import SweepWorkflow, VersionedSweepWorkflow
+from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
+
+_OWN_ACTIVITIES = (
+    *(DELIVER_ACTIVITY, REPORT_UNDELIVERED_ACTIVITY),
+    *(WATCH_CALLERS_ACTIVITY, CANCEL_ABANDONED_ACTIVITY, SWEEP_ACTIVITY),
+)
 
 
 class HandlerPlugin(SessionPlugin):
@@ -77,9 +90,7 @@ class HandlerPlugin(SessionPlugin):
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
         deliveries = DeliveryActivities(callbacks=callbacks)
         abandoned = AbandonedActivities(
-            callbacks=callbacks,
-            first_check=timedelta(seconds=self._settings.abandoned_check_s),
-            clock=self._clock,
+            callbacks=callbacks, first_check=timedelta(seconds=self._settings.abandoned_check_s)
         )
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
@@ -96,6 +107,7 @@ class HandlerPlugin(SessionPlugin):
         config["workflows"] = [*config.get("workflows", ()), *workflows]
         delivery = DeliveryInterceptor(dispatcher)
         delivery.configure(config)
+        config["interceptors"] = [ActivityGuard(*_OWN_ACTIVITIES), *config["interceptors"]]
         self._deliveries.append(delivery)
         return config
 

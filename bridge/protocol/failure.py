@@ -6,6 +6,8 @@ writes. Pure functions.
 Source of the rules: Nexus SPEC "Failure", Temporal server `common/nexus/failure.go` of 1.29 to 1.31.
 """
 
+import contextlib
+import json
 from itertools import accumulate
 from typing import Any
 
@@ -82,13 +84,23 @@ def parse_failure(body: bytes) -> WireFailure:
         RemoteProtocolError: Not JSON, not a Failure, too deep, or too many values.
     """
     _refuse_large_structure(body)
-    try:
+    with contextlib.suppress(ValidationError):
         return WireFailure.model_validate_json(body)
+    try:
+        return WireFailure.model_validate_json(_without_half_characters(body))
     except ValidationError as error:
         # Show only the outermost name, a member of `WireFailure`. The peer may have chosen the names below it.
         fields = ", ".join(sorted({str(each["loc"][0]) if each["loc"] else "body" for each in error.errors()}))
         message = f"not a Nexus Failure: {fields}"
         raise RemoteProtocolError(message) from None
+
+
+def _without_half_characters(body: bytes) -> bytes:
+    """*body* without the halves of characters that JavaScript leaves when it cuts a text."""
+    try:
+        return json.dumps(json.loads(body.decode(errors="replace")), ensure_ascii=False).encode(errors="replace")
+    except ValueError:
+        return body
 
 
 def _refuse_large_structure(body: bytes) -> None:

@@ -15,6 +15,7 @@ from bridge.protocol.headers import OperationState
 from bridge.protocol.payload import (
     CONTENT_TYPE,
     JSON,
+    MAX_BODY_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOADS,
     decode_payload,
@@ -81,7 +82,11 @@ def encode_outcome(outcome: Outcome) -> tuple[dict[str, str], bytes]:
     """Content headers and body of *outcome*. The state is not part of the content."""
     if outcome.failure is None:
         return encode_payload(outcome.result)
-    return {CONTENT_TYPE: JSON}, encode_failure(outcome.failure).to_json()
+    body = encode_failure(outcome.failure).to_json()
+    if len(body) > MAX_BODY_BYTES:
+        # JSON spells some characters in six bytes, and the stack trace twice.
+        return encode_outcome(too_large(len(body), MAX_BODY_BYTES))
+    return {CONTENT_TYPE: JSON}, body
 
 
 def decode_outcome(state: OperationState, headers: Mapping[str, str], body: bytes) -> Outcome:

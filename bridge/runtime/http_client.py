@@ -31,10 +31,11 @@ REQUEST_TIMEOUT = timedelta(seconds=10)
 CONNECT_TIMEOUT = timedelta(seconds=3)
 """Includes the look-up of the name."""
 REQUESTS_PER_DESTINATION = 20
-"""Maximum number of requests in flight to one scheme, host and port."""
+"""Maximum number of requests in flight to one peer at one scheme, host and port."""
 PATIENCE = timedelta(seconds=1)
 """Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _LARGE_BODY_BYTES = 1024 * 1024
+_MAX_ANSWER_FIELD = 16 * 1024
 
 
 class HttpAnswer(NamedTuple):
@@ -61,7 +62,7 @@ class HttpClient:
         self._user_agent = user_agent
         self._limit = requests_per_destination
         # The settings bound the number of entries: every URL is below one of their base URLs.
-        self._destinations: dict[tuple[URL, Route], _Destination] = {}
+        self._destinations: dict[tuple[str, URL, Route], _Destination] = {}
 
     async def aclose(self) -> None:
         """Close all connections. A later `post` opens new ones."""
@@ -69,9 +70,9 @@ class HttpClient:
         for each in destinations.values():
             await each.session.close()
 
-    def is_half_full(self, url: str, route: Route) -> bool:
-        """Whether half of the places for requests to the destination of *url* are taken."""
-        return self._destination(URL(url, encoded=True), route).is_half_full
+    def is_half_full(self, url: str, route: Route, *, peer: str) -> bool:
+        """Whether half of the places for requests to *peer* at the destination of *url* are taken."""
+        return self._destination(URL(url, encoded=True), route, peer).is_half_full
 
     async def post(
         self,
@@ -79,6 +80,7 @@ class HttpClient:
         headers: CIMultiDict[str],
         body: bytes,
         *,
+        peer: str = "",
         route: Route = Route(),  # noqa: B008 - frozen
         context: ssl.SSLContext | None = None,
         patience: timedelta = PATIENCE,
@@ -91,6 +93,7 @@ class HttpClient:
             url: Sent as spelled, because it may be signed.
             headers: Sent as given; no `Content-Type` is added.
             body: Sent as given.
+            peer: Whose places are taken. Several peers may be behind one gateway.
             route: The way to the destination.
             context: Made of the files of `route.tls`; None if the route has none.
             patience: Maximum wait for a place, if the maximum number of requests is in flight to the destination.
@@ -112,7 +115,7 @@ class HttpClient:
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 target = URL(url, encoded=True)
-                destination = self._destination(target, route)
+                destination = self._destination(target, route, peer)
                 await destination.enter(patience)
                 try:
                     return await retrying(destination.post, target, headers, body, context, max_answer_bytes)
@@ -127,15 +130,15 @@ class HttpClient:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
 
-    def _destination(self, url: URL, route: Route) -> "_Destination":
-        key = url.origin(), route
+    def _destination(self, url: URL, route: Route, peer: str = "") -> "_Destination":
+        key = peer, url.origin(), route
         if (found := self._destinations.get(key)) is None:
             found = self._destinations[key] = _Destination(route, user_agent=self._user_agent, limit=self._limit)
         return found
 
 
 class _Destination:
-    """One scheme, host and port, as one entry of the settings allows it."""
+    """One peer at one scheme, host and port, as one entry of the settings allows it."""
 
     def __init__(self, route: Route, *, user_agent: str, limit: int) -> None:
         self.in_flight = 0
@@ -155,6 +158,8 @@ class _Destination:
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
             requote_redirect_url=False,
+            # A proxy may add a long header. It is not covered by the signature, and not read.
+            max_field_size=_MAX_ANSWER_FIELD,
         )
 
     @property

@@ -80,6 +80,7 @@ class PeerClient:
         limit = MAX_BODY_BYTES if sent is Sent.START else _SMALL
         answered = await self._http.post(
             *(url, signed, body),
+            peer=peer,
             route=route,
             context=self._context(route.tls),
             patience=patience,

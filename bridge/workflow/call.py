@@ -15,9 +15,6 @@ START_OPERATION_ACTIVITY = "bridge.start_operation"
 CANCEL_OPERATIONS_ACTIVITY = "bridge.cancel_operations"
 """Local activity that asks a handler to cancel operations. Recorded in histories: never rename."""
 
-OWN_ACTIVITIES = frozenset({START_OPERATION_ACTIVITY, CANCEL_OPERATIONS_ACTIVITY})
-"""The activity types of the bridge."""
-
 Transport = Literal["callback", "wait", "poll", "nexus"]
 """How one call reaches the handler and its outcome the caller. Contract, handler and errors are equal for all."""
 

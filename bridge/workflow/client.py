@@ -30,8 +30,13 @@ MAX_CALLS_IN_FLIGHT = 1_900
 RESERVED_HEADERS = frozenset(
     {"host", "authorization", "connection", "transfer-encoding", "request-timeout", "operation-timeout", "prefer"}
     | {"traceparent", "tracestate", "user-agent", "accept-encoding", "signature", "signature-input", "repr-digest"}
+    # Proxies drop or change these, and the signature, which covers the headers of a call, would fail.
+    | {"te", "trailer", "upgrade", "keep-alive", "expect", "forwarded", "via"}
 )
-RESERVED_PREFIXES = ("nexus-", "content-", "bridge-", "temporal-")
+RESERVED_PREFIXES = ("nexus-", "content-", "bridge-", "temporal-", "proxy-", "x-forwarded-")
+_MAX_HEADERS, _MAX_NAMES, _MAX_CHARACTERS = 64, 2048, 8192
+"""Limits of a call's headers: their number, the characters of their names, and the characters of all. The handler's
+listener and the signature accept no more."""
 
 _InputT = TypeVar("_InputT")
 _OutputT = TypeVar("_OutputT")
@@ -326,7 +331,7 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """*headers* with lower-case names.
 
     Raises:
-        ValueError: A header is reserved by the protocol or cannot be sent over HTTP.
+        ValueError: A header is reserved by the protocol or cannot be sent over HTTP, or all together are too long.
     """
     for name, value in headers.items():
         lower, text = name.lower(), name + value
@@ -338,4 +343,8 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if not name or not all(each.isalnum() or each == "-" for each in name) or not is_sendable:
             message = f"header {name!r}: names are letters, digits and '-', values printable ASCII"
             raise ValueError(message)
+    names = sum(map(len, headers))
+    if len(headers) > _MAX_HEADERS or names > _MAX_NAMES or names + sum(map(len, headers.values())) > _MAX_CHARACTERS:
+        message = f"headers: at most {_MAX_HEADERS}, {_MAX_NAMES} characters of names, and {_MAX_CHARACTERS} in all"
+        raise ValueError(message)
     return {name.lower(): value for name, value in headers.items()}

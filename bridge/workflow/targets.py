@@ -9,10 +9,11 @@ may import this module.
 import builtins
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType, NoneType
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 import nexusrpc
 from temporalio import workflow
@@ -124,9 +125,10 @@ def emits_callback(
         workflow_id: Derives the workflow id from the operation's input, at most 1 000 bytes. Two calls with the same id
             get the outcome of the same run: a workflow id never runs twice.
         check: May refuse an input by raising ValueError. The caller then gets the error's text as a bad request, and no
-            workflow starts. The function must return None. Any other exception of `check` or `workflow_id` fails the
-            call permanently, because most such exceptions are mistakes in the function and would repeat until the
-            call's deadline. There are two exceptions to this rule. OSError (a lost connection, a timeout) is retried.
+            workflow starts. It does not end a call that has started its workflow already. The function must return
+            None. Any other exception of `check` or `workflow_id` fails the call permanently, because most such
+            exceptions are mistakes in the function and would repeat until the call's deadline. There are two exceptions
+            to this rule. OSError (a lost connection, a timeout) is retried.
             `nexusrpc.HandlerError` and `temporalio.exceptions.ApplicationError` define whether the call is retried.
             Both functions run in a thread and may block for up to 8 seconds.
         task_queue: Task queue of the workflow, if it is not the task queue in the handler's settings.
@@ -239,8 +241,18 @@ def _declared(
 
 
 def _without_extras(hint: Any) -> Any:
-    """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it."""
-    return get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"]
+    """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it.
+
+    Equal types get one form, for example `List[int] | None` and `Optional[list[int]]`.
+    """
+    return _form(get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"])
+
+
+def _form(hint: Any) -> Any:
+    origin, parts = get_origin(hint), tuple(map(_form, get_args(hint)))
+    if origin in {Union, types.UnionType}:
+        return Union, frozenset(parts)
+    return (origin, parts) if parts else origin or hint
 
 
 def _require_plain_function(role: str, function: Callable[..., Any], *, returns: type) -> None:

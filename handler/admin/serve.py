@@ -62,7 +62,6 @@ async def serve(
     app = create_app(settings, imported, client=lasting_client(client, replaced=replaced), is_eager=with_worker)
     port = settings.service.port if options.port is None else options.port
     sockets = bind(host, port, reuse_port=options.reuse_port)
-    stop = stop_on_signals()
     async with AsyncExitStack() as stack:
         if with_worker:
             hook = getattr(imported, "on_undelivered", None)
@@ -82,5 +81,7 @@ async def serve(
             await stack.enter_async_context(worker)
             workers.append(worker)
         url = await stack.enter_async_context(listening(app, sockets))
+        # Until here a signal cancels: Temporal may be silent while the service starts.
+        stop = stop_on_signals()
         command.announce("handler", url)
         await stop.wait()

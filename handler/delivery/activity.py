@@ -18,7 +18,7 @@ from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery
 from handler.delivery.workflow import COMPLETION_REFUSED, DELIVER_ACTIVITY, OUTCOME_NOT_KEPT, RECEIVER_NOT_READY
 
-_MAX_STEP = timedelta(minutes=5)
+_MIN_STEP, _MAX_STEP = timedelta(milliseconds=50), timedelta(minutes=5)
 _BUSY_STEP = timedelta(seconds=2)
 
 NOT_CLOSED = "not closed"
@@ -39,15 +39,15 @@ class DeliveryActivities:
             ApplicationError: Retryable with the next delay. Non-retryable if the receiver refused, or if the retention
                 of the target's run has passed. The text is constant, because it is kept in the handler's history.
         """
-        attempt = activity.info().attempt
+        info = activity.info()
         closed = await self._read(delivery)
         if closed is None:
             return NOT_CLOSED
         # Full jitter, because many deliveries may wait for the same receiver.
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
-        delay = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
+        delay = min(timedelta(seconds=2.0 ** min(info.attempt - 1, 9)), _MAX_STEP) * spread
         converter = activity.client().data_converter
-        attempted = await self._callbacks.deliver(delivery, closed, converter, attempt=attempt)
+        attempted = await self._callbacks.deliver(delivery, closed, converter, attempt=info.attempt)
         if attempted.is_done:
             return str(attempted.meaning.value)
         if attempted.meaning is Meaning.REFUSED:
@@ -57,7 +57,9 @@ class DeliveryActivities:
             # The attempt ends at once, so that a receiver that hangs holds no slot of the worker.
             delay = _BUSY_STEP * (0.5 + spread)
         message = "the receiver is not ready"
-        delay = max(delay, attempted.retry_after or timedelta(milliseconds=50))
+        # If a delay passes the deadline, the server ends the delivery at once.
+        remaining = info.scheduled_time - info.started_time + (info.schedule_to_close_timeout or timedelta.max)
+        delay = max(min(max(delay, attempted.retry_after or _MIN_STEP), remaining / 2), _MIN_STEP)
         raise ApplicationError(message, type=RECEIVER_NOT_READY, next_retry_delay=delay)
 
     async def _read(self, delivery: Delivery) -> CloseEvent | None:

@@ -102,8 +102,12 @@ class CallbackClient:
     ) -> Attempted:
         call = delivery.call
         peer = self._callers.get(call.caller)
+        try:
+            outcome = await sendable(converter, closed.outcome, peer)
+        except Exception as error:  # noqa: BLE001 - any error of the team's codec and storage: they may be unavailable
+            return Attempted(Meaning.AGAIN, reason=f"the outcome cannot be read at the moment ({type(error).__name__})")
         completion = Completion(
-            outcome=await sendable(converter, closed.outcome, peer),
+            outcome=outcome,
             target=closed.target,
             operation_token=call.operation_token,
             start_time=delivery.start_time,

@@ -4,8 +4,7 @@ One activity watches the calls of one target. Each attempt asks the receivers of
 until the next attempt. The watch therefore costs one event of history, and one small request per call and interval.
 """
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -26,10 +25,9 @@ _MAX_STEP = timedelta(hours=1)
 class AbandonedActivities:
     """The activities behind `caller_close_policy="request_cancel"`, for one worker."""
 
-    def __init__(self, *, callbacks: CallbackClient, first_check: timedelta, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, callbacks: CallbackClient, first_check: timedelta) -> None:
         self._callbacks = callbacks
         self._first_check = first_check
-        self._clock = clock
 
     @activity.defn(name=WATCH_CALLERS_ACTIVITY)
     async def watch_callers(self, calls: list[CallMemo]) -> None:
@@ -38,18 +36,19 @@ class AbandonedActivities:
         Raises:
             ApplicationError: A caller waits, or may wait. The delay until the next attempt doubles up to an hour.
         """
-        attempt = activity.info().attempt
+        # The time is the server's, because a worker's clock that is ahead would abandon calls that wait.
+        attempt, now = activity.info().attempt, activity.info().started_time
         step = min(self._first_check * 2.0 ** min(attempt - 1, 20), _MAX_STEP)
         # The first attempt begins with the target's start, when its caller certainly waits.
-        if attempt > 1 and not any([await self._waits(call) for call in calls]):
+        if attempt > 1 and not any([await self._waits(call, now) for call in calls]):
             return
-        last = max(datetime.fromtimestamp(call.deadline_ms / 1000, self._clock().tzinfo) for call in calls)
+        last = max(datetime.fromtimestamp(call.deadline_ms / 1000, UTC) for call in calls)
         message = "a caller waits for this target"
         raise ApplicationError(
             message,
             type=CALLER_WAITS,
             category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=max(min(step, last - self._clock()), timedelta(seconds=1)),
+            next_retry_delay=max(min(step, last - now), timedelta(seconds=1)),
         )
 
     @activity.defn(name=CANCEL_ABANDONED_ACTIVITY)
@@ -58,9 +57,9 @@ class AbandonedActivities:
         info = activity.info()
         await activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id).cancel()
 
-    async def _waits(self, call: CallMemo) -> bool:
-        """Whether *call* still waits. If that is unknown, it counts as waiting."""
-        if self._clock().timestamp() * 1000 >= call.deadline_ms:
+    async def _waits(self, call: CallMemo, now: datetime) -> bool:
+        """Whether *call* still waits *now*. If that is unknown, it counts as waiting."""
+        if now.timestamp() * 1000 >= call.deadline_ms:
             return False
         if call.callback_url is None:
             # There is no receiver to ask. The caller polls until its deadline.

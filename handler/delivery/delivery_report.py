@@ -218,7 +218,7 @@ class Deliveries:
             "closed": info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
         }
         try:
-            [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]])
+            [memo] = await self._client.data_converter.decode([info.memo.fields[MEMO_KEY]], [dict])
             deadline = datetime.fromtimestamp(memo["deadline_ms"] / 1000, UTC)
         except Exception:  # noqa: BLE001 - another program's, or by a codec that we do not have: list it all the same
             return facts

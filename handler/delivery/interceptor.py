@@ -31,6 +31,7 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Targets
 from handler.delivery.close_reporter import CloseReporter
 from handler.delivery.dispatcher import Dispatcher
@@ -107,10 +108,12 @@ class _Inbound(WorkflowInboundInterceptor):
         workflow.set_signal_handler(ATTACH_SIGNAL, self._attach)
 
     def _attach(self, *arguments: Any) -> None:
-        # Accept arguments of any number and form: an exception here would fail the workflow task for ever.
+        # Accept arguments of any number and form: an exception here would fail the workflow task for ever. A team's
+        # converter may return any mapping or object for a value without a type hint.
         with contextlib.suppress(TypeError, ValueError):
-            call = CallMemo(**arguments[0]) if arguments else None
-            if call is not None and len(self._watched) < MAX_WATCHED:
+            found = getattr(arguments[0], "__dict__", arguments[0]) if arguments else {}
+            call = CallMemo(**{name: found[name] for name in CallMemo.__dataclass_fields__ if name in found})
+            if len(self._watched) < MAX_WATCHED:
                 self._watched.setdefault((call.caller, call.request_id), call)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
@@ -127,16 +130,25 @@ class _Inbound(WorkflowInboundInterceptor):
         seen: list[CallMemo] = []
         while len(seen) < len(self._watched):
             seen = list(self._watched.values())
-            await workflow.execute_activity(
+            await start_own_activity(
+                workflow.start_activity,
                 WATCH_CALLERS_ACTIVITY,
                 args=[seen],
+                result_type=None,
                 start_to_close_timeout=WATCH_TIMEOUT,
                 retry_policy=RETRY_POLICY,
                 cancellation_type=workflow.ActivityCancellationType.ABANDON,
                 summary="does any caller wait?",
             )
-        timeout = ATTEMPT_TIMEOUT
-        await workflow.execute_activity(CANCEL_ABANDONED_ACTIVITY, start_to_close_timeout=timeout, summary="no caller")
+        await start_own_activity(
+            workflow.start_activity,
+            CANCEL_ABANDONED_ACTIVITY,
+            args=[],
+            result_type=None,
+            start_to_close_timeout=ATTEMPT_TIMEOUT,
+            retry_policy=RETRY_POLICY,
+            summary="no caller",
+        )
 
 
 def _own_call() -> CallMemo | None:

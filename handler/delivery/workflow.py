@@ -7,6 +7,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy, VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError
 
+from bridge.workflow.own_activity import start_own_activity
 from handler.delivery.records import Delivery
 
 DELIVER_ACTIVITY = "bridge.deliver_completion"
@@ -57,9 +58,10 @@ class DeliveryWorkflow:
         """Return what the receiver answered. The workflow fails if it refused or could not be reached in time."""
         remaining = timedelta(milliseconds=delivery.call.deadline_ms) - timedelta(seconds=workflow.now().timestamp())
         try:
-            answer: str = await workflow.execute_activity(
+            answer: str = await start_own_activity(
+                workflow.start_activity,
                 DELIVER_ACTIVITY,
-                delivery,
+                args=[delivery],
                 result_type=str,
                 # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
                 schedule_to_close_timeout=max(remaining, ATTEMPT_TIMEOUT),
@@ -70,9 +72,11 @@ class DeliveryWorkflow:
         except ActivityError as error:
             # If the report fails too, the error of the delivery is what people must see.
             with contextlib.suppress(ActivityError):
-                await workflow.execute_activity(
+                await start_own_activity(
+                    workflow.start_activity,
                     REPORT_UNDELIVERED_ACTIVITY,
                     args=[delivery, _reason(error)],
+                    result_type=None,
                     schedule_to_close_timeout=_REPORT_TIMEOUT,
                     start_to_close_timeout=ATTEMPT_TIMEOUT,
                     retry_policy=RETRY_POLICY,

@@ -43,6 +43,8 @@ class Call:
     """To this callback Temporal's server delivers the outcome; None if a worker or the caller's renewals do."""
     hold: timedelta | None
     """How long the start is held open; None if it is answered at once."""
+    renews: bool
+    """Whether the caller repeats this start until it has the outcome."""
     deadline: timedelta
     """Time from now within which the outcome is delivered."""
 
@@ -76,7 +78,7 @@ class Call:
             caller_run_id=source.run_id if source else "",
             caller_close_policy=self.target.caller_close_policy,
             held_ms=0 if self.hold is None else _answer_window_ms(self.hold),
-            renews=request.scheduled_time is not None,
+            renews=self.renews,
             traceparent=trace_headers().get(TRACEPARENT, ""),
         )
 

@@ -121,7 +121,7 @@ class Starter:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                value, workflow_id, hashed = await self._identify(caller, target, payload)
+                value, workflow_id, hashed, refusal = await self._identify(caller, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
@@ -135,8 +135,12 @@ class Starter:
                     token=token.encode(),
                     server_callback=server_callback,
                     hold=hold,
+                    renews=peer is not None and peer.is_renewing and request.scheduled_time is not None,
                     deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
                 )
+                # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
+                if refusal is not None and not await self._has_started(call):
+                    raise refusal
                 if self._authorization is not None:
                     within = TIMEOUT - timedelta(seconds=loop.time() - began)
                     await self._require(self._authorization, call, value, within=within)
@@ -151,16 +155,18 @@ class Starter:
                 raise handler_error_from_rpc(error) from None
         return answer
 
-    async def _identify(self, caller: str, target: Target, payload: Payload) -> tuple[Any, str, str]:
-        """Check the input. Returns the decoded input, the workflow id and the input's hash."""
+    async def _identify(
+        self, caller: str, target: Target, payload: Payload
+    ) -> tuple[Any, str, str, HandlerError | None]:
+        """Check the input. Returns it decoded, the workflow id, the input's hash, and why the check refuses it."""
         peer = self._settings.callers.get(caller)
         if holds_reference(payload) and (peer is None or not peer.shares_storage):
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
         value = await self._conversion.read(caller, opened, target.input_type)
-        workflow_id = await workflow_id_for(value, target, self._threads[caller])
-        return value, workflow_id, input_hash(self._hash_key, opened)
+        workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
+        return value, workflow_id, input_hash(self._hash_key, opened), refusal
 
     async def _require(self, authorization: Authorization, call: Call, value: Any, *, within: timedelta) -> None:
         """Return if the team's function allows the call, or if the call has started its run or attached to it already.
@@ -176,8 +182,7 @@ class Starter:
             names = f"{call.target.service}/{call.target.operation}"
             await authorization.require(call.caller, names, value, within=within)
         except HandlerError:
-            # The function may decide otherwise than before. If the first answer was lost, a refusal of the repeat would
-            # end the call while its run goes on.
+            # The function may decide otherwise than before.
             if is_renewal or not await self._has_started(call):
                 raise
 

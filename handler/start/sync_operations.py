@@ -156,7 +156,7 @@ class SyncOperations:
 
     async def _with_cause(self, error: HandlerError, cause: BaseException | None) -> HandlerError:
         """Return *error* with *cause* in the form in which it is sent: as an encoded failure."""
-        if cause is None:
+        if cause is None or not self._is_writable(cause):
             return error
         with_cause = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
         with_cause.remote_cause = Failure()
@@ -167,9 +167,20 @@ class SyncOperations:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
         failed = ApplicationError(error.message, type="OperationError", non_retryable=True)
         reason = CancelledError(error.message) if is_canceled else failed
-        reason.__cause__, reason.__traceback__ = error.__cause__, error.__traceback__
+        reason.__traceback__ = error.__traceback__
+        if error.__cause__ is not None and self._is_writable(error.__cause__):
+            reason.__cause__ = error.__cause__
         await self._data_converter.encode_failure(reason, failure)
         return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
+
+    def _is_writable(self, cause: BaseException) -> bool:
+        """Whether *cause* can be converted. If not, it is left out: an error of ours would run the operation again."""
+        try:
+            self._data_converter.failure_converter.to_failure(cause, self._data_converter.payload_converter, Failure())
+        except Exception as error:  # noqa: BLE001 - any error of the team's own converter
+            _log.error("bridge.result_unwritable: %s", type(cause).__name__, exc_info=without_text(error))
+            return False
+        return True
 
 
 class _Input:

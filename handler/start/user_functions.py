@@ -6,6 +6,7 @@ caller gets the function's name and the error's class. The handler's log has the
 """
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -31,8 +32,11 @@ MAX_TEXT = 1000
 _log = event_logger(__name__)
 
 
-async def workflow_id_for(value: Any, target: Target, executor: Executor) -> str:
+async def workflow_id_for(value: Any, target: Target, executor: Executor) -> tuple[str, HandlerError | None]:
     """Check *value*, the operation's input, and derive the workflow id from it. Both run in a thread of *executor*.
+
+    Returns the workflow id, and why the check refused the input; None if it did not. A check may refuse the repeat of
+    a start that it has let pass.
 
     Raises:
         nexusrpc.HandlerError: No run may be started. BAD_REQUEST, the input is refused; UNAVAILABLE, no thread is free
@@ -58,12 +62,26 @@ def final(message: str) -> HandlerError:
     return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
-def _judge(value: Any, target: Target) -> str:
+def _judge(value: Any, target: Target) -> tuple[str, HandlerError | None]:
+    try:
+        _check(value, target)
+    except HandlerError as refusal:
+        # What a check refuses may have no workflow id.
+        with contextlib.suppress(HandlerError):
+            return _workflow_id(value, target), refusal
+        raise
+    return _workflow_id(value, target), None
+
+
+def _check(value: Any, target: Target) -> None:
     if target.check is not None:
         answered = _call("check", target.check, value, target)
         if answered is not None:
             message = f"returned {type(answered).__name__} and not None; a check refuses an input by raising ValueError"
             raise _broken(target, "check", message)
+
+
+def _workflow_id(value: Any, target: Target) -> str:
     workflow_id = _call("workflow_id", target.workflow_id, value, target)
     if not isinstance(workflow_id, str):
         raise _broken(target, "workflow_id", f"returned {type(workflow_id).__name__} and not str")

@@ -63,7 +63,7 @@ class SweepActivities:
         """
         info = activity.info()
         if info.heartbeat_details:
-            place = SweepPlace(**info.heartbeat_details[0])
+            place = SweepPlace.read(info.heartbeat_details[0])
         else:
             place = SweepPlace(until_ms=milliseconds(info.scheduled_time) if plan.since_ms is None else plan.since_ms)
         message = "all newly closed runs were handled"
@@ -133,7 +133,7 @@ class SweepActivities:
         # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
         handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
         try:
-            await handle.heartbeat(place.trimmed())
+            await handle.heartbeat(place.trimmed().text)
         except AsyncActivityCancelledError:
             raise asyncio.CancelledError from None
 
@@ -200,15 +200,19 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
     if (existing := await describe(client, workflow_id)) is not None:
         info, decode = existing.workflow_execution_info, client.data_converter.decode
         if is_open(info):
-            if await decode([info.memo.fields[_PLAN_MEMO]], [dict]) == [asdict(plan)]:
+            [old] = await decode([info.memo.fields[_PLAN_MEMO]], [dict])
+            if old["is_instrumented"] == plan.is_instrumented and len(old["query"]) > len(plan.query):
+                # The plan of another service of this task queue, which has callers that do not renew.
+                plan = replace(plan, query=old["query"])
+            if old == asdict(plan):
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
         # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
         since_ms = milliseconds(info.close_time.ToDatetime(UTC)) if info.HasField("close_time") else None
         for pending in existing.pending_activities:
             if pending.heartbeat_details.payloads:
-                [place] = await decode(pending.heartbeat_details.payloads, [SweepPlace])
-                since_ms = place.until_ms
+                [text] = await decode(pending.heartbeat_details.payloads, [str])
+                since_ms = SweepPlace.read(text).until_ms
     await client.start_workflow(
         SWEEP_WORKFLOW,
         replace(plan, since_ms=since_ms),

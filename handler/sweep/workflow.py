@@ -1,13 +1,15 @@
 """The sweep workflow, its plan (what to sweep for) and its place (how far the sweep has come). Workflow-safe."""
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
+from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Target
 from handler.delivery.records import milliseconds
 from handler.delivery.workflow import RETRY_POLICY
@@ -43,12 +45,25 @@ class SweepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlace:
-    """How far a sweep has come. Never rename a field: heartbeat details hold the names."""
+    """How far a sweep has come. Never rename a field: heartbeat details hold the names.
+
+    The details hold one text, because the SDK decodes them without a type hint, and converters then differ.
+    """
 
     until_ms: int
     """The sweep has handled all runs that closed before this time and were visible. Unix time in milliseconds."""
     handled: dict[str, int] = field(default_factory=dict)
     """Ids of the handled runs that the next query may show again, with their close time, Unix time in milliseconds."""
+
+    @classmethod
+    def read(cls, text: str) -> "SweepPlace":
+        """Return the place that `text` has spelled."""
+        return cls(**json.loads(text))
+
+    @property
+    def text(self) -> str:
+        """The place as JSON."""
+        return json.dumps(asdict(self))
 
     @property
     def since(self) -> datetime:
@@ -75,9 +90,10 @@ class SweepWorkflow:
     async def run(self, plan: SweepPlan) -> None:
         """Sweep until the workflow is canceled, or a sweep with another plan replaces it."""
         try:
-            await workflow.execute_activity(
+            await start_own_activity(
+                workflow.start_activity,
                 SWEEP_ACTIVITY,
-                plan,
+                args=[plan],
                 result_type=type(None),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 start_to_close_timeout=timedelta(hours=1),

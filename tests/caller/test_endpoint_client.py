@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from temporalio.api.common.v1 import Payload
@@ -13,8 +14,8 @@ from bridge.protocol.start import StartRequest
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
-from caller.endpoint_client import Endpoints
-from tests.support.helpers import Keys, assert_eventually, caller_settings
+from caller.endpoint_client import Endpoints, NotStartedError
+from tests.support.helpers import Keys, assert_eventually, caller_settings, key_set
 
 MINUTE = timedelta(minutes=1)
 
@@ -54,3 +55,48 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
         assert asked == ["wait=30", "wait=30", None, None]
         closing.set()
         await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_a_handler_that_hangs_takes_no_place_of_another_behind_the_same_gateway() -> None:
+    """Two handlers have one host and port. All places of the first are taken, and the second is reached at once."""
+    asked: list[str] = []
+    closing = asyncio.Event()
+
+    async def route(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path.startswith("/slow/"):
+            await closing.wait()
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.router.add_post("/{any:.*}", route)
+    async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=2)) as http:
+        keys, url = Keys(), str(server.make_url(""))
+        options = {"networks": ["127.0.0.0/8"], "allow_insecure": True}
+        settings = caller_settings(
+            keys,
+            receiver_url="http://127.0.0.1:9",
+            endpoint_url=url,
+            handlers={
+                name: {"start_keys": key_set(), "completion_keys": key_set(), "answers": "unsigned"}
+                for name in ("slow", "quick")
+            },
+            endpoints={name: {"url": f"{url}/{name}", "handler": name, **options} for name in ("slow", "quick")},
+        )
+        metrics = Metrics(MetricMeter.noop)
+        endpoints = Endpoints(
+            settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics, clock=lambda: datetime.now(UTC)
+        )
+        waiting = [
+            asyncio.create_task(endpoints.start("slow", start(f"request-{number}"), Payload(), remaining=MINUTE))
+            for number in range(2)
+        ]
+
+        async def taken() -> None:
+            assert len(asked) == len(waiting)
+
+        await assert_eventually(taken)
+        with pytest.raises(NotStartedError, match="answered 503"):
+            await endpoints.start("quick", start("request-q"), Payload(), remaining=MINUTE)
+        closing.set()
+        await asyncio.gather(*waiting, return_exceptions=True)

@@ -1,21 +1,18 @@
 """The caller's codec fails at times, or its converter needs type hints: calls end by their outcome all the same."""
 
-import json
 import random
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
-from temporalio.converter import CompositePayloadConverter, DataConverter, DefaultPayloadConverter
-from temporalio.converter import JSONPlainPayloadConverter as JSONConverter
+from temporalio.converter import DataConverter
 
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
-from tests.support.codec import Scrambler
+from tests.support.codec import Scrambler, Tagged
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world, with_codec
@@ -79,30 +76,9 @@ async def activity_ids(handle: WorkflowHandle[Any, Any]) -> set[str]:
     }
 
 
-class _TaggedJson(JSONConverter):
-    """Returns objects for values without a type hint, as converters do that write the type into the JSON."""
-
-    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
-        if type_hint is None:
-            return json.loads(payload.data, object_hook=lambda fields: SimpleNamespace(**fields))
-        return super().from_payload(payload, type_hint)
-
-
-class _Tagged(CompositePayloadConverter):
-    def __init__(self) -> None:
-        super().__init__(
-            *(
-                each
-                for each in DefaultPayloadConverter.default_encoding_payload_converters
-                if not isinstance(each, JSONConverter)
-            ),
-            _TaggedJson(),
-        )
-
-
 async def test_a_converter_that_returns_objects_without_a_type_hint_costs_no_cancel(server: Server) -> None:
     """The renewals know since when the operation runs, and the cancel finds its token."""
-    converters = (DataConverter(payload_converter_class=_Tagged), DataConverter.default)
+    converters = (DataConverter(payload_converter_class=Tagged), DataConverter.default)
     async with running_world(server, converters=converters) as world:
         ask = Ask(world.key(), "cleanup")
         call = await world.call(ask, SHORT)

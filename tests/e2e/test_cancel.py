@@ -245,6 +245,7 @@ async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server)
         error = await operation_failure(handle)
         assert isinstance(error, TemporalTimeoutError)
         assert error.type is TimeoutType.SCHEDULE_TO_START
+        assert "handler not reached" in str(error.cause)
 
 
 async def test_schedule_to_start_is_over_once_the_operation_has_started(world: World) -> None:

@@ -101,6 +101,27 @@ async def test_a_stored_outcome_arrives_as_its_value(server: Server, way: str, b
             assert failure.details == ({"key": ask.key}, "two")
 
 
+class UnavailableStore(Store):
+    """Refuses to return the first values that are asked for."""
+
+    refuses = 2
+
+    async def retrieve(
+        self, context: StorageDriverRetrieveContext, claims: Sequence[StorageDriverClaim]
+    ) -> list[Payload]:
+        self.refuses -= 1
+        if self.refuses >= 0:
+            raise ConnectionError
+        return await super().retrieve(context, claims)
+
+
+async def test_a_store_that_is_unavailable_for_a_while_costs_no_outcome(server: Server) -> None:
+    """The delivery goes on as a workflow until the store returns the value."""
+    async with running_world(server, converters=(DataConverter.default, storing(UnavailableStore(), 16))) as world:
+        handle = await world.call(Ask(key=world.key(), text="x" * 1000), CallPlan(first_lease=600, deadline=30))
+        assert await handle.result() == Reply("x" * 1000)
+
+
 async def test_values_over_two_mebibytes_cross_as_references_where_the_store_is_shared(server: Server) -> None:
     """References cross in both directions; no payload of that size fits into a history."""
     store = Store()

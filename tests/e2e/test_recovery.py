@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from bridge.security.keys import KeySet
+from bridge.workflow.targets import Targets
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import CALLER, assert_eventually, key_set
-from tests.support.targets import Ask, Reply
+from tests.support.targets import Ask, ProbeWorkflow, Reply
 from tests.support.world import Before, World, events, running_world, with_codec
 
 SHORT = CallPlan(first_lease=1, renewal=1)
@@ -166,6 +168,58 @@ async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(ser
         await world.service.start()
         assert await handle.result() == Reply("at last")
         assert len(await events(handle)) == 11
+
+
+async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_call(world: World) -> None:
+    """The answer to the start was lost, so that the target may run. Only the handler itself could end the call now."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    world.service.change = lambda *_: web.Response(status=504)
+    handle = await world.call(ask, CallPlan(renewal=1))
+    target = await world.until_started(ask)
+    await world.stop_worker("caller")
+    world.service.change = None
+    world.caller_options = {"endpoints": {"other": world.caller_settings.endpoints["payments"]}}
+    await world.start_worker("caller")
+
+    async def shown() -> None:
+        assert "no endpoint 'payments'" in (await world.pending(handle)).last_failure.message
+
+    await assert_eventually(shown)
+    await world.stop_worker("caller")
+    world.caller_options = {}
+    await world.start_worker("caller")
+    await target.signal("say", "paid")
+    assert await handle.result() == Reply("paid")
+
+
+async def test_a_check_that_refuses_the_repeat_of_a_start_ends_no_call(server: Server) -> None:
+    """The answer to the start was lost, and by now the order counts as paid. The repeat finds the run of the call."""
+    checked: list[str] = []
+
+    def is_unpaid(ask: Ask) -> None:
+        checked.append(ask.key)
+        if len(checked) > 1:
+            message = "the order is paid already"
+            raise ValueError(message)
+
+    def prepare(world: World) -> None:
+        [target] = Targets([ProbeWorkflow])
+        world.targets = [replace(target, check=is_unpaid)]
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(key=world.key(), behaviour="wait")
+        world.service.change = lambda *_: web.Response(status=504)
+        handle = await world.call(ask, CallPlan(renewal=1))
+        target = await world.until_started(ask)
+        world.service.change = None
+        await world.until_attempt(handle, 3)
+        await target.signal("say", "paid")
+        assert await handle.result() == Reply("paid")
+        other = await world.call(Ask(key=world.key()))
+        with pytest.raises(WorkflowFailureError) as raised:
+            await other.result()
+        assert isinstance(raised.value.cause, NexusOperationError)
+        assert "paid already" in str(raised.value.cause.cause)
 
 
 async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:

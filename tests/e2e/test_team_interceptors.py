@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowFailureError, WorkflowHandle
@@ -89,6 +90,24 @@ async def test_interceptors_of_the_client_change_nothing(server: Server, kinds: 
 
     async with running_world(server, prepare=prepare) as world:
         await assert_calls_end_as_they_should(world)
+
+
+@pytest.mark.parametrize("kinds", [pytest.param(ALL, id="in order"), pytest.param(ALL[::-1], id="reversed")])
+async def test_interceptors_of_the_handlers_worker_change_no_delivery(server: Server, kinds: Kinds) -> None:
+    """The receiver is unavailable at first. The delivery is repeated by its own policy until it is accepted."""
+    refused: list[int] = []
+
+    async def unavailable(_: web.Request) -> web.StreamResponse | None:
+        refused.append(503)
+        return web.Response(status=503) if len(refused) <= 4 else None
+
+    def prepare(world: World) -> None:
+        world.worker_options = {"interceptors": [kind() for kind in kinds]}
+
+    async with running_world(server, prepare=prepare) as world:
+        world.receiver.before = unavailable
+        handle = await world.call(Ask(world.key(), text="paid"), CallPlan(first_lease=600, deadline=60))
+        assert await handle.result() == Reply("paid")
 
 
 async def test_an_error_reporter_is_not_troubled_by_calls_that_wait(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of the Temporal server that cuts its connections at intervals."""
+"""TCP proxies in front of the Temporal server: one cuts its connections at intervals, one falls silent."""
 
 import asyncio
 import contextlib
@@ -48,3 +48,49 @@ async def cutting_proxy(upstream: str, *, every_s: float) -> AsyncIterator[str]:
         server.close()
         for each in list(writers):
             each.transport.abort()
+
+
+_HEADERS = 1
+"""Type of the HTTP/2 frame with which a request begins."""
+
+
+@contextlib.asynccontextmanager
+async def silent_proxy(upstream: str, *, after: int) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """The address of a proxy to *upstream* that passes on *after* requests, and an event that the next one sets."""
+    host, _, port = upstream.rpartition(":")
+    pumps: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+    is_silent, count = asyncio.Event(), 0
+
+    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        writer.write(await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
+        while True:
+            head = await reader.readexactly(9)
+            count += head[3] == _HEADERS
+            if count > after:
+                is_silent.set()
+                return
+            writer.write(head + await reader.readexactly(int.from_bytes(head[:3])))
+            await writer.drain()
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, up_writer))
+        pumps.extend((asyncio.create_task(up(reader, up_writer)), asyncio.create_task(down(up_reader, writer))))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield "{}:{}".format(*server.sockets[0].getsockname()[:2]), is_silent
+    finally:
+        server.close()
+        for each in pumps:
+            each.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for each_writer in writers:
+            each_writer.transport.abort()

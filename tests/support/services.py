@@ -92,6 +92,11 @@ class Quotes:
                 raise TimeoutError(ask.key)
             case "unwritable":
                 return object()  # type: ignore[return-value] # the intended bug
+            case "unwritable failure":
+                unwritable = ApplicationError("rates", object())
+                raise OperationError("no such rate", state=OperationErrorState.FAILED) from unwritable
+            case "unwritable refusal":
+                raise ApplicationError("rates were withdrawn", object(), non_retryable=True)
             case "coroutine":
                 return asyncio.sleep(0)  # type: ignore[return-value] # like an `async` function behind a plain one
             case "link":

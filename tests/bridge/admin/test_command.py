@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.environment.server import Server
 from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.commands import BRIDGE, run
+from tests.support.cut_proxy import silent_proxy
+from tests.support.helpers import HANDLER
 
 COMMANDS = [
     (),
@@ -317,3 +320,32 @@ def test_a_module_that_ends_the_process_when_it_is_imported_is_refused(settings:
     done = run(*("handler", "serve", "--module", "script"), cwd=settings, BRIDGE_CONFIG=str(settings / "handler.toml"))
     assert done.returncode == 2
     assert "callback-bridge: cannot import script: SystemExit: 0" in done.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+async def test_a_service_can_be_ended_when_temporal_falls_silent_after_it_has_connected(
+    settings: Path, server: Server, end: signal.Signals
+) -> None:
+    """The handler service starts its sweeps before it listens. It does not wait for the SDK's limit."""
+    async with silent_proxy(server.address, after=2) as (address, is_silent):
+        process = await asyncio.create_subprocess_exec(
+            *(*BRIDGE, "handler", "serve", "--module", "examples.payments.payments", "--port", "0"),
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "BRIDGE_CONFIG": str(settings / "handler.toml"),
+                "TEMPORAL_ADDRESS": address,
+                "TEMPORAL_NAMESPACE": HANDLER,
+            },
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            await asyncio.wait_for(is_silent.wait(), 60)
+            process.send_signal(end)
+            assert await asyncio.wait_for(process.wait(), 25) == 130
+            assert b"Traceback" not in await process.stderr.read()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

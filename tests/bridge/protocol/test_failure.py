@@ -366,7 +366,6 @@ def test_the_retry_behavior_of_a_handler_error_is_kept_in_both_directions() -> N
         pytest.param(b'"text"', id="a text"),
         pytest.param(b"\xff", id="no UTF-8"),
         pytest.param(b'{"message":1}', id="message is a number"),
-        pytest.param(rb'{"message":"\ud800"}', id="lone surrogate"),
         pytest.param(b'{"metadata":{"code":7}}', id="metadata is a number"),
         pytest.param(b'{"cause":"c"}', id="cause is a text"),
         pytest.param(b'{"details":' + b"[" * 5000 + b"]" * 5000 + b"}", id="very deep"),
@@ -378,6 +377,16 @@ def test_what_is_no_failure_is_refused(body: bytes) -> None:
     """A body that is not a Failure's JSON is the peer's fault."""
     with pytest.raises(RemoteProtocolError):
         parse_failure(body)
+
+
+@pytest.mark.parametrize("spelled", [rb"\ud83d", rb"\uDE00\uD83D", b"\xf0\x9f"])
+def test_half_a_character_costs_no_failure(spelled: bytes) -> None:
+    """JavaScript cuts a text inside an emoji, and writes the rest as JSON. The failure arrives without that half."""
+    whole = rb'{"message":"cut ' + spelled + rb'","details":{"\ud83d\ude00":"\\ud83d"}}'
+    found = parse_failure(whole)
+    assert found.message.startswith("cut ")
+    assert set(found.message.removeprefix("cut ")) <= {"?", "\ufffd"}
+    assert found.details == {"\U0001f600": r"\ud83d"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from temporalio.api.failure.v1 import Failure
 from bridge.errors import RemoteProtocolError
 from bridge.protocol.headers import OperationState
 from bridge.protocol.outcome import OUTCOME_TOO_LARGE, Outcome, decode_outcome, encode_outcome, too_large
-from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from bridge.protocol.payload import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
 from tests.support.helpers import multi
 
 NULL = Payload(metadata={"encoding": b"binary/null"})
@@ -55,6 +55,21 @@ def test_no_result_arrives_as_null() -> None:
 def test_a_failure_is_sent_as_bare_json() -> None:
     """Its content type carries no parameter."""
     assert encode_outcome(Outcome.failed(declined()))[0] == JSON
+
+
+@pytest.mark.parametrize("member", ["message", "stack_trace"])
+@pytest.mark.parametrize("state", [OperationState.FAILED, OperationState.CANCELED])
+def test_a_failure_whose_json_no_reader_accepts_is_replaced(member: str, state: OperationState) -> None:
+    """JSON spells a control character in six bytes, and the stack trace twice. A caller must learn the ending."""
+    failure = canceled() if state is OperationState.CANCELED else declined()
+    setattr(failure, member, "\x1b" * 1_000_000)
+    outcome = Outcome(state=state, failure=failure)
+    assert outcome.within_size_limit() is outcome
+    headers, body = encode_outcome(outcome)
+    assert len(body) <= MAX_BODY_BYTES
+    arrived = decode_outcome(state, multi(headers), body)
+    assert arrived.failure is not None
+    assert "over the limit" in arrived.failure.message
 
 
 def test_a_cancellation_is_made_where_there_is_none() -> None:

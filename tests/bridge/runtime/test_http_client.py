@@ -477,6 +477,19 @@ async def test_what_cannot_be_sent_is_a_transport_error(
     assert peer.lines == []
 
 
+async def test_an_answer_with_a_long_header_is_read(client: HttpClient) -> None:
+    """A proxy may add a long `Content-Security-Policy` to each answer."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\nbody")
+        policy = b"Content-Security-Policy: " + b"x" * 12_000
+        writer.write(b"HTTP/1.1 200 OK\r\n" + policy + b"\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with raw_server(answer) as url:
+        assert (await post(client, url)).status == 200
+
+
 async def test_two_messages_use_one_connection(client: HttpClient, peer: Peer) -> None:
     """Connections are kept alive."""
     await post(client, peer.url())

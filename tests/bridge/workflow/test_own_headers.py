@@ -17,12 +17,21 @@ from bridge.workflow.client import checked_headers
         pytest.param("tenant", "a\nb", id="line break"),
         pytest.param("Nexus-Request-Id", "7", id="the protocol's"),
         pytest.param("Content-Type", "text/plain", id="the payload's"),
+        *(pytest.param(name, "x", id=f"{name}, of a connection") for name in ("TE", "Upgrade", "Keep-Alive", "Expect")),
+        pytest.param("X-Forwarded-For", "10.0.0.7", id="a proxy adds to it"),
+        pytest.param("tenant", "x" * 8192, id="longer than listeners accept"),
     ],
 )
 def test_a_header_that_would_not_arrive_is_refused(name: str, value: str) -> None:
     """By a ValueError in the workflow, not by a 401 behind a proxy."""
     with pytest.raises(ValueError, match="header"):
         checked_headers({name: value})
+
+
+def test_more_headers_than_listeners_accept_are_refused() -> None:
+    """And more than one `Signature-Input` can name."""
+    with pytest.raises(ValueError, match="headers"):
+        checked_headers({f"x-tenant-{number}": "7" for number in range(100)})
 
 
 def test_other_headers_are_kept_in_lower_case() -> None:

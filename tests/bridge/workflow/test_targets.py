@@ -4,7 +4,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Dict, List, Literal, Union  # noqa: UP035 - a test's subject
 
 import nexusrpc
 import pytest
@@ -269,6 +269,13 @@ class ManyPets:
 
 
 @workflow.defn
+class ManyPetsInOldSpelling:
+    @workflow.run
+    async def run(self, pets: List[Union[Dog, Cat]]) -> Dict[str, List[Pet]]:  # noqa: UP006, UP007 - as older code has it
+        return {"": pets}
+
+
+@workflow.defn
 class MaybePet:
     @workflow.run
     async def run(self, pet: Dog | Cat | None) -> None:
@@ -277,7 +284,12 @@ class MaybePet:
 
 @pytest.mark.parametrize(
     ("operation", "workflow_class"),
-    [(PetService.one, OnePet), (PetService.many, ManyPets), (PetService.maybe, MaybePet)],
+    [
+        (PetService.one, OnePet),
+        (PetService.many, ManyPets),
+        (PetService.many, ManyPetsInOldSpelling),
+        (PetService.maybe, MaybePet),
+    ],
 )
 def test_types_are_compared_without_the_notes_of_annotated(
     operation: nexusrpc.Operation[Any, Any], workflow_class: type[Any]

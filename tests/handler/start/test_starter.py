@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.support.helpers import assert_eventually
 from tests.support.peer import (
     Answered,
@@ -60,6 +62,28 @@ async def test_a_start_older_than_retention_never_starts_a_run(quiet: World) -> 
     message = start(quiet, {"key": key}, request_id="r")
     message.headers["Bridge-Scheduled-Time"] = "2020-01-01T00:00:00Z"
     assert (await send(message, signer(quiet))).body == started.body
+
+
+EVENT = "eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference"
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("Workflow", "workflows/w/r"),
+        ("NexusOperation", "nexus-operations/o/r/details"),
+        ("NexusOperation", "nexus-operations/o//details"),
+        ("Activity", "activities/a/r/details"),
+        ("Callback", "workflows/w/r/callbacks/q"),
+        ("WorkflowEvent", f"workflows/{'w' * 5000}/r/history?{EVENT}"),
+        ("WorkflowEvent", "workflows/w/r/history?referenceType=EventReference"),
+    ],
+)
+async def test_a_link_that_our_server_does_not_know_costs_no_start(quiet: World, kind: str, path: str) -> None:
+    """Newer servers and SDKs link to more than workflows. No decision depends on a link."""
+    message = start(quiet, {"key": quiet.key()})
+    message.headers["Nexus-Link"] = f'<temporal:///namespaces/n/{path}>; type="temporal.api.common.v1.Link.{kind}"'
+    assert (await send(message, signer(quiet))).status == 201
 
 
 async def test_a_start_without_a_callback_runs_and_a_repeat_gets_its_outcome(world: World) -> None:

@@ -146,6 +146,14 @@ async def test_a_canceled_operation_is_a_cancellation(quoting: Quoting) -> None:
     assert cause.message == "withdrawn"
 
 
+async def test_a_failure_arrives_without_a_cause_that_cannot_be_converted(quoting: Quoting) -> None:
+    """The operation has failed. A repeat would run it again."""
+    cause = await quoting.failure("QuoteService/quote", Ask("k", "unwritable failure"))
+    assert isinstance(cause, ApplicationError)
+    assert (cause.message, cause.cause) == ("no such rate", None)
+    assert quoting.world.service.statuses == [424]
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 async def test_a_refused_request_arrives_as_the_handler_error_it_was(quoting: Quoting, operation: str) -> None:
     """The call fails at once."""
@@ -229,6 +237,9 @@ def _header(name: str, value: str) -> Spoil:
         pytest.param({"behaviour": "bug"}, 500, "INTERNAL", True, "internal error", id="bug"),
         pytest.param({"behaviour": "own timeout"}, 500, "INTERNAL", True, "internal error", id="own timeout"),
         pytest.param({"behaviour": "unwritable"}, 500, "INTERNAL", False, "result, a object, cannot", id="unwritable"),
+        pytest.param(
+            {"behaviour": "unwritable refusal"}, 500, "INTERNAL", False, "rates were withdrawn", id="unwritable details"
+        ),
         pytest.param({"behaviour": "coroutine"}, 500, "INTERNAL", False, "result, a coroutine, cannot", id="coroutine"),
         *(
             pytest.param({"behaviour": "temporal", "text": text}, status, kind, is_retryable, text, id=text)

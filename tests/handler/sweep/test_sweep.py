@@ -12,6 +12,7 @@ from aiohttp import web
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.converter import DataConverter
 from temporalio.exceptions import (
     ApplicationError,
     CancelledError,
@@ -25,10 +26,11 @@ from temporalio.worker import Worker
 
 import handler.sweep.activity
 from bridge.security.signatures import MessageSigner
+from handler.delivery.delivery_report import UNDELIVERED, Deliveries
 from handler.sweep.activity import read_run
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
-from tests.support.codec import Scrambler
+from tests.support.codec import Scrambler, Tagged
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import send, start
 from tests.support.targets import (
@@ -109,7 +111,7 @@ async def place(world: World) -> dict[str, Any]:
     activity = await world.pending(world.sweep)
     assert activity is not None
     assert activity.heartbeat_details.payloads, "nothing recorded yet"
-    found: dict[str, Any] = json.loads(activity.heartbeat_details.payloads[0].data)
+    found: dict[str, Any] = json.loads(json.loads(activity.heartbeat_details.payloads[0].data))
     return found
 
 
@@ -249,6 +251,32 @@ async def runs_of_sweep(world: World) -> list[str]:
     return [each.run_id async for each in world.handler_client.list_workflows(query)]
 
 
+async def test_a_converter_that_returns_objects_without_a_type_hint_stops_no_sweep(server: Server) -> None:
+    """The sweep reads its place again, and the list of deliveries shows the delivery that goes on."""
+
+    async def unavailable(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    converters = (DataConverter.default, DataConverter(payload_converter_class=Tagged))
+    async with running_world(server, converters=converters, prepare=hasten) as world:
+        await world.start_sweep()
+        world.receiver.before = unavailable
+        ask = Ask(key=world.key(), behaviour="wait")
+        handle = await world.call(ask, CallPlan(first_lease=600, deadline=30))
+        target = await world.until_started(ask)
+        await swept_on(world)
+        await target.terminate()
+
+        async def listed() -> None:
+            found = await Deliveries(client=world.handler_client).read_all(UNDELIVERED)
+            assert target.id in [each.target_workflow_id for each in found]
+
+        await assert_eventually(listed)
+        world.receiver.before = None
+        assert isinstance(await failure_of(handle), TerminatedError)
+        await end_sweep(world)
+
+
 async def test_replicas_share_one_sweep(swept: World, looks: list[str]) -> None:
     """Any number of replicas may start it, at once or later. Its history stays at five events."""
     await asyncio.gather(*(swept.start_sweep() for _ in range(4)))
@@ -304,6 +332,22 @@ async def test_two_handlers_with_different_targets_on_one_queue_are_both_swept(s
         assert isinstance(await failure_of(await terminated(world, ask)), TerminatedError)
         assert isinstance(await failure_of(await terminated(world, flaky, FLAKY)), TerminatedError)
         world.targets = new
+        await end_sweep(world)
+
+
+async def test_a_handler_whose_callers_all_renew_takes_no_sweep_from_one_whose_callers_do_not(server: Server) -> None:
+    """Two services with different callers serve the same targets. The last one that starts needs the sweep less."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, prepare=prepare) as world:
+        for renews in (False, True):
+            world.peer_options = {"renews": renews}
+            await world.start_sweep()
+        plan = (await world.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
+        assert "Completed" in json.loads(plan.payloads[0].data)["query"]
         await end_sweep(world)
 
 
@@ -475,7 +519,9 @@ async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server:
         ask = Ask(key=world.key(), behaviour="wait")
         for request_id in ("first", "second"):
             message = start(world, {"key": ask.key, "behaviour": "wait"}, request_id=f"{request_id}-{world.id}")
-            del message.headers["Bridge-Scheduled-Time"]
+            if request_id == "first":
+                # Only the settings say whether a caller renews.
+                del message.headers["Bridge-Scheduled-Time"]
             assert (await send(message, MessageSigner(world.keys.start))).status == 201
         async with Worker(world.handler_client, task_queue=world.payment_queue, workflows=[ProbeWorkflow]):
             target = await world.until_started(ask)
