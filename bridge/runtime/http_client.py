@@ -117,10 +117,15 @@ class HttpClient:
                 target = URL(url, encoded=True)
                 destination = self._destination(target, route, peer)
                 await destination.enter(patience)
+                has_answered = False
                 try:
-                    return await retrying(destination.post, target, headers, body, context, max_answer_bytes)
+                    answer: HttpAnswer = await retrying(
+                        destination.post, target, headers, body, context, max_answer_bytes
+                    )
+                    has_answered = True
                 finally:
-                    destination.leave()
+                    destination.leave(has_answered=has_answered)
+                return answer
         except TimeoutError:
             message = "no answer in time"
             raise TransportError(message) from None
@@ -168,7 +173,7 @@ class _Destination:
         return self.in_flight * 2 >= self._limit
 
     async def enter(self, patience: timedelta) -> None:
-        """Take a place. Once a wait was in vain, later requests do not wait until half of the places are free.
+        """Take a place. Once a wait was in vain, no request waits until an answer comes and leaves half of the places.
 
         Raises:
             DestinationBusyError: No place became free within *patience*.
@@ -186,11 +191,12 @@ class _Destination:
             raise error from None
         self.in_flight += 1
 
-    def leave(self) -> None:
+    def leave(self, *, has_answered: bool) -> None:
         """Free the place."""
         self.in_flight -= 1
-        # A slow destination frees a place now and then. Requests that wait for it would hold slots of the worker.
-        self._is_stuck = self._is_stuck and self.is_half_full
+        # A slow destination frees a place now and then, and one that hangs frees all when its requests time out.
+        # Requests that wait for it would hold slots of the worker.
+        self._is_stuck = self._is_stuck and (self.is_half_full or not has_answered)
         self._places.release()
 
     async def post(

@@ -555,9 +555,9 @@ async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer)
 
 
 async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_answers(peer: Peer) -> None:
-    """After a wait in vain, later requests fail at once and hold no slot of a worker. Then half must become free.
+    """After a wait in vain, later requests fail at once and hold no slot of a worker.
 
-    One answer of a slow destination does not change that.
+    Neither one answer of a slow destination nor requests that end without an answer change that.
     """
     day = timedelta(days=1)
     async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=4)) as client:
@@ -575,6 +575,10 @@ async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_an
             async with hanging(client, peer, 1):
                 with pytest.raises(DestinationBusyError):
                     await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
+        async with hanging(client, peer, 4):
+            with pytest.raises(DestinationBusyError):
+                await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
+        assert (await post(client, peer.url())).status == 200
         async with hanging(client, peer, 4):
             waiting = asyncio.create_task(post(client, peer.url(), patience=day, timeout=day))
             await assert_eventually(queued)
