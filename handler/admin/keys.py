@@ -14,7 +14,7 @@ def key_probes(settings: HandlerSettings) -> Iterator[EchoProbe]:
     for name, caller in settings.callers.items():
         for destination in caller.callbacks:
             yield EchoProbe(
-                name=destination.url,
+                name=name,
                 url=f"{destination.url}?handler={settings.name}",
                 key_set=caller.completion_keys,
                 route=Route(networks=destination.networks, tls=caller.tls, proxy=caller.proxy),
