@@ -202,6 +202,11 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         where = os.environ.get(CONFIG_VARIABLE) or f"the environment ({CONFIG_VARIABLE} names no file)"
         if all(_VARIABLE in each for each in problems):
             where = "the environment"
+        problems += [
+            f"  {CONFIG_VARIABLE} must name the settings file of the {side}'s side; `callback-bridge init` writes both"
+            for missing, side in ((("handlers",), "caller"), (("callers",), "handler"))
+            if any(each["type"] == "missing" and each["loc"] == missing for each in found)
+        ]
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
     except SourceError as error:  # a variable that is not JSON; it names the field
         text = getattr(error.__cause__, "doc", None)

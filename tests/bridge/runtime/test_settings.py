@@ -412,6 +412,20 @@ def test_every_missing_field_is_named_at_once() -> None:
         assert f"  {field}: Field required" in message_of(HandlerSettings)
 
 
+def test_a_missing_file_and_the_file_of_the_other_side_are_recognized(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last line says which side's file the process needs, and the command that writes both."""
+    remedy = "BRIDGE_CONFIG must name the settings file of the handler's side; `callback-bridge init` writes both"
+    configured(caller_tree())
+    assert message_of(HandlerSettings).splitlines()[-1] == f"  {remedy}"
+    configured({**caller_tree(), "name": ""})
+    assert "BRIDGE_CONFIG" not in message_of(CallerSettings)
+    monkeypatch.delenv("BRIDGE_CONFIG")
+    assert message_of(HandlerSettings).splitlines()[-1] == f"  {remedy}"
+    assert "the caller's side" in message_of(CallerSettings)
+
+
 @pytest.mark.parametrize("side", ["receiver", "endpoint", "service", "callback"])
 def test_plain_http_is_accepted_with_the_flag_in_its_entry(configured: Configured, side: str) -> None:
     """For development it is said once, at the entry that it is meant for."""
