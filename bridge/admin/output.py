@@ -22,9 +22,12 @@ def to_json(value: Any) -> str:
     )
 
 
-def print_list(reports: Sequence[Any], columns: str, *, as_json: bool) -> None:
-    """Print *reports* as JSON, or as a table of the fields that *columns* names."""
-    print(to_json(reports) if as_json else table(reports, columns, now=datetime.now(UTC)))
+def print_list(reports: Sequence[Any], columns: str, *, as_json: bool, searched: str = "") -> None:
+    """Print *reports* as JSON, or as a table of the fields in *columns*. *searched* says where they were read."""
+    if reports or as_json:
+        print(to_json(reports) if as_json else table(reports, columns, now=datetime.now(UTC)))
+    else:
+        print(f"nothing found {searched}".rstrip())
 
 
 def table(reports: Sequence[Any], columns: str, *, now: datetime) -> str:
@@ -34,7 +37,7 @@ def table(reports: Sequence[Any], columns: str, *, now: datetime) -> str:
     texts += [[cell(getattr(each, name), now) for name in names] for each in reports]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]
-    return "\n".join(lines) if reports else "nothing found"
+    return "\n".join(lines)
 
 
 def details(report: Any, *, now: datetime) -> str:

@@ -25,11 +25,12 @@ calls = App(
 
 
 @asynccontextmanager
-async def _connected() -> AsyncIterator[Calls]:
+async def _connected() -> AsyncIterator[tuple[Calls, str]]:
+    """The calls of the caller's namespace, and its name."""
     settings = load(CallerSettings) if os.environ.get(CONFIG_VARIABLE) else None
     client = await connect(settings)
     try:
-        yield Calls(client=client, ui_url=settings.ui_url if settings is not None else lambda _: None)
+        yield Calls(client=client, ui_url=settings.ui_url if settings is not None else lambda _: None), client.namespace
     except RPCError as error:
         raise CommandError(refusal(error)) from None
 
@@ -52,10 +53,11 @@ async def list_(
         endpoint: Only calls through this endpoint.
         limit: Number of workflows to read.
     """
-    async with _connected() as found:
+    async with _connected() as (found, namespace):
         read, waiting = await found.waiting(query, limit=limit)
     shown = [each for each in waiting if endpoint in {None, each.endpoint}]
-    print_list(shown, "workflow_id endpoint operation target attempts scheduled deadline", as_json=as_json)
+    columns = "workflow_id endpoint operation target attempts scheduled deadline"
+    print_list(shown, columns, as_json=as_json, searched=f"in namespace {namespace} by {query}")
     if read == limit:
         print(f"read the first {read} workflows of the query; --limit reads more", file=sys.stderr)
 
@@ -71,7 +73,7 @@ async def show(
         run_id: Its run. By default the newest.
         request_id: Only this call.
     """
-    async with _connected() as found:
+    async with _connected() as (found, _):
         reports = await found.of_run(workflow_id, run_id)
     shown = [each for each in reports if request_id in {None, each.request_id}]
     if not shown:

@@ -70,7 +70,7 @@ async def list_(
         states = UNDELIVERED if state is None else STATES[state]
         reports = await found.read_all(states, caller=caller, limit=limit + 1)
     shown = reports[:limit]
-    print_list(shown, COLUMNS, as_json=as_json)
+    print_list(shown, COLUMNS, as_json=as_json, searched=f"in namespace {client.namespace}")
     if len(reports) > len(shown):
         print(f"there are more than these {len(shown)}; --limit shows more", file=sys.stderr)
 

@@ -47,7 +47,8 @@ async def list_(
                     shown.append(report)
             if read == limit:
                 break
-    print_list(shown, "workflow_id state operation called_by caller started closed", as_json=as_json)
+    searched = f"in namespace {client.namespace} by {query}"
+    print_list(shown, "workflow_id state operation called_by caller started closed", as_json=as_json, searched=searched)
     if read == limit:
         print(f"read the first {read} runs of the query; --limit reads more", file=sys.stderr)
 

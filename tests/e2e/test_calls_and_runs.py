@@ -79,13 +79,15 @@ async def test_a_waiting_call_is_seen_from_both_sides(world: World, shell: Shell
     text = await shell.run("runs", "list", "--query", query, "--limit", "1")
     assert f"probe-{ask.key}  running  ProbeService/probe" in text
     assert "read the first 1 runs" in text
-    assert await shell.run("runs", "list", "--query", query, "--caller", "other") == "nothing found\n"
+    assert await shell.run("runs", "list", "--query", query, "--caller", "other") == (
+        f"nothing found in namespace {HANDLER} by {query}\n"
+    )
     assert "no delivery workflow" in await shell.run("runs", "show", f"probe-{ask.key}")
 
     await world.target(ask).signal("say", "done")
     await handle.result()
     query = f'WorkflowId = "{handle.id}"'
-    assert await shell.run("calls", "list", "--query", query) == "nothing found\n"
+    assert await shell.run("calls", "list", "--query", query) == (f"nothing found in namespace {CALLER} by {query}\n")
     shown = lines(await shell.run("calls", "show", handle.id))
     assert (shown["state"], shown["target"]) == ("succeeded", f"{HANDLER}/probe-{ask.key}")
     for wrong, says in (((handle.id, "--request-id", "x"), "no such call"), (("no-such-workflow",), "NOT_FOUND")):
