@@ -27,6 +27,10 @@ def import_module(name: str) -> ModuleType:
     if package in OWN_PACKAGES:
         message = f"cannot use {name}: {package} is a package of the bridge itself; give your module another name"
         raise SettingsError(message)
+    if name.endswith(".py") or "/" in name:
+        dotted = name.removesuffix(".py").removeprefix("./").replace("/", ".")
+        message = f"cannot import {name}: this is a file and not the name of a module; use {dotted}"
+        raise SettingsError(message)
     # Append the directory. If it came first, a user's `handler.py` in it would hide our package.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

@@ -88,6 +88,8 @@ def test_a_public_listener_is_refused_if_the_network_is_the_only_proof(settings:
     ("arguments", "says"),
     [
         pytest.param(["--module", "no.such.module"], "cannot import no.such.module", id="no module"),
+        pytest.param(["--module", "examples/payments/payments.py"], "use examples.payments.payments", id="a file"),
+        pytest.param(["--module", "./payments.py"], "use payments", id="a file here"),
         pytest.param(["--module", "examples.payments.contract"], "no workflow decorated", id="no target"),
     ],
 )
