@@ -25,7 +25,7 @@ SENTENCES = {
     "bridge.attempt_not_reported": "an attempt of call {request_id} was not reported: Temporal answered {rpc_status}, "
     "usually because the callback came first",
     "bridge.authorize_failed": "authorize {error} for {operation}, called by {caller}: nothing started, the caller "
-    "repeats",
+    "repeats. To refuse a start, authorize raises PermissionError",
     "bridge.cancel_not_sent": "the cancel of call {request_id} through endpoint {endpoint} was not sent: {reason}. "
     "It is sent again",
     "bridge.cause_unreadable": "the cause of a refusal was left out, because this worker cannot decode it: {error}",

@@ -126,6 +126,7 @@ async def test_a_function_that_fails_starts_nothing_and_says_nothing(
     assert SECRET not in caplog.text
     [logged] = [each for each in caplog.records if each.message.startswith("bridge.authorize_failed")]
     assert operation in logged.message
+    assert logged.message.endswith("To refuse a start, authorize raises PermissionError")
     await assert_nothing_ran(quiet, key)
 
 
