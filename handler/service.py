@@ -25,6 +25,7 @@ from bridge.protocol.headers import OPERATION_TOKEN, REQUEST_ID
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
 from bridge.runtime import http_server
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
@@ -53,6 +54,8 @@ from handler.start.sync_operations import SyncOperations, service_handlers_in
 from handler.start.threads import BoundedThreads
 from handler.startup_check import check_workers, task_queues
 from handler.sweep.activity import start_sweep
+
+_log = event_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,8 @@ class _Service:
             )
         except ValueError as error:
             raise SettingsError(str(error)) from None
+        offered = {(each.service, each.operation) for each in served.targets} | set(self._operations.names)
+        _log.info("bridge.serves: serves %s", ", ".join(sorted(map("/".join, offered))))
         self.holds = HeldStarts(client, limit=settings.service.held_starts)
         self._starter = Starter(
             client=client,

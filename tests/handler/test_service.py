@@ -172,6 +172,17 @@ async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Serve
         await assert_nothing_started(world, key)
 
 
+async def test_the_log_names_the_operations_that_the_module_offers(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operation that the line lacks was not found in the module: its handler class may have no instance."""
+    with caplog.at_level("INFO", logger="handler.service"):
+        async with running_world(server, without=("caller", "handler", "receiver")):
+            pass
+    [line] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("bridge.serves: ")]
+    assert "ProbeService/probe" in line.removeprefix("bridge.serves: serves ").split(", ")
+
+
 async def test_health_routes_show_alive_and_ready(quiet: World) -> None:
     """The service is ready if Temporal answers for its namespace."""
     for route in ("/livez", "/readyz"):
