@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -70,12 +71,14 @@ class Pair(BaseModel):
         return f"start_keys = {_inline(self.start_keys)}\ncompletion_keys = {_inline(self.completion_keys)}\n"
 
     def settings(self, side: Side, *, port: int | None = None, task_queue: str = "") -> str:
-        """New settings of *side*, with the keys that only this side has."""
+        """New settings of *side*, with the keys that only this side has. By default plain http names the *port*."""
         name, url, own = self.caller, self.receiver_url, f"[receiver]\nurl = {_text(self.receiver_url)}"
         first = f'callback_keys = {{ signing = "k1", keys = {{ k1 = "{new_key()}" }} }}'
         if side == "handler":
             name, url, own = self.handler, self.service_url, f"[service]\nurl = {_text(self.service_url)}"
             first = f'task_queue = {_text(task_queue or name)}\nhash_key = "{new_key()}"'
+        if port is None and _local(url):
+            port = urlsplit(url).port or 80
         lines = [
             f"# Settings of the {side}'s side. Keep this file secret.",
             f'name = "{name}"',

@@ -2,12 +2,13 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from bridge.admin.command import CommandError
-from bridge.admin.pair import make, take
+from bridge.admin.pair import Pair, Side, make, take
 from bridge.runtime.settings import load
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings
@@ -50,6 +51,15 @@ def test_both_sides_take_the_file_and_agree(
     fingerprints = [*peer.start_keys.fingerprints().values(), *peer.completion_keys.fingerprints().values()]
     assert all(printed.count(each) == 2 for each in fingerprints), "once by each side"
     assert not [each for each in secrets if each in printed]
+
+
+@pytest.mark.parametrize(("side", "port"), [("caller", 8091), ("handler", 8092)])
+def test_a_url_with_plain_http_names_the_port_to_listen_on(side: Side, port: int) -> None:
+    """No proxy of one machine leads from the URL to another port."""
+    urls = {"receiver_url": "http://127.0.0.1:8091", "service_url": "http://127.0.0.1:8092/bridge"}
+    pair = Pair.with_new_keys(caller="a", handler="b", endpoint="b", operations=["S/*"], **urls)
+    text = pair.settings(side)
+    assert tomllib.loads(text)["receiver" if side == "caller" else "service"]["port"] == port
 
 
 def test_a_second_peer_is_added_to_settings_that_exist(
