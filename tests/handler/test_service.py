@@ -292,22 +292,3 @@ async def test_a_request_that_cannot_be_parsed_is_answered_in_the_documented_for
     assert b"application/json" in head
     assert b"s3cret" not in answer
     assert b"aiohttp" not in answer
-
-
-@pytest.mark.parametrize(
-    ("url", "kind"),
-    [
-        pytest.param("temporal:///namespaces/n/workflows/w/r", "Workflow", id="a type of newer servers"),
-        pytest.param(
-            f"temporal:///namespaces/n/workflows/{'w' * 6000}/r/history"
-            "?eventID=1&eventType=WorkflowExecutionStarted&referenceType=EventReference",
-            "WorkflowEvent",
-            id="too large",
-        ),
-    ],
-)
-async def test_a_link_that_the_server_does_not_accept_refuses_no_start(quiet: World, url: str, kind: str) -> None:
-    """A caller may have a newer server than the handler, and no decision depends on a link."""
-    message = start(quiet, {"key": quiet.key()})
-    message.headers["Nexus-Link"] = f'<{url}>; type="temporal.api.common.v1.Link.{kind}"'
-    assert (await send(message, signer(quiet))).status == 201
