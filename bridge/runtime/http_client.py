@@ -80,7 +80,7 @@ class HttpClient:
         headers: CIMultiDict[str],
         body: bytes,
         *,
-        peer: str = "",
+        peer: str,
         route: Route = Route(),  # noqa: B008 - frozen
         context: ssl.SSLContext | None = None,
         patience: timedelta = PATIENCE,
@@ -135,7 +135,7 @@ class HttpClient:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
 
-    def _destination(self, url: URL, route: Route, peer: str = "") -> "_Destination":
+    def _destination(self, url: URL, route: Route, peer: str) -> "_Destination":
         key = peer, url.origin(), route
         if (found := self._destinations.get(key)) is None:
             found = self._destinations[key] = _Destination(route, user_agent=self._user_agent, limit=self._limit)
@@ -163,7 +163,7 @@ class _Destination:
             auto_decompress=False,
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
             requote_redirect_url=False,
-            # A proxy may add a long header. It is not covered by the signature, and not read.
+            # A proxy may add a long header, which is neither signed nor read.
             max_field_size=_MAX_ANSWER_FIELD,
         )
 

@@ -163,7 +163,7 @@ def unused_port() -> int:
 async def post(client: HttpClient, url: str, body: bytes = b"body", **options: Any) -> HttpAnswer:
     headers = options.pop("headers", CIMultiDict({"Nexus-Request-Id": "request-7"}))
     route = Route(networks=options.pop("networks", LOOPBACK), proxy=options.pop("proxy", None))
-    defaults: dict[str, Any] = {"route": route, "max_answer_bytes": 16384}
+    defaults: dict[str, Any] = {"peer": "payments", "route": route, "max_answer_bytes": 16384}
     return await client.post(url, headers, body, **(defaults | options))
 
 

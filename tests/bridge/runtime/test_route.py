@@ -219,7 +219,7 @@ async def test_each_route_has_connections_of_its_own(authority: Authority) -> No
     routes = [Route(), Route(networks=LOOPBACK), Route(tls=a), Route(tls=b)]
     routes += [Route(proxy="http://p.example:1"), Route(proxy="http://q.example:1")]
     async with peer_client() as client:
-        found = [client._http._destination(URL("https://payments.example"), each) for each in routes]
+        found = [client._http._destination(URL("https://payments.example"), each, "payments") for each in routes]
     assert len(set(map(id, found))) == len(routes)
 
 
