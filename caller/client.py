@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
-from urllib.parse import urlsplit
 
 import nexusrpc
 from nexusrpc import HandlerError
@@ -25,7 +24,6 @@ from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType
 
 from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.start import Finished, Running, StartRequest
-from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
@@ -43,8 +41,6 @@ _InputT = TypeVar("_InputT")
 _OutputT = TypeVar("_OutputT")
 
 USER_AGENT = "callback-bridge-client/0.1"
-
-_log = event_logger(__name__)
 
 
 class CallOptions(TypedDict, total=False):
@@ -154,16 +150,9 @@ class OperationHandle(Generic[_OutputT]):
                 await explain(reason, self.client.data_converter)
                 raise self._error() from reason
             step = unreached_step(attempt, retry_after=refused.retry_after or timedelta(0))
-            endpoint = self.client.endpoints.resolve(self.client.endpoint).endpoint
-            extra = {
-                "bridge.request_id": self.request.request_id,
-                "bridge.endpoint": self.client.endpoint,
-                "bridge.host": urlsplit(endpoint.url).netloc,
-                "bridge.attempt": attempt,
-                "bridge.reason": str(refused),
-                "bridge.next_s": round(step.total_seconds(), 1),
-            }
-            _log.warning("bridge.handler_not_reached", extra=extra)
+            self.client.endpoints.log_not_reached(
+                self.client.endpoint, refused, request_id=self.request.request_id, attempt=attempt, wanted=step
+            )
             await asyncio.sleep(min(step, left).total_seconds())
         timeout = TimeoutError("operation timed out", type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[])
         timeout.__cause__ = reason

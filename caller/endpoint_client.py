@@ -1,10 +1,12 @@
 """Endpoints: send requests to the handler behind an endpoint's name, and read the answers."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
@@ -14,6 +16,7 @@ from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
+from bridge.runtime.event_log import event_logger
 from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.peer_client import PeerClient
@@ -23,6 +26,8 @@ from bridge.security.signatures import MessageSigner
 from caller.settings import CallerSettings, Endpoint, HandlerPeer
 
 T = TypeVar("T")
+
+_log = event_logger(__name__)
 
 MAY_HAVE_STARTED = " (an earlier attempt may have started the operation)"
 """Added to a refusal of a later attempt: an earlier one may have started the operation without a signed answer."""
@@ -81,6 +86,23 @@ class Endpoints:
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=signer)
         self._http = http
         self._peers = PeerClient(http, metrics=metrics, clock=clock)
+
+    def log_not_reached(
+        self, name: str, error: NotStartedError, *, request_id: str, attempt: int, wanted: timedelta
+    ) -> None:
+        """Log why *attempt* of a call did not reach its handler. The next attempt begins after *wanted*."""
+        host = "?"
+        with contextlib.suppress(HandlerError):
+            host = urlsplit(self.resolve(name).endpoint.url).netloc
+        extra = {
+            "bridge.request_id": request_id,
+            "bridge.endpoint": name,
+            "bridge.host": host,
+            "bridge.attempt": attempt,
+            "bridge.reason": str(error),
+            "bridge.next_s": round(wanted.total_seconds(), 1),
+        }
+        _log.warning("bridge.handler_not_reached", extra=extra)
 
     async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
         """POST a start with a fresh signature, and read the answer.

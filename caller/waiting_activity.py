@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -75,10 +74,8 @@ class OperationActivities:
         if remaining <= timedelta(0):
             activity.raise_complete_async()
         poll: timedelta | None = None
-        host = "?"
         try:
             resolved = self._endpoints.resolve(call.endpoint)
-            host = urlsplit(resolved.endpoint.url).netloc
             # A call keeps the transport with which it was started, even if the settings have changed since.
             transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
             poll = timedelta(seconds=resolved.endpoint.poll_interval_s) if transport == "poll" else None
@@ -89,7 +86,7 @@ class OperationActivities:
             refused = error if isinstance(error, NotStartedError) else _own_fault(error, attempt)
             self._count_renewal(attempt, "not answered", poll=poll)
             await explain(refused.reason, attempt.client.data_converter)
-            await _end_not_started(attempt, refused, host=host, poll=poll)
+            await self._end_not_started(attempt, refused, poll=poll)
         else:
             if isinstance(answer, Running):
                 self._count_renewal(attempt, "running", poll=poll)
@@ -106,6 +103,18 @@ class OperationActivities:
     def _count_renewal(self, attempt: Attempt, result: str, *, poll: timedelta | None) -> None:
         if attempt.info.attempt > 1 and poll is None:
             self._metrics.count("bridge_renewals", endpoint=attempt.call.endpoint, result=result)
+
+    async def _end_not_started(self, attempt: Attempt, error: NotStartedError, *, poll: timedelta | None) -> None:
+        call, number, known = attempt.call, attempt.info.attempt, attempt.known
+        if (reason := error.final_reason(is_refusal_final=known is None)) is not None:
+            await attempt.fail(reason)
+            return
+        # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.
+        retry_after = error.retry_after or timedelta(0)
+        wanted = max(poll, retry_after) if poll else unreached_step(number, retry_after=retry_after)
+        request_id = attempt.info.activity_id
+        self._endpoints.log_not_reached(call.endpoint, error, request_id=request_id, attempt=number, wanted=wanted)
+        await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, known=known)
 
     async def _end_running(
         self, attempt: Attempt, answer: Running, found: StartedOperation, *, poll: timedelta | None
@@ -211,34 +220,12 @@ class OperationActivities:
 
 
 def _own_fault(error: HandlerError, attempt: Attempt) -> NotStartedError:
-    """An error of no request: the caller's settings or the size of its input are at fault.
+    """Return *error*, for which no request was sent: the caller's settings or the size of its input are at fault.
 
-    It ends the call at the first attempt only. An earlier one may have started the operation, without an answer.
+    The error ends the call only at the first attempt. An earlier attempt may have started the operation.
     """
     reason = error if attempt.info.attempt == 1 else BridgeError(error.message)
     return NotStartedError(reason, retry_after=None)
-
-
-async def _end_not_started(attempt: Attempt, error: NotStartedError, *, host: str, poll: timedelta | None) -> None:
-    call, known = attempt.call, attempt.known
-    if (reason := error.final_reason(is_refusal_final=known is None)) is not None:
-        await attempt.fail(reason)
-        return
-    # With "poll" the attempt's number counts polls, not failures, and no callback replaces a poll.
-    retry_after = error.retry_after or timedelta(0)
-    wanted = max(poll, retry_after) if poll else unreached_step(attempt.info.attempt, retry_after=retry_after)
-    _log.warning(
-        "bridge.handler_not_reached",
-        extra={
-            "bridge.request_id": attempt.info.activity_id,
-            "bridge.endpoint": call.endpoint,
-            "bridge.host": host,
-            "bridge.attempt": attempt.info.attempt,
-            "bridge.reason": str(error),
-            "bridge.next_s": round(wanted.total_seconds(), 1),
-        },
-    )
-    await attempt.end(f"handler not reached: {error}", kind=HANDLER_NOT_REACHED, wanted=wanted, known=known)
 
 
 async def _record(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:

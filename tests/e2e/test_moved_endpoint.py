@@ -88,7 +88,7 @@ async def test_the_other_handler_starts_nothing_and_the_first_handlers_callback_
     world: World, other: OtherHandler, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The renewals are answered 421. The pending activity and the log say what to do."""
-    caplog.set_level(logging.WARNING, "caller.waiting_activity")
+    caplog.set_level(logging.WARNING, "caller.endpoint_client")
     ask, handle = await call_that_moves(world, other)
 
     async def shown() -> None:
