@@ -39,7 +39,7 @@ class Caller:
     starts: TokenBucket
     """The starts that it may make now."""
     in_flight: InFlight
-    """The requests of it that are served now."""
+    """Its requests that are served now."""
     bearer_keys: KeySource | None
     """None if this caller has no bearer secret."""
 

@@ -1,6 +1,6 @@
 """How many requests of one peer a service serves at a time.
 
-A peer that sends bodies slowly, or whose requests take long, holds connections. It must not take all of them.
+A peer holds connections if it sends bodies slowly, or if its requests take long. One peer must not hold all of them.
 """
 
 from collections.abc import Iterator

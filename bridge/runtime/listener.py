@@ -225,7 +225,7 @@ async def listening(
 ) -> AsyncIterator[str]:
     """Serve *app* on *sockets* over at most *max_connections* connections, and yield the URL.
 
-    By default it is what `raise_descriptor_limit` returns, also for a receiver inside a worker.
+    The default is the number that `raise_descriptor_limit` returns, also for a receiver inside a worker.
 
     At the end the service reports that it is not ready, accepts no new connections, finishes the running requests, and
     closes.
