@@ -173,7 +173,10 @@ def connect_config() -> dict[str, Any]:
         SettingsError: The configuration cannot be used. The text quotes no line of Temporal's configuration file.
     """
     try:
-        found: dict[str, Any] = {**ClientConfig.load_client_connect_config()}
+        return {
+            "target_host": "localhost:7233",
+            **ClientConfig.load_client_connect_config(override_env_vars=_variables()),
+        }
     except OSError as error:
         message = (
             f"the connection to Temporal: {error.filename or 'a file'}: {error.strerror}; see the TEMPORAL_… variables"
@@ -187,13 +190,17 @@ def connect_config() -> dict[str, Any]:
             text = re.sub(r"\"[^\"]*\"|`[^`]*`", "…", text)
         message = f"the connection to Temporal: {text}; see TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE"
         raise SettingsError(message) from None
-    # A template sets a variable that has no value to an empty text.
-    return {"target_host": "localhost:7233"} | {name: each for name, each in found.items() if each != ""}
+
+
+def _variables() -> dict[str, str]:
+    """The `TEMPORAL_…` variables that are set. A template sets a variable that has no value to an empty text."""
+    return {name: value for name, value in os.environ.items() if name.startswith("TEMPORAL_") and value}
 
 
 def connect_files() -> list[Path]:
     """The files of `connect_config`: the one that TEMPORAL_CONFIG_FILE names, and those of certificates and keys."""
-    tls, own = ClientConfigProfile.load().tls or ClientConfigTLS(), os.environ.get("TEMPORAL_CONFIG_FILE")
+    profile, own = ClientConfigProfile.load(override_env_vars=_variables()), os.environ.get("TEMPORAL_CONFIG_FILE")
+    tls = profile.tls or ClientConfigTLS()
     sources = (tls.server_root_ca_cert, tls.client_cert, tls.client_private_key)
     return [*([Path(own)] if own else []), *(each for each in sources if isinstance(each, Path))]
 

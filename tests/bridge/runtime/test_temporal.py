@@ -17,6 +17,7 @@ from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import (
     connect,
     connect_config,
+    connect_files,
     describe,
     error_type,
     is_final,
@@ -115,11 +116,14 @@ def test_a_profile_is_read_as_temporal_reads_it(monkeypatch: pytest.MonkeyPatch,
     assert connect_config() == {"target_host": "h:7", "namespace": "order-prod"}
 
 
-def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Templates write `TEMPORAL_NAMESPACE=${NAMESPACE:-}`. The namespace of the settings then holds."""
-    for name in ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE"):
-        monkeypatch.setenv(name, "")
-    assert connect_config() == {"target_host": "localhost:7233"}
+@pytest.mark.parametrize("name", ["ADDRESS", "NAMESPACE", "API_KEY", "TLS", "TLS_CLIENT_CERT_PATH", "PROFILE"])
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """Templates write `TEMPORAL_API_KEY=${API_KEY:-}`. It turned TLS on. The profile's address and namespace hold."""
+    (tmp_path / "temporal.toml").write_text('[profile.default]\naddress = "h:7"\nnamespace = "order-prod"\n')
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "temporal.toml"))
+    monkeypatch.setenv(f"TEMPORAL_{name}", "")
+    assert connect_config() == {"target_host": "h:7", "namespace": "order-prod"}
+    assert connect_files() == [tmp_path / "temporal.toml"]
 
 
 @pytest.mark.parametrize(
