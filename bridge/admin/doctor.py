@@ -61,7 +61,7 @@ async def _check_side(
     seen: list[Finding] = []
     try:
         settings = load(model)
-        seen.append(Finding("ok", "settings", os.environ.get(CONFIG_VARIABLE, "variables only")))
+        seen.append(Finding("ok", "settings", os.environ.get(CONFIG_VARIABLE) or "variables only"))
         client = await connect(settings)
         system = await client.workflow_service.get_system_info(GetSystemInfoRequest())
         where = client.service_client.config.target_host

@@ -225,6 +225,7 @@ class Slow(DefaultPayloadConverter):
 
 async def test_a_large_input_blocks_neither_the_event_loop_nor_other_callers() -> None:
     """Some types take many seconds for 2 MB of empty values. One caller's inputs wait for each other, up to a limit."""
+    Slow.begun = 0
     Slow.released.clear()
     slow = Conversion(DataConverter(payload_converter_class=Slow))
     large = plain(["x" * 5000])
