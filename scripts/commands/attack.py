@@ -21,6 +21,7 @@ import psutil
 from temporalio.client import Client
 
 from bridge.security.keys import new_key
+from examples.payments.contract import PaymentResponse
 from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
 from scripts.attack_run.attackers import ATTACKS, CALLED_BY_WORKFLOWS, Aim
 from scripts.attack_run.calls import BAD, BadOrderWorkflow
@@ -227,10 +228,11 @@ class Run:
 
     async def shared_run_ends(self) -> str:
         """Release the run that the calls attached to, and return how it ended."""
-        shared = self._clients[1].get_workflow_handle_for(SharedWorkflow.run, SHARED_ID)
+        shared = self._clients[1].get_workflow_handle(SHARED_ID, result_type=PaymentResponse)
         await shared.signal(SharedWorkflow.release)
         async with asyncio.timeout(_PATIENCE_S):
-            return (await shared.result()).status
+            result: PaymentResponse = await shared.result()
+            return result.status
 
 
 async def run_attacks(attacks: Sequence[str], *, seconds: float, rate: float, as_json: bool) -> int:
