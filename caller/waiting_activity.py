@@ -222,9 +222,10 @@ class OperationActivities:
 def _own_fault(error: HandlerError, attempt: Attempt) -> NotStartedError:
     """Return *error*, for which no request was sent: the caller's settings or the size of its input are at fault.
 
-    The error ends the call only at the first attempt. An earlier attempt may have started the operation.
+    The error ends the call only at its first attempt. An earlier attempt may have started the operation.
     """
-    reason = error if attempt.info.attempt == 1 else BridgeError(error.message)
+    is_first = attempt.info.attempt == 1 and not attempt.call.is_again
+    reason = error if is_first else BridgeError(error.message)
     return NotStartedError(reason, retry_after=None)
 
 

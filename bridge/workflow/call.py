@@ -102,6 +102,8 @@ class OperationCall:
     """How long the operation may run after its start; None for no limit."""
     transport: Transport | None = None
     """Never "nexus". None selects the transport in the endpoint's settings."""
+    is_again: bool = False
+    """Whether an earlier activity of this call ended without an outcome. It may have started the operation."""
 
     @property
     def scheduled_time(self) -> datetime:

@@ -125,7 +125,7 @@ class PendingCall:
             await workflow.sleep(min(pause, remaining / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
             # The earlier activity may have started the operation. Therefore the limit for the start is not set again.
-            again = replace(self.call, schedule_to_start_ms=None)
+            again = replace(self.call, schedule_to_start_ms=None, is_again=True)
             self._activity = self._schedule(again, within=self.call.deadline - workflow.now())
 
     def _schedule(self, call: OperationCall, *, within: timedelta) -> workflow.ActivityHandle[Any]:

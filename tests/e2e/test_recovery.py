@@ -46,6 +46,10 @@ async def unavailable(_: web.Request) -> web.StreamResponse:
     return web.Response(status=503)
 
 
+async def unanswered(_: web.Request) -> None:
+    await asyncio.Event().wait()
+
+
 async def failure_of(handle: WorkflowHandle[Any, Any]) -> NexusOperationError:
     with pytest.raises(WorkflowFailureError) as raised:
         await handle.result()
@@ -170,19 +174,42 @@ async def test_a_handler_that_is_down_for_a_while_is_reached_when_it_is_back(ser
         assert len(await events(handle)) == 11
 
 
-async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_call(world: World) -> None:
-    """The answer to the start was lost, so that the target may run. Only the handler itself could end the call now."""
+@pytest.mark.parametrize("is_again", [False, True], ids=["next attempt", "scheduled again"])
+async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_call(
+    world: World, *, is_again: bool
+) -> None:
+    """The answer to the start was lost, so that the target may run. Only the handler itself could end the call now.
+
+    An activity that is scheduled again begins with attempt 1.
+    """
     ask = Ask(key=world.key(), behaviour="wait")
     world.service.change = lambda *_: web.Response(status=504)
     handle = await world.call(ask, CallPlan(renewal=1))
     target = await world.until_started(ask)
+    if is_again:
+        # Temporal takes a failure only while an attempt runs.
+        world.service.before = unanswered
+        waiting = await world.pending(handle)
+        stopped = world.caller_client.get_async_activity_handle(
+            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=waiting.activity_id
+        )
+
+        async def fails() -> None:
+            try:
+                await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
+            except RPCError as error:
+                raise AssertionError("no attempt runs") from error
+
+        await assert_eventually(fails)
     await world.stop_worker("caller")
-    world.service.change = None
+    world.service.before = world.service.change = None
     world.caller_options = {"endpoints": {"other": world.caller_settings.endpoints["payments"]}}
     await world.start_worker("caller")
 
     async def shown() -> None:
-        assert "no endpoint 'payments'" in (await world.pending(handle)).last_failure.message
+        pending = await world.pending(handle)
+        assert pending is not None, "not scheduled again yet"
+        assert "no endpoint 'payments'" in pending.last_failure.message
 
     await assert_eventually(shown)
     await world.stop_worker("caller")
