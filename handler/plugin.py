@@ -1,6 +1,5 @@
 """The plugin that makes a worker a handler: the worker delivers the outcomes of its targets, and sweeps."""
 
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -38,13 +37,16 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
-from handler.start.threads import BoundedThreads
+from handler.start.threads import BoundedThreads, CallerThreads
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
 
 _OWN_ACTIVITIES = (
-    *(DELIVER_ACTIVITY, REPORT_UNDELIVERED_ACTIVITY),
-    *(WATCH_CALLERS_ACTIVITY, CANCEL_ABANDONED_ACTIVITY, SWEEP_ACTIVITY),
+    DELIVER_ACTIVITY,
+    REPORT_UNDELIVERED_ACTIVITY,
+    WATCH_CALLERS_ACTIVITY,
+    CANCEL_ABANDONED_ACTIVITY,
+    SWEEP_ACTIVITY,
 )
 
 
@@ -135,7 +137,7 @@ class HandlerPlugin(SessionPlugin):
             namespace=namespace,
             settings=self._settings.model_copy(update={"task_queue": config["task_queue"]}),
             holds=HeldStarts(client, limit=0),
-            threads=defaultdict(BoundedThreads),
+            threads=CallerThreads(BoundedThreads),
             clock=self._clock,
             # The worker that receives the call usually runs the target too.
             is_eager=True,

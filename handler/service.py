@@ -274,14 +274,14 @@ class _Service:
     async def echo(self, request: web.Request) -> web.Response:
         """Let a caller check its key, its clock, our URL and its callback URL. Starts nothing."""
         caller, message = self._received(request, MessageKind.ECHO)
-        echo, problem = Echo(name=self._name, time=self._clock()), None
         with caller.in_flight.place():
             await message.body()
-            if caller.verifier is not None and (callback := request.query.get("callback")) is not None:
-                problem = await self._callbacks.problem_with(caller.name, callback)
-        if caller.verifier is not None:
-            keys = self.keys.fingerprints(f"callers.{caller.name}")
-            echo = echo.model_copy(update={"callback_problem": problem, "keys": keys})
+            echo = Echo(name=self._name, time=self._clock())
+            if caller.verifier is not None:
+                callback = request.query.get("callback")
+                problem = None if callback is None else await self._callbacks.problem_with(caller.name, callback)
+                keys = self.keys.fingerprints(f"callers.{caller.name}")
+                echo = echo.model_copy(update={"callback_problem": problem, "keys": keys})
         return answer(*encode_echo(echo))
 
     def _received(self, request: web.Request, kind: MessageKind) -> tuple[Caller, IncomingMessage]:

@@ -1,8 +1,8 @@
 """Start an activity of the bridge without changes by the team's outbound interceptors.
 
 A team's interceptor may set retry policies and timeouts for all activities, or wrap their handles. A context variable
-holds the original options while the activity is started. At the end of the chain of interceptors, the caller's plugin
-restores these options and stores the handle. Headers that the interceptors set are kept.
+holds the original options while the activity is started. At the end of the chain of interceptors, the guard
+of both plugins restores these options and stores the handle. Headers that the interceptors set are kept.
 """
 
 import asyncio

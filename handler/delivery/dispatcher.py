@@ -147,10 +147,9 @@ class Dispatcher:
         if len(self._taken) > _REMEMBERED:
             self._taken.popitem(last=False)
         converter = self._client.data_converter
-        if (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:
-            return
         try:
-            await self._start_workflows([delivery])
+            if not (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:
+                await self._start_workflows([delivery])
         except Exception:
             self._taken.pop(delivery.key, None)
             raise

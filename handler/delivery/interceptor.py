@@ -16,7 +16,7 @@ receive it. If the `caller_close_policy` of an operation is "request_cancel", it
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from temporalio import workflow
@@ -111,7 +111,8 @@ class _Inbound(WorkflowInboundInterceptor):
         # Accept arguments of any number and form: an exception here would fail the workflow task for ever. A team's
         # converter may return any mapping or object for a value without a type hint.
         with contextlib.suppress(TypeError, ValueError):
-            found = getattr(arguments[0], "__dict__", arguments[0]) if arguments else {}
+            value = arguments[0] if arguments else {}
+            found = value if isinstance(value, Mapping) else vars(value)
             call = CallMemo(**{name: found[name] for name in CallMemo.__dataclass_fields__ if name in found})
             if len(self._watched) < MAX_WATCHED:
                 self._watched.setdefault((call.caller, call.request_id), call)

@@ -10,8 +10,7 @@ import dataclasses
 import json
 import re
 import types
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from pydantic import ValidationError
@@ -21,7 +20,7 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError, bad_request
 from bridge.runtime.event_log import event_logger
-from handler.start.threads import BoundedThreads
+from handler.start.threads import BoundedThreads, CallerThreads
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _MAX_FIELDS = 10
@@ -40,7 +39,7 @@ class Conversion:
         self._payload_converter = data_converter.payload_converter
         # For codec and external storage only, because the team's own payload converter may not support `RawValue`.
         self._transfer = dataclasses.replace(data_converter, payload_converter_class=DefaultPayloadConverter)
-        self._threads: Mapping[str, BoundedThreads] = defaultdict(lambda: BoundedThreads(threads=1, waiting=_WAITING))
+        self._threads = CallerThreads(lambda: BoundedThreads(threads=1, waiting=_WAITING))
 
     async def open(self, payload: Payload) -> Payload:
         """Return *payload* as it was before the codec encoded it.

@@ -4,6 +4,7 @@ Each caller has threads of its own: a function that does not return occupies non
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -13,6 +14,7 @@ from bridge.errors import UnavailableError
 MAX_THREADS = 32
 MAX_WAITING = 200
 """Maximum number of calls that wait for a thread. A caller beyond it retries a second later."""
+_MAX_CALLERS = 100
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -44,3 +46,14 @@ class BoundedThreads(ThreadPoolExecutor):
 
     def _release(self, _: Future[Any]) -> None:
         self._places.release()
+
+
+class CallerThreads(defaultdict[str, BoundedThreads]):
+    """The threads of each caller, made when it first needs them.
+
+    Native callers may invent names. Those beyond the first hundred share the threads of the empty name.
+    """
+
+    def __missing__(self, caller: str) -> BoundedThreads:
+        """Make the threads of *caller*."""
+        return super().__missing__(caller) if len(self) < _MAX_CALLERS or not caller else self[""]

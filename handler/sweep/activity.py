@@ -68,11 +68,10 @@ class SweepActivities:
             place = SweepPlace(until_ms=milliseconds(info.scheduled_time) if plan.since_ms is None else plan.since_ms)
         message = "all newly closed runs were handled"
         try:
-            if await self._handle_closed_runs(plan, place):
-                # The attempt was scheduled before the query, by the server's clock. No closing is skipped.
-                place = place.moved_to(info.current_attempt_scheduled_time)
-            else:
-                message = "Temporal did not answer for every run"
+            if unread := await self._handle_closed_runs(plan, place):
+                message = f"{len(unread)} closed runs could not be read or delivered"
+            # The attempt was scheduled before the query, by the server's clock. No closing is skipped.
+            place = place.moved_to(info.current_attempt_scheduled_time, unread)
             await self._record(place)
         except RPCError as error:
             message = f"Temporal did not answer: {error.status.name}"
@@ -83,27 +82,28 @@ class SweepActivities:
             next_retry_delay=timedelta(seconds=plan.interval_s),
         )
 
-    async def _handle_closed_runs(self, plan: SweepPlan, place: SweepPlace) -> bool:
-        """Handle the runs that closed since *place*, and add them to it. False if Temporal did not answer for all."""
-        is_complete = True
-        closed_since = place.since.isoformat().replace("+00:00", "Z")
-        pages = activity.client().list_workflows(f"CloseTime >= '{closed_since}' AND ({plan.query})", page_size=_PAGE)
+    async def _handle_closed_runs(self, plan: SweepPlan, place: SweepPlace) -> dict[str, int]:
+        """Handle the runs that closed since *place*, and add them to it. Return those that failed, as `unread`."""
+        unread: dict[str, int] = {}
+        pages = activity.client().list_workflows(f"{place.query} AND ({plan.query})", page_size=_PAGE)
         while True:
             await pages.fetch_next_page()
             runs = [run for run in pages.current_page or () if MEMO_KEY in run.raw_info.memo.fields]
             new = [run for run in runs if run.run_id not in place.handled]
             errors = await asyncio.gather(*(self._deliver(plan, run) for run in new), return_exceptions=True)
             for run, error in zip(new, errors, strict=True):
+                closed_ms = milliseconds(run.close_time or run.start_time)
                 if error is None:
-                    place.handled[run.run_id] = milliseconds(run.close_time or run.start_time)
+                    place.handled[run.run_id] = closed_ms
                     continue
-                # One bad run must not stop the others. While it is inside the window, every sweep repeats it. If
-                # Temporal did not answer, the place does not move either.
-                is_complete &= not (isinstance(error, RPCError) and is_temporary(error))
+                # One bad run must not stop the others. Temporal, the codec and the storage may be unavailable for long.
+                # What Temporal refuses for good is repeated only while it is inside the window.
+                if not isinstance(error, RPCError) or is_temporary(error):
+                    unread[run.run_id] = closed_ms
                 extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.error": type(error).__name__}
                 _log.warning("bridge.sweep_run_failed", extra=extra)
             if not pages.next_page_token:
-                return is_complete
+                return unread
             await self._record(place)
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
@@ -212,7 +212,7 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
         for pending in existing.pending_activities:
             if pending.heartbeat_details.payloads:
                 [text] = await decode(pending.heartbeat_details.payloads, [str])
-                since_ms = SweepPlace.read(text).until_ms
+                since_ms = SweepPlace.read(text).earliest_ms
     await client.start_workflow(
         SWEEP_WORKFLOW,
         replace(plan, since_ms=since_ms),

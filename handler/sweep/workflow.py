@@ -24,6 +24,9 @@ _MAX_REMEMBERED = 5000
 """Maximum number of run ids in a place (about 200 kB). A run that drops out is looked up again; its delivery workflow
 id prevents a second delivery."""
 
+_MAX_UNREAD = 100
+"""Maximum number of runs for which a query asks by id. If more cannot be read, the place does not move."""
+
 _FORCED = ("Terminated", "TimedOut")
 """Statuses of runs that no worker closed."""
 
@@ -54,6 +57,9 @@ class SweepPlace:
     """The sweep has handled all runs that closed before this time and were visible. Unix time in milliseconds."""
     handled: dict[str, int] = field(default_factory=dict)
     """Ids of the handled runs that the next query may show again, with their close time, Unix time in milliseconds."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Ids of the runs that could not be read or delivered yet, with their close time. Every query asks for them, until
+    their retention ends."""
 
     @classmethod
     def read(cls, text: str) -> "SweepPlace":
@@ -70,9 +76,26 @@ class SweepPlace:
         """Earliest close time in the next query: `until_ms` minus `WINDOW`, because visibility may show a run late."""
         return datetime.fromtimestamp(self.until_ms / 1000, UTC) - WINDOW
 
-    def moved_to(self, instant: datetime) -> "SweepPlace":
-        """Return the place at *instant*, or this place if it is later."""
-        return replace(self, until_ms=max(self.until_ms, milliseconds(instant)))
+    @property
+    def query(self) -> str:
+        """Visibility query for the runs that may not be handled yet."""
+        query = f"CloseTime >= '{self.since.isoformat().replace('+00:00', 'Z')}'"
+        ids = ", ".join(f"'{each}'" for each in self.unread)
+        return f"({query} OR RunId IN ({ids}))" if ids else query
+
+    @property
+    def earliest_ms(self) -> int:
+        """A time before which all runs are handled, without `unread`."""
+        return min([self.until_ms, *self.unread.values()])
+
+    def moved_to(self, instant: datetime, unread: dict[str, int]) -> "SweepPlace":
+        """Return the place at *instant* with the runs that are *unread*, or at the old time if it is later.
+
+        If too many runs are unread, the time stays, and the place has the runs that closed first.
+        """
+        first = dict(sorted(unread.items(), key=lambda each: each[1])[:_MAX_UNREAD])
+        until_ms = self.until_ms if len(first) < len(unread) else max(self.until_ms, milliseconds(instant))
+        return replace(self, until_ms=until_ms, unread=first)
 
     def trimmed(self) -> "SweepPlace":
         """Return the place without the runs that no later query shows, and with at most `_MAX_REMEMBERED` runs."""
@@ -107,8 +130,10 @@ class SweepWorkflow:
                 raise
             # The activity never ends by itself, but the worker fails it if its heartbeat details cannot be decoded. The
             # place is then lost. Continue from an hour ago: the ids of delivery workflows prevent a second delivery.
+            # Take the time now, because the codec may fail for longer than an hour.
+            since_ms = milliseconds(workflow.now() - timedelta(hours=1))
             await workflow.sleep(WINDOW)
-            workflow.continue_as_new(replace(plan, since_ms=milliseconds(workflow.now() - timedelta(hours=1))))
+            workflow.continue_as_new(replace(plan, since_ms=since_ms))
 
 
 # A versioned worker refuses a workflow without a versioning behavior. On an unversioned worker with server 1.29 a

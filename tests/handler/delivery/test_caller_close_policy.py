@@ -1,8 +1,10 @@
 """Targets for which no caller waits any more, and targets that report progress."""
 
+from collections import OrderedDict, UserDict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 
 from bridge.runtime.temporal import is_open
+from handler.delivery.interceptor import _Inbound
+from handler.delivery.records import packed_reply
 from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
@@ -244,3 +248,20 @@ async def test_progress_that_the_caller_cannot_read_ends_no_call(world: World) -
 def test_a_paused_run_is_open() -> None:
     """Newer servers have this status. Such a run does not count as closed."""
     assert [number for number in range(9) if is_open(WorkflowExecutionInfo(status=number))] == [1, 8]  # type: ignore[arg-type] # the enum's numbers
+
+
+def test_an_attached_call_is_watched_with_any_mapping_or_object() -> None:
+    """Some mappings have attributes too. A call that is not watched would let its target be canceled."""
+    fields = {
+        **dict.fromkeys(("input_hash", "service", "operation"), ""),
+        "caller": "orders",
+        "request_id": "one",
+        "deadline_ms": 0,
+        "reply": packed_reply(operation_token="", callback_url=None),
+    }
+    for value in (fields, OrderedDict(fields), UserDict(fields), SimpleNamespace(**fields)):
+        inbound = _Inbound.__new__(_Inbound)
+        inbound._watched = {}
+        inbound._attach(value)
+        inbound._attach(7)
+        assert list(inbound._watched) == [("orders", "one")]

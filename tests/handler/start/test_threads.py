@@ -13,7 +13,7 @@ from nexusrpc.handler import StartOperationContext, service_handler, sync_operat
 from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.targets import external_target
-from handler.start.threads import MAX_THREADS, BoundedThreads
+from handler.start.threads import MAX_THREADS, BoundedThreads, CallerThreads
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER
 from tests.support.peer import Answered, send, start
@@ -112,3 +112,13 @@ def test_a_place_is_free_again_however_its_call_ended() -> None:
             assert first.result()
             assert isinstance(second.exception(), ValueError)
             hold.clear()
+
+
+def test_callers_beyond_a_hundred_share_threads() -> None:
+    """Native callers may invent names, and each name must not cost a thread."""
+    threads = CallerThreads(lambda: BoundedThreads(threads=1))
+    assert threads["orders"] is threads["orders"]
+    assert threads["orders"] is not threads["stock"]
+    assert len({id(threads[f"caller-{number}"]) for number in range(500)}) == 99
+    assert threads["caller-498"] is threads["caller-499"]
+    assert len(threads) == 101

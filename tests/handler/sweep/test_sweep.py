@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 import handler.sweep.activity
+import handler.sweep.workflow
+from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
 from handler.delivery.delivery_report import UNDELIVERED, Deliveries
 from handler.sweep.activity import read_run
@@ -446,41 +449,45 @@ async def test_runs_of_others_and_bad_memos_stop_no_delivery(swept: World, looks
     assert len(looks) == 1
 
 
-async def test_while_temporal_does_not_answer_the_place_stays(swept: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one run cannot be read, the others are delivered. The place does not move until that run is delivered too."""
-    lost: list[str] = []
-    is_unavailable = True
+async def test_a_run_that_cannot_be_read_is_repeated_until_it_is_delivered(
+    swept: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep delivers the others and moves on. It asks for that run also when the window has passed."""
+    errors: dict[str, Exception] = {}
 
-    async def unavailable_for_the_lost(client: Any, workflow_id: str, run_id: str) -> Any:
-        if is_unavailable and workflow_id in lost:
-            raise RPCError("unavailable", RPCStatusCode.UNAVAILABLE, b"")
+    async def unavailable_for_some(client: Any, workflow_id: str, run_id: str) -> Any:
+        if workflow_id in errors:
+            raise errors[workflow_id]
         return await read_run(client, workflow_id, run_id)
 
-    monkeypatch.setattr(handler.sweep.activity, "read_run", unavailable_for_the_lost)
-    first, second = (Ask(key=swept.key(), behaviour="wait") for _ in range(2))
-    lost.append(swept.target(first).id)
-    lost_handle = await terminated(swept, first)
+    monkeypatch.setattr(handler.sweep.activity, "read_run", unavailable_for_some)
+    asks = [Ask(key=swept.key(), behaviour="wait") for _ in range(3)]
+    errors[swept.target(asks[0]).id] = RPCError("unavailable", RPCStatusCode.UNAVAILABLE, b"")
+    errors[swept.target(asks[1]).id] = UnavailableError("the codec's key is unavailable")
+    first, second, third = [await terminated(swept, ask) for ask in asks]
+    assert isinstance(await failure_of(third), TerminatedError)
+    runs = {(await swept.target(ask).describe()).run_id for ask in asks[:2]}
 
-    async def said() -> dict[str, Any]:
+    async def kept() -> None:
+        assert set((await place(swept))["unread"]) == runs
         activity = await swept.pending(swept.sweep)
-        assert activity.last_failure.message == "Temporal did not answer for every run"
-        return await place(swept)
+        assert activity.last_failure.message == "2 closed runs could not be read or delivered"
 
-    before = await assert_eventually(said)
-    assert isinstance(await failure_of(await terminated(swept, second)), TerminatedError)
+    await assert_eventually(kept)
+    monkeypatch.setattr(handler.sweep.workflow, "WINDOW", timedelta(0))
     await swept_on(swept)
-    during = await assert_eventually(said)
-    assert during["until_ms"] == before["until_ms"]
-    assert len(during["handled"]) == 1
+    found = await place(swept)
+    assert found["until_ms"] > max(found["unread"].values())
     assert await swept.receiver.answered() == [200]
-    is_unavailable = False
-    assert isinstance(await failure_of(lost_handle), TerminatedError)
+    errors.clear()
+    assert isinstance(await failure_of(first), TerminatedError)
+    assert isinstance(await failure_of(second), TerminatedError)
 
-    async def moved() -> None:
-        assert (await place(swept))["until_ms"] > before["until_ms"]
+    async def all_delivered() -> None:
+        assert (await place(swept))["unread"] == {}
 
-    await assert_eventually(moved)
-    assert await swept.receiver.answered() == [200, 200]
+    await assert_eventually(all_delivered)
+    assert await swept.receiver.answered() == [200] * 3
 
 
 async def test_all_pages_are_read(swept: World, looks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a sweep asks for, and the place to which it has come."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 import pytest
 
@@ -83,4 +84,19 @@ def test_a_place_never_moves_back() -> None:
     """An attempt may have been scheduled before the previous attempt recorded its place."""
     now = clock()
     place = SweepPlace(until_ms=milliseconds(now) + 5)
-    assert place.moved_to(now) == place
+    assert place.moved_to(now, {}) == place
+
+
+def test_a_run_that_cannot_be_read_stays_in_the_query() -> None:
+    """The query asks for it by its id. If more than a hundred cannot be read, the query goes back to all of them."""
+    now = clock()
+    place = SweepPlace(until_ms=milliseconds(now))
+    moved = place.moved_to(now + timedelta(hours=1), {"b": 2, "a": 1})
+    assert moved.until_ms == place.until_ms + 3_600_000
+    assert moved.query.endswith(" OR RunId IN ('a', 'b'))")
+    assert (moved.earliest_ms, place.earliest_ms) == (1, place.until_ms)
+    assert SweepPlace.read(moved.text) == moved
+    many = place.moved_to(now + timedelta(hours=1), {str(index): index for index in range(102, 0, -1)})
+    assert many.until_ms == place.until_ms
+    assert list(many.unread.values()) == list(range(1, 101))
+    assert "RunId" not in many.moved_to(now, {}).query
