@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from aiohttp import web
+from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from bridge.runtime.http_client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
 from handler.delivery import dispatcher
@@ -12,6 +13,31 @@ from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask
 from tests.support.world import World
+
+
+async def pending_attempts(world: World) -> list[PendingActivityInfo]:
+    """The attempts of all delivery workflows of *world*."""
+    query = f"WorkflowType = 'bridge.Delivery' AND TaskQueue = '{world.payment_queue}'"
+    found = [each.id async for each in world.handler_client.list_workflows(query)]
+    described = [await world.handler_client.get_workflow_handle(each).describe() for each in found]
+    return [each for run in described for each in run.raw_description.pending_activities]
+
+
+async def test_a_retry_after_beyond_the_deadline_ends_no_delivery(world: World) -> None:
+    """The receiver asks for an hour, and the call ends in ten minutes. The next attempt comes before that."""
+
+    async def busy(request: web.Request) -> web.StreamResponse:
+        return world.signed_response(request, 503, {"Retry-After": "3600"})
+
+    world.receiver.before = busy
+    await world.call(Ask(world.key()), CallPlan(first_lease=600, deadline=600))
+
+    async def waiting() -> None:
+        attempts = await pending_attempts(world)
+        assert [each.attempt for each in attempts] == [2]
+        assert attempts[0].current_retry_interval.ToTimedelta() <= timedelta(minutes=5)
+
+    await assert_eventually(waiting)
 
 
 async def test_deliveries_to_a_receiver_that_hangs_come_back_when_its_requests_may_have_timed_out(
@@ -27,15 +53,12 @@ async def test_deliveries_to_a_receiver_that_hangs_come_back_when_its_requests_m
     world.receiver.before = hang
     asks = [Ask(world.key()) for _ in range(REQUESTS_PER_DESTINATION + 3)]
     await asyncio.gather(*(world.call(ask, CallPlan(first_lease=600)) for ask in asks))
-    query = f"WorkflowType = 'bridge.Delivery' AND TaskQueue = '{world.payment_queue}'"
 
     async def waiting() -> None:
-        found = [each.id async for each in world.handler_client.list_workflows(query)]
-        described = [await world.handler_client.get_workflow_handle(each).describe() for each in found]
-        pending = [each for run in described for each in run.raw_description.pending_activities]
         # After any other first attempt the delay is a second at most.
         assert any(
-            each.attempt == 2 and each.current_retry_interval.ToTimedelta() >= REQUEST_TIMEOUT / 2 for each in pending
+            each.attempt == 2 and each.current_retry_interval.ToTimedelta() >= REQUEST_TIMEOUT / 2
+            for each in await pending_attempts(world)
         )
 
     try:

@@ -206,19 +206,6 @@ async def test_a_delivery_ends_with_the_retention_of_its_target(world: World) ->
     await handle.terminate()
 
 
-async def test_a_retry_after_beyond_the_deadline_ends_no_delivery(world: World) -> None:
-    """The receiver is busy and asks for an hour. The call ends in ten seconds: the outcome is sent again in time."""
-    refused: list[int] = []
-
-    async def busy(request: web.Request) -> web.StreamResponse | None:
-        refused.append(503)
-        return world.signed_response(request, 503, {"Retry-After": "3600"}) if len(refused) <= 2 else None
-
-    world.receiver.before = busy
-    handle = await world.call(Ask(key=world.key(), text="in time"), CallPlan(first_lease=600, deadline=10))
-    assert await handle.result() == Reply("in time")
-
-
 async def test_two_refused_signatures_end_no_delivery(world: World) -> None:
     """A key may be in rotation. The delivery is repeated until the deadline, with a fresh signature each time."""
     await answers(world, 401)
