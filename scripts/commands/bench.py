@@ -2,7 +2,7 @@
 
 Everything runs on this machine: a Temporal server of its own for each setting, and every mode as separate processes
 with it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
-A full run takes about fifty minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
+A full run takes about forty minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
 report only if --output names a folder. Progress goes to standard error; Ctrl-C stops everything.
 """
 
