@@ -10,7 +10,9 @@ import dataclasses
 import json
 import re
 import types
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from pydantic import ValidationError
@@ -20,14 +22,11 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError, bad_request
 from bridge.runtime.event_log import event_logger
-from handler.start.threads import BoundedThreads, CallerThreads
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 _MAX_FIELDS = 10
 _MAX_ERRORS = 1000
 _SMALL_BYTES = 4096
-_WAITING = 20
-"""Large inputs of one caller that may wait. A caller beyond it retries a second later."""
 
 _log = event_logger(__name__)
 
@@ -39,7 +38,7 @@ class Conversion:
         self._payload_converter = data_converter.payload_converter
         # For codec and external storage only, because the team's own payload converter may not support `RawValue`.
         self._transfer = dataclasses.replace(data_converter, payload_converter_class=DefaultPayloadConverter)
-        self._threads = CallerThreads(lambda: BoundedThreads(threads=1, waiting=_WAITING))
+        self._turns = defaultdict[Executor, asyncio.Lock](asyncio.Lock)
 
     async def open(self, payload: Payload) -> Payload:
         """Return *payload* as it was before the codec encoded it.
@@ -60,17 +59,19 @@ class Conversion:
         opened: Payload = raw.payload
         return opened
 
-    async def read(self, caller: str, opened: Payload, kind: Any) -> Any:
-        """Return `value`. A large input is converted in a thread, one at a time for each caller.
+    async def read(self, opened: Payload, kind: Any, executor: Executor) -> Any:
+        """Return `value`. A large input is converted in a thread of *executor*, one at a time for each executor.
 
-        Some types take 10 ms for each kB, and 2 MB of empty values would block the event loop for many seconds.
+        Some types take 10 ms for each kB, and 2 MB of empty values would block the event loop for many seconds. Several
+        conversions at a time would slow the event loop down.
 
         Raises:
-            nexusrpc.HandlerError: UNAVAILABLE, too many large inputs of *caller* wait; else as `value`.
+            nexusrpc.HandlerError: UNAVAILABLE, no thread is free; else as `value`.
         """
         if len(opened.data) <= _SMALL_BYTES:
             return self.value(opened, kind)
-        return await asyncio.get_running_loop().run_in_executor(self._threads[caller], self.value, opened, kind)
+        async with self._turns[executor]:
+            return await asyncio.get_running_loop().run_in_executor(executor, self.value, opened, kind)
 
     def value(self, opened: Payload, kind: Any) -> Any:
         """Return the input in *opened* as an instance of *kind*, the contract's type. If *kind* is None, any type fits.

@@ -164,7 +164,7 @@ class Starter:
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
-        value = await self._conversion.read(caller, opened, target.input_type)
+        value = await self._conversion.read(opened, target.input_type, self._threads[caller])
         workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
         return value, workflow_id, input_hash(self._hash_key, opened), refusal
 

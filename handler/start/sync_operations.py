@@ -75,6 +75,7 @@ class SyncOperations:
             )
             message = f"service handlers: {reason}"
             raise ValueError(message) from None
+        self._threads = threads
         self._data_converter = data_converter
         self._conversion = Conversion(data_converter)
         self._clock = clock
@@ -117,7 +118,7 @@ class SyncOperations:
         try:
             async with limit:
                 result = await self._handlers[caller].start_operation(
-                    context, _Input(caller, payload, self._conversion, authorize)
+                    context, _Input(payload, self._conversion, self._threads[caller], authorize)
                 )
         except OperationError as error:
             outcome = await self._unsuccessful(error)
@@ -187,15 +188,15 @@ class _Input:
     """The input of an operation. nexusrpc calls `consume` with the type that the operation declares."""
 
     def __init__(
-        self, caller: str, payload: Payload, conversion: Conversion, authorize: Callable[[Any], Awaitable[None]]
+        self, payload: Payload, conversion: Conversion, executor: Executor, authorize: Callable[[Any], Awaitable[None]]
     ) -> None:
-        self._caller = caller
         self._payload = payload
         self._conversion = conversion
+        self._executor = executor
         self._authorize = authorize
 
     async def consume(self, as_type: type[Any] | None = None) -> Any:
-        value = await self._conversion.read(self._caller, await self._conversion.open(self._payload), as_type)
+        value = await self._conversion.read(await self._conversion.open(self._payload), as_type, self._executor)
         await self._authorize(value)
         return value
 

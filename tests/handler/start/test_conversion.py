@@ -19,6 +19,7 @@ from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError
 from handler.start.conversion import Conversion
+from handler.start.threads import BoundedThreads
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
 from tests.support.world import with_codec
@@ -224,12 +225,13 @@ class Slow(DefaultPayloadConverter):
 
 
 async def test_a_large_input_blocks_neither_the_event_loop_nor_other_callers() -> None:
-    """Some types take many seconds for 2 MB of empty values. One caller's inputs wait for each other, up to a limit."""
+    """Some types take many seconds for 2 MB of empty values. One caller's inputs wait for each other."""
     Slow.begun = 0
     Slow.released.clear()
     slow = Conversion(DataConverter(payload_converter_class=Slow))
     large = plain(["x" * 5000])
-    waiting = [asyncio.create_task(slow.read("orders", large, list)) for _ in range(21)]
+    orders, stock = BoundedThreads(threads=4), BoundedThreads(threads=4)
+    waiting = [asyncio.create_task(slow.read(large, list, orders)) for _ in range(3)]
 
     async def one_begun() -> None:
         assert Slow.begun == 1
@@ -238,17 +240,15 @@ async def test_a_large_input_blocks_neither_the_event_loop_nor_other_callers() -
         assert Slow.begun == 2
 
     await assert_eventually(one_begun)
-    with pytest.raises(UnavailableError):
-        await slow.read("orders", large, list)
-    other = asyncio.create_task(slow.read("stock", large, list))
+    other = asyncio.create_task(slow.read(large, list, stock))
     await assert_eventually(another_begun)
     Slow.released.set()
-    assert [len(each) for each in await asyncio.gather(*waiting, other)] == [1] * 22
+    assert [len(each) for each in await asyncio.gather(*waiting, other)] == [1] * 4
 
 
 async def test_a_large_input_that_does_not_fit_is_refused_as_a_small_one() -> None:
     """Not with an object for each of a million wrong values."""
     with pytest.raises(HandlerError) as raised:
-        await PYDANTIC.read("orders", plain([1] * 5000), list[dict[str, int]])
+        await PYDANTIC.read(plain([1] * 5000), list[dict[str, int]], BoundedThreads(threads=1))
     assert raised.value.type is HandlerErrorType.BAD_REQUEST
     assert raised.value.message == "the input is not a list: 5000 errors"
