@@ -2,7 +2,7 @@
 
 The path of an outcome:
 
-1. The handler service starts the target. One memo field names the call: the caller and the callback URL.
+1. The handler service starts the target. The memo field `bridge` names the caller and the callback URL.
 2. The target runs as it would without the plugin, and makes the same history.
 3. Its worker closes it. The close reporter (`close_reporter.py`) notices every way of closing.
 4. The dispatcher (`dispatcher.py`) reads the run's last event. It drops a run that is open or continues as another run.
