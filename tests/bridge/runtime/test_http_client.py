@@ -4,167 +4,23 @@ import asyncio
 import ipaddress
 import json
 import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
-from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
-from bridge.runtime import http_client
-from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpAnswer, HttpClient
-from bridge.runtime.route import Route
-from tests.support.helpers import assert_eventually
-
-LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
-SECRET = "sig=secret.token"
-SOON = timedelta(milliseconds=300)
-
-
-class Peer:
-    """A server that records its requests and their senders."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.lines: list[str] = []
-        self.headers: list[list[tuple[str, str]]] = []
-        self.bodies: list[bytes] = []
-        self.connections: set[Any] = set()
-        self.finished = asyncio.Event()
-
-    def url(self, path: str = "/") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.lines.append(f"{request.method} {request.raw_path}")
-        self.headers.append(list(request.headers.items()))
-        self.bodies.append(await request.read())
-        assert request.transport is not None
-        self.connections.add(request.transport.get_extra_info("peername"))
-        route = self.routes.get(request.path)
-        return await route(request) if route else web.Response(body=b"answer", headers={"X-Answer": "yes"})
-
-    @property
-    def routes(self) -> dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]:
-        return {
-            "/redirect": self._redirect,
-            "/cookie": self._cookie,
-            "/long": self._long,
-            "/endless": self._endless,
-            "/silent": self._silent,
-            "/drip": self._drip,
-            "/cut": self._cut,
-            "/gzip": self._gzip,
-            "/error": self._error,
-        }
-
-    async def _redirect(self, request: web.Request) -> web.StreamResponse:
-        status = int(request.query.get("status", "307"))
-        return web.Response(status=status, headers={"Location": self.url("/inside")}, body=b"go there")
-
-    async def _cookie(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(headers={"Set-Cookie": "session=1; Path=/"})
-
-    async def _long(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=b"x" * int(request.query["bytes"]))
-
-    async def _endless(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        try:
-            while True:
-                await response.write(b"x" * 65536)
-        finally:
-            self.finished.set()
-
-    async def _silent(self, _: web.Request) -> web.StreamResponse:
-        await self.finished.wait()
-        return web.Response()
-
-    async def _drip(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while not self.finished.is_set():
-            await response.write(b"x")
-            await asyncio.sleep(0.02)  # the drip itself
-        return response
-
-    async def _cut(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "100"})
-        await response.prepare(request)
-        await response.write(b"x")
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    async def _gzip(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(body=b"\x1f\x8b not gzip", headers={"Content-Encoding": "gzip"})
-
-    async def _error(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response({"message": "no"}, status=503, headers={"Retry-After": "7"})
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def peer() -> AsyncIterator[Peer]:
-    peer = Peer()
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", peer.answer)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    peer.port = runner.addresses[0][1]
-    yield peer
-    peer.finished.set()
-    await runner.cleanup()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def client() -> AsyncIterator[HttpClient]:
-    async with aclosing(HttpClient(user_agent="bridge/1")) as client:
-        yield client
-
-
-@asynccontextmanager
-async def raw_server(
-    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[str]:
-    """A server that speaks as it likes."""
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/?{SECRET}"
-
-
-async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\nbody")
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-    await writer.drain()
+from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
+from bridge.runtime.http_client import HttpAnswer, HttpClient
+from tests.support.http_peer import SECRET, SOON, Peer, post, raw_server
 
 
 def unused_port() -> int:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return int(unused.getsockname()[1])
-
-
-async def post(client: HttpClient, url: str, body: bytes = b"body", **options: Any) -> HttpAnswer:
-    headers = options.pop("headers", CIMultiDict({"Nexus-Request-Id": "request-7"}))
-    route = Route(networks=options.pop("networks", LOOPBACK), proxy=options.pop("proxy", None))
-    defaults: dict[str, Any] = {"peer": "payments", "route": route, "max_answer_bytes": 16384}
-    return await client.post(url, headers, body, **(defaults | options))
 
 
 async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer) -> None:
@@ -490,144 +346,6 @@ async def test_an_answer_with_a_long_header_is_read(client: HttpClient) -> None:
         assert (await post(client, url)).status == 200
 
 
-async def test_two_messages_use_one_connection(client: HttpClient, peer: Peer) -> None:
-    """Connections are kept alive."""
-    await post(client, peer.url())
-    await post(client, peer.url("/error"))
-    await post(client, peer.url("/redirect"))
-    assert len(peer.lines) == 3
-    assert len(peer.connections) == 1
-
-
-async def test_no_more_connections_are_opened_than_allowed(peer: Peer) -> None:
-    """A burst waits its turn and spares the peer."""
-    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=2)) as client:
-        await asyncio.gather(*(post(client, peer.url()) for _ in range(10)))
-    assert len(peer.lines) == 10
-    assert len(peer.connections) <= 2
-
-
-async def test_a_kept_connection_serves_only_the_entry_that_allowed_it(client: HttpClient, peer: Peer) -> None:
-    """A caller with a private network opens a connection. It is not used for a caller without that network."""
-    assert (await post(client, peer.url())).status == 200
-    with pytest.raises(DestinationRefusedError):
-        await post(client, peer.url(), networks=())
-    assert (await post(client, peer.url())).status == 200
-    assert len(peer.connections) == 1
-
-
-@asynccontextmanager
-async def hanging(client: HttpClient, peer: Peer, count: int) -> AsyncIterator[None]:
-    """*count* requests that *peer* does not answer."""
-    before = peer.lines.count("POST /silent")
-    held = [asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=60))) for _ in range(count)]
-
-    async def arrived() -> None:
-        assert peer.lines.count("POST /silent") == before + count
-
-    try:
-        await assert_eventually(arrived)
-        yield
-    finally:
-        for each in held:
-            each.cancel()
-        await asyncio.gather(*held, return_exceptions=True)
-
-
-async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer) -> None:
-    """Neither the limit of a destination nor one of the whole client is used up for others.
-
-    Once a request has waited in vain, the others are asked to come back when the requests in flight may have timed out.
-    """
-    async with (
-        aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client,
-        hanging(client, peer, 120),
-        raw_server(answer_once) as other,
-    ):
-        with pytest.raises(DestinationBusyError) as busy:
-            await post(client, peer.url(), patience=timedelta(0))
-        assert busy.value.retry_after is None
-        with pytest.raises(DestinationBusyError) as stuck:
-            await post(client, peer.url(), patience=SOON)
-        assert stuck.value.retry_after is not None
-        assert REQUEST_TIMEOUT / 2 <= stuck.value.retry_after <= REQUEST_TIMEOUT * 1.5
-        assert (await post(client, other, patience=timedelta(0))).status == 200
-
-
-async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_answers(peer: Peer) -> None:
-    """After a wait in vain, later requests fail at once and hold no slot of a worker.
-
-    Neither one answer of a slow destination nor requests that end without an answer change that.
-    """
-    day = timedelta(days=1)
-    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=4)) as client:
-
-        async def queued() -> None:
-            [destination] = client._destinations.values()
-            assert destination._places._waiters
-
-        async with hanging(client, peer, 3):
-            async with hanging(client, peer, 1):
-                with pytest.raises(DestinationBusyError):
-                    await post(client, peer.url(), patience=SOON)
-                with pytest.raises(DestinationBusyError):
-                    await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
-            async with hanging(client, peer, 1):
-                with pytest.raises(DestinationBusyError):
-                    await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
-        async with hanging(client, peer, 4):
-            with pytest.raises(DestinationBusyError):
-                await asyncio.wait_for(post(client, peer.url(), patience=day, timeout=day), 30)
-        assert (await post(client, peer.url())).status == 200
-        async with hanging(client, peer, 4):
-            waiting = asyncio.create_task(post(client, peer.url(), patience=day, timeout=day))
-            await assert_eventually(queued)
-        assert (await waiting).status == 200
-
-
-async def test_a_name_server_that_hangs_delays_only_its_own_names(
-    client: HttpClient, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One look-up of each name runs at a time, its requests end in time, and other names are looked up meanwhile."""
-    answers, asked, real = threading.Event(), list[str](), socket.getaddrinfo
-
-    def getaddrinfo(host: str, *given: Any, **named: Any) -> Any:
-        asked.append(host)
-        if host.endswith(".example"):
-            answers.wait(60)
-        return real("127.0.0.1", *given, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(http_client, "CONNECT_TIMEOUT", SOON)
-    names = [f"http://slow{number}.example/" for number in range(40)]
-    try:
-        for _ in range(2):
-            sent = (post(client, each, timeout=timedelta(days=1)) for each in names)
-            found = await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), 40)
-            assert {type(each) for each in found} == {TransportError}
-        assert sorted(asked) == sorted(URL(each).host or "" for each in names)
-        assert (await post(client, f"http://fast.test:{peer.port}/")).status == 200
-    finally:
-        answers.set()
-
-
-async def test_a_kept_connection_that_the_peer_closed_is_replaced_at_once(client: HttpClient) -> None:
-    """If a peer restarts between two messages, no retry is visible to people."""
-    served: list[int] = []
-
-    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\nbody")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
-        served.append(1)
-        await reader.read(1)  # the next message's first byte: then hang up
-
-    async with raw_server(once) as url:
-        assert (await post(client, url)).status == 200
-        assert (await post(client, url)).status == 200
-    assert len(served) == 2
-
-
 async def test_cookies_are_not_kept(client: HttpClient, peer: Peer) -> None:
     """One host's cookie must not ride on another caller's callback."""
     answer = await post(client, peer.url("/cookie"))
@@ -649,15 +367,3 @@ async def test_proxy_variables_and_netrc_are_ignored(
         assert (await post(client, peer.url())).status == 200
     assert peer.lines == ["POST /"]
     assert "Authorization" not in dict(peer.headers[0])
-
-
-async def test_a_closed_client_holds_no_connection(peer: Peer) -> None:
-    """Closing twice is harmless, and using the client again opens it again."""
-    client = HttpClient(user_agent="bridge/1")
-    await client.aclose()
-    await post(client, peer.url())
-    await client.aclose()
-    await client.aclose()
-    await post(client, peer.url())
-    await client.aclose()
-    assert len(peer.connections) == 2
