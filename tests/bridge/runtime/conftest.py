@@ -1,8 +1,9 @@
-"""An HTTP client, and a server to which it may connect."""
+"""An HTTP client with a server to which it may connect, and settings that are not this machine's."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import pytest
 import pytest_asyncio
 from aiohttp import web
 
@@ -29,3 +30,9 @@ async def peer() -> AsyncIterator[Peer]:
 async def client() -> AsyncIterator[HttpClient]:
     async with aclosing(HttpClient(user_agent="bridge/1")) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BRIDGE_CONFIG", "BRIDGE_NAME"):
+        monkeypatch.delenv(name, raising=False)
