@@ -143,10 +143,11 @@ asyncio.run(main())
 """
 
 
-async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once_a_second() -> None:
-    """A stranger holds more connections than the process has descriptors."""
+@asynccontextmanager
+async def flooded(program: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Service]]:
+    """A process that serves, and a stranger who holds more connections than the process has descriptors."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", EXHAUSTED),
+        *(sys.executable, "-c", program),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -155,18 +156,25 @@ async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once
     assert process.stdout is not None
     service = Service()
     service.url = (await process.stdout.readline()).decode().strip()
-    began = asyncio.get_running_loop().time()
     try:
         for _ in range(80):
             await service.connect()
-        assert [await asyncio.wait_for(get(service), 20) for _ in range(5)] == [200] * 5
+        yield process, service
     finally:
         for writer in service.writers:
             writer.transport.abort()
         process.stdin.close()
-        _, log = await process.communicate()
+        await process.wait()
+
+
+async def test_a_process_without_descriptors_serves_honest_callers_and_logs_once_a_second() -> None:
+    """Honest callers connect while a stranger holds all descriptors."""
+    began = asyncio.get_running_loop().time()
+    async with flooded(EXHAUSTED) as (process, service):
+        assert [await asyncio.wait_for(get(service), 20) for _ in range(5)] == [200] * 5
     seconds = asyncio.get_running_loop().time() - began
-    lines = log.decode().splitlines()
+    assert process.stderr is not None
+    lines = (await process.stderr.read()).decode().splitlines()
     assert lines
     assert {each.partition(": ")[0] for each in lines} == {"bridge.connections_exhausted"}
     assert len(lines) <= seconds + 1
@@ -299,27 +307,12 @@ WORKER = (
 
 async def test_strangers_leave_descriptors_to_a_process_that_has_other_work() -> None:
     """A worker with a receiver inside calls handlers and Temporal. No command has raised its limit."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", WORKER),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    service = Service()
-    service.url = (await process.stdout.readline()).decode().strip()
-    try:
-        for _ in range(80):
-            await service.connect()
+    async with flooded(WORKER) as (process, service):
         assert await asyncio.wait_for(get(service), 20) == 200
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(b"\n")
         assert await process.stdout.readline() == b"10\n"
-    finally:
-        for writer in service.writers:
-            writer.transport.abort()
-        process.stdin.close()
-        await process.wait()
 
 
 @pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64, "no such host"])
