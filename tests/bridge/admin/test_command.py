@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,26 @@ def test_a_users_module_that_hides_the_shared_package_is_named_with_the_place_of
     assert str(ROOT / "bridge" / "__init__.py") in last
 
 
+@asynccontextmanager
+async def ended_by(end: signal.Signals, *command: str, **variables: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Run a command, and end it by a signal afterwards: it ends soon, with the code of a signal and no traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *(*BRIDGE, *command),
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        yield process.stderr
+        process.send_signal(end)
+        assert await asyncio.wait_for(process.wait(), 25) == 130
+        assert b"Traceback" not in await process.stderr.read()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @pytest.fixture(name="silent")
 def silent_server() -> Iterator[str]:
     """Takes connections and never answers."""
@@ -281,29 +302,11 @@ async def test_a_command_that_connects_to_a_silent_temporal_says_so_and_can_be_e
 ) -> None:
     """Well before the SDK's own limit of half a minute."""
     side = "caller" if command[0] == "receiver" else "handler"
-    process = await asyncio.create_subprocess_exec(
-        *(*BRIDGE, *command),
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "BRIDGE_CONFIG": str(settings / f"{side}.toml"),
-            "TEMPORAL_ADDRESS": silent,
-        },
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
+    async with ended_by(end, *command, BRIDGE_CONFIG=str(settings / f"{side}.toml"), TEMPORAL_ADDRESS=silent) as log:
         line = b""
         while silent.encode() not in line:
-            line = await process.stderr.readline()
+            line = await log.readline()
             assert line, "ended without a word"
-        process.send_signal(end)
-        assert await asyncio.wait_for(process.wait(), 25) == 130
-        assert b"Traceback" not in await process.stderr.read()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 def test_a_token_is_made_only_for_an_operator_whom_the_settings_can_name() -> None:
@@ -327,25 +330,13 @@ async def test_a_service_can_be_ended_when_temporal_falls_silent_after_it_has_co
     settings: Path, server: Server, end: signal.Signals
 ) -> None:
     """The handler service starts its sweeps before it listens. It does not wait for the SDK's limit."""
-    async with silent_proxy(server.address, after=2) as (address, is_silent):
-        process = await asyncio.create_subprocess_exec(
-            *(*BRIDGE, "handler", "serve", "--module", "examples.payments.payments", "--port", "0"),
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "BRIDGE_CONFIG": str(settings / "handler.toml"),
-                "TEMPORAL_ADDRESS": address,
-                "TEMPORAL_NAMESPACE": HANDLER,
-            },
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        try:
-            await asyncio.wait_for(is_silent.wait(), 60)
-            process.send_signal(end)
-            assert await asyncio.wait_for(process.wait(), 25) == 130
-            assert b"Traceback" not in await process.stderr.read()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+    async with (
+        silent_proxy(server.address, after=2) as (address, is_silent),
+        ended_by(
+            *(end, "handler", "serve", "--module", "examples.payments.payments", "--port", "0"),
+            BRIDGE_CONFIG=str(settings / "handler.toml"),
+            TEMPORAL_ADDRESS=address,
+            TEMPORAL_NAMESPACE=HANDLER,
+        ),
+    ):
+        await asyncio.wait_for(is_silent.wait(), 60)
