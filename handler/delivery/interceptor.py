@@ -153,11 +153,13 @@ class _Inbound(WorkflowInboundInterceptor):
 
 
 def _own_call() -> CallMemo | None:
-    """Return the call that started this run; None if no call did, or if another program wrote the memo field."""
+    """Return the call that started this run; None if no call did, or if the memo field is not a call's.
+
+    A delivery workflow has a record of its own in the field. The dispatcher reports what another program wrote.
+    """
     if MEMO_KEY not in workflow.info().raw_memo:
         return None
     try:
         return workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
-    except Exception as error:  # noqa: BLE001 - any error that the converter raises on a foreign value
-        workflow.logger.warning("bridge.memo_unreadable", extra={"bridge.error": type(error).__name__})
+    except Exception:  # noqa: BLE001 - any error that the converter raises on a foreign value
         return None

@@ -12,10 +12,20 @@ MISSING = "libfaketime is not installed, so that no clock is moved (Debian and U
 _FOLDERS = ("/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime", "/usr/local/lib/faketime")
 
 
+_SHARED = ("/dev/shm/faketime_shm_", "/dev/shm/sem.faketime_sem_")
+
+
 def find_library() -> Path | None:
     """Return the path of libfaketime for threads; None if it is not installed."""
     found = (path for folder in _FOLDERS for path in Path("/").glob(f"{folder[1:]}/libfaketimeMT.so.1"))
     return next(found, None)
+
+
+def clean_up(pids: Iterable[int]) -> None:
+    """Remove the shared memory that the library has made for these processes, which have ended."""
+    for pid in pids:
+        for prefix in _SHARED:
+            Path(f"{prefix}{pid}").unlink(missing_ok=True)
 
 
 class Clocks:
@@ -34,6 +44,8 @@ class Clocks:
             "FAKETIME_TIMESTAMP_FILE": str(self._file(name)),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Otherwise every file seems to change when the clock moves.
+            "NO_FAKE_STAT": "1",
             # Otherwise the timed waits of threads, Python's for its global lock too, are far too long.
             "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
@@ -41,11 +53,6 @@ class Clocks:
     def set(self, name: str, offset_s: float) -> None:
         """Set the clock of process *name* to *offset_s* ahead of the machine's."""
         self._file(name).write_text(f"{offset_s:+.0f}\n")
-
-    def reset(self, names: Iterable[str]) -> None:
-        """Set these clocks right."""
-        for name in names:
-            self.set(name, 0)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.clock"

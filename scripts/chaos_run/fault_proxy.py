@@ -1,7 +1,8 @@
 """A bad network on the loopback: an HTTP proxy that delays, resets, cuts, duplicates and loses messages by plan.
 
-It parses only as much HTTP/1.1 as is needed to find the end of a message, and forwards every byte unchanged, so that
-signatures stay valid. It sends each request over a connection of its own, as some load balancers do.
+It answers some requests by itself. It parses only as much HTTP/1.1 as is needed to find the end of a message, and
+forwards every byte unchanged, so that signatures stay valid. It sends each request over a connection of its own, as
+some load balancers do.
 """
 
 import asyncio
@@ -16,8 +17,6 @@ _MAX_HEAD = 64 * 1024
 _MAX_BODY = 8 * 1024 * 1024
 _PATIENCE = 30.0
 """Seconds for one exchange, and for how long a lost reply keeps its sender waiting."""
-
-_BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
 
 
 class FaultKind(str, Enum):
@@ -36,6 +35,25 @@ class FaultKind(str, Enum):
     """Passed on twice, at once or one after the other."""
     REPLY_LOST = "reply_lost"
     """Passed on and answered; the answer never arrives, and the connection stays open."""
+    MAINTENANCE = "maintenance"
+    """The proxy itself answers 200, with a page for people."""
+    NOT_FOUND = "not_found"
+    """The proxy itself answers 404."""
+    BAD_GATEWAY = "bad_gateway"
+    """The proxy itself answers 502."""
+
+
+def _page(status: str, text: str) -> bytes:
+    body = f"<html><body>{text}</body></html>".encode()
+    return f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+OWN_ANSWERS = {
+    FaultKind.MAINTENANCE: _page("200 OK", "We are back soon."),
+    FaultKind.NOT_FOUND: _page("404 Not Found", "There is no such page."),
+    FaultKind.BAD_GATEWAY: _page("502 Bad Gateway", "The server behind this proxy does not answer."),
+}
+"""Answers of the proxy itself, which no peer has signed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +63,8 @@ class Fault:
     kind: FaultKind
     seconds: float = 0.0
     """How much later: the request, or its duplicate."""
+    is_forwarded: bool = False
+    """Whether the request arrives before the proxy answers by itself."""
 
 
 class FaultProxy:
@@ -144,6 +164,10 @@ class FaultProxy:
                     # Until the sender gives up; it says nothing more on this connection.
                     await asyncio.wait_for(reader.read(1), _PATIENCE)
                 return None
+            case FaultKind.MAINTENANCE | FaultKind.NOT_FOUND | FaultKind.BAD_GATEWAY:
+                if fault.is_forwarded:
+                    await self._exchange(request)
+                return OWN_ANSWERS[fault.kind]
 
     async def _repeat(self, request: bytes, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -155,7 +179,7 @@ class FaultProxy:
         try:
             reader, writer = await asyncio.open_connection(_HOST, self.upstream, limit=_MAX_HEAD)
         except OSError:
-            return _BAD_GATEWAY
+            return OWN_ANSWERS[FaultKind.BAD_GATEWAY]
         try:
             writer.write(request)
             await writer.drain()

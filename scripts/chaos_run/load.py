@@ -12,7 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
 from handler.sweep.workflow import SWEEP_WORKFLOW
-from scripts.chaos_run.schedule import REVIEW_S, Call, CallKind
+from scripts.chaos_run.calls import REVIEW_S, Call, CallKind
 from scripts.chaos_run.verdict import Run
 from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE
 

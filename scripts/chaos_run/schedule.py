@@ -1,121 +1,14 @@
-"""The plan of a chaos run, made before the run begins: which calls are made, what harm is done, and when.
+"""The harm of a chaos run, planned before the run begins: what is done, to which process, and when.
 
-Pure functions: the same seed and sizes give the same plan. The plan contains the right answer of each call.
+Pure functions: the same seed and sizes give the same harm.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
-from scripts.chaos_run.fault_proxy import Fault, FaultKind
-
-
-class CallKind(str, Enum):
-    """How a payment behaves."""
-
-    AT_ONCE = "at once"
-    SETTLES = "settles"
-    APPROVED = "approved"
-    REJECTED = "rejected"
-    DECLINED = "declined"
-    REFUSED = "refused"
-    """The handler refuses the input. The target never runs."""
-    TWICE = "twice"
-    """Two calling workflows call with the same order. Both get the outcome of the one payment."""
-
-
-# Orders of each kind among eighteen orders, which are twenty calls: an order of kind TWICE is two calls.
-_MIX = (
-    *(CallKind.AT_ONCE,) * 7,
-    *(CallKind.SETTLES,) * 4,
-    *(CallKind.APPROVED,) * 1,
-    *(CallKind.REJECTED,) * 1,
-    *(CallKind.DECLINED,) * 2,
-    *(CallKind.REFUSED,) * 1,
-    *(CallKind.TWICE,) * 2,
-)
-
-_AMOUNTS = {
-    CallKind.AT_ONCE: 42.0,
-    CallKind.SETTLES: 420.0,
-    CallKind.APPROVED: 4_200.0,
-    CallKind.REJECTED: 4_200.0,
-    CallKind.DECLINED: 42_000.0,
-    CallKind.REFUSED: -42.0,
-    CallKind.TWICE: 420.0,
-}
-
-REVIEW_S = 1.0
-"""Time in seconds between the start of an order and the decision of its reviewer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One call to make, by a calling workflow of its own."""
-
-    workflow_id: str
-    order_id: str
-    kind: CallKind
-    at: float
-    """Seconds after the load began."""
-    own_s: float
-    """Duration of the call without harm, in seconds: the time for which the payment waits."""
-
-    @property
-    def amount(self) -> float:
-        """Amount of the order, which decides how the payment behaves."""
-        return _AMOUNTS[self.kind]
-
-    @property
-    def target_runs(self) -> int:
-        """How often the target of its order runs."""
-        return 0 if self.kind is CallKind.REFUSED else 1
-
-    @property
-    def answer(self) -> str:
-        """The right answer, in the words of `verdict.answer_of`."""
-        match self.kind:
-            case CallKind.AT_ONCE | CallKind.SETTLES | CallKind.TWICE:
-                return f"order {self.order_id}: paid, payment p-{self.order_id}"
-            case CallKind.APPROVED:
-                return f"order {self.order_id}: approved, payment p-{self.order_id}"
-            case CallKind.REJECTED:
-                return f"order {self.order_id}: PaymentRejected p-{self.order_id}"
-            case CallKind.DECLINED:
-                return f"order {self.order_id}: CardDeclined {self.order_id}"
-            case CallKind.REFUSED:
-                return "refused: the amount must be positive"
-
-
-def plan_calls(seed: int, *, calls: int, seconds: float, settlement: float) -> tuple[Call, ...]:
-    """*calls* calls over *seconds*, one at a random time in each of *calls* equal intervals."""
-    chance = random.Random(f"{seed} calls")
-    orders = enumerate(_kinds(chance))
-    planned: list[Call] = []
-    while len(planned) < calls:
-        number, kind = next(orders)
-        at = (len(planned) + chance.random()) * seconds / calls
-        match kind:
-            case CallKind.SETTLES | CallKind.TWICE:
-                own_s = settlement
-            case CallKind.APPROVED | CallKind.REJECTED:
-                own_s = REVIEW_S
-            case _:
-                own_s = 0.0
-        first = Call(workflow_id=f"order-{number}-a", order_id=str(number), kind=kind, at=at, own_s=own_s)
-        planned.append(first)
-        if kind is CallKind.TWICE:
-            # The second call comes while the payment runs, or after it has ended.
-            later = min(at + chance.uniform(0, 2 * settlement), seconds)
-            left = max(0.0, at + settlement - later)
-            planned.append(replace(first, workflow_id=f"order-{number}-b", at=later, own_s=left))
-    return tuple(sorted(planned[:calls], key=lambda call: call.at))
-
-
-def _kinds(chance: random.Random) -> Iterator[CallKind]:
-    while True:
-        yield from chance.sample(_MIX, k=len(_MIX))
+from scripts.chaos_run.fault_proxy import OWN_ANSWERS, Fault, FaultKind
 
 
 class HarmKind(str, Enum):
@@ -130,9 +23,15 @@ class HarmKind(str, Enum):
     KILL_AT_CALLBACK = "kill_at_callback"
     """Kills every process that runs targets, after a target has closed and while its outcome is being sent."""
     MOVE_CLOCK = "move_clock"
-    """Moves the clock of one of the caller's processes."""
+    """Moves the clock of one process."""
     REFUSE_DECODES = "refuse_decodes"
     """The codec of the caller's workers refuses some of the decodes."""
+    FILL_DISK = "fill_disk"
+    """One process cannot write: the disk of its log and its temporary files is full."""
+    ROTATE_KEYS = "rotate_keys"
+    """Start keys and completion keys are replaced by new ones while both sides use them."""
+    REMOVE_PLUGIN = "remove_plugin"
+    """A payment worker is stopped in order and runs without its plugin for a time."""
 
 
 VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
@@ -142,9 +41,28 @@ VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
     HarmKind.KILL_HANDLER_WORKER: ("payment-worker-1", "payment-worker-2"),
 }
 """Processes by the harm that kills one of them, named as `stack.plan` does."""
+PROCESSES = tuple(name for names in VICTIMS.values() for name in names)
 CALLER_PROCESSES = VICTIMS[HarmKind.KILL_CALLER_WORKER] + VICTIMS[HarmKind.KILL_RECEIVER]
 TARGET_HOSTS = ("payment-worker-1", "payment-worker-2", "handler-1")
 """Processes that run targets, and send their outcomes."""
+
+ROUND_S = 120.0
+"""Length of a round in seconds: every kind of harm is done in every round."""
+
+_IN_A_ROUND: Mapping[HarmKind, int] = {
+    HarmKind.RESTART_SERVER: 1,
+    HarmKind.KILL_AT_CALLBACK: 1,
+    HarmKind.REFUSE_DECODES: 1,
+    HarmKind.MOVE_CLOCK: 4,
+    HarmKind.FILL_DISK: 2,
+    HarmKind.ROTATE_KEYS: 1,
+    HarmKind.REMOVE_PLUGIN: 1,
+}
+_REFUSED_SHARE, _REFUSED_S = 0.2, 10.0
+_ACCEPTED_JUMP_S = 120.0
+"""Seconds by which the clock of any process jumps. The peers accept a difference of five minutes."""
+_REFUSED_JUMP_S = (30, 3600)
+"""Least and greatest amount by which a clock of the caller's side is moved. The peers refuse most of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,68 +73,23 @@ class Harm:
     """Seconds after the load began."""
     kind: HarmKind
     victims: tuple[str, ...] = ()
-    """Processes to kill, or whose clock is moved; empty for the server and the codec."""
+    """The processes that are harmed; empty for the server, the codec and the keys."""
     down_s: float
-    """Time in seconds until they are started again, or the disturbance ends."""
+    """Time in seconds until they are started again, or the disturbance ends. For keys: the pause between two steps."""
     amount: float = 0.0
     """Seconds by which a clock is moved, or the share of the decodes that are refused."""
 
 
-_REFUSED_SHARE, _REFUSED_S = 0.2, 10.0
-_CLOCK_S = (30, 3600)
-"""Least and greatest amount by which a clock is moved. Beyond five minutes the peers refuse each other's messages."""
+def plan_harm(seed: int, *, kills: int, seconds: float, down_s: float) -> tuple[Harm, ...]:
+    """*kills* kills over *seconds*, one outage of both receivers for *down_s*, and every other harm in each round.
 
-
-def plan_disturbances(seed: int, *, seconds: float, times: int, clocks: bool) -> tuple[Harm, ...]:
-    """*times* failures of the caller's codec over *seconds*, and if *clocks* three times as many moves of a clock."""
-    chance = random.Random(f"{seed} disturbances")
-
-    def moments(count: int) -> list[float]:
-        return [(number + chance.uniform(0.1, 0.6)) * seconds / count for number in range(count)]
-
-    harms = [
-        Harm(at=at, kind=HarmKind.REFUSE_DECODES, down_s=_REFUSED_S, amount=_REFUSED_SHARE) for at in moments(times)
-    ]
-    for at in moments(3 * times if clocks else 0):
-        ahead_s = chance.uniform(*_CLOCK_S) * chance.choice((1, -1))
-        victim = (chance.choice(CALLER_PROCESSES),)
-        harms.append(Harm(at=at, kind=HarmKind.MOVE_CLOCK, victims=victim, down_s=chance.uniform(3, 6), amount=ahead_s))
-    return tuple(sorted(harms, key=lambda harm: harm.at))
-
-
-def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, down_s: float) -> tuple[Harm, ...]:
-    """*kills* kills over *seconds*, *restarts* restarts of the server, and one outage of both receivers for *down_s*.
-
-    All processes that run targets are killed between a closing and its callback, *restarts* times too.
+    A run that is shorter than a round has one round.
     """
     chance = random.Random(f"{seed} harm")
     # The outage comes early, so that the calls that it delays go on before the last harm is done.
+    receivers = VICTIMS[HarmKind.KILL_RECEIVER]
     down_at = chance.uniform(0.15, 0.4) * seconds
-    harms = [
-        Harm(
-            at=down_at,
-            kind=HarmKind.RECEIVERS_DOWN,
-            victims=VICTIMS[HarmKind.KILL_RECEIVER],
-            down_s=down_s,
-        )
-    ]
-    harms += [
-        Harm(
-            at=(number + chance.uniform(0.2, 0.8)) * seconds / restarts,
-            kind=HarmKind.RESTART_SERVER,
-            down_s=chance.uniform(1, 3),
-        )
-        for number in range(restarts)
-    ]
-    harms += [
-        Harm(
-            at=(number + chance.uniform(0.2, 0.8)) * seconds / restarts,
-            kind=HarmKind.KILL_AT_CALLBACK,
-            victims=TARGET_HOSTS,
-            down_s=chance.uniform(0.2, 2),
-        )
-        for number in range(restarts)
-    ]
+    harms = [Harm(at=down_at, kind=HarmKind.RECEIVERS_DOWN, victims=receivers, down_s=down_s)]
     order = _victims(chance)
     for number in range(kills):
         at = (number + chance.random()) * seconds / kills
@@ -224,7 +97,43 @@ def plan_harm(seed: int, *, kills: int, seconds: float, restarts: int, down_s: f
         while kind is HarmKind.KILL_RECEIVER and down_at - 1 < at < down_at + down_s + 1:
             kind, victim = next(order)
         harms.append(Harm(at=at, kind=kind, victims=(victim,), down_s=chance.uniform(0.2, 2)))
+    rounds = max(1, round(seconds / ROUND_S))
+    for kind, times in _IN_A_ROUND.items():
+        # Each kind has its own chance, so that a kind that is left out does not change the others.
+        chance = random.Random(f"{seed} {kind.value}")
+        every = seconds / rounds / times
+        harms += [_disturbance(kind, number, every, chance) for number in range(rounds * times)]
     return tuple(sorted(harms, key=lambda harm: harm.at))
+
+
+def _disturbance(kind: HarmKind, number: int, every: float, chance: random.Random) -> Harm:
+    """The harm that is done in the interval *number* of *every* seconds, in its first two thirds."""
+    at = (number + chance.uniform(0.1, 0.65)) * every
+    match kind:
+        case HarmKind.REFUSE_DECODES:
+            return Harm(at=at, kind=kind, down_s=_REFUSED_S, amount=_REFUSED_SHARE)
+        case HarmKind.KILL_AT_CALLBACK:
+            return Harm(at=at, kind=kind, victims=TARGET_HOSTS, down_s=chance.uniform(0.2, 2))
+        case HarmKind.MOVE_CLOCK:
+            is_accepted = number % 2 == 0
+            victim = chance.choice(PROCESSES if is_accepted else CALLER_PROCESSES)
+            by_s = _ACCEPTED_JUMP_S if is_accepted else chance.uniform(*_REFUSED_JUMP_S)
+            return Harm(
+                at=at,
+                kind=kind,
+                victims=(victim,),
+                down_s=chance.uniform(3, 6),
+                amount=by_s * chance.choice((1, -1)),
+            )
+        case HarmKind.FILL_DISK:
+            return Harm(at=at, kind=kind, victims=(chance.choice(PROCESSES),), down_s=chance.uniform(3, 6))
+        case HarmKind.ROTATE_KEYS:
+            return Harm(at=at, kind=kind, down_s=chance.uniform(2, 4))
+        case HarmKind.REMOVE_PLUGIN:
+            victim = chance.choice(VICTIMS[HarmKind.KILL_HANDLER_WORKER])
+            return Harm(at=at, kind=kind, victims=(victim,), down_s=chance.uniform(0.15, 0.25) * every)
+        case _:
+            return Harm(at=at, kind=kind, down_s=chance.uniform(1, 3))
 
 
 def _victims(chance: random.Random) -> Iterator[tuple[HarmKind, str]]:
@@ -241,6 +150,9 @@ START_FAULTS: Mapping[FaultKind, int] = {
     FaultKind.CUT: 3,
     FaultKind.DUPLICATE: 5,
     FaultKind.REPLY_LOST: 2,
+    FaultKind.MAINTENANCE: 2,
+    FaultKind.NOT_FOUND: 2,
+    FaultKind.BAD_GATEWAY: 2,
 }
 CALLBACK_FAULTS: Mapping[FaultKind, int] = {
     FaultKind.LATENCY: 10,
@@ -249,6 +161,9 @@ CALLBACK_FAULTS: Mapping[FaultKind, int] = {
     FaultKind.DUPLICATE: 10,
     FaultKind.DELAY: 5,
     FaultKind.REPLY_LOST: 2,
+    FaultKind.MAINTENANCE: 2,
+    FaultKind.NOT_FOUND: 2,
+    FaultKind.BAD_GATEWAY: 2,
 }
 
 _SECONDS: Mapping[FaultKind, tuple[float, float]] = {
@@ -269,4 +184,5 @@ def plan_faults(seed: int, name: str, shares: Mapping[FaultKind, int]) -> Iterat
             first, last = _SECONDS.get(kind, (0, 0))
             # Half of the duplicates are sent at the same moment as the first request, to compete with it.
             at_once = kind is FaultKind.DUPLICATE and chance.random() < 0.5
-            yield Fault(kind=kind, seconds=0.0 if at_once else chance.uniform(first, last))
+            is_forwarded = kind in OWN_ANSWERS and chance.random() < 0.5
+            yield Fault(kind=kind, seconds=0.0 if at_once else chance.uniform(first, last), is_forwarded=is_forwarded)

@@ -16,7 +16,7 @@ from bridge.workflow.call import OPERATION_UNSUCCESSFUL, START_OPERATION_ACTIVIT
 from caller.endpoint_client import MAY_HAVE_STARTED
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
-from scripts.chaos_run.schedule import Call
+from scripts.chaos_run.calls import Call
 
 TARGET = "PaymentWorkflow"
 
@@ -167,7 +167,10 @@ def recoveries(
 ) -> list[Recovery]:
     """The recovery of every call that has ended, the slowest first."""
     calling, handling = _by_workflow_id(callers), _by_workflow_id(handlers)
-    deliveries = [run for runs in handling.values() for run in runs if run.workflow_type == DELIVERY_WORKFLOW]
+    deliveries: defaultdict[str, list[Run]] = defaultdict(list)
+    for delivery in (run for runs in handling.values() for run in runs if run.workflow_type == DELIVERY_WORKFLOW):
+        for request_id in _calls_of(delivery):
+            deliveries[request_id].append(delivery)
     found = []
     for call in calls:
         for run in calling.get(call.workflow_id, []):
@@ -175,7 +178,7 @@ def recoveries(
                 continue
             due_at, ended_at = run.started_at + call.own_s, seconds_of(run.closing)
             mended = [harm.ended for harm in harms if run.started_at <= harm.ended <= ended_at]
-            sent = [each for each in deliveries if any(one in each.workflow_id for one in _request_ids(run))]
+            sent = [each for request_id in _request_ids(run) for each in deliveries[request_id]]
             found.append(
                 Recovery(
                     workflow_id=call.workflow_id,
@@ -227,10 +230,10 @@ def _judge_targets(order_id: str, runs: Sequence[Run], runs_wanted: int, answere
         verdict.undelivered += [f"{run.workflow_id}: never delivered to {each}" for each in _calls_of(run) - answered]
 
 
-def _calls_of(target: Run) -> set[str]:
-    """Request ids of the calls that wait for *target*."""
-    memo = target.events[0].workflow_execution_started_event_attributes.memo.fields[MEMO_KEY]
-    signals = [event.workflow_execution_signaled_event_attributes for event in target.events]
+def _calls_of(run: Run) -> set[str]:
+    """Request ids of the calls that wait for *run*, which is a target or a delivery."""
+    memo = run.events[0].workflow_execution_started_event_attributes.memo.fields[MEMO_KEY]
+    signals = [event.workflow_execution_signaled_event_attributes for event in run.events]
     attached = [call for each in signals if each.signal_name == ATTACH_SIGNAL for call in _values(each.input)]
     return {str(call["request_id"]) for call in (json.loads(memo.data), *attached)}
 

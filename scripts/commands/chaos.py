@@ -14,9 +14,8 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from temporalio.client import Client
@@ -24,37 +23,37 @@ from temporalio.service import RPCError
 
 from handler.sweep.workflow import SWEEP_WORKFLOW
 from scripts.chaos_run import clocks
-from scripts.chaos_run.disturbed_orders import REFUSALS
+from scripts.chaos_run.calls import Call, plan_calls
+from scripts.chaos_run.disks import Disks, NoDisksError
+from scripts.chaos_run.disturbance import Disturbance, Equipment
 from scripts.chaos_run.fault_proxy import FaultKind, FaultProxy
-from scripts.chaos_run.load import AGAIN_S, OPEN, connect_both, count, make_call, read_runs, until_quiet
+from scripts.chaos_run.load import OPEN, connect_both, count, make_call, read_runs, until_quiet
 from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
+    PROCESSES,
+    ROUND_S,
     START_FAULTS,
-    Call,
-    Harm,
     HarmKind,
-    plan_calls,
-    plan_disturbances,
     plan_faults,
     plan_harm,
 )
-from scripts.chaos_run.verdict import HarmDone, Recovery, Verdict, judge, recoveries
+from scripts.chaos_run.verdict import Recovery, Run, Verdict, judge, recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.stack import (
     CALLER_NAMESPACE,
     HANDLER_NAMESPACE,
-    Stack,
     StackOptions,
     port_of,
     running_stack,
-    start_process,
 )
 
+_QUICK = (200, 20, 30.0)
+_USUAL = (2_000, 110, 360.0)
+_LONG = (10_000, 1_000, 3_200.0)
+"""Calls, kills, and seconds of harm."""
 _TICK_S = 10.0
-_AMBUSH_S = 1.0
-"""How long a callback is held while its sender is killed."""
 _LOAD_PATIENCE_S = 180.0
 """Longest time after the planned end until all calls are made and all processes run again."""
 
@@ -68,8 +67,6 @@ class Plan:
     kills: int
     seconds: float
     """How long calls are made and harm is done."""
-    restarts: int
-    """Restarts of the Temporal server."""
     down_s: float
     """How long both receivers are down, in seconds."""
     first_lease: float
@@ -85,75 +82,33 @@ class Plan:
     """Address of a server that is used and not restarted; None starts one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one run left."""
+
+    callers: Sequence[Run]
+    handlers: Sequence[Run]
+    disturbance: Disturbance
+    seconds: float
+    """How long calls were made and harm was done."""
+
+
 async def run_chaos(plan: Plan, *, as_json: bool) -> int:
     """Make one run and return the exit code."""
     starts = FaultProxy(plan_faults(plan.seed, "starts", START_FAULTS))
     callbacks = FaultProxy(plan_faults(plan.seed, "callbacks", CALLBACK_FAULTS))
-    library = clocks.find_library()
-    if library is None:
-        say(clocks.MISSING)
-
-    def moved_clock(folder: Path, side: str, name: str) -> dict[str, str]:
-        return {} if library is None or side != "caller" else clocks.Clocks(library, folder).environment(name)
-
-    async with starts.running(), callbacks.running():
-        options = StackOptions(
-            ui=False,
-            temporal=plan.temporal,
-            durable=True,
-            separate=True,
-            first_lease=plan.first_lease,
-            renewal=plan.renewal,
-            renewal_maximum=plan.renewal,
-            settlement=plan.settlement,
-            receivers=2,
-            handlers=2,
-            order_workers=2,
-            payment_workers=2,
-            handlers_with_worker=1,
-            public_receiver_url=callbacks.url,
-            public_service_url=starts.url,
-            keep=plan.keep,
-            order_worker=("scripts.chaos_run.disturbed_orders",),
-            own_environment=moved_clock,
-        )
-        async with running_stack(options) as stack:
-            starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
-            clients = await connect_both(stack.servers["caller"].address)
-            # The verdict counts every run of the two namespaces, and a seed makes the same ids each time.
-            if any([await count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
-                message = (
-                    f"{plan.temporal} has earlier runs in {CALLER_NAMESPACE} or {HANDLER_NAMESPACE}: use a new server"
-                )
-                raise temporal_cli.NoServerError(message)
-            calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
-            harms = plan_harm(
-                plan.seed, kills=plan.kills, seconds=plan.seconds, restarts=plan.restarts, down_s=plan.down_s
-            )
-            if plan.temporal is not None:
-                harms = tuple(harm for harm in harms if harm.kind is not HarmKind.RESTART_SERVER)
-            harms += plan_disturbances(plan.seed, seconds=plan.seconds, times=plan.restarts, clocks=library is not None)
-            moving = None if library is None else clocks.Clocks(library, stack.folder)
-            disturbance = Disturbance(stack, options, callbacks, moving)
-            say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
-            progress = asyncio.create_task(_report_progress(clients, calls, disturbance))
-            try:
-                await _load(clients, calls, disturbance.carry_out(harms), patience=plan.seconds + _LOAD_PATIENCE_S)
-                starts.calm()
-                callbacks.calm()
-                await until_quiet(clients, plan.patience)
-            finally:
-                progress.cancel()
-            say("reading the histories of both namespaces …")
-            runs = [await read_runs(client) for client in clients]
+    calls = plan_calls(plan.seed, calls=plan.calls, seconds=plan.seconds, settlement=plan.settlement)
+    with _equipment() as equipment:
+        async with starts.running(), callbacks.running():
+            outcome = await _make_run(plan, calls, equipment, starts=starts, callbacks=callbacks)
     faults = starts.counts + callbacks.counts
     del faults[FaultKind.NONE]
     counts = Counter({kind.value: 0 for kind in (*HarmKind, *FaultKind) if kind is not FaultKind.NONE})
-    counts.update(harm.name for harm in disturbance.done)
+    counts.update(harm.name for harm in outcome.disturbance.done)
     counts.update({kind.value: count for kind, count in faults.items()})
-    verdict = judge(calls, callers=runs[0], handlers=runs[1])
-    slowest = recoveries(calls, callers=runs[0], handlers=runs[1], harms=disturbance.done)
-    _report(plan, verdict, counts, slowest, disturbance)
+    verdict = judge(calls, callers=outcome.callers, handlers=outcome.handlers)
+    slowest = recoveries(calls, callers=outcome.callers, handlers=outcome.handlers, harms=outcome.disturbance.done)
+    _report(plan, verdict, counts, slowest, outcome)
     if as_json:
         recovery_s = round(slowest[0].recovery_s, 1) if slowest else None
         facts = {"seed": plan.seed, "calls": len(calls), "harm": counts, **verdict.counts()}
@@ -161,83 +116,81 @@ async def run_chaos(plan: Plan, *, as_json: bool) -> int:
     return 1 if any(verdict.counts().values()) else 0
 
 
-class Disturbance:
-    """Does the harm of a schedule to a running stack, and starts the killed processes again."""
+@contextlib.contextmanager
+def _equipment() -> Iterator[Equipment]:
+    """What the machine has for clocks and disks. What it lacks is said."""
+    library = clocks.find_library()
+    if library is None:
+        say(clocks.MISSING)
+    with contextlib.ExitStack() as stack:
+        try:
+            disks = stack.enter_context(Disks.mounted(PROCESSES))
+        except NoDisksError as error:
+            say(str(error))
+            disks = None
+        equipment = Equipment(library=library, disks=disks)
+        stack.callback(lambda: clocks.clean_up(equipment.pids))
+        yield equipment
 
-    def __init__(
-        self, stack: Stack, options: StackOptions, callbacks: FaultProxy, moving: clocks.Clocks | None
-    ) -> None:
-        self._stack = stack
-        self._clocks = moving
-        self._callbacks = callbacks
-        self._options = options
-        self._busy = {name: asyncio.Lock() for name in stack.processes}
-        self.done: list[HarmDone] = []
-        self.died: list[str] = []
-        """Processes that ended by themselves, or could not be started again."""
 
-    async def carry_out(self, harms: Sequence[Harm]) -> None:
-        """Do every harm at its time. Return when all processes run again."""
+async def _make_run(
+    plan: Plan, calls: Sequence[Call], equipment: Equipment, *, starts: FaultProxy, callbacks: FaultProxy
+) -> Outcome:
+    options = StackOptions(
+        ui=False,
+        temporal=plan.temporal,
+        durable=True,
+        separate=True,
+        first_lease=plan.first_lease,
+        renewal=plan.renewal,
+        renewal_maximum=plan.renewal,
+        settlement=plan.settlement,
+        receivers=2,
+        handlers=2,
+        order_workers=2,
+        payment_workers=2,
+        handlers_with_worker=1,
+        public_receiver_url=callbacks.url,
+        public_service_url=starts.url,
+        keep=plan.keep,
+        order_worker=("scripts.chaos_run.disturbed_orders",),
+        payment_worker=("scripts.chaos_run.payment_worker",),
+        own_environment=equipment.environment,
+    )
+    async with running_stack(options) as stack:
+        starts.upstream, callbacks.upstream = port_of(stack.service_url), port_of(stack.receiver_url)
+        server = stack.servers["caller"]
+        clients = await connect_both(server.address)
+        # The verdict counts every run of the two namespaces, and a seed makes the same ids each time.
+        if any([await count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
+            message = f"{plan.temporal} has earlier runs in {CALLER_NAMESPACE} or {HANDLER_NAMESPACE}: use a new server"
+            raise temporal_cli.NoServerError(message)
+        left_out = equipment.lacking | ({HarmKind.RESTART_SERVER} if server.restart is None else set())
+        harms = [
+            harm
+            for harm in plan_harm(plan.seed, kills=plan.kills, seconds=plan.seconds, down_s=plan.down_s)
+            if harm.kind not in left_out
+        ]
+        disturbance = Disturbance(stack, options, callbacks, equipment)
+        say(f"seed {plan.seed}: {len(calls)} calls and {len(harms)} harms in {plan.seconds:g} s")
+        progress = asyncio.create_task(_report_progress(clients, calls, disturbance))
         began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for harm in sorted(harms, key=lambda harm: harm.at):
-                await asyncio.sleep(max(0.0, began + harm.at - time.monotonic()))
-                group.create_task(self._do(harm))
-        await asyncio.gather(*(self._mend(name) for name in self._stack.processes))
-
-    async def _do(self, harm: Harm) -> None:
-        began = time.time()
-        match harm.kind:
-            case HarmKind.RESTART_SERVER:
-                assert self._stack.servers["caller"].restart is not None
-                await self._stack.servers["caller"].restart(harm.down_s)
-            case HarmKind.REFUSE_DECODES:
-                refusals = self._stack.folder / REFUSALS
-                refusals.write_text(str(harm.amount))
-                await asyncio.sleep(harm.down_s)
-                refusals.write_text("0")
-            case HarmKind.MOVE_CLOCK:
-                assert self._clocks is not None
-                for name in harm.victims:
-                    self._clocks.set(name, harm.amount)
-                await asyncio.sleep(harm.down_s)
-                self._clocks.reset(harm.victims)
-            case _:
-                if harm.kind is HarmKind.KILL_AT_CALLBACK:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._callbacks.ambush(_AMBUSH_S), _TICK_S)
-                await asyncio.gather(*(self._kill(name, harm.down_s) for name in harm.victims))
-        self.done.append(HarmDone(name=harm.kind.value, began=began, ended=time.time()))
-
-    async def _kill(self, name: str, down_s: float) -> None:
-        # A process that is being started is killed when it runs.
-        async with self._busy[name]:
-            process = self._stack.processes[name]
-            if process.returncode is not None:
-                self.died.append(f"{name} with code {process.returncode}")
-            else:
-                process.kill()
-                await process.wait()
-            await asyncio.sleep(down_s)
-            await self._start(name)
-
-    async def _mend(self, name: str) -> None:
-        async with self._busy[name]:
-            process = self._stack.processes[name]
-            if process.returncode is not None:
-                self.died.append(f"{name} with code {process.returncode}")
-                await self._start(name)
-
-    async def _start(self, name: str) -> None:
-        """Start process *name*, again until it runs. Without the server it ends at once."""
-        for _ in range(60):
-            try:
-                await start_process(self._stack, self._options, name)
-            except (RuntimeError, TimeoutError):
-                await asyncio.sleep(AGAIN_S)
-            else:
-                return
-        self.died.append(f"{name} does not start any more")
+        try:
+            await _load(clients, calls, disturbance.carry_out(harms), patience=plan.seconds + _LOAD_PATIENCE_S)
+            seconds = time.monotonic() - began
+            starts.calm()
+            callbacks.calm()
+            await until_quiet(clients, plan.patience)
+        finally:
+            progress.cancel()
+        say("reading the histories of both namespaces …")
+        callers, handlers = [await read_runs(client) for client in clients]
+        return Outcome(
+            callers=callers,
+            handlers=handlers,
+            disturbance=disturbance,
+            seconds=seconds,
+        )
 
 
 async def _load(
@@ -276,10 +229,12 @@ def _report(
     verdict: Verdict,
     counts: Counter[str],
     slowest: Sequence[Recovery],
-    disturbance: Disturbance,
+    outcome: Outcome,
 ) -> None:
     """Print the result for people."""
+    disturbance = outcome.disturbance
     say("\nharm       " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    say(f"killed     {disturbance.killed} of our processes in {outcome.seconds:.0f} s")
     for name in disturbance.died:
         say(f"by itself  {name}")
     for sentence in list(verdict.sentences())[:50]:
@@ -297,10 +252,12 @@ def _report(
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of schedule, calls and faults (default: a new one, which is printed)")
-    parser.add_argument("--calls", type=int, metavar="N", help="calls to make (2000; quick: 200)")
-    parser.add_argument("--kills", type=int, metavar="N", help="processes to kill (110; quick: 20)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="how long to do harm (360; quick: 30)")
-    parser.add_argument("--quick", action="store_true", help="a short run, under a minute in all")
+    parser.add_argument("--calls", type=int, metavar="N", help="calls to make (2000; quick: 200; long: 10000)")
+    parser.add_argument("--kills", type=int, metavar="N", help="processes to kill (110; quick: 20; long: 1000)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="how long to do harm (360; quick: 30; long: 3200)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a short run, about a minute in all")
+    size.add_argument("--long", action="store_true", help="a run of an hour, in which the receivers are down for 5 min")
     parser.add_argument("--first-lease", type=float, default=5.0, metavar="S", help="seconds, default %(default)s")
     parser.add_argument(
         "--renewal", type=float, default=10.0, metavar="S", help="seconds between renewals, default %(default)s"
@@ -314,7 +271,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
-    calls, kills, seconds = (200, 20, 30.0) if given.quick else (2000, 110, 360.0)
+    calls, kills, seconds = _QUICK if given.quick else _LONG if given.long else _USUAL
     calls = calls if given.calls is None else given.calls
     if given.kills is not None or given.seconds is not None:
         # Derive the missing one, so that the density of the kills is that of the default.
@@ -323,15 +280,14 @@ def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         kills = given.kills if given.kills is not None else max(1, round(seconds * density))
     if min(calls, kills) < 1 or seconds < 10 or seconds > 3600 or min(given.first_lease, given.renewal) < 1:
         parser.error("calls and kills start at 1, seconds at 10 and end at 3600, leases and renewals start at 1")
-    is_short = seconds < 120
+    is_short = seconds < ROUND_S
     return Plan(
         seed=random.randrange(10**6) if given.seed is None else given.seed,
         calls=calls,
         kills=kills,
         seconds=seconds,
-        restarts=1 if is_short else 3,
         # Longer than a target waits for its receiver, so that delivery workflows are started.
-        down_s=11.0 if is_short else 30.0,
+        down_s=11.0 if is_short else 300.0 if given.long else 30.0,
         first_lease=given.first_lease,
         renewal=given.renewal,
         settlement=3.0,

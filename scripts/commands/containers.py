@@ -20,8 +20,8 @@ from typing import NoReturn
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from scripts.chaos_run.calls import Call, plan_calls
 from scripts.chaos_run.load import OPEN, connect_both, count, make_call, read_runs, until_quiet
-from scripts.chaos_run.schedule import Call, plan_calls
 from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
 from scripts.environment.compose_project import Project, prepare_project, running_project

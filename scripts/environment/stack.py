@@ -75,6 +75,8 @@ class StackOptions:
     """Module that the handler services serve."""
     order_worker: tuple[str, ...] = ("examples.payments.workers", "orders")
     """Command of an order worker after `python -m`, where it is a process of its own."""
+    payment_worker: tuple[str, ...] = ("examples.payments.workers", "payments")
+    """Command of a payment worker after `python -m`, where it is a process of its own."""
 
 
 @dataclass(kw_only=True)
@@ -239,7 +241,7 @@ def plan(options: StackOptions) -> dict[str, tuple[str, list[str]]]:
         ("receiver", options.receivers, "caller", ["bridge", "receiver", "serve", "--reuse-port"]),
         ("handler", options.handlers, "handler", handler),
         ("order-worker", options.order_workers, "caller", [*options.order_worker]),
-        ("payment-worker", options.payment_workers, "handler", ["examples.payments.workers", "payments"]),
+        ("payment-worker", options.payment_workers, "handler", [*options.payment_worker]),
     ]
 
     def more(kind: str, number: int) -> list[str]:

@@ -23,9 +23,10 @@ CHAOS = str(ROOT / "scripts" / "chaos")
 @pytest.mark.part("chaos", short=True)
 @pytest.mark.timeout(200)
 def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
-    """The run has 200 calls, 20 kills, a killed server, a time without receivers, a bad network, and disturbed callers.
+    """The run has 200 calls, 20 kills, a killed server, and every other harm at least once.
 
-    Clocks are moved only where libfaketime is installed, which is not part of the project.
+    Clocks are moved only where libfaketime is installed, which is not part of the project. Disks are filled only where
+    they can be mounted.
     """
     done = subprocess.run(
         [CHAOS, "--quick", "--seed", "1", "--json"],
@@ -41,11 +42,13 @@ def test_no_call_is_lost_wrong_or_made_twice_under_chaos() -> None:
     nothing = {"lost": 0, "wrong": 0, "double": 0, "pending": 0, "undelivered": 0}
     assert report == {"seed": 1, "calls": 200, **nothing}, done.stderr
     assert sum(harm[kind] for kind in VICTIMS) == 20
-    assert harm[HarmKind.RESTART_SERVER] == harm[HarmKind.RECEIVERS_DOWN] == harm[HarmKind.REFUSE_DECODES] == 1
-    assert harm[HarmKind.MOVE_CLOCK] == (3 if find_library() else 0)
+    once = {kind.value for kind in HarmKind if kind not in {*VICTIMS, HarmKind.MOVE_CLOCK, HarmKind.FILL_DISK}}
+    assert {kind: harm[kind] for kind in once} == dict.fromkeys(once, 1)
+    assert harm[HarmKind.MOVE_CLOCK] == (4 if find_library() else 0)
     assert (MISSING in done.stderr) == (find_library() is None)
+    assert harm[HarmKind.FILL_DISK] == (0 if "no disk is filled" in done.stderr else 2)
     assert set(harm) == {each.value for each in (*HarmKind, *FaultKind) if each is not FaultKind.NONE}
-    assert all(harm[kind] for kind in (FaultKind.DUPLICATE, FaultKind.DELAY))
+    assert all(harm[kind] for kind in FaultKind if kind is not FaultKind.NONE)
 
 
 @pytest.mark.part("chaos")
@@ -107,6 +110,7 @@ def _children(pid: int) -> list[int]:
         pytest.param(["--kills", "0"], id="no kills"),
         pytest.param(["--calls", "0"], id="no calls"),
         pytest.param(["--seconds", "1"], id="too short"),
+        pytest.param(["--quick", "--long"], id="two sizes"),
     ],
 )
 def test_a_run_that_makes_no_sense_is_refused(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from bridge.workflow.call import START_OPERATION_ACTIVITY
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
-from scripts.chaos_run.schedule import Call, CallKind
+from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.verdict import HarmDone, Run, Verdict, answer_of, judge, recoveries
 
 CALL = Call(workflow_id="order-7-a", order_id="7", kind=CallKind.AT_ONCE, at=0, own_s=0)

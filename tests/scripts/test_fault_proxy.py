@@ -104,6 +104,23 @@ async def test_a_lost_reply_leaves_its_sender_waiting() -> None:
         assert len(peer.seen) == 1
 
 
+@pytest.mark.parametrize("is_forwarded", [True, False], ids=["the request arrives", "nothing arrives"])
+@pytest.mark.parametrize(
+    ("kind", "status"), [(FaultKind.MAINTENANCE, 200), (FaultKind.NOT_FOUND, 404), (FaultKind.BAD_GATEWAY, 502)]
+)
+async def test_the_proxy_answers_by_itself(kind: FaultKind, status: int, is_forwarded: bool) -> None:
+    """With a page for people. The next request on the same connection gets the answer of the peer."""
+    async with (
+        behind(Fault(kind=kind, is_forwarded=is_forwarded)) as (proxy, peer),
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.post(proxy.url, data=b"content") as response:
+            assert (response.status, response.content_type) == (status, "text/html")
+        assert len(peer.seen) == int(is_forwarded)
+        async with session.post(proxy.url, data=b"content") as response:
+            assert response.status == 201
+
+
 @pytest.mark.parametrize("kind", [FaultKind.LATENCY, FaultKind.DELAY])
 async def test_a_late_request_arrives(kind: FaultKind) -> None:
     """And is answered."""
