@@ -71,7 +71,7 @@ class Disks:
                 raise
         with contextlib.suppress(FileNotFoundError), self._logs[name].open("ab") as log:
             # What is left of the last page of a file could still be written.
-            log.write(b"\n" * (-log.tell() % resource.getpagesize()))
+            log.write(b"\n" * (-log.seek(0, os.SEEK_END) % resource.getpagesize()))
 
     def empty(self, name: str) -> None:
         """Make room on the disk of process *name* again."""
