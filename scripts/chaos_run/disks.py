@@ -6,6 +6,7 @@ lets only root mount such a disk; without it no disk is filled.
 
 import contextlib
 import errno
+import os
 import resource
 import subprocess
 import tempfile
