@@ -206,7 +206,10 @@ async def _load(
         # The verdict lists the calls that are missing.
         say("not all calls were made in time, or not all processes were started again in time")
     except ExceptionGroup as errors:
-        message = f"the run cannot go on: {errors.exceptions[0]}"
+        error = errors.exceptions[0]
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        message = f"the run cannot go on: {type(error).__name__}: {error}"
         raise RuntimeError(message) from errors
 
 

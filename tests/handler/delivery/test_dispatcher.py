@@ -1,6 +1,7 @@
 """Delivery by the worker: the outcome that closed the target arrives, and the target does not notice the delivery."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -140,6 +141,7 @@ async def test_a_result_of_almost_two_mebibytes_arrives(world: World) -> None:
 
 async def test_a_delivery_that_fails_goes_on_as_a_workflow(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The target closes while the receiver is unavailable. The workflow's own memo causes no warning."""
+    caplog.set_level(logging.WARNING, "temporalio.workflow")
     await answers(world, 503)
     ask = Ask(key=world.key(), text="repeated")
     handle = await world.call(ask, LONG)
