@@ -19,7 +19,7 @@ _FILLING = "filling"
 _BLOCK = bytes(1024 * 1024)
 
 
-class NoDisksError(Exception):
+class NoDisksError(RuntimeError):
     """No disk can be mounted. The text says why, and what that means for the run."""
 
 
@@ -93,7 +93,7 @@ def _run(*command: str) -> None:
     except OSError as error:
         reason = str(error.strerror)
     except subprocess.CalledProcessError as error:
-        reason = str(error.stderr).strip()
+        reason = str(error.stderr).partition("\n")[0]
     else:
         return
     message = f"no disk is filled, because {command[0]} fails: {reason} (root on Linux may mount a tmpfs)"

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from scripts.chaos_run.disks import Disks, NoDisksError
+from scripts.chaos_run.disturbance import Equipment
+from scripts.chaos_run.schedule import HarmKind
 
 SIZE = 128 * 1024
 
@@ -51,7 +53,9 @@ def test_a_log_that_is_kept_outlives_its_disk(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_mounted_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The run then goes on without this harm."""
+    """The run then goes on without this harm. The same holds for clocks without libfaketime."""
+    assert Equipment(library=None, disks=None).lacking == {HarmKind.MOVE_CLOCK, HarmKind.FILL_DISK}
+    assert Equipment(library=tmp_path, disks=Disks(tmp_path)).lacking == set()
     monkeypatch.setenv("PATH", str(tmp_path))
     expected = pytest.raises(NoDisksError, match=r"^no disk is filled, because mount fails: No such file")
     with expected, Disks.mounted(["one"]):
