@@ -76,7 +76,7 @@ class Plan:
     settlement: float
     """Duration of a payment that settles, in seconds."""
     patience: float
-    """Longest time after the last harm until a call counts as pending, in seconds."""
+    """After this time after the last harm, in which no workflow has ended, the open calls count as pending. Seconds."""
     keep: bool
     temporal: str | None
     """Address of a server that is used and not restarted; None starts one."""
