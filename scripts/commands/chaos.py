@@ -54,7 +54,7 @@ _USUAL = (2_000, 110, 360.0)
 _LONG = (10_000, 1_000, 3_200.0)
 """Calls, kills, and seconds of harm."""
 _TICK_S = 10.0
-_LOAD_PATIENCE_S = 180.0
+_LOAD_PATIENCE_S = 900.0
 """Longest time after the planned end until all calls are made and all processes run again."""
 
 
