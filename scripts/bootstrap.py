@@ -22,6 +22,8 @@ REQUIREMENTS = {
     "pictures": "dev.txt",
     "bench": "bench.txt",
     "attack": "bench.txt",
+    "scale": "bench.txt",
+    "soak": "bench.txt",
 }
 """What a command installs that needs more than `run.txt`."""
 

@@ -16,16 +16,20 @@ _SLOW = "poll-1b"
 
 def draw(results: Results, folder: Path) -> list[str]:
     """Draw what the results have data for; returns the names (of `PLOTS`) of what was drawn."""
-    # The same results must give the same file, and text must stay text.
-    mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none"})
     made = [row for row in rows(results.batches) if row.setting == GOAL_SETTING and row.target_seconds == 0]
     drawn = []
     for name, draws in (("latency", _latency), ("throughput", _throughput), ("cpu", _cpu)):
         figure = Figure(figsize=(9, 4), layout="constrained")
         if draws(figure, results, made):
-            figure.savefig(folder / PLOTS[name], metadata={"Date": None})
+            save(figure, folder / PLOTS[name])
             drawn.append(name)
     return drawn
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write *figure* as SVG. The same figure gives the same file, and its text stays text."""
+    with mpl.rc_context({"svg.hashsalt": "bench", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _latency(figure: Figure, results: Results, made: Sequence[Row]) -> bool:

@@ -37,9 +37,17 @@ async def connect_both(address: str) -> list[Client]:
 async def make_call(clients: Sequence[Client], call: Call) -> None:
     """Start one calling workflow at its time. If its payment needs a review, review it."""
     await asyncio.sleep(call.at)
+    await start_call(clients[0], call)
+    if call.kind in _REVIEWS:
+        await asyncio.sleep(REVIEW_S)
+        await review(clients[1], call)
+
+
+async def start_call(caller: Client, call: Call) -> None:
+    """Start one calling workflow once. Repeat the request while the server is unavailable."""
     while True:
         try:
-            await clients[0].start_workflow(
+            await caller.start_workflow(
                 OrderWorkflow.run,
                 Order(order_id=call.order_id, amount=call.amount),
                 id=call.workflow_id,
@@ -53,16 +61,14 @@ async def make_call(clients: Sequence[Client], call: Call) -> None:
             break
         except RPCError:
             await asyncio.sleep(AGAIN_S)
-    if call.kind in _REVIEWS:
-        await asyncio.sleep(REVIEW_S)
-        await _review(clients[1], call, _REVIEWS[call.kind])
 
 
-async def _review(client: Client, call: Call, decision: str) -> None:
-    payment = client.get_workflow_handle(f"payment-{call.order_id}")
+async def review(handler: Client, call: Call) -> None:
+    """Make the decision about a payment that waits for it. Repeat the request while the server is unavailable."""
+    payment = handler.get_workflow_handle(f"payment-{call.order_id}")
     while True:
         try:
-            await payment.signal(decision)
+            await payment.signal(_REVIEWS[call.kind])
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
                 return

@@ -181,7 +181,7 @@ async def running_stack(options: StackOptions) -> AsyncIterator[Stack]:
                 with (folder / f"{side}.toml").open("a") as file:
                     file.write(text)
             try:
-                await with_ticker("starting receiver, handler service and workers", _start_all(stack, options))
+                await start_all(stack, options)
                 yield stack
             finally:
                 # Workers first: their activities use the services, and end cleanly while those still answer.
@@ -288,5 +288,7 @@ async def start_process(stack: Stack, options: StackOptions, name: str) -> None:
         raise RuntimeError(message)
 
 
-async def _start_all(stack: Stack, options: StackOptions) -> None:
-    await asyncio.gather(*(start_process(stack, options, name) for name in plan(options)))
+async def start_all(stack: Stack, options: StackOptions) -> None:
+    """Start all processes of the plan at the same time, or start them again, and wait until all are ready."""
+    starting = asyncio.gather(*(start_process(stack, options, name) for name in plan(options)))
+    await with_ticker("starting receiver, handler service and workers", starting)

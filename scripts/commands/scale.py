@@ -1,0 +1,308 @@
+"""Bring many calls into flight and read what they cost; restart everything; end all calls. See how each cost grows.
+
+The part `calls` starts calls whose payments wait for a review, stops at five numbers of calls on the way, and reads
+memory, descriptors, threads and CPU of every process, the renewals, and the sweep. Then it kills all of our processes
+at once and starts them again. At last it approves all payments, and judges by the histories. Each further part lets one
+number grow, on a server of its own: `attached` the calls that share one run, `age` the renewals of a call, `history`
+the events of a target, `closed` the closed runs in the namespace.
+
+The command exits with 1 if a call is lost, wrong, made twice, pending or undelivered, or if a value grew more than it
+may. It starts all that it needs on the loopback, and ends all that it started, also after Ctrl-C.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from handler.settings import HandlerSettings
+from scripts.chaos_run.load import read_runs
+from scripts.chaos_run.schedule import CallKind
+from scripts.chaos_run.verdict import judge
+from scripts.commands.up import end, until_stopped
+from scripts.environment import temporal_cli
+from scripts.environment.progress import say, with_ticker
+from scripts.environment.stack import StackOptions, running_stack, start_all
+from scripts.scale_run.growth import PARTS
+from scripts.scale_run.load import Load
+from scripts.scale_run.machine import machine
+from scripts.scale_run.observer import Observer
+from scripts.scale_run.plots import draw
+from scripts.scale_run.readings import Interval
+from scripts.scale_run.report import BOUNDS, curve_tables, number, scale_report, table
+from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults
+
+CALLS = "calls"
+"""Name of the part with the curve, the restart and the end."""
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+_PROBES = 10
+_SETTLING_S = 3.0
+"""After the last start, before costs are read."""
+_QUEUES_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one run does."""
+
+    calls: int
+    parts: Sequence[str]
+    window_s: float
+    """Length of the time at each point of the curve in which only renewals happen, in seconds."""
+    ending_s: float
+    """Time over which the targets are released, in seconds. 0 releases them as fast as the server takes it."""
+    is_quick: bool
+    server: str | None
+
+
+@dataclass(kw_only=True)
+class Results:
+    """What one run measured."""
+
+    tables: list[Table] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    restart: Restart | None = None
+    ending: Ending | None = None
+
+    def faults(self) -> list[str]:
+        """What is wrong."""
+        found = curve_faults(self.points) if self.points else []
+        for each in (self.restart, self.ending, *self.tables):
+            found += each.faults() if each is not None else []
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The last line of `--json`."""
+        return {
+            "tables": {
+                each.name: [dict(zip(each.columns, row, strict=True)) for row in each.rows] for each in self.tables
+            },
+            "restart": None if self.restart is None else asdict(self.restart),
+            "ending": None
+            if self.ending is None
+            else {name: value for name, value in asdict(self.ending).items() if name != "queues"}
+            | {
+                f"peak_{name}": self.ending.peak(name)
+                for name in ("receiver_connections", "handler_connections", "deliveries")
+            },
+            "faults": self.faults(),
+        }
+
+
+async def measure(plan: Plan) -> Results:
+    """Carry out all parts of *plan*."""
+    results = Results()
+    options = StackOptions(ui=False, separate=True, server=plan.server)
+    for name in plan.parts:
+        say(f"part {name}")
+        chosen = options if name == CALLS else with_settings(options, PARTS[name].settings)
+        async with running_stack(chosen) as stack:
+            load = Load(await Observer.of(stack))
+            if name == CALLS:
+                await measure_calls(load, chosen, plan, results)
+                results.tables[:0] = curve_tables(results.points)
+            else:
+                part = PARTS[name]
+                results.tables.append(await part.grow(load, part.quick if plan.is_quick else part.sizes))
+                say(text_of(results.tables[-1]))
+    return results
+
+
+def with_settings(options: StackOptions, settings: Mapping[str, Any]) -> StackOptions:
+    """*options* with the fields that a part needs."""
+    return StackOptions(**{**vars(options), **settings})
+
+
+async def measure_calls(load: Load, options: StackOptions, plan: Plan, results: Results) -> None:
+    """The curve, the restart and the end."""
+    # Every process has loaded what it needs before its memory counts.
+    await load.pay(_PROBES, at_once=_PROBES)
+    waiting = len(load.calls)
+    for share in _SHARES:
+        results.points.append(await _point(load, max(1, round(plan.calls * share)), waiting, plan))
+    results.restart = await _restart(load, options, plan, results.points[-1])
+    results.ending = await _end(load, plan)
+
+
+async def _point(load: Load, calls: int, offset: int, plan: Plan) -> Point:
+    began = time.monotonic()
+    missing = calls + offset - len(load.calls)
+    await load.bring_into_flight([load.new(CallKind.APPROVED) for _ in range(missing)])
+    fill_s = time.monotonic() - began
+    await asyncio.sleep(_SETTLING_S)
+    say(f"  {calls} calls in flight, {missing / fill_s:.1f} started a second; now {plan.window_s:g} s of renewals")
+    interval = await load.observer.watch(plan.window_s)
+    memory = ", ".join(f"{name} {each.memory_mb:.0f} MB" for name, each in interval.last.processes.items())
+    say(f"  {interval.renewals} renewals; {memory}")
+    return Point(
+        calls=calls,
+        interval=interval,
+        sweep_ms=await load.observer.sweep_ms(),
+        sweeps=interval.seconds / HandlerSettings.model_fields["sweep_interval_s"].default,
+        fill_s=fill_s,
+    )
+
+
+async def _restart(load: Load, options: StackOptions, plan: Plan, point: Point) -> Restart:
+    say("  killing all of our processes at once")
+    stack, before = load.observer.stack, await load.observer.read()
+    began = time.monotonic()
+    for process in stack.processes.values():
+        process.kill()
+    await asyncio.gather(*(process.wait() for process in stack.processes.values()))
+    await start_all(stack, options)
+    ready_s = time.monotonic() - began
+    await load.pay(_PROBES, at_once=_PROBES)
+    served_s, served = time.monotonic() - began, await load.observer.read()
+    after = await load.observer.watch(plan.window_s)
+    return Restart(
+        calls=point.calls,
+        ready_s=ready_s,
+        served_s=served_s,
+        requests=requests(Interval(first=before, last=served)),
+        before_per_min=requests(point.interval) / point.minutes,
+        after_per_min=requests(after) / after.seconds * 60,
+        memory_before_mb={name: each.memory_mb for name, each in before.processes.items()},
+        memory_after_mb={name: each.memory_mb for name, each in after.last.processes.items()},
+    )
+
+
+def requests(interval: Interval) -> int:
+    """HTTP requests of both services: starts, renewals and callbacks."""
+    return interval.calls + interval.renewals + interval.completions
+
+
+async def _end(load: Load, plan: Plan) -> Ending:
+    waiting = [call for call in load.calls if call.kind is CallKind.APPROVED]
+    say(f"  all {len(waiting)} targets end")
+    before, began = await load.observer.read(), time.monotonic()
+    per_s: list[float] = []
+    async with load.observer.watching_queues(_QUEUES_EVERY_S) as queues:
+        counting = asyncio.create_task(_count_callbacks(load.observer, per_s))
+        try:
+            await load.release(waiting, seconds=plan.ending_s)
+            asked_s = time.monotonic() - began
+            await load.until_none_waits()
+        finally:
+            counting.cancel()
+    seconds, after = time.monotonic() - began, await load.observer.read()
+    reading = asyncio.gather(*(read_runs(client) for client in load.observer.clients))
+    callers, handlers = await with_ticker("reading the histories of both namespaces", reading)
+    verdict = judge(load.calls, callers=callers, handlers=handlers)
+    for sentence in list(verdict.sentences())[:50]:
+        say(f"NOT right  {sentence}")
+    return Ending(
+        calls=len(waiting),
+        asked_s=asked_s,
+        seconds=seconds,
+        completions=Interval(first=before, last=after).completions,
+        per_s=max(per_s, default=0.0),
+        queues=queues,
+        mistakes=verdict.counts(),
+    )
+
+
+async def _count_callbacks(observer: Observer, per_s: list[float]) -> None:
+    """Append the callbacks of each second."""
+    observer.calls_started()
+    while True:
+        counted, began = observer.requests.completions, time.monotonic()
+        await asyncio.sleep(1)
+        observer.calls_started()
+        per_s.append((observer.requests.completions - counted) / (time.monotonic() - began))
+
+
+def text_of(each: Table) -> str:
+    """A table for people, on standard error."""
+    return table(each.columns, [[number(value) for value in row] for row in each.rows])
+
+
+async def run_scale(plan: Plan, *, output: Path | None, as_json: bool) -> int:
+    """Make one run and return the exit code."""
+    taken_on = machine()
+    results = await measure(plan)
+    faults = results.faults()
+    if output is not None:
+        _write(results, output, taken_on=taken_on, faults=faults)
+        say(f"report: {output / 'scale.md'}")
+    for fault in faults:
+        say(f"NOT right  {fault}")
+    say("all checks passed" if not faults else f"{len(faults)} checks failed")
+    if as_json:
+        print(json.dumps(results.to_json()), flush=True)
+    return 1 if faults else 0
+
+
+def _write(results: Results, output: Path, *, taken_on: str, faults: Sequence[str]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for each in results.tables:
+        draw(each, output)
+    text = scale_report(
+        command=shlex.join(["./scripts/scale", *sys.argv[1:]]),
+        machine=taken_on,
+        tables=results.tables,
+        restart=results.restart,
+        ending=results.ending,
+        faults=faults,
+        plots=[each.name for each in results.tables],
+    )
+    (output / "scale.md").write_text(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"What may grow: {BOUNDS}. A worker is compared from the point on at which its cache of 1 000 is full.",
+    )
+    parser.add_argument("--calls", type=int, metavar="N", help="calls in flight at most (20000; quick: 160)")
+    parser.add_argument(
+        "--parts",
+        type=lambda text: text.split(","),
+        default=[CALLS, *PARTS],
+        metavar="A,B",
+        help=f"carry out only these of: {', '.join([CALLS, *PARTS])}",
+    )
+    parser.add_argument(
+        "--window", type=float, metavar="S", help="seconds with renewals only, at each point (60; quick: 5)"
+    )
+    parser.add_argument(
+        "--ending", type=float, default=0.0, metavar="S", help="seconds over which the targets end, default at once"
+    )
+    parser.add_argument("--quick", action="store_true", help="a short run of small sizes, about two minutes in all")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write scale.md and the plots there")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
+    temporal_cli.add_server_option(parser)
+    return parser
+
+
+def main() -> NoReturn:
+    """Parse the command line, measure and report."""
+    parser = _parser()
+    given = parser.parse_args()
+    if unknown := [name for name in given.parts if name not in {CALLS, *PARTS}]:
+        parser.error(f"no part {', '.join(unknown)}; there are: {', '.join([CALLS, *PARTS])}")
+    calls, window_s = (160, 5.0) if given.quick else (20_000, 60.0)
+    plan = Plan(
+        calls=calls if given.calls is None else given.calls,
+        parts=given.parts,
+        window_s=window_s if given.window is None else given.window,
+        ending_s=given.ending,
+        is_quick=given.quick,
+        server=given.server,
+    )
+    if not 16 <= plan.calls <= 100_000 or not 1 <= plan.window_s <= 600 or not 0 <= plan.ending_s <= 3600:
+        parser.error("--calls is 16 to 100000, --window 1 to 600, --ending 0 to 3600")
+    temporal_cli.choose(given.server)
+    end(until_stopped(lambda: run_scale(plan, output=given.output, as_json=given.json)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The calls of a scale run: they are started at the pace at which the machine takes them, wait, and are then ended."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from scripts.chaos_run.load import OPEN, count, review, start_call
+from scripts.chaos_run.schedule import Call, CallKind
+from scripts.environment.progress import say
+from scripts.scale_run.observer import Observer
+
+BACKLOG = 50
+"""Most calls that are started and not yet answered by the handler service. Half of the workers' slots stay free."""
+_RELEASES = 50
+"""Targets that are released at once."""
+_PATIENCE_S = 120.0
+"""Longest time without any progress."""
+_SAY_S = 10.0
+
+
+class NoProgressError(RuntimeError):
+    """The calls do not get on."""
+
+
+class Load:
+    """The calls of one stack."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.calls: list[Call] = []
+
+    def new(self, kind: CallKind, *, order_id: str | None = None) -> Call:
+        """A further call. *order_id* names an order that exists, whose payment the call then shares."""
+        number = len(self.calls)
+        call = Call(workflow_id=f"order-{number}", order_id=order_id or f"o{number}", kind=kind, at=0, own_s=0)
+        self.calls.append(call)
+        return call
+
+    async def bring_into_flight(self, calls: Iterable[Call]) -> None:
+        """Start *calls* and wait until the handler service has answered all of them.
+
+        Raises:
+            NoProgressError: No call was answered for two minutes.
+        """
+        waiting, started = list(calls), 0
+        before = self.observer.calls_started()
+        progress = _Progress("calls in flight", len(waiting))
+        while (answered := self.observer.calls_started() - before) < len(waiting):
+            progress.report(answered)
+            room = waiting[started : answered + BACKLOG]
+            await asyncio.gather(*(start_call(self.observer.caller, call) for call in room))
+            started += len(room)
+            await asyncio.sleep(0.1)
+
+    async def release(self, calls: Iterable[Call], *, seconds: float = 0.0) -> None:
+        """Approve the payments of *calls*, evenly over *seconds*; with 0 as fast as the server takes it."""
+        waiting = list(calls)
+        gate, began = asyncio.Semaphore(_RELEASES), time.monotonic()
+
+        async def approve(number: int, call: Call) -> None:
+            await asyncio.sleep(max(0.0, began + seconds * number / len(waiting) - time.monotonic()))
+            async with gate:
+                await review(self.observer.handler, call)
+
+        await asyncio.gather(*(approve(number, call) for number, call in enumerate(waiting)))
+
+    async def until_none_waits(self) -> None:
+        """Wait until no calling workflow is open.
+
+        Raises:
+            NoProgressError: No call ended for two minutes.
+        """
+        progress = _Progress("calls ended", len(self.calls))
+        while waiting := await count(self.observer.caller, OPEN):
+            progress.report(len(self.calls) - waiting)
+            await asyncio.sleep(0.5)
+
+    async def order(self, kind: CallKind) -> None:
+        """Make one order and wait for its end.
+
+        Raises:
+            temporalio.client.WorkflowFailureError: It was not paid.
+        """
+        call = self.new(kind)
+        await start_call(self.observer.caller, call)
+        await self.observer.caller.get_workflow_handle(call.workflow_id).result()
+
+    async def pay(self, orders: int, *, at_once: int = 1) -> list[float]:
+        """Make *orders* orders that are paid at once, *at_once* at a time. Return the milliseconds of each."""
+        numbers = iter(range(orders))
+        found: list[float] = []
+
+        async def customer() -> None:
+            for _ in numbers:
+                began = time.perf_counter()
+                await self.order(CallKind.AT_ONCE)
+                found.append((time.perf_counter() - began) * 1000)
+
+        await asyncio.gather(*(customer() for _ in range(at_once)))
+        return found
+
+
+class _Progress:
+    """Reports how many are done, and ends a run in which nothing goes on."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._done, self._at = -1, time.monotonic()
+        self._said = time.monotonic()
+
+    def report(self, done: int) -> None:
+        now = time.monotonic()
+        if done > self._done:
+            self._done, self._at = done, now
+        elif now - self._at > _PATIENCE_S:
+            message = f"{done} of {self._total} {self._what}, and no more for {_PATIENCE_S:g} s"
+            raise NoProgressError(message)
+        if now - self._said > _SAY_S:
+            self._said = now
+            say(f"  {done} of {self._total} {self._what}")
