@@ -31,8 +31,8 @@ from scripts.environment.progress import say, with_ticker
 from scripts.environment.stack import StackOptions, running_stack, start_all
 from scripts.scale_run.growth import PARTS
 from scripts.scale_run.load import Load
-from scripts.scale_run.machine import machine
 from scripts.scale_run.observer import Observer
+from scripts.scale_run.pages import PAGE, machine, write_report
 from scripts.scale_run.plots import draw
 from scripts.scale_run.readings import Interval
 from scripts.scale_run.report import BOUNDS, curve_tables, number, scale_report, table
@@ -131,12 +131,11 @@ async def measure_calls(load: Load, options: StackOptions, plan: Plan, results: 
 
 
 async def _point(load: Load, calls: int, offset: int, plan: Plan) -> Point:
-    began = time.monotonic()
-    missing = calls + offset - len(load.calls)
+    missing, before = calls + offset - len(load.calls), await load.observer.read()
     await load.bring_into_flight([load.new(CallKind.APPROVED) for _ in range(missing)])
-    fill_s = time.monotonic() - began
+    filling = Interval(first=before, last=await load.observer.read())
     await asyncio.sleep(_SETTLING_S)
-    say(f"  {calls} calls in flight, {missing / fill_s:.1f} started a second; now {plan.window_s:g} s of renewals")
+    say(f"  {calls} calls in flight, {filling.calls / filling.seconds:.1f} a second; {plan.window_s:g} s of renewals")
     interval = await load.observer.watch(plan.window_s)
     memory = ", ".join(f"{name} {each.memory_mb:.0f} MB" for name, each in interval.last.processes.items())
     say(f"  {interval.renewals} renewals; {memory}")
@@ -145,7 +144,7 @@ async def _point(load: Load, calls: int, offset: int, plan: Plan) -> Point:
         interval=interval,
         sweep_ms=await load.observer.sweep_ms(),
         sweeps=interval.seconds / HandlerSettings.model_fields["sweep_interval_s"].default,
-        fill_s=fill_s,
+        filling=filling,
     )
 
 
@@ -191,7 +190,7 @@ async def _end(load: Load, plan: Plan) -> Ending:
             await load.until_none_waits()
         finally:
             counting.cancel()
-    seconds, after = time.monotonic() - began, await load.observer.read()
+    seconds, ended = time.monotonic() - began, Interval(first=before, last=await load.observer.read())
     reading = asyncio.gather(*(read_runs(client) for client in load.observer.clients))
     callers, handlers = await with_ticker("reading the histories of both namespaces", reading)
     verdict = judge(load.calls, callers=callers, handlers=handlers)
@@ -201,8 +200,10 @@ async def _end(load: Load, plan: Plan) -> Ending:
         calls=len(waiting),
         asked_s=asked_s,
         seconds=seconds,
-        completions=Interval(first=before, last=after).completions,
+        completions=ended.completions,
         per_s=max(per_s, default=0.0),
+        own_cpu_ms=ended.own_cpu_s / len(waiting) * 1000,
+        server_cpu_ms=ended.server_cpu_s / len(waiting) * 1000,
         queues=queues,
         mistakes=verdict.counts(),
     )
@@ -230,7 +231,7 @@ async def run_scale(plan: Plan, *, output: Path | None, as_json: bool) -> int:
     faults = results.faults()
     if output is not None:
         _write(results, output, taken_on=taken_on, faults=faults)
-        say(f"report: {output / 'scale.md'}")
+        say(f"report: {output / PAGE}")
     for fault in faults:
         say(f"NOT right  {fault}")
     say("all checks passed" if not faults else f"{len(faults)} checks failed")
@@ -252,7 +253,7 @@ def _write(results: Results, output: Path, *, taken_on: str, faults: Sequence[st
         faults=faults,
         plots=[each.name for each in results.tables],
     )
-    (output / "scale.md").write_text(text)
+    write_report(output, "scale", text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,7 +278,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ending", type=float, default=0.0, metavar="S", help="seconds over which the targets end, default at once"
     )
     parser.add_argument("--quick", action="store_true", help="a short run of small sizes, about two minutes in all")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write scale.md and the plots there")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help=f"write the report into {PAGE} there, and the plots next to it"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
     temporal_cli.add_server_option(parser)
     return parser

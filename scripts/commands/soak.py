@@ -28,8 +28,8 @@ from scripts.environment import temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.stack import StackOptions, running_stack
 from scripts.scale_run.load import Load
-from scripts.scale_run.machine import machine
 from scripts.scale_run.observer import Observer
+from scripts.scale_run.pages import PAGE, machine, write_report
 from scripts.scale_run.report import BOUNDS, number, soak_report
 from scripts.scale_run.results import CACHED, Series, Window, percentile_99, soak_series
 
@@ -171,19 +171,14 @@ async def run_soak(plan: Plan, *, output: Path | None, as_json: bool) -> int:
     if output is None:
         say(text)
     else:
-        _write(text, output)
-        say(f"report: {output / 'soak.md'}")
+        write_report(output, "soak", text)
+        say(f"report: {output / PAGE}")
     for fault in faults:
         say(f"NOT right  {fault}")
     say(f"{len(faults)} checks failed" if faults else "all checks passed")
     if as_json:
         print(json.dumps(to_json(results, faults)), flush=True)
     return 1 if faults else 0
-
-
-def _write(text: str, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "soak.md").write_text(text)
 
 
 def to_json(results: Results, faults: Sequence[str]) -> dict[str, object]:
@@ -214,7 +209,7 @@ def main() -> NoReturn:
     )
     parser.add_argument("--minutes", type=float, metavar="N", help="length after the burst (30; quick: 0.5)")
     parser.add_argument("--quick", action="store_true", help="a short run, about a minute in all")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write soak.md there")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"write the report into {PAGE} there")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
     temporal_cli.add_server_option(parser)
     given = parser.parse_args()

@@ -56,7 +56,7 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
         title="What a minute costs while calls wait",
         about="In a time in which only renewals happen: renewals, seconds of CPU of each process, and requests to the "
         "server, each for a minute; the time of the latest sweep, from its schedule to its end, and its requests. The "
-        "last column is the pace at which the calls before were started.",
+        "last columns are about the time before, in which the calls were started: their pace, and CPU for each call.",
         columns=[
             "calls in flight",
             "renewals",
@@ -65,6 +65,8 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
             "sweep ms",
             "requests of a sweep",
             "calls started a second",
+            "own CPU ms of a start",
+            "server CPU ms of a start",
         ],
         rows=[
             [
@@ -74,9 +76,11 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
                 minute(sum(point.interval.rpcs(each) for each in (CALLER_NAMESPACE, HANDLER_NAMESPACE)), point),
                 point.sweep_ms or 0.0,
                 point.interval.sweep_rpcs / point.sweeps if point.sweeps else 0.0,
-                (point.calls - before) / point.fill_s,
+                point.filling.calls / point.filling.seconds,
+                point.filling.own_cpu_s / point.filling.calls * 1000,
+                point.filling.server_cpu_s / point.filling.calls * 1000,
             ]
-            for before, point in zip([0, *(each.calls for each in points)], points, strict=False)
+            for point in points
         ],
         drawn=[f"CPU s, {name}" for name in names],
         unit="seconds of CPU a minute",
@@ -108,6 +112,7 @@ def ending_facts(ending: Ending) -> dict[str, str]:
         "Callbacks": f"{ending.completions}, at most {ending.per_s:.0f} a second",
         "Connections, at most": f"{ending.peak('receiver_connections')} to the receiver, "
         f"{ending.peak('handler_connections')} to the handler service",
+        "CPU for each call": f"own {ending.own_cpu_ms:.0f} ms, server {ending.server_cpu_ms:.0f} ms",
         "Delivery workflows at once, at most": f"{ending.peak('deliveries')}",
         ", ".join(ending.mistakes): ", ".join(str(count) for count in ending.mistakes.values()),
     }
@@ -157,6 +162,16 @@ def soak_report(
         )
         + "\n"
     )
+
+
+def placed(page: str, name: str, report: str) -> str:
+    """*page* with *report* between the two marks of *name*, or at its end if *page* has no such marks."""
+    begin, end = f"<!-- begin of {name} -->", f"<!-- end of {name} -->"
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        before, after = f"{page}\n" if page else "", "\n"
+    return f"{before}{begin}\n\n{report}\n{end}{after}"
 
 
 def _verdict(series: Series) -> str:

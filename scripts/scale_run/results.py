@@ -67,8 +67,8 @@ class Point:
     """Time of the latest sweep, from its schedule to its end."""
     sweeps: float
     """Sweeps in the interval, by their schedule."""
-    fill_s: float
-    """Time since the calls of the point before, in which the calls were started."""
+    filling: Interval = field(repr=False)
+    """The time before, in which the calls since the last point were started."""
 
     @property
     def minutes(self) -> float:
@@ -122,6 +122,9 @@ class Ending:
     """Callbacks that the receiver answered."""
     per_s: float
     """Callbacks a second, in the second that had most."""
+    own_cpu_ms: float
+    """CPU of all of our processes for each call, from its target's release to its answer."""
+    server_cpu_ms: float
     queues: Sequence[Queues] = field(repr=False)
     mistakes: Mapping[str, int]
     """Mistakes that the histories show, by kind, as `scripts/chaos` counts them."""
