@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-import psutil
 from temporalio.client import Client
 
 from bridge.security.keys import new_key
@@ -33,6 +32,8 @@ from scripts.environment import temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.server import free_ports
 from scripts.environment.stack import Stack, StackOptions, running_stack
+from scripts.scale_run.observer import Observer
+from scripts.scale_run.readings import TEMPORAL
 
 DESCRIPTORS = 1024
 _OURS = ("receiver", "handler", "order-worker")
@@ -108,7 +109,8 @@ class Run:
     """One run: honest orders during one attack after the other."""
 
     def __init__(self, stack: Stack, clients: Sequence[Client], aim: Aim, *, seconds: float, rate: float) -> None:
-        self._stack, self._clients, self._aim, self._seconds, self._rate = stack, clients, aim, seconds, rate
+        self._clients, self._aim, self._seconds, self._rate = clients, aim, seconds, rate
+        self._observer = Observer(stack, clients)
         self._number = 0
 
     async def phase(self, name: str) -> Phase:
@@ -203,15 +205,12 @@ class Run:
         return (time.perf_counter() - began) * 1000 if receipt.status == "paid" else None
 
     def _memory(self) -> dict[str, float]:
-        processes = self._stack.processes
-        return {name: psutil.Process(processes[name].pid).memory_info().rss / 1e6 for name in _OURS}
+        found = self._observer.processes()
+        return {name: found[name].memory_mb for name in _OURS}
 
     def _cpu(self) -> dict[str, float]:
-        pids = {name: self._stack.processes[name].pid for name in _OURS} | {
-            "temporal": self._stack.servers["caller"].pid
-        }
-        times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
-        return {name: each.user + each.system for name, each in times.items()}
+        found = self._observer.processes()
+        return {name: found[name].cpu_s for name in (*_OURS, TEMPORAL)}
 
     async def _watch(self, peak: dict[str, float]) -> None:
         while True:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _SERVICES = ("receiver", "handler")
 class Observer:
     """Reads one stack again and again."""
 
-    def __init__(self, stack: Stack, clients: list[Client]) -> None:
+    def __init__(self, stack: Stack, clients: Sequence[Client]) -> None:
         self.stack, self.caller, self.handler = stack, clients[0], clients[1]
         self.requests = Requests()
         self._read_to = dict.fromkeys(_SERVICES, 0)
