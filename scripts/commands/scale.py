@@ -42,8 +42,6 @@ CALLS = "calls"
 """Name of the part with the curve, the restart and the end."""
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _PROBES = 10
-_SETTLING_S = 3.0
-"""After the last start, before costs are read."""
 _QUEUES_EVERY_S = 0.5
 
 
@@ -133,8 +131,7 @@ async def measure_calls(load: Load, options: StackOptions, plan: Plan, results: 
 async def _point(load: Load, calls: int, offset: int, plan: Plan) -> Point:
     missing, before = calls + offset - len(load.calls), await load.observer.read()
     await load.bring_into_flight([load.new(CallKind.APPROVED) for _ in range(missing)])
-    filling = Interval(first=before, last=await load.observer.read())
-    await asyncio.sleep(_SETTLING_S)
+    filling = Interval(first=before, last=await load.observer.settled())
     say(f"  {calls} calls in flight, {filling.calls / filling.seconds:.1f} a second; {plan.window_s:g} s of renewals")
     interval = await load.observer.watch(plan.window_s)
     memory = ", ".join(f"{name} {each.memory_mb:.0f} MB" for name, each in interval.last.processes.items())
@@ -190,7 +187,7 @@ async def _end(load: Load, plan: Plan) -> Ending:
             await load.until_none_waits()
         finally:
             counting.cancel()
-    seconds, ended = time.monotonic() - began, Interval(first=before, last=await load.observer.read())
+    seconds, ended = time.monotonic() - began, Interval(first=before, last=await load.observer.settled())
     reading = asyncio.gather(*(read_runs(client) for client in load.observer.clients))
     callers, handlers = await with_ticker("reading the histories of both namespaces", reading)
     verdict = judge(load.calls, callers=callers, handlers=handlers)

@@ -48,15 +48,15 @@ async def attach(load: Load, sizes: Sequence[int]) -> Table:
     for size in sizes:
         first = load.new(CallKind.APPROVED)
         await load.bring_into_flight([first])
-        before = await load.observer.read()
+        before = await load.observer.settled()
         further = [load.new(CallKind.APPROVED, order_id=first.order_id) for _ in range(size)]
         await load.bring_into_flight(further)
-        made = Interval(first=before, last=await load.observer.read())
+        made = Interval(first=before, last=await load.observer.settled())
         described = await _describe(load.observer.handler, _payment(first))
-        before = await load.observer.read()
+        before = await load.observer.settled()
         await review(load.observer.handler, first)
         await load.until_none_waits()
-        ended = Interval(first=before, last=await load.observer.read())
+        ended = Interval(first=before, last=await load.observer.settled())
         rows.append(
             [
                 size,
@@ -94,7 +94,7 @@ async def age(load: Load, sizes: Sequence[int]) -> Table:
     calls = [load.new(CallKind.APPROVED) for _ in range(_CALLS_THAT_AGE)]
     await load.bring_into_flight(calls)
     rows: list[list[float]] = []
-    before = await load.observer.read()
+    before = await load.observer.settled()
     for size in sizes:
         while True:
             await asyncio.sleep(1)
@@ -150,10 +150,10 @@ async def history(load: Load, sizes: Sequence[int]) -> Table:
         await load.bring_into_flight(calls)
         await _signal(load.observer.handler, [_payment(call) for call in calls], size)
         events = max([(await _describe(load.observer.handler, _payment(call))).history_length for call in calls])
-        before = await load.observer.read()
+        before = await load.observer.settled()
         await load.release(calls)
         await load.until_none_waits()
-        ended = Interval(first=before, last=await load.observer.read())
+        ended = Interval(first=before, last=await load.observer.settled())
         rows.append(
             [
                 events,
@@ -187,9 +187,9 @@ async def closed(load: Load, sizes: Sequence[int]) -> Table:
     for size in sizes:
         await _close_runs(load.observer.handler, range(made, size))
         made = size
-        before = await load.observer.read()
+        before = await load.observer.settled()
         order_ms = await load.pay(_ORDERS)
-        paid = Interval(first=before, last=await load.observer.read())
+        paid = Interval(first=before, last=await load.observer.settled())
         sweeps = [await _next_sweep_ms(load) for _ in range(3)]
         quiet = await load.observer.watch(4 * SWEEP_S)
         rows.append(

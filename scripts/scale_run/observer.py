@@ -20,6 +20,8 @@ from scripts.scale_run.results import Queues
 
 _SWEEP = f"bridge-sweep-{PAYMENT_QUEUE}-PaymentWorkflow"
 _SERVICES = ("receiver", "handler")
+_SETTLING_S = 3.0
+"""What a call does after its end is charged to it, too."""
 
 
 class Observer:
@@ -83,6 +85,11 @@ class Observer:
             refused=self.requests.refused,
             rpcs=frontend_rpcs(text),
         )
+
+    async def settled(self) -> Reading:
+        """Read after a pause, in which what was done before has reached the server's metrics."""
+        await asyncio.sleep(_SETTLING_S)
+        return await self.read()
 
     async def watch(self, seconds: float) -> Interval:
         """Read, wait, and read again."""

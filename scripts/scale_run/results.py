@@ -38,7 +38,8 @@ class Bound:
 
 MEMORY_MB = Bound(share=0.1, allowance=20)
 DESCRIPTORS = Bound(share=0.1, allowance=50)
-THREADS = Bound(share=0.1, allowance=20)
+THREADS = Bound(share=0.1, allowance=40)
+"""The handler service starts up to 32 threads for the functions of its team when it needs them."""
 QUEUE = Bound(share=0.1, allowance=50)
 P99_MS = Bound(share=0.5, allowance=100)
 

@@ -84,7 +84,7 @@ def grown(name: str, **changes: Any) -> dict[str, Process]:
         pytest.param("receiver", {"memory_mb": 118}, [], id="memory within the bound"),
         pytest.param("receiver", {"memory_mb": 130}, ["receiver grew from 90 to 130 MB"], id="memory"),
         pytest.param("receiver", {"descriptors": 90}, ["receiver grew from 30 to 90 descriptors"], id="descriptors"),
-        pytest.param("receiver", {"threads": 40}, ["receiver grew from 10 to 40 threads"], id="threads"),
+        pytest.param("receiver", {"threads": 60}, ["receiver grew from 10 to 60 threads"], id="threads"),
         pytest.param(TEMPORAL, {"memory_mb": 9000}, [], id="the server keeps histories"),
         pytest.param("order-worker", {"memory_mb": 300}, [], id="a worker fills its cache"),
     ],
