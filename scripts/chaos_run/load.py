@@ -100,9 +100,9 @@ async def until_quiet(clients: Sequence[Client], patience: float) -> None:
             least, until = is_open, time.monotonic() + patience
 
 
-async def read_runs(client: Client) -> list[Run]:
-    """Every run of a namespace with its history, without the runs of the sweep."""
-    found = [run async for run in client.list_workflows(f"WorkflowType != '{SWEEP_WORKFLOW}'")]
+async def read_runs(client: Client, query: str = f"WorkflowType != '{SWEEP_WORKFLOW}'") -> list[Run]:
+    """Every run that *query* finds, with its history; without a query every run but those of the sweep."""
+    found = [run async for run in client.list_workflows(query)]
     gate = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def read(workflow_id: str, run_id: str) -> Run:

@@ -36,7 +36,7 @@ from scripts.scale_run.pages import PAGE, machine, write_report
 from scripts.scale_run.plots import draw
 from scripts.scale_run.readings import Interval
 from scripts.scale_run.report import BOUNDS, curve_tables, number, scale_report, table
-from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults
+from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults, renewals_due
 
 CALLS = "calls"
 """Name of the part with the curve, the restart and the end."""
@@ -157,6 +157,7 @@ async def _restart(load: Load, options: StackOptions, plan: Plan, point: Point) 
     await load.pay(_PROBES, at_once=_PROBES)
     served_s, served = time.monotonic() - began, await load.observer.read()
     after = await load.observer.watch(plan.window_s)
+    since = Interval(first=before, last=after.last)
     return Restart(
         calls=point.calls,
         ready_s=ready_s,
@@ -164,6 +165,8 @@ async def _restart(load: Load, options: StackOptions, plan: Plan, point: Point) 
         requests=requests(Interval(first=before, last=served)),
         before_per_min=requests(point.interval) / point.minutes,
         after_per_min=requests(after) / after.seconds * 60,
+        renewals=since.renewals,
+        renewals_due=renewals_due((before.at - each for each in load.started_at), since.seconds),
         memory_before_mb={name: each.memory_mb for name, each in before.processes.items()},
         memory_after_mb={name: each.memory_mb for name, each in after.last.processes.items()},
     )

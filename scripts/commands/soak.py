@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from scripts.chaos_run.schedule import CallKind
+from scripts.chaos_run.load import read_runs
+from scripts.chaos_run.schedule import Call, CallKind
+from scripts.chaos_run.verdict import recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say
@@ -61,6 +63,8 @@ class Results:
     made: int = 0
     """Orders that were begun after the burst."""
     paid: int = 0
+    slowest: str = ""
+    """The slowest order, and where its time went."""
     windows: list[Window] = field(default_factory=list)
     is_cache_full: bool
     """Whether the burst filled the workers' caches. If not, their memory is not judged."""
@@ -85,6 +89,7 @@ class Results:
             "Highest rate, 50 in flight": f"{self.highest_per_s:.1f} orders a second",
             "Orders made at half of it": f"{self.made}, of which {self.paid} were paid",
             "Windows": f"{len(self.windows)}",
+            "Slowest order": self.slowest,
         }
 
 
@@ -94,6 +99,7 @@ class Soak:
     def __init__(self, load: Load, plan: Plan) -> None:
         self._load, self._plan = load, plan
         self._ended_ms: list[float] = []
+        self._slowest: tuple[float, Call | None] = (0.0, None)
 
     async def run(self) -> Results:
         """The burst, then the long time."""
@@ -115,7 +121,22 @@ class Soak:
         finally:
             orders.cancel()
             await asyncio.wait({orders})
+        results.slowest = await self._explain()
         return results
+
+    async def _explain(self) -> str:
+        """Where the time of the slowest order went, by its histories."""
+        ms, call = self._slowest
+        if call is None:
+            return "no order was paid"
+        caller, handler = self._load.observer.clients
+        found = recoveries(
+            [call],
+            callers=await read_runs(caller, f"WorkflowId = '{call.workflow_id}'"),
+            handlers=await read_runs(handler, f"WorkflowId = 'payment-{call.order_id}'"),
+            harms=[],
+        )
+        return f"{ms:.0f} ms; {found[0].why if found else 'its histories are not listed yet'}"
 
     async def _window(self) -> Window:
         ended, self._ended_ms = self._ended_ms, []
@@ -140,12 +161,13 @@ class Soak:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                await self._load.order(CallKind.SETTLES if settles else CallKind.AT_ONCE)
+                call = await self._load.order(CallKind.SETTLES if settles else CallKind.AT_ONCE)
         except TimeoutError:
             return
         results.paid += 1
         own_ms = _SETTLEMENT_S * 1000 if settles else 0.0
         self._ended_ms.append((time.perf_counter() - began) * 1000 - own_ms)
+        self._slowest = max(self._slowest, (self._ended_ms[-1], call), key=lambda each: each[0])
 
 
 def _say_window(which: int, window: Window) -> None:

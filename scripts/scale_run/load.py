@@ -28,6 +28,8 @@ class Load:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.calls: list[Call] = []
+        self.started_at: list[float] = []
+        """When the calls that wait were started, by a clock that only goes forward."""
 
     def new(self, kind: CallKind, *, order_id: str | None = None) -> Call:
         """A further call. *order_id* names an order that exists, whose payment the call then shares."""
@@ -50,6 +52,7 @@ class Load:
             room = waiting[started : answered + BACKLOG]
             await asyncio.gather(*(start_call(self.observer.caller, call) for call in room))
             started += len(room)
+            self.started_at += [time.monotonic()] * len(room)
             await asyncio.sleep(0.1)
 
     async def release(self, calls: Iterable[Call], *, seconds: float = 0.0) -> None:
@@ -75,8 +78,8 @@ class Load:
             progress.report(len(self.calls) - waiting)
             await asyncio.sleep(0.5)
 
-    async def order(self, kind: CallKind) -> None:
-        """Make one order and wait for its end.
+    async def order(self, kind: CallKind) -> Call:
+        """Make one order, wait for its end and return its call.
 
         Raises:
             temporalio.client.WorkflowFailureError: It was not paid.
@@ -84,6 +87,7 @@ class Load:
         call = self.new(kind)
         await start_call(self.observer.caller, call)
         await self.observer.caller.get_workflow_handle(call.workflow_id).result()
+        return call
 
     async def pay(self, orders: int, *, at_once: int = 1) -> list[float]:
         """Make *orders* orders that are paid at once, *at_once* at a time. Return the milliseconds of each."""

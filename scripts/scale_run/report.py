@@ -99,6 +99,7 @@ def restart_facts(restart: Restart) -> dict[str, str]:
         "New orders paid": f"{restart.served_s:.1f} s after the kill",
         "HTTP requests until then": f"{restart.requests}",
         "HTTP requests a minute, before → after": f"{restart.before_per_min:.0f} → {restart.after_per_min:.0f}",
+        "Renewals until the end of that time": f"{restart.renewals}, by the schedule at most {restart.renewals_due}",
         "Memory in MB, before → after": memory,
     }
 

@@ -6,9 +6,12 @@ allowance, because memory is taken in large steps and because other programs use
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from statistics import median
 
-from scripts.benchmark.results import percentile
+from bridge.workflow.call import Renewals
+from bridge.workflow.client import DEFAULT_FIRST_LEASE
+from scripts.benchmark.results import percentile, request_times
 from scripts.scale_run.readings import TEMPORAL, Interval, Process
 
 CACHED = 1000
@@ -40,6 +43,8 @@ MEMORY_MB = Bound(share=0.1, allowance=20)
 DESCRIPTORS = Bound(share=0.1, allowance=50)
 THREADS = Bound(share=0.1, allowance=40)
 """The handler service starts up to 32 threads for the functions of its team when it needs them."""
+RENEWALS = Bound(share=0.1, allowance=20)
+_LATE_S = 10.0
 QUEUE = Bound(share=0.1, allowance=50)
 P99_MS = Bound(share=0.5, allowance=100)
 
@@ -93,6 +98,10 @@ class Restart:
     """HTTP requests a minute, before."""
     after_per_min: float
     """HTTP requests a minute, in the time after it."""
+    renewals: int
+    """Renewals from the kill to the end of the time after it."""
+    renewals_due: int
+    """The most that the schedule of the calls allows in that time."""
     memory_before_mb: Mapping[str, float]
     memory_after_mb: Mapping[str, float]
 
@@ -103,11 +112,22 @@ class Restart:
             for name, after in self.memory_after_mb.items()
             if name != TEMPORAL and after > MEMORY_MB.most(self.memory_before_mb[name])
         ]
-        # What was due while the processes were down comes at once, and in no case more than one request of each call.
-        most = min(2 * self.before_per_min + 60, self.before_per_min + self.calls)
-        if self.after_per_min > most:
-            found.append(f"{self.after_per_min:.0f} requests a minute after the restart, expected at most {most:.0f}")
+        # An attempt that the kill interrupted is repeated.
+        if self.renewals > (most := RENEWALS.most(self.renewals_due)):
+            found.append(f"{self.renewals} renewals after the kill, by the schedule at most {most:.0f}")
         return found
+
+
+def renewals_due(ages_s: Iterable[float], seconds: float) -> int:
+    """The most renewals that calls of these ages make in the next *seconds*, by the default lease and renewals.
+
+    The jitter moves a renewal by up to a tenth of its time. On a busy machine it may also be `_LATE_S` late.
+    """
+    ages = list(ages_s)
+    ends = timedelta(seconds=2 * (max(ages, default=0.0) + seconds) + 60)
+    _, *times, _ = request_times(DEFAULT_FIRST_LEASE, Renewals(), ends=ends)
+    due = [each.total_seconds() for each in times]
+    return sum(0.9 * each <= age + seconds and 1.1 * each + _LATE_S >= age for age in ages for each in due)
 
 
 @dataclass(frozen=True, kw_only=True)

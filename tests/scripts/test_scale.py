@@ -18,6 +18,7 @@ from scripts.scale_run.results import (
     Table,
     Window,
     curve_faults,
+    renewals_due,
     soak_series,
 )
 
@@ -115,6 +116,8 @@ RESTART = Restart(
     requests=20,
     before_per_min=500,
     after_per_min=600,
+    renewals=500,
+    renewals_due=480,
     memory_before_mb={TEMPORAL: 500, "receiver": 90},
     memory_after_mb={TEMPORAL: 700, "receiver": 90},
 )
@@ -123,11 +126,25 @@ RESTART = Restart(
 def test_a_restart_may_not_bring_all_calls_at_once_or_more_memory() -> None:
     """What was due meanwhile comes, and not a request of every call."""
     assert RESTART.faults() == []
-    assert replace(RESTART, after_per_min=2500).faults() == [
-        "2500 requests a minute after the restart, expected at most 1060"
-    ]
+    assert replace(RESTART, renewals=2500).faults() == ["2500 renewals after the kill, by the schedule at most 548"]
     grows = replace(RESTART, memory_after_mb={"receiver": 200})
     assert grows.faults() == ["after the restart receiver has 200 MB, before 90 MB"]
+
+
+@pytest.mark.parametrize(
+    ("age", "seconds", "due"),
+    [
+        pytest.param(5, 10, 0, id="inside the first lease"),
+        pytest.param(5, 30, 1, id="the end of the first lease"),
+        pytest.param(35, 60, 2, id="the lease may be late, and the first renewal comes"),
+        pytest.param(120, 60, 0, id="between the first and the second renewal"),
+        pytest.param(850, 1, 1, id="a tenth early"),
+    ],
+)
+def test_the_renewals_that_are_due_follow_from_the_ages_of_the_calls(age: float, seconds: float, due: int) -> None:
+    """The lease is 30 s, then a minute, doubled to an hour: at 30, 90, 210, 450 s …"""
+    assert renewals_due([age], seconds) == due
+    assert renewals_due([age] * 3, seconds) == 3 * due
 
 
 ENDING = Ending(
