@@ -136,7 +136,8 @@ class Soak:
             handlers=await read_runs(handler, f"WorkflowId = 'payment-{call.order_id}'"),
             harms=[],
         )
-        return f"{ms:.0f} ms; {found[0].why if found else 'its histories are not listed yet'}"
+        why = found[0].why.removesuffix(" (harm meanwhile: none)") if found else "its histories are not listed yet"
+        return f"{ms:.0f} ms; {why}"
 
     async def _window(self) -> Window:
         ended, self._ended_ms = self._ended_ms, []
