@@ -40,14 +40,17 @@ def test_calls_in_flight_survive_a_restart_of_everything_and_all_end(tmp_path: P
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", ["attached", "age", "history", "closed"])
 def test_each_part_measures_its_sizes(part: str) -> None:
-    """Two sizes each, on a server of its own."""
+    """Two sizes each, on a server of its own. Only times may differ on a busy machine; what is counted may not grow."""
     done = run(SCALE, "--quick", "--parts", part, "--json")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])["tables"][part]
+    assert done.returncode in {0, 1}, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    rows, faults = report["tables"][part], report["faults"]
     assert len(rows) == 2
     first, last = (next(iter(row.values())) for row in rows)
     assert first < last
     assert all(row["own CPU ms"] > 0 for row in rows)
+    assert [fault for fault in faults if " ms " not in fault] == []
+    assert done.returncode == (1 if faults else 0)
 
 
 @pytest.mark.part("soak")
