@@ -94,7 +94,12 @@ async def until_quiet(clients: Sequence[Client], patience: float) -> None:
     # Visibility may show a run late, therefore count several times.
     while quiet < 5 and time.monotonic() < until:
         await asyncio.sleep(AGAIN_S)
-        is_open = sum([await count(client, OPEN) for client in clients])
+        try:
+            is_open = sum([await count(client, OPEN) for client in clients])
+        except RPCError:
+            # A server that was restarted late may still load its namespaces.
+            quiet = 0
+            continue
         quiet = 0 if is_open else quiet + 1
         if is_open < least:
             least, until = is_open, time.monotonic() + patience
