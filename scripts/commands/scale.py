@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from handler.settings import HandlerSettings
+from scripts.chaos_run.calls import CallKind
 from scripts.chaos_run.load import read_runs
-from scripts.chaos_run.schedule import CallKind
 from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import read_runs
-from scripts.chaos_run.schedule import Call, CallKind
 from scripts.chaos_run.verdict import recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli

@@ -10,8 +10,8 @@ from temporalio.client import Client, WorkflowExecutionDescription
 
 from examples.payments.contract import PaymentRequest
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
+from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import review
-from scripts.chaos_run.schedule import Call, CallKind
 from scripts.environment.progress import say
 from scripts.environment.stack import HANDLER_NAMESPACE
 from scripts.scale_run.load import Load

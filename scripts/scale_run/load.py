@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import Iterable
 
+from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import OPEN, count, review, start_call
-from scripts.chaos_run.schedule import Call, CallKind
 from scripts.environment.progress import say
 from scripts.scale_run.observer import Observer
 
