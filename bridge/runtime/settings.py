@@ -4,7 +4,9 @@ Connections to Temporal are not part of them. They are configured as for every T
 (`temporalio.envconfig`).
 """
 
+import contextlib
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -13,8 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as SourceError
 
 from bridge.security.keys import KEY_ID, KeySet
 from bridge.security.redaction import without_keys
@@ -28,6 +28,8 @@ _SERVICE_LINK = re.compile(
 )
 """Variables that Kubernetes sets for a Service whose name begins with `bridge`, as NAME=value."""
 _VARIABLE = "from the variable"
+_TABLE_ERRORS = frozenset({"tuple_type", "dict_type", "model_type"})
+"""Types of pydantic's errors about a value that is neither a list nor a table."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 """Name of a caller, a handler or an endpoint. It fits a path segment, and is shorter than every key."""
@@ -107,17 +109,10 @@ class ConsoleSettings(BaseModel):
     """SHA-256 of each operator's token, by the operator's name. `callback-bridge console token` makes both."""
 
 
-class BridgeSettings(BaseSettings):
+class BridgeSettings(BaseModel):
     """Fields that both sides' settings have."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-        nested_model_default_partial_update=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     other_side: ClassVar[frozenset[str]] = frozenset()
     """Names that only the other side's settings have. Both sides may share a file and an environment."""
@@ -163,37 +158,26 @@ class BridgeSettings(BaseSettings):
             )
             raise SettingsError(message)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then the file that BRIDGE_CONFIG names."""
-        del dotenv_settings, file_secret_settings
-        assert issubclass(settings_cls, BridgeSettings)
-        path = os.environ.get(CONFIG_VARIABLE)
-        content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
-        file = {name: value for name, value in content.items() if name not in settings_cls.other_side}
-        variables = env_settings()
-        variables = _unknown_variables(settings_cls, variables) | _spelled_as_in(file, variables)
-        return (init_settings, InitSettingsSource(settings_cls, variables), InitSettingsSource(settings_cls, file))
-
 
 _SettingsT = TypeVar("_SettingsT", bound=BridgeSettings)
 
 
 def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
-    """Read the settings of one side.
+    """Read the settings of one side: the file that BRIDGE_CONFIG names, variables over it, *overrides* over both.
 
     Raises:
         SettingsError: Something is missing or bad.
     """
+    path = os.environ.get(CONFIG_VARIABLE)
+    content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
+    # Sorted, so that a table comes before its parts.
+    for name in sorted(filter(_is_variable, os.environ)):
+        head, *rest = name[len(PREFIX) :].lower().split("__")
+        # An unknown name stays in one piece, because it may be a key that holds the separator.
+        is_known = head in model.model_fields or head in model.other_side
+        _put(content, [head, *rest] if is_known else ["__".join((head, *rest))], _value(os.environ[name]))
     try:
-        return model(**overrides)
+        settings = model(**{name: each for name, each in content.items() if name not in model.other_side} | overrides)
     except ValidationError as error:
         found = error.errors(include_input=False, include_context=False, include_url=False)
         problems = [
@@ -208,12 +192,8 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
             if any(each["type"] == "missing" and each["loc"] == missing for each in found)
         ]
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
-    except SourceError as error:  # a variable that is not JSON; it names the field
-        text = getattr(error.__cause__, "doc", None)
-        names = [_shown(name) for name in os.environ if _is_variable(name) and os.environ[name] == text]
-        remedy = f"a list or a table in a variable has to be JSON ({_VARIABLE} {', '.join(names) or '?'})"
-        message = f"bad settings in the environment: {error}: {remedy}"
-        raise SettingsError(message) from None
+    settings._given = overrides  # noqa: SLF001 - the next reading takes the file and the variables as they are then
+    return settings
 
 
 def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind: str, text: str) -> str:
@@ -221,7 +201,7 @@ def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind:
     text = without_keys(text)
     # The text of a rule for several entries begins with the field.
     place = _folded("__".join(map(str, location)) or text.partition(":")[0].replace(".", "__")).split("__")
-    paths = {name: _path(name) for name in os.environ if _is_variable(name)}
+    paths = {name: _folded(name[len(PREFIX) :]).split("__") for name in os.environ if _is_variable(name)}
     variables = [name for name, path in paths.items() if path == place[: len(path)]]
     parts = [name for name, path in paths.items() if place == path[: len(place)] and name not in variables]
     if kind == "extra_forbidden":
@@ -232,6 +212,8 @@ def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind:
         near = difflib.get_close_matches(str(location[-1]), known | more, n=1)
         like = _shown(PREFIX + "__".join(map(str, (*location[:-1], *near))).upper()) if is_variable else "".join(near)
         text = f"unknown name; did you mean {like}?" if near else f"unknown name; known: {', '.join(sorted(known))}"
+    if variables and kind in _TABLE_ERRORS:
+        text += "; a list or a table in a variable has to be JSON"
     source = f" ({_VARIABLE} {', '.join(map(_shown, variables))})" if variables else ""
     source += f" (a part is from {', '.join(map(_shown, parts))})" if parts else ""
     return f"  {_field(location) or 'settings'}: {text}{source}"
@@ -265,20 +247,37 @@ def _is_variable(name: str) -> bool:
     return is_ours and not _SERVICE_LINK.fullmatch(f"{spelled}={os.environ[name]}")
 
 
-def _path(name: str) -> list[str]:
-    """The parts of the name of a variable."""
-    return _folded(name[len(PREFIX) :]).split("__")
+def _value(text: str) -> Any:
+    """The value of a variable: a list or a table is JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text) if text.startswith(("[", "{")) else text
+    return text
 
 
-def _unknown_variables(model: type[BridgeSettings], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of neither side, by the rest of their names. *known* holds what the others set in *model*."""
-    unknown = {}
-    for name in filter(_is_variable, os.environ):
-        head, *rest = _path(name)
-        is_known = head in model.model_fields and (not rest or isinstance(known.get(head), dict))
-        if not is_known and head not in model.other_side:
-            unknown["__".join((head, *rest))] = os.environ[name]
-    return unknown
+def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the field of *table* that a variable names by *path*. A part of a table leaves the other parts.
+
+    Names of variables do not distinguish cases, and many shells do not allow a `-` in them.
+
+    Raises:
+        SettingsError: A name could mean two entries.
+    """
+    name, *rest = path
+    meant = [name] if name in table else [each for each in table if _folded(each) == _folded(name)]
+    if len(meant) > 1:
+        message = f"a variable BRIDGE_…__{name.upper()} could mean {' or '.join(meant)}; rename one of them in the file"
+        raise SettingsError(without_keys(message))
+    [key] = meant or [name]
+    present = table.setdefault(key, {}) if rest else table.get(key)
+    if not isinstance(present, dict):
+        table["__".join((key, *rest))] = value
+    elif rest:
+        _put(present, rest, value)
+    elif isinstance(value, dict):
+        for each, part in value.items():
+            _put(present, [each], part)
+    else:
+        table[key] = value
 
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:
@@ -335,28 +334,6 @@ def unreadable(path: Path, error: OSError) -> str:
             return f"user {os.geteuid()} may not read the file; {facts}; change its owner or its mode"
         case _:
             return f"cannot be read: {error.strerror}"
-
-
-def _spelled_as_in(file: Any, variables: Any) -> Any:
-    """*variables* with the names of entries as *file* spells them.
-
-    Names of variables do not distinguish cases, and many shells do not allow a `-` in them.
-
-    Raises:
-        SettingsError: A name could mean two entries.
-    """
-    if not isinstance(file, dict) or not isinstance(variables, dict):
-        return variables
-    spelled = {}
-    for name, value in variables.items():
-        meant = [name] if name in file else [each for each in file if _folded(each) == _folded(name)]
-        if len(meant) > 1:
-            both = " or ".join(meant)
-            message = f"a variable BRIDGE_…__{name.upper()} could mean {both}; rename one of them in the file"
-            raise SettingsError(without_keys(message))
-        [key] = meant or [name]
-        spelled[key] = _spelled_as_in(file.get(key), value)
-    return spelled
 
 
 def _folded(name: str) -> str:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 import nexusrpc
 from aiohttp import web
@@ -19,7 +19,6 @@ from temporalio.client import Client
 
 from bridge.admin.init import local_settings
 from bridge.runtime.listener import bind, listening
-from bridge.runtime.settings import BridgeSettings
 from caller import receiver
 from caller.client import create_client
 from caller.plugin import CallerPlugin
@@ -27,8 +26,6 @@ from caller.settings import CallerSettings
 from handler import service
 from handler.plugin import HandlerPlugin
 from handler.settings import HandlerSettings
-
-_SettingsT = TypeVar("_SettingsT", bound=BridgeSettings)
 
 _HOST = "127.0.0.1"
 
@@ -118,12 +115,12 @@ class Pair:
         )
         # The clients of a test choose its namespaces.
         ours, tree = ({**tomllib.loads(text), "namespace": None} for text in texts.values())
-        for_caller, served = _isolated(CallerSettings)(**ours), service.Served.by(module)
+        for_caller, served = CallerSettings(**ours), service.Served.by(module)
         definitions = filter(None, (nexusrpc.get_service_definition(type(each)) for each in served.services))
         names = {each.service for each in served.targets} | {each.name for each in definitions}
         [peer] = tree["callers"].values()
         peer["operations"] = [f"{each}/*" for each in names]
-        for_handler = _isolated(HandlerSettings)(**tree)
+        for_handler = HandlerSettings(**tree)
         self.caller_plugin = CallerPlugin(for_caller)
         """For the worker of the calling workflows."""
         self.handler_plugin = HandlerPlugin(for_handler)
@@ -140,9 +137,3 @@ class Pair:
     async def __aexit__(self, *_: object) -> None:
         await self.service.stop()
         await self.receiver.stop()
-
-
-def _isolated(model: type[_SettingsT]) -> type[_SettingsT]:
-    """Return *model* without the environment of the test run as a source."""
-    own = {"settings_customise_sources": classmethod(lambda *_, **sources: (sources["init_settings"],))}
-    return type(model.__name__, (model,), own)

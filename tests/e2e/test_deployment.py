@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from bridge.runtime.settings import load
 from bridge.security.egress import allowed_destination
 from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE
@@ -41,9 +42,9 @@ def secrets_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(name="settings")
 def both_sides(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[CallerSettings, HandlerSettings]:
     monkeypatch.setenv("BRIDGE_CONFIG", str(secrets / "caller.toml"))
-    caller = CallerSettings()  # type: ignore[call-arg] # read from the file
+    caller = load(CallerSettings)
     monkeypatch.setenv("BRIDGE_CONFIG", str(secrets / "handler.toml"))
-    return caller, HandlerSettings()  # type: ignore[call-arg] # read from the file
+    return caller, load(HandlerSettings)
 
 
 def test_the_settings_load_with_fresh_keys_and_fit_each_other(

@@ -13,6 +13,7 @@ import yaml
 
 from bridge.runtime.http_server import create_app
 from bridge.runtime.listener import SHUTDOWN_TIMEOUT
+from bridge.runtime.settings import load
 from caller.settings import CallerSettings
 from examples.payments.workers import STOP_TIMEOUT
 from handler.delivery.dispatcher import DRAIN
@@ -93,7 +94,7 @@ def test_the_settings_load_in_a_pod(
         given |= {f"{upper}_PORT_80_TCP_ADDR": address}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    settings = CallerSettings() if side == "caller" else HandlerSettings()  # type: ignore[call-arg] # from the file
+    settings = load(CallerSettings) if side == "caller" else load(HandlerSettings)
     listener = settings.receiver if isinstance(settings, CallerSettings) else settings.service
     assert listener is not None
     assert listener.host == "0.0.0.0"

@@ -9,7 +9,7 @@ from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES
 from tests.support.sandboxed import ImportingWorkflow
 from tests.support.world import World
 
-FORBIDDEN = ("aiohttp", "itsdangerous", "tenacity", "pydantic_settings")
+FORBIDDEN = ("aiohttp", "itsdangerous", "tenacity")
 
 
 async def test_every_workflow_safe_module_is_imported_inside_the_sandbox(world: World) -> None:
