@@ -29,7 +29,7 @@ def _texts() -> Iterator[str]:
                     yield _FIELD.sub(PLACE, node.value)
 
 
-TEXTS = sorted(set(_texts()))
+TEXTS = sorted({*_texts(), *(_FIELD.sub(PLACE, each) for each in SENTENCES.values())})
 EVENTS = set(SENTENCES) | {match[0] for text in TEXTS if (match := re.match(r"bridge\.[a-z_]+(?=:? )", text))}
 EVENTS.add("bridge.request_unreadable")  # in place of a record of aiohttp, without a sentence
 
