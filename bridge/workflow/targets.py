@@ -23,7 +23,6 @@ _TARGET_ATTRIBUTE = "__bridge_target__"
 
 OnInputMismatch = Literal["attach", "refuse"]
 CallerClosePolicy = Literal["abandon", "request_cancel"]
-Delivery = Literal["interceptor", "server"]
 
 _WorkflowT = TypeVar("_WorkflowT", bound=type)
 _InputT = TypeVar("_InputT")
@@ -73,10 +72,7 @@ class Target:
         _require_plain_function("workflow_id", self.workflow_id, returns=str)
         if self.check is not None:
             _require_plain_function("check", self.check, returns=NoneType)
-        for option, choices in (
-            ("caller_close_policy", CallerClosePolicy),
-            ("on_input_mismatch", OnInputMismatch),
-        ):
+        for option, choices in (("caller_close_policy", CallerClosePolicy), ("on_input_mismatch", OnInputMismatch)):
             if getattr(self, option) not in get_args(choices):
                 message = f"{self.name}: {option}={getattr(self, option)!r} is not one of {get_args(choices)}"
                 raise ValueError(message)
@@ -140,7 +136,7 @@ def emits_callback(
             belong to *service*, or `check` or `workflow_id` is not a plain function.
         ValueError: An option has an unknown value.
     """
-    service_name, declared = _declared(service, operation)
+    declared = _declared(service, operation)
 
     def decorate(workflow_class: _WorkflowT) -> _WorkflowT:
         # Only the SDK's own record of a workflow class has its name and its types together.
@@ -148,7 +144,7 @@ def emits_callback(
         if found is None or found.name is None:
             message = f"{workflow_class.__name__}: put @emits_callback above @workflow.defn (and give it a fixed name)"
             raise TypeError(message)
-        input_type, output_type = declared.input_type, declared.output_type
+        input_type, output_type = declared["input_type"], operation.output_type
         takes = found.arg_types if found.arg_types is not None else [input_type]
         fits = not takes and input_type is NoneType
         if len(takes) == 1:
@@ -161,9 +157,7 @@ def emits_callback(
             message = f"{workflow_class.__name__}.run returns {found.ret_type}, but {operation.name!r} {output_type}"
             raise TypeError(message)
         target = Target(
-            service=service_name,
-            operation=operation.name,
-            input_type=input_type,
+            **declared,
             workflow_type=found.name,
             workflow_class=workflow_class,
             workflow_id=workflow_id,
@@ -203,11 +197,8 @@ def external_target(
         TypeError: *operation* does not belong to *service*, or `check` or `workflow_id` is not a plain function.
         ValueError: An option has an unknown value.
     """
-    service_name, declared = _declared(service, operation)
     return Target(
-        service=service_name,
-        operation=declared.name,
-        input_type=declared.input_type,
+        **_declared(service, operation),
         workflow_type=workflow_type,
         workflow_class=None,
         workflow_id=workflow_id,
@@ -218,10 +209,8 @@ def external_target(
     )
 
 
-def _declared(
-    service: type[Any], operation: nexusrpc.Operation[_InputT, _OutputT]
-) -> tuple[str, nexusrpc.OperationDefinition[Any, Any]]:
-    """The name of *service*, and *operation* in the definition of the service.
+def _declared(service: type[Any], operation: nexusrpc.Operation[_InputT, _OutputT]) -> dict[str, Any]:
+    """What the contract says of a target: the names of *service* and *operation*, and the type of the input.
 
     Raises:
         TypeError: *service* is not a contract, or *operation* does not belong to it.
@@ -237,7 +226,7 @@ def _declared(
         known = ", ".join(definition.operation_definitions)
         message = f"operation={operation.name!r} is not an operation of {definition.name} (it has: {known})"
         raise TypeError(message)
-    return definition.name, declared
+    return {"service": definition.name, "operation": declared.name, "input_type": declared.input_type}
 
 
 def _without_extras(hint: Any) -> Any:
@@ -287,14 +276,17 @@ def _require_plain_function(role: str, function: Callable[..., Any], *, returns:
 class Targets:
     """The operations that a handler serves: a closed set, looked up by service and operation."""
 
-    def __init__(self, declared: Iterable[type[Any] | Target]) -> None:
-        """Collect the targets among *declared*: decorated classes, and targets that run elsewhere.
+    def __init__(self, declared: Iterable[object]) -> None:
+        """Collect the targets among *declared*: decorated classes, and targets that run elsewhere. Ignore the rest.
 
         Raises:
             ValueError: Two workflows are declared for one operation.
         """
         self._targets: dict[tuple[str, str], Target] = {}
-        for target in _targets_of(declared):
+        for each in declared:
+            target = each if isinstance(each, Target) else getattr(each, "__dict__", {}).get(_TARGET_ATTRIBUTE)
+            if target is None:
+                continue
             key = target.service, target.operation
             if self._targets.get(key, target) is not target:
                 both = f"{self._targets[key].name} and {target.name}"
@@ -305,7 +297,7 @@ class Targets:
     @classmethod
     def in_module(cls, module: ModuleType) -> "Targets":
         """Collect every target that *module* defines or imports."""
-        return cls(each for _, each in inspect.getmembers(module) if isinstance(each, type | Target))
+        return cls(vars(module).values())
 
     def __iter__(self) -> Iterator[Target]:
         return iter(self._targets.values())
@@ -322,10 +314,3 @@ class Targets:
     def workflow_classes(self) -> list[type[Any]]:
         """The workflows that a worker of this process can register."""
         return [target.workflow_class for target in self if target.workflow_class is not None]
-
-
-def _targets_of(declared: Iterable[type[Any] | Target]) -> Iterator[Target]:
-    for each in declared:
-        target = each if isinstance(each, Target) else vars(each).get(_TARGET_ATTRIBUTE)
-        if target is not None:
-            yield target
