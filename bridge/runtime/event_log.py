@@ -1,8 +1,8 @@
 """Log lines for people and for machines: a constant name, a sentence, and fields.
 
-A call site names the event and its fields. The sentence is in the table `events.toml`, so that every formatter shows it,
-also that of `logging.basicConfig`. An event that is not in the table has its sentence where it is logged. No value of a
-field can begin a new line or control a terminal.
+A call site names the event and its fields. The sentence is in the table `events.toml`, so that every formatter shows
+it, also that of `logging.basicConfig`. An event that is not in the table has its sentence where it is logged. No value
+of a field can begin a new line or control a terminal.
 """
 
 import json

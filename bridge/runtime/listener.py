@@ -35,19 +35,6 @@ _DESCRIPTORS = 4096
 _log = event_logger(__name__)
 
 
-class _NoParserQuotes(logging.Filter):
-    """Replaces the log records of aiohttp's parser, because they quote the malformed line, which may hold a token."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "aiohttp.server":
-            record.exc_info = None
-            record.msg, record.args = "bridge.request_unreadable", ()
-        return True
-
-
-_NO_PARSER_QUOTES = _NoParserQuotes()
-
-
 class _Protocol(web.RequestHandler):
     """One connection. A request that cannot be parsed is answered like every other bad request, without quoting it.
 
@@ -110,6 +97,10 @@ class _Protocol(web.RequestHandler):
         if self._due is not None:
             self._due.cancel()
             self._due = None
+
+    def log_exception(self, *_: object, **__: object) -> None:
+        """Log that a request could not be parsed. aiohttp's own record quotes the line, which may hold a token."""
+        _log.error("bridge.request_unreadable")
 
     @property
     def is_idle(self) -> bool:
@@ -232,7 +223,6 @@ async def listening(
     """
     if HttpRequestParser is HttpRequestParserPy:
         _log.warning("bridge.slow_http_parser", extra={"bridge.hint": "aiohttp runs without its C parser"})
-    logging.getLogger("aiohttp.server").addFilter(_NO_PARSER_QUOTES)
     runner = ServiceRunner(
         app,
         access_log_class=AccessLogger,

@@ -31,7 +31,6 @@ def _texts() -> Iterator[str]:
 
 TEXTS = sorted({*_texts(), *(_FIELD.sub(PLACE, each) for each in SENTENCES.values())})
 EVENTS = set(SENTENCES) | {match[0] for text in TEXTS if (match := re.match(r"bridge\.[a-z_]+(?=:? )", text))}
-EVENTS.add("bridge.request_unreadable")  # in place of a record of aiohttp, without a sentence
 
 
 def _quoted() -> list[str]:
