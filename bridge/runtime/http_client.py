@@ -13,7 +13,9 @@ import io
 import random
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -116,16 +118,8 @@ class HttpClient:
             async with asyncio.timeout(timeout.total_seconds()):
                 target = URL(url, encoded=True)
                 destination = self._destination(target, route, peer)
-                await destination.enter(patience)
-                has_answered = False
-                try:
-                    answer: HttpAnswer = await retrying(
-                        destination.post, target, headers, body, context, max_answer_bytes
-                    )
-                    has_answered = True
-                finally:
-                    destination.leave(has_answered=has_answered)
-                return answer
+                async with destination.place(patience):
+                    return await retrying(destination.post, target, headers, body, context, max_answer_bytes)
         except TimeoutError:
             message = "no answer in time"
             raise TransportError(message) from None
@@ -172,8 +166,11 @@ class _Destination:
         """Whether half of the places are taken."""
         return self.in_flight * 2 >= self._limit
 
-    async def enter(self, patience: timedelta) -> None:
-        """Take a place. Once a wait was in vain, no request waits until an answer comes and leaves half of the places.
+    @asynccontextmanager
+    async def place(self, patience: timedelta) -> AsyncIterator[None]:
+        """Take a place for one request.
+
+        Once a wait was in vain, no request waits until an answer comes and leaves half of the places.
 
         Raises:
             DestinationBusyError: No place became free within *patience*.
@@ -190,14 +187,16 @@ class _Destination:
                 error.retry_after = REQUEST_TIMEOUT * (0.5 + random.random())  # noqa: S311 - spreads load
             raise error from None
         self.in_flight += 1
-
-    def leave(self, *, has_answered: bool) -> None:
-        """Free the place."""
-        self.in_flight -= 1
-        # A slow destination frees a place now and then, and one that hangs frees all when its requests time out.
-        # Requests that wait for it would hold slots of the worker.
-        self._is_stuck = self._is_stuck and (self.is_half_full or not has_answered)
-        self._places.release()
+        has_answered = False
+        try:
+            yield
+            has_answered = True
+        finally:
+            self.in_flight -= 1
+            # A slow destination frees a place now and then, and one that hangs frees all when its requests time out.
+            # Requests that wait for it would hold slots of the worker.
+            self._is_stuck = self._is_stuck and (self.is_half_full or not has_answered)
+            self._places.release()
 
     async def post(
         self, url: URL, headers: CIMultiDict[str], body: bytes, context: ssl.SSLContext | None, max_answer_bytes: int
