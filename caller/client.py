@@ -242,8 +242,7 @@ async def create_client(
     """
     http, metrics = HttpClient(user_agent=USER_AGENT), Metrics(MetricMeter.noop)
     found = settings or load(CallerSettings)
-    keys, clock = LiveKeys(found, metrics), lambda: datetime.now(UTC)
-    endpoints = Endpoints(found, keys=keys, http=http, metrics=metrics, clock=clock)
+    endpoints = Endpoints(found, keys=LiveKeys(found, metrics), http=http, metrics=metrics)
     try:
         yield OperationClient(service_name(service), endpoint, endpoints, data_converter)
     finally:

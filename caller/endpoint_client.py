@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -77,7 +77,6 @@ class Endpoints:
         keys: LiveKeys,
         http: HttpClient,
         metrics: Metrics,
-        clock: Callable[[], datetime],
     ) -> None:
         self._resolved: dict[str, ResolvedEndpoint] = {}
         for name, endpoint in settings.endpoints.items():
@@ -85,7 +84,7 @@ class Endpoints:
             signer = MessageSigner(keys(f"handlers.{endpoint.handler}.start_keys"))
             self._resolved[name] = ResolvedEndpoint(endpoint=endpoint, peer=peer, signer=signer)
         self._http = http
-        self._peers = PeerClient(http, metrics=metrics, clock=clock)
+        self._peers = PeerClient(http, metrics=metrics)
 
     def log_not_reached(
         self, name: str, error: NotStartedError, *, request_id: str, attempt: int, wanted: timedelta

@@ -61,7 +61,7 @@ class CallerPlugin(SessionPlugin):
             self._receiver.reserve(client.namespace)
         metrics = Metrics.of(client)
         keys = LiveKeys(settings, metrics)
-        endpoints = Endpoints(settings, keys=keys, http=self.http, metrics=metrics, clock=self._clock)
+        endpoints = Endpoints(settings, keys=keys, http=self.http, metrics=metrics)
         activities = OperationActivities(
             endpoints=endpoints,
             callbacks=None

@@ -130,7 +130,7 @@ async def check(*, as_json: JsonOutput = False) -> None:
     settings = load(side.SETTINGS)
     ours = LiveKeys(settings, Metrics(MetricMeter.noop))
     rows = []
-    for probe, result in await ask_peers(side.key_probes(settings), clock=lambda: datetime.now(UTC)):
+    for probe, result in await ask_peers(side.key_probes(settings)):
         if result is not None:
             theirs = result.keys if isinstance(result, Echo) else str(result)
             rows += compared(probe.name, ours.fingerprints(probe.peer), theirs)

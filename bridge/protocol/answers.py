@@ -7,7 +7,7 @@ proxy: it means that the peer was not reached, and the request is sent again. Pu
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 
 from multidict import CIMultiDict
@@ -110,7 +110,6 @@ def read_answer(
     headers: Mapping[str, str],
     body: bytes,
     *,
-    now: datetime,
     is_first: bool = True,
 ) -> Answer:
     """Read the answer to a request.
@@ -121,7 +120,6 @@ def read_answer(
         status: HTTP status of the answer.
         headers: All headers of the answer.
         body: Body of the answer, as received.
-        now: The present time, to which a `Retry-After` that is a date is compared.
         is_first: Whether no earlier request of this call can have had an effect. A later refusal of a peer that cannot
             sign is ignored, because a proxy may have sent it while the operation is running.
     """
@@ -147,7 +145,7 @@ def read_answer(
     if meaning is Meaning.AGAIN and not error.retryable:
         # Only `REFUSED` may carry a HandlerError that is not retryable: such an error ends the call.
         reason = RemoteProtocolError(f"the peer answered {status}: {error.message}")
-    retry_after = wire.decode_retry_after(signed, now=now) if proof is not None else None
+    retry_after = wire.decode_retry_after(signed) if proof is not None else None
     return Answer(meaning=meaning, status=status, headers=signed, body=body, error=reason, retry_after=retry_after)
 
 

@@ -7,7 +7,7 @@ functions over text.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from enum import Enum
 from urllib.parse import quote
 
@@ -101,16 +101,13 @@ def decode_instant(text: str) -> datetime | None:
         return None
 
 
-def decode_retry_after(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
-    """Read the wait in `Retry-After`, at most an hour; None if the header is missing, unreadable or in the past."""
+def decode_retry_after(headers: Mapping[str, str]) -> timedelta | None:
+    """Read the wait in `Retry-After`, at most an hour; None if the header is missing or not a number of seconds.
+
+    A date is not read, because the clocks of two sides may differ by more than the wait.
+    """
     text = headers.get(RETRY_AFTER, "").strip()
-    if re.fullmatch(r"\d{1,9}", text):
-        return min(timedelta(seconds=int(text)), timedelta(hours=1))
-    try:
-        wait = parsedate_to_datetime(text) - now
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(wait, timedelta(hours=1)) if wait > timedelta(0) else None
+    return min(timedelta(seconds=int(text)), timedelta(hours=1)) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def encode_wait(wait: timedelta) -> str:

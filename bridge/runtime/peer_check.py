@@ -66,19 +66,17 @@ class EchoProbe:
 EchoResult = Echo | HandlerError | BridgeError
 
 
-async def ask_peers(
-    probes: Iterable[EchoProbe], *, clock: Callable[[], datetime]
-) -> list[tuple[EchoProbe, EchoResult | None]]:
+async def ask_peers(probes: Iterable[EchoProbe]) -> list[tuple[EchoProbe, EchoResult | None]]:
     """Send every echo, all at the same time. The result is None for a peer that cannot sign its answers."""
     async with aclosing(HttpClient(user_agent="callback-bridge-doctor/0.1")) as http:
-        peers = PeerClient(http, metrics=Metrics(MetricMeter.noop), clock=clock)
+        peers = PeerClient(http, metrics=Metrics(MetricMeter.noop))
         asked = list(probes)
         return list(zip(asked, await asyncio.gather(*(_ask(peers, each) for each in asked)), strict=True))
 
 
 async def check_peers(probes: Iterable[EchoProbe], *, clock: Callable[[], datetime]) -> list[Finding]:
     """Send every echo, and return what the answers show."""
-    asked = await ask_peers(probes, clock=clock)
+    asked = await ask_peers(probes)
     return [finding for probe, result in asked for finding in _findings(probe, result, now=clock())]
 
 
@@ -106,13 +104,12 @@ def _findings(probe: EchoProbe, result: EchoResult | None, *, now: datetime) -> 
     # TLS may also be that of the egress proxy.
     rungs = [each for each in RUNGS if each != "TLS" or rung == "TLS" or probe.url.startswith("https:")]
     height = rungs.index(rung) if rung is not None else len(rungs)
-    parts: tuple[tuple[State, list[str]], ...]
-    parts = (("ok", rungs[:height]), ("wrong", rungs[height : height + 1]), ("not checked", rungs[height + 1 :]))
-    return [
-        Finding(state, f"{probe.name}: {', '.join(names)}", problem or "" if state == "wrong" else "")
-        for state, names in parts
-        if names
-    ]
+    parts: tuple[tuple[State, list[str], str], ...] = (
+        ("ok", rungs[:height], ""),
+        ("wrong", rungs[height : height + 1], problem or ""),
+        ("not checked", rungs[height + 1 :], ""),
+    )
+    return [Finding(state, f"{probe.name}: {', '.join(names)}", found) for state, names, found in parts if names]
 
 
 def first_problem(result: EchoResult, *, now: datetime) -> tuple[str | None, str | None]:

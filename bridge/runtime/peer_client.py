@@ -4,8 +4,8 @@ It warns when the answers in place of a peer are repeatedly unsigned, because th
 """
 
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Literal
 
 from multidict import CIMultiDict
@@ -29,10 +29,9 @@ _log = event_logger(__name__)
 class PeerClient:
     """Sends the requests of one side. It holds one small entry for each peer in the settings."""
 
-    def __init__(self, http: HttpClient, *, metrics: Metrics, clock: Callable[[], datetime]) -> None:
+    def __init__(self, http: HttpClient, *, metrics: Metrics) -> None:
         self._http = http
         self._metrics = metrics
-        self._clock = clock
         self._in_a_row: dict[str, tuple[int, int]] = {}
         self._contexts: dict[Tls, Reloaded[ssl.SSLContext]] = {}
 
@@ -88,7 +87,7 @@ class PeerClient:
             max_answer_bytes=limit,
         )
         proof = proof if answers == "signed" else None
-        answer = read_answer(sent, proof, *answered, now=self._clock(), is_first=is_first)
+        answer = read_answer(sent, proof, *answered, is_first=is_first)
         self._note(peer, answer)
         return answer
 

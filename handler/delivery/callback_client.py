@@ -67,7 +67,7 @@ class CallbackClient:
             if peer.completion_keys is not None
         }
         self._name = settings.name
-        self._peers = PeerClient(http, metrics=metrics, clock=clock)
+        self._peers = PeerClient(http, metrics=metrics)
         self._clock = clock
 
     async def deliver(

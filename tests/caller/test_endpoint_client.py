@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from aiohttp import web
@@ -42,7 +42,7 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
         settings = caller_settings(Keys(), receiver_url="http://127.0.0.1:9", endpoint_url=str(server.make_url("")))
         metrics = Metrics(MetricMeter.noop)
         keys = LiveKeys(settings, metrics)
-        endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics, clock=lambda: datetime.now(UTC))
+        endpoints = Endpoints(settings, keys=keys, http=http, metrics=metrics)
         held: list[asyncio.Task[object]] = []
 
         async def reached() -> None:
@@ -84,9 +84,7 @@ async def test_a_handler_that_hangs_takes_no_place_of_another_behind_the_same_ga
             endpoints={name: {"url": f"{url}/{name}", "handler": name, **options} for name in ("slow", "quick")},
         )
         metrics = Metrics(MetricMeter.noop)
-        endpoints = Endpoints(
-            settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics, clock=lambda: datetime.now(UTC)
-        )
+        endpoints = Endpoints(settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics)
         waiting = [
             asyncio.create_task(endpoints.start("slow", start(f"request-{number}"), Payload(), remaining=MINUTE))
             for number in range(2)

@@ -4,7 +4,6 @@ import asyncio
 import re
 import ssl
 from contextlib import aclosing
-from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -140,7 +139,7 @@ async def refused_without_certificate(world: World, payments: Authority, orders:
         (f"{world.receiver.url}/callbacks?handler={HANDLER}", orders, world.keys.completion),
     )
     async with aclosing(HttpClient(user_agent="test")) as http:
-        client = PeerClient(http, metrics=Metrics.of(world.caller_client), clock=lambda: datetime.now(UTC))
+        client = PeerClient(http, metrics=Metrics.of(world.caller_client))
         for url, authority, keys in asked:
             route = Route(networks=(IPv4Network("127.0.0.0/8"),), tls=tls_of(ca_file=str(authority.file)))
             asking = client.post(

@@ -53,13 +53,13 @@ def error_body(kind: str, *, mark: str | None = None, **details: Any) -> bytes:
 def signed(sent: Sent, status: int, headers: Mapping[str, str] = JSON, body: bytes = b"") -> Answer:
     asked, answer_headers = proof(), CIMultiDict(headers)
     asked.sign_answer(status, answer_headers, body)
-    return read_answer(sent, asked, status, answer_headers, body, now=NOON)
+    return read_answer(sent, asked, status, answer_headers, body)
 
 
 def unsigned_peer(
     sent: Sent, status: int, headers: Mapping[str, str] = JSON, body: bytes = b"", *, is_first: bool = True
 ) -> Answer:
-    return read_answer(sent, None, status, CIMultiDict(headers), body, now=NOON, is_first=is_first)
+    return read_answer(sent, None, status, CIMultiDict(headers), body, is_first=is_first)
 
 
 @pytest.mark.parametrize("sent", Sent)
@@ -81,7 +81,7 @@ def test_no_status_ends_anything_without_a_signature(sent: Sent) -> None:
     for status in EVERY_STATUS:
         for body in bodies:
             answer_headers = CIMultiDict(SUCCEEDED | {"Retry-After": "3600", "Nexus-Request-Retryable": "false"})
-            answer = read_answer(sent, proof(), status, answer_headers, body, now=NOON)
+            answer = read_answer(sent, proof(), status, answer_headers, body)
             assert (answer.meaning, answer.retry_after) == (Meaning.NOT_REACHED, None)
             assert isinstance(answer.error, UnsignedAnswerError)
             assert not answer.headers
@@ -137,7 +137,7 @@ def test_a_wait_is_obeyed_if_it_is_signed() -> None:
     asked, answer_headers = proof(), CIMultiDict(JSON)
     asked.sign_answer(503, answer_headers, b"")
     answer_headers["Retry-After"] = "3600"
-    assert read_answer(Sent.START, asked, 503, answer_headers, b"", now=NOON).retry_after is None
+    assert read_answer(Sent.START, asked, 503, answer_headers, b"").retry_after is None
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,12 @@ def test_a_peer_that_cannot_sign_refuses_nothing_later_on() -> None:
 def test_who_answered_is_named_with_what_may_help() -> None:
     """Status, size, Server, Via, content type, the failed check: on the pending activity and in the log."""
     answer_headers = CIMultiDict({"Server": "nginx/1.22\x1b[31m", "Via": "1.1 edge", "Content-Type": "text/html"})
-    text = str(read_answer(Sent.START, proof(), 413, answer_headers, b"<html>", now=NOON).error)
+    text = str(read_answer(Sent.START, proof(), 413, answer_headers, b"<html>").error)
     for part in ("413", "6 bytes", "nginx/1.22", "1.1 edge", "text/html", "Signature-Input missing", "4 MiB"):
         assert part in text
     assert "\x1b" not in text
     answer_headers["Server"] = "https://orders.example/callbacks/7?sig=secret"
-    assert "secret" not in str(read_answer(Sent.START, proof(), 401, answer_headers, b"", now=NOON).error)
+    assert "secret" not in str(read_answer(Sent.START, proof(), 401, answer_headers, b"").error)
 
 
 @settings(deadline=None, max_examples=200)
@@ -227,5 +227,5 @@ def test_an_arbitrary_answer_is_read_without_an_error(
     sent: Sent, status: int, headers: dict[str, str], body: bytes, signs: bool
 ) -> None:
     """And never as the word of a peer that signs."""
-    answer = read_answer(sent, proof() if signs else None, status, CIMultiDict(headers), body, now=NOON)
+    answer = read_answer(sent, proof() if signs else None, status, CIMultiDict(headers), body)
     assert not (signs and answer.meaning in ENDS_SOMETHING)

@@ -180,47 +180,28 @@ def test_a_written_instant_is_read_back(instant: datetime) -> None:
         pytest.param("7", timedelta(seconds=7), id="seconds"),
         pytest.param(" 7 ", timedelta(seconds=7), id="blanks"),
         pytest.param("999999999", timedelta(hours=1), id="capped"),
-        pytest.param("Mon, 23 Nov 2026 12:00:30 GMT", timedelta(seconds=30), id="date"),
-        pytest.param("Mon, 23 Nov 2026 14:00:30 GMT", timedelta(hours=1), id="far date"),
-        pytest.param("Mon, 23 Nov 2026 11:59:30 GMT", None, id="past date"),
-        pytest.param("Mon, 23 Nov 2026 12:00:30 -0000", None, id="date without a zone"),
+        pytest.param("Mon, 23 Nov 2026 12:00:30 GMT", None, id="date"),
         pytest.param("", None, id="empty"),
         pytest.param("-7", None, id="negative"),
         pytest.param("7.5", None, id="fraction"),
         pytest.param("soon", None, id="a word"),
-        pytest.param("0 NOV 0:0 2200000000", None, id="year beyond every clock"),
+        pytest.param("\u0667", None, id="digits of another script"),
     ],
 )
-def test_a_wait_is_read_as_seconds_or_date(text: str, expected: timedelta | None) -> None:
+def test_a_wait_is_read_as_seconds(text: str, expected: timedelta | None) -> None:
     """At most an hour, never negative, None where none can be read."""
-    assert decode_retry_after(multi({"retry-after": text}), now=NOON) == expected
+    assert decode_retry_after(multi({"retry-after": text})) == expected
 
 
 def test_no_wait_is_none() -> None:
     """Most answers name none."""
-    assert decode_retry_after({}, now=NOON) is None
+    assert decode_retry_after({}) is None
 
 
-DATE_WORDS = [
-    "Mon,",
-    "23",
-    "Nov",
-    "2026",
-    "14:39:21",
-    "14.39",
-    "GMT",
-    "-0000",
-    "+9999",
-    "+99999999999",
-    "0",
-    "2200000000",
-]
-
-
-@given(ANY_TEXT | st.lists(st.sampled_from(DATE_WORDS)).map(" ".join))
+@given(ANY_TEXT | st.integers().map(str))
 def test_any_wait_is_within_the_hour_or_none(text: str) -> None:
     """No text raises, and none makes us wait longer than an hour."""
-    wait = decode_retry_after({"Retry-After": text}, now=NOON)
+    wait = decode_retry_after({"Retry-After": text})
     assert wait is None or timedelta(0) <= wait <= timedelta(hours=1)
 
 

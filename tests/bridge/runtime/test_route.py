@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ async def listening(peer: TlsPeer) -> AsyncIterator[TlsPeer]:
 @asynccontextmanager
 async def peer_client() -> AsyncIterator[PeerClient]:
     async with aclosing(HttpClient(user_agent="bridge/1")) as http:
-        yield PeerClient(http, metrics=Metrics(MetricMeter.noop), clock=lambda: datetime.now(UTC))
+        yield PeerClient(http, metrics=Metrics(MetricMeter.noop))
 
 
 async def post(client: PeerClient, url: str, **route: Any) -> Answer:
