@@ -26,9 +26,8 @@ from bridge.runtime.in_flight import InFlight
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.runtime.peer_exchanges import PeerExchanges, record_exchanges
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
@@ -72,7 +71,7 @@ def create_app(
         return await app[_RECEIVER].namespace.is_reachable()
 
     app = http_server.create_app(is_ready)
-    app.middlewares.insert(0, request_metrics("receiver", lambda: app[_RECEIVER].metrics, peers))
+    app.middlewares.insert(0, record_exchanges("receiver", lambda: app[_RECEIVER].metrics, peers))
     app.cleanup_ctx.append(running)
     add_route(app, "/callbacks", _RECEIVER, _Receiver.echo)
     add_route(app, "/callbacks/{callback_id}", _RECEIVER, _Receiver.complete)

@@ -31,9 +31,8 @@ from bridge.runtime.http_server import add_route, answer
 from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.runtime.peer_exchanges import PeerExchanges, record_exchanges
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.request_metrics import request_metrics
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
@@ -159,7 +158,7 @@ def create_app(
         app[_SERVICE].holds.close()
 
     app = http_server.create_app(is_ready)
-    app.middlewares.insert(0, request_metrics("handler", lambda: app[_SERVICE].metrics, peers))
+    app.middlewares.insert(0, record_exchanges("handler", lambda: app[_SERVICE].metrics, peers))
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)
     # A name may contain braces, which aiohttp's default pattern of a segment refuses.

@@ -1,12 +1,20 @@
-"""When each peer last exchanged a message with this process, and why its last refused message was refused.
+"""What a service records of the requests that it answers: metrics, and the last exchange with each peer.
 
-The record is kept in memory and begins anew with the process. It has one entry for each peer in the settings, and one
-for all other senders.
+The last exchanges are kept in memory and begin anew with the process. There is one entry for each peer in the settings,
+and one for all other senders.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from time import perf_counter
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from bridge.runtime.http_server import Route
+from bridge.runtime.incoming_message import FACTS, PROOF
+from bridge.runtime.metrics import Metrics
 
 _UNKNOWN = "unknown"
 
@@ -42,3 +50,35 @@ class PeerExchanges:
     def all(self) -> list[PeerExchange]:
         """Return the entries in the order of the settings."""
         return list(self._entries.values())
+
+
+def record_exchanges(side: str, metrics: Callable[[], Metrics], peers: PeerExchanges) -> Middleware:
+    """Return the outermost middleware of a service. It reads the facts that routes add to the access log.
+
+    It counts in *metrics*, and records in *peers* the last exchange with each peer.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
+        begun = perf_counter()
+        response = await handler(request)
+        facts, counters = request.get(FACTS, {}), metrics()
+        peer = str(facts.get("bridge.caller", facts.get("bridge.peer", _UNKNOWN)))
+        if "bridge.message" in facts:
+            # The path of a refused request names its sender, which may be a stranger.
+            sender = peer if peer != _UNKNOWN else request.match_info.get("caller", peer)
+            peers.record(sender, response.status, str(facts.get("bridge.refused", facts.get("bridge.answer", ""))))
+        if "bridge.untrusted" in facts:
+            counters.count("bridge_untrusted", side=side, reason=str(facts["bridge.untrusted"]))
+        if (proof := request.get(PROOF)) is not None:
+            counters.count("bridge_key_uses", peer=peer, key_id=proof.key_id)
+        if facts.get("bridge.message") == "start":
+            labels = {"caller": peer, "operation": str(facts.get("bridge.operation", _UNKNOWN))}
+            counters.count("bridge_starts", **labels, code=response.status)
+            taken = timedelta(seconds=perf_counter() - begun)
+            counters.observe("bridge_start_duration", taken, **labels, code=response.status)
+        elif facts.get("bridge.message") == "completion":
+            counters.count("bridge_completions", handler=peer, outcome=str(facts.get("bridge.answer", "refused")))
+        return response
+
+    return middleware

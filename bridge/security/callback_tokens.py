@@ -15,8 +15,8 @@ from itsdangerous import BadData, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bridge.errors import UntrustedError
-from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeySource
+from bridge.security.signatures import CLOCK_SKEW
 
 CallbackToken = NewType("CallbackToken", str)
 

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -24,8 +25,10 @@ from urllib.parse import urlsplit
 from multidict import CIMultiDict
 
 from bridge.errors import UntrustedError
-from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeySource
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of a signer and a verifier may differ, in both directions. The same holds for callback tokens."""
 
 REPR_DIGEST = "Repr-Digest"
 SIGNATURE = "Signature"

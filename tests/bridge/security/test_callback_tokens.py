@@ -21,8 +21,8 @@ from bridge.security.callback_tokens import (
     CallbackClaims,
     CallbackTokens,
 )
-from bridge.security.clocks import CLOCK_SKEW
 from bridge.security.keys import KeySet, new_key
+from bridge.security.signatures import CLOCK_SKEW
 from tests.support.helpers import HANDLER, key_set
 
 NOON = datetime(2027, 1, 15, 12, tzinfo=UTC)
