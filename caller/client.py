@@ -40,8 +40,6 @@ _T = TypeVar("_T")
 _InputT = TypeVar("_InputT")
 _OutputT = TypeVar("_OutputT")
 
-USER_AGENT = "callback-bridge-client/0.1"
-
 
 class CallOptions(TypedDict, total=False):
     """The options of one call."""
@@ -240,7 +238,7 @@ async def create_client(
         ValueError: *service* is not a contract.
         bridge.runtime.settings.SettingsError: The settings cannot be used.
     """
-    http, metrics = HttpClient(user_agent=USER_AGENT), Metrics(MetricMeter.noop)
+    http, metrics = HttpClient(), Metrics(MetricMeter.noop)
     found = settings or load(CallerSettings)
     endpoints = Endpoints(found, keys=LiveKeys(found, metrics), http=http, metrics=metrics)
     try:

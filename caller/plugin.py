@@ -21,8 +21,6 @@ from caller.settings import CallerSettings
 from caller.startup_check import check_endpoints
 from caller.waiting_activity import OperationActivities
 
-USER_AGENT = "callback-bridge-caller/0.1"
-
 
 class CallerPlugin(SessionPlugin):
     """Give it to a worker whose workflows use `bridge.create_client`: `Worker(..., plugins=[CallerPlugin()])`."""
@@ -46,7 +44,7 @@ class CallerPlugin(SessionPlugin):
             bridge.runtime.settings.SettingsError: The settings cannot be used. If another process listens on the
                 receiver's port, creating a worker raises the same error.
         """
-        super().__init__("bridge.CallerPlugin", user_agent=USER_AGENT)
+        super().__init__("bridge.CallerPlugin")
         self._settings = settings if settings is not None else load(CallerSettings)
         self._clock = clock
         self._activities: list[OperationActivities] = []

@@ -17,7 +17,7 @@ from bridge.runtime.temporal import Namespace
 from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
 from handler.delivery.activity import DeliveryActivities
-from handler.delivery.callback_client import USER_AGENT, CallbackClient
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.caller_close_policy import AbandonedActivities
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
@@ -72,7 +72,7 @@ class HandlerPlugin(SessionPlugin):
         Raises:
             bridge.runtime.settings.SettingsError: The settings cannot be used.
         """
-        super().__init__("bridge.HandlerPlugin", user_agent=USER_AGENT)
+        super().__init__("bridge.HandlerPlugin")
         self._settings = settings if settings is not None else load(HandlerSettings)
         self._clock = clock
         self._on_undelivered = on_undelivered

@@ -40,7 +40,7 @@ from bridge.security.signatures import MessageKind
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.console import pages
-from handler.delivery.callback_client import USER_AGENT, CallbackClient
+from handler.delivery.callback_client import CallbackClient
 from handler.delivery.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
 from handler.start.authorization import Authorization, Authorize, authorize_in
@@ -124,7 +124,7 @@ def create_app(
     async def running(app: web.Application) -> AsyncIterator[None]:
         connected = client or lasting_client(await connect(settings, serves_metrics=True))
         threads = {caller: executor or BoundedThreads() for caller in settings.callers}
-        http = HttpClient(user_agent=USER_AGENT)
+        http = HttpClient()
         app[_SERVICE] = _Service(
             settings, served, connected, http=http, is_eager=is_eager, threads=threads, clock=clock
         )

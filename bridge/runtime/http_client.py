@@ -25,6 +25,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 from yarl import URL
 
+import bridge
 from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
 from bridge.runtime.route import Route
 from bridge.security.egress import ConnectGuard, RefusedAddressError
@@ -60,8 +61,7 @@ class _NotConnectedError(Exception):
 class HttpClient:
     """Sends messages. Close it with `aclose`."""
 
-    def __init__(self, *, user_agent: str, requests_per_destination: int = REQUESTS_PER_DESTINATION) -> None:
-        self._user_agent = user_agent
+    def __init__(self, *, requests_per_destination: int = REQUESTS_PER_DESTINATION) -> None:
         self._limit = requests_per_destination
         # The settings bound the number of entries: every URL is below one of their base URLs.
         self._destinations: dict[tuple[str, URL, Route], _Destination] = {}
@@ -132,14 +132,14 @@ class HttpClient:
     def _destination(self, url: URL, route: Route, peer: str) -> "_Destination":
         key = peer, url.origin(), route
         if (found := self._destinations.get(key)) is None:
-            found = self._destinations[key] = _Destination(route, user_agent=self._user_agent, limit=self._limit)
+            found = self._destinations[key] = _Destination(route, limit=self._limit)
         return found
 
 
 class _Destination:
     """One peer at one scheme, host and port, as one entry of the settings allows it."""
 
-    def __init__(self, route: Route, *, user_agent: str, limit: int) -> None:
+    def __init__(self, route: Route, *, limit: int) -> None:
         self.in_flight = 0
         self._limit = limit
         self._places = asyncio.Semaphore(limit)
@@ -155,7 +155,7 @@ class _Destination:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"callback-bridge/{bridge.__version__}", "Accept-Encoding": "identity"},
             requote_redirect_url=False,
             # A proxy may add a long header, which is neither signed nor read.
             max_field_size=_MAX_ANSWER_FIELD,

@@ -68,7 +68,7 @@ EchoResult = Echo | HandlerError | BridgeError
 
 async def ask_peers(probes: Iterable[EchoProbe]) -> list[tuple[EchoProbe, EchoResult | None]]:
     """Send every echo, all at the same time. The result is None for a peer that cannot sign its answers."""
-    async with aclosing(HttpClient(user_agent="callback-bridge-doctor/0.1")) as http:
+    async with aclosing(HttpClient()) as http:
         peers = PeerClient(http, metrics=Metrics(MetricMeter.noop))
         asked = list(probes)
         return list(zip(asked, await asyncio.gather(*(_ask(peers, each) for each in asked)), strict=True))

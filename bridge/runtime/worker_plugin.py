@@ -25,9 +25,9 @@ WORKFLOW_SAFE_MODULES = (
 class SessionPlugin(SimplePlugin):
     """Base of the two plugins. One instance may serve several workers of a process."""
 
-    def __init__(self, name: str, *, user_agent: str, workflows: Sequence[type] = ()) -> None:
+    def __init__(self, name: str, *, workflows: Sequence[type] = ()) -> None:
         super().__init__(name, workflows=workflows, workflow_runner=share_modules)
-        self.http = HttpClient(user_agent=user_agent)
+        self.http = HttpClient()
         self._running = 0
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:

@@ -23,7 +23,6 @@ from handler.delivery.close_event import CloseEvent, sendable
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 
-USER_AGENT = "callback-bridge-handler/0.1"
 _NO_PATIENCE = timedelta(0)
 _log = event_logger(__name__)
 _ECHO_TIMEOUT = REQUEST_TIMEOUT / 2

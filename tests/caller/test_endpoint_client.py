@@ -38,7 +38,7 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
 
     app = web.Application()
     app.router.add_post("/{any:.*}", hold)
-    async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=4)) as http:
+    async with TestServer(app) as server, aclosing(HttpClient(requests_per_destination=4)) as http:
         settings = caller_settings(Keys(), receiver_url="http://127.0.0.1:9", endpoint_url=str(server.make_url("")))
         metrics = Metrics(MetricMeter.noop)
         keys = LiveKeys(settings, metrics)
@@ -70,7 +70,7 @@ async def test_a_handler_that_hangs_takes_no_place_of_another_behind_the_same_ga
 
     app = web.Application()
     app.router.add_post("/{any:.*}", route)
-    async with TestServer(app) as server, aclosing(HttpClient(user_agent="t", requests_per_destination=2)) as http:
+    async with TestServer(app) as server, aclosing(HttpClient(requests_per_destination=2)) as http:
         keys, url = Keys(), str(server.make_url(""))
         options = {"networks": ["127.0.0.0/8"], "allow_insecure": True}
         settings = caller_settings(

@@ -138,7 +138,7 @@ async def refused_without_certificate(world: World, payments: Authority, orders:
         (f"{world.service.url}/c/{CALLER}", payments, world.keys.start),
         (f"{world.receiver.url}/callbacks?handler={HANDLER}", orders, world.keys.completion),
     )
-    async with aclosing(HttpClient(user_agent="test")) as http:
+    async with aclosing(HttpClient()) as http:
         client = PeerClient(http, metrics=Metrics.of(world.caller_client))
         for url, authority, keys in asked:
             route = Route(networks=(IPv4Network("127.0.0.0/8"),), tls=tls_of(ca_file=str(authority.file)))

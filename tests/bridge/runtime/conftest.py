@@ -28,7 +28,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def client() -> AsyncIterator[HttpClient]:
-    async with aclosing(HttpClient(user_agent="bridge/1")) as client:
+    async with aclosing(HttpClient()) as client:
         yield client
 
 

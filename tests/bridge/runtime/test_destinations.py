@@ -29,7 +29,7 @@ async def test_two_messages_use_one_connection(client: HttpClient, peer: Peer) -
 
 async def test_no_more_connections_are_opened_than_allowed(peer: Peer) -> None:
     """A burst waits its turn and spares the peer."""
-    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=2)) as client:
+    async with aclosing(HttpClient(requests_per_destination=2)) as client:
         await asyncio.gather(*(post(client, peer.url()) for _ in range(10)))
     assert len(peer.lines) == 10
     assert len(peer.connections) <= 2
@@ -68,7 +68,7 @@ async def test_a_destination_that_hangs_delays_only_its_own_requests(peer: Peer)
     Once a request has waited in vain, the others are asked to come back when the requests in flight may have timed out.
     """
     async with (
-        aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=120)) as client,
+        aclosing(HttpClient(requests_per_destination=120)) as client,
         hanging(client, peer, 120),
         raw_server(answer_once) as other,
     ):
@@ -88,7 +88,7 @@ async def test_a_busy_destination_is_waited_for_once_and_served_again_when_it_an
     Neither one answer of a slow destination nor requests that end without an answer change that.
     """
     day = timedelta(days=1)
-    async with aclosing(HttpClient(user_agent="bridge/1", requests_per_destination=4)) as client:
+    async with aclosing(HttpClient(requests_per_destination=4)) as client:
 
         async def queued() -> None:
             [destination] = client._destinations.values()
@@ -158,7 +158,7 @@ async def test_a_kept_connection_that_the_peer_closed_is_replaced_at_once(client
 
 async def test_a_closed_client_holds_no_connection(peer: Peer) -> None:
     """Closing twice is harmless, and using the client again opens it again."""
-    client = HttpClient(user_agent="bridge/1")
+    client = HttpClient()
     await client.aclose()
     await post(client, peer.url())
     await client.aclose()

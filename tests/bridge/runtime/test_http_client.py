@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
+import bridge
 from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
 from bridge.runtime.http_client import HttpAnswer, HttpClient
 from tests.support.http_peer import SECRET, SOON, Peer, post, raw_server
@@ -32,7 +33,7 @@ async def test_a_message_arrives_as_it_was_given(client: HttpClient, peer: Peer)
     assert headers.pop("Host") == f"127.0.0.1:{peer.port}"
     assert headers == {
         "Nexus-Request-Id": "request-7",
-        "User-Agent": "bridge/1",
+        "User-Agent": f"callback-bridge/{bridge.__version__}",
         "Accept-Encoding": "identity",
         "Accept": "*/*",
         "Content-Length": "2",
@@ -196,7 +197,7 @@ async def test_a_slow_answer_is_a_transport_error_in_time(client: HttpClient, pe
 async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A held start may take longer than other requests: only its own timeout ends it."""
     monkeypatch.setattr("bridge.runtime.http_client.REQUEST_TIMEOUT", SOON)
-    async with aclosing(HttpClient(user_agent="bridge/1")) as client:
+    async with aclosing(HttpClient()) as client:
         answer = asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=30)))
         ended, _ = await asyncio.wait({answer}, timeout=3 * SOON.total_seconds())
         assert not ended, "cut"
@@ -363,7 +364,7 @@ async def test_proxy_variables_and_netrc_are_ignored(
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login user password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    async with aclosing(HttpClient(user_agent="bridge/1")) as client:
+    async with aclosing(HttpClient()) as client:
         assert (await post(client, peer.url())).status == 200
     assert peer.lines == ["POST /"]
     assert "Authorization" not in dict(peer.headers[0])

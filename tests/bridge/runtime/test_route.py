@@ -78,7 +78,7 @@ async def listening(peer: TlsPeer) -> AsyncIterator[TlsPeer]:
 
 @asynccontextmanager
 async def peer_client() -> AsyncIterator[PeerClient]:
-    async with aclosing(HttpClient(user_agent="bridge/1")) as http:
+    async with aclosing(HttpClient()) as http:
         yield PeerClient(http, metrics=Metrics(MetricMeter.noop))
 
 
