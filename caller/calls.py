@@ -18,8 +18,8 @@ from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, 
 from temporalio.client import Client
 from temporalio.converter import ActivitySerializationContext, DataConverter
 
-from bridge.runtime.temporal import is_open, list_runs
 from bridge.security.redaction import markdown_code, plain
+from bridge.temporal.server import is_open, list_runs
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
 from caller.completer import CLOSINGS, event_attributes, read_receipt
 from caller.started_operation import StartedOperation

@@ -22,9 +22,9 @@ from temporalio.common import MetricMeter
 from temporalio.converter import DataConverter
 from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType
 
+from bridge.http.client import HttpClient
 from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.start import Finished, Running, StartRequest
-from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load

@@ -34,8 +34,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.temporal import describe, is_missing, is_open, newest_events
 from bridge.security.redaction import one_line
+from bridge.temporal.server import describe, is_missing, is_open, newest_events
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
 
 BUDGET = timedelta(seconds=6)

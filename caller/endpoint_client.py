@@ -12,14 +12,14 @@ from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
 
 from bridge.errors import BridgeError, DestinationBusyError, OutcomeUnknownError, bad_request, not_found
+from bridge.http.client import REQUEST_TIMEOUT, HttpClient
+from bridge.http.peer_client import PeerClient
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.headers import LINK
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_client import PeerClient
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.tracing import trace_headers
 from bridge.security.signatures import MessageSigner

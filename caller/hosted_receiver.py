@@ -12,9 +12,9 @@ from datetime import datetime
 
 from temporalio.worker import Worker
 
-from bridge.runtime.lasting_client import present_client
-from bridge.runtime.listener import bind, listening
+from bridge.http.listener import bind, listening
 from bridge.runtime.settings import SettingsError
+from bridge.temporal.lasting_client import present_client
 from caller.receiver import create_app
 from caller.settings import CallerSettings
 

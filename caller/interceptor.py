@@ -9,8 +9,8 @@ from typing import Any
 from temporalio import worker, workflow
 from temporalio.service import RPCError
 
-from bridge.runtime.activity_guard import ActivityGuard, WorkflowGuard
-from bridge.runtime.temporal import describe_namespace
+from bridge.temporal.activity_guard import ActivityGuard, WorkflowGuard
+from bridge.temporal.server import describe_namespace
 from bridge.workflow.call import (
     CALL_ENDED,
     CANCEL_OPERATIONS_ACTIVITY,

@@ -10,8 +10,8 @@ from temporalio.worker import Worker, WorkerConfig
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
-from bridge.runtime.worker_plugin import SessionPlugin
 from bridge.security.callback_tokens import CallbackTokens
+from bridge.temporal.worker_plugin import SessionPlugin
 from caller.callback_urls import CallbackUrls
 from caller.cancel_activity import CancelActivities
 from caller.endpoint_client import Endpoints

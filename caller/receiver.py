@@ -14,25 +14,25 @@ from temporalio.client import Client
 
 from bridge.console import serving_console
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
+from bridge.http import server as http_server
+from bridge.http.in_flight import InFlight
+from bridge.http.incoming_message import FACTS, IncomingMessage, known_peer
+from bridge.http.peer_exchanges import PeerExchanges, record_exchanges
+from bridge.http.server import add_route, answer
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import OPERATION_STATE, OperationState
 from bridge.protocol.payload import holds_reference
-from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import add_route, answer
-from bridge.runtime.in_flight import InFlight
-from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
-from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_exchanges import PeerExchanges, record_exchanges
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import SettingsError
-from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import MessageKind, MessageVerifier
+from bridge.temporal.lasting_client import lasting_client
+from bridge.temporal.server import Namespace, connect
 from caller.completer import Completer, CompletionAnswer, Wait
 from caller.console import pages
 from caller.settings import CallerSettings

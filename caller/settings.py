@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
-from bridge.runtime.route import Route, Tls
+from bridge.http.route import Route, Tls
 from bridge.runtime.settings import BridgeSettings, Keys, Name, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import HttpUrl

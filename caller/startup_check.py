@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from urllib.parse import quote
 
+from bridge.http.peer_check import EchoProbe, check_peers
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.peer_check import EchoProbe, check_peers
 from caller.settings import CallerSettings
 
 _log = event_logger(__name__)

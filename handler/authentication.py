@@ -14,8 +14,8 @@ from nexusrpc import HandlerError, HandlerErrorType
 from pydantic import IPvAnyNetwork
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
-from bridge.runtime.in_flight import InFlight
-from bridge.runtime.incoming_message import IncomingMessage
+from bridge.http.in_flight import InFlight
+from bridge.http.incoming_message import IncomingMessage
 from bridge.runtime.reloaded import LiveKeys
 from bridge.security.egress import allowed_destination
 from bridge.security.keys import KeySet, KeySource

@@ -8,13 +8,13 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker, WorkerConfig
 
-from bridge.runtime.activity_guard import ActivityGuard
-from bridge.runtime.lasting_client import present_client
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
-from bridge.runtime.temporal import Namespace
-from bridge.runtime.worker_plugin import SessionPlugin
+from bridge.temporal.activity_guard import ActivityGuard
+from bridge.temporal.lasting_client import present_client
+from bridge.temporal.server import Namespace
+from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
 from handler.delivery.activity import DeliveryActivities
 from handler.delivery.callback_client import CallbackClient

@@ -19,24 +19,24 @@ from temporalio.service import RPCError
 
 from bridge.console import serving_console
 from bridge.errors import WrongHandlerError, bad_request, not_found
+from bridge.http import server as http_server
+from bridge.http.client import HttpClient
+from bridge.http.incoming_message import FACTS, IncomingMessage, known_peer
+from bridge.http.peer_exchanges import PeerExchanges, record_exchanges
+from bridge.http.server import add_route, answer
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import OPERATION_TOKEN, REQUEST_ID
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES, decode_payload
 from bridge.protocol.start import Running, StartAnswer, decode_start, encode_answer
-from bridge.runtime import http_server
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import HttpClient
-from bridge.runtime.http_server import add_route, answer
-from bridge.runtime.incoming_message import FACTS, IncomingMessage, known_peer
-from bridge.runtime.lasting_client import lasting_client
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_exchanges import PeerExchanges, record_exchanges
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import SettingsError
-from bridge.runtime.temporal import Namespace, connect
 from bridge.runtime.tracing import span, trace_fields
 from bridge.security.signatures import MessageKind
+from bridge.temporal.lasting_client import lasting_client
+from bridge.temporal.server import Namespace, connect
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.console import pages

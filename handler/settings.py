@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.runtime.route import Tls
+from bridge.http.route import Tls
 from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl

@@ -10,8 +10,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.pollers import worker_problem
-from bridge.runtime.temporal import refusal
+from bridge.temporal.pollers import worker_problem
+from bridge.temporal.server import refusal
 from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
 

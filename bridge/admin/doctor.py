@@ -11,10 +11,10 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import print_list
-from bridge.runtime.peer_check import EchoProbe, Finding, check_peers
-from bridge.runtime.pollers import worker_problem
+from bridge.http.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
-from bridge.runtime.temporal import connect, describe_namespace, refusal
+from bridge.temporal.pollers import worker_problem
+from bridge.temporal.server import connect, describe_namespace, refusal
 
 _RUNGS = ("settings", "Temporal", "namespace", "workers")
 _REFUSED = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED})

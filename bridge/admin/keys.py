@@ -20,9 +20,9 @@ from temporalio.common import MetricMeter
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, print_list, to_json
 from bridge.admin.pair import checked, replace_content
+from bridge.http.peer_check import ask_peers
 from bridge.protocol.echo import Echo
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_check import ask_peers
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import CONFIG_VARIABLE, load, read_toml
 from bridge.security.keys import KeySet, new_key

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.http.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings
 
 

@@ -21,13 +21,13 @@ from bridge.admin.output import cell, facts_and_times
 from bridge.console import Pages
 from bridge.console.sessions import SESSION_LIFE, Session, Sessions
 from bridge.errors import BridgeError, without_text
+from bridge.http.listener import bind, listening
+from bridge.http.peer_exchanges import PeerExchanges
+from bridge.http.server import SERVER, Route
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_server import SERVER, Route
-from bridge.runtime.listener import bind, listening
-from bridge.runtime.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings, SettingsError
-from bridge.runtime.temporal import is_missing, refusal
 from bridge.security.redaction import plain
+from bridge.temporal.server import is_missing, refusal
 
 try:
     import jinja2

@@ -29,9 +29,9 @@ from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.worker_plugin import share_modules
 from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageSigner
+from bridge.temporal.worker_plugin import share_modules
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
 from bridge.workflow.client import service_name
 from caller.cancel_activity import CancelActivities

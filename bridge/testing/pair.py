@@ -18,7 +18,7 @@ from aiohttp import web
 from temporalio.client import Client
 
 from bridge.admin.init import local_settings
-from bridge.runtime.listener import bind, listening
+from bridge.http.listener import bind, listening
 from caller import receiver
 from caller.client import create_client
 from caller.plugin import CallerPlugin

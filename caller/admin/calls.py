@@ -13,7 +13,7 @@ from temporalio.service import RPCError
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, details, print_list, to_json
 from bridge.runtime.settings import CONFIG_VARIABLE, load
-from bridge.runtime.temporal import connect, refusal
+from bridge.temporal.server import connect, refusal
 from caller.calls import Calls
 from caller.settings import CallerSettings
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
-from bridge.runtime.peer_check import EchoProbe
+from bridge.http.peer_check import EchoProbe
 from caller.settings import CallerSettings
 from caller.startup_check import endpoint_probes
 

@@ -4,11 +4,11 @@ from cyclopts import App
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
+from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.lasting_client import lasting_client
-from bridge.runtime.listener import bind, listening, stop_on_signals
 from bridge.runtime.settings import SettingsError, load
-from bridge.runtime.temporal import connect
+from bridge.temporal.lasting_client import lasting_client
+from bridge.temporal.server import connect
 from caller.receiver import create_app
 from caller.settings import CallerSettings
 

@@ -13,9 +13,9 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from bridge.admin import command
+from bridge.http.listener import stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.listener import stop_on_signals
-from bridge.runtime.temporal import connect
+from bridge.temporal.server import connect
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow

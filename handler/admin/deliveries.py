@@ -15,7 +15,7 @@ from temporalio.service import RPCError
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, details, print_list, to_json
 from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
-from bridge.runtime.temporal import connect, refusal
+from bridge.temporal.server import connect, refusal
 from handler.delivery.delivery_report import COLUMNS, STATES, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
 from handler.settings import HandlerSettings
 

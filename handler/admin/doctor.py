@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
-from bridge.runtime.peer_check import EchoProbe
+from bridge.http.peer_check import EchoProbe
 from bridge.runtime.user_modules import import_module
 from handler.service import Served
 from handler.settings import HandlerSettings

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from bridge.runtime.peer_check import EchoProbe
-from bridge.runtime.route import Route
+from bridge.http.peer_check import EchoProbe
+from bridge.http.route import Route
 from handler.settings import HandlerSettings
 
 SETTINGS = HandlerSettings

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 from bridge.admin.output import JsonOutput, details, print_list, to_json
-from bridge.runtime.temporal import list_runs
+from bridge.temporal.server import list_runs
 from handler.admin.deliveries import connected
 from handler.delivery.records import MEMO_KEY
 from handler.delivery.run_report import RunReport, read_run_and_delivery, report_of

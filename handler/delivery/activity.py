@@ -12,7 +12,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from bridge.protocol.answers import Meaning
-from bridge.runtime.temporal import is_missing
+from bridge.temporal.server import is_missing
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery

@@ -7,15 +7,15 @@ from typing import NamedTuple
 from temporalio.converter import DataConverter
 
 from bridge.errors import BridgeError, DestinationBusyError, DestinationRefusedError
+from bridge.http.client import REQUEST_TIMEOUT, HttpClient
+from bridge.http.peer_client import PeerClient
+from bridge.http.route import Route
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.completion import Completion, encode_completion
 from bridge.protocol.echo import decode_echo
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_client import PeerClient
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.route import Route
 from bridge.runtime.tracing import TRACEPARENT, span, trace_headers
 from bridge.security.egress import allowed_destination
 from bridge.security.signatures import MessageSigner

@@ -23,8 +23,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ActivityError
 
 from bridge.errors import BridgeError
-from bridge.runtime.temporal import describe, list_runs
 from bridge.security.redaction import plain
+from bridge.temporal.server import describe, list_runs
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW

@@ -4,7 +4,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import not_found
-from bridge.runtime.temporal import Namespace
+from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.operation_token import OperationToken

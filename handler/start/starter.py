@@ -21,8 +21,8 @@ from temporalio.service import RPCError
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
-from bridge.runtime.temporal import Namespace
 from bridge.security.keys import decode_key
+from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow

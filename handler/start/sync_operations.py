@@ -23,12 +23,12 @@ from temporalio.exceptions import ApplicationError, CancelledError, WorkflowAlre
 from temporalio.service import RPCError
 
 from bridge.errors import PeerHandlerError, without_text
+from bridge.http.client import REQUEST_TIMEOUT
 from bridge.protocol.headers import decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import REQUEST_TIMEOUT
-from bridge.runtime.temporal import error_type, is_final
+from bridge.temporal.server import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
 from handler.start.conversion import Conversion

@@ -25,7 +25,7 @@ from temporalio.service import RPCError
 
 from bridge.errors import UnavailableError
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.temporal import describe, is_open, is_temporary, keeping_inline
+from bridge.temporal.server import describe, is_open, is_temporary, keeping_inline
 from bridge.workflow.targets import Target
 from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event

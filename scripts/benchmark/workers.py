@@ -29,12 +29,12 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from bridge.admin import command
+from bridge.http.listener import stop_on_signals
+from bridge.http.server import AccessLogger
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.http_server import AccessLogger
-from bridge.runtime.listener import stop_on_signals
-from bridge.runtime.temporal import connect
 from bridge.runtime.user_modules import import_module
-from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES
+from bridge.temporal.server import connect
+from bridge.temporal.worker_plugin import WORKFLOW_SAFE_MODULES
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService

@@ -34,10 +34,10 @@ from temporalio.worker import (
 )
 
 from bridge.admin import command
+from bridge.http.listener import stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.listener import stop_on_signals
 from bridge.runtime.settings import load
-from bridge.runtime.temporal import connect
+from bridge.temporal.server import connect
 from caller import CallerPlugin
 from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bridge.runtime.route import Tls
+from bridge.http.route import Tls
 from bridge.runtime.settings import BridgeSettings, ConsoleSettings
 from bridge.security.egress import Destination
 from bridge.security.keys import KeySet

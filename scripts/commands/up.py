@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
-from bridge.runtime.listener import stop_on_signals
+from bridge.http.listener import stop_on_signals
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.stack import (

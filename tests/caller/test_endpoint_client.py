@@ -10,8 +10,8 @@ from aiohttp.test_utils import TestServer
 from temporalio.api.common.v1 import Payload
 from temporalio.common import MetricMeter
 
+from bridge.http.client import HttpClient
 from bridge.protocol.start import StartRequest
-from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from caller.endpoint_client import Endpoints, NotStartedError

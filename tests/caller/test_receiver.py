@@ -12,8 +12,8 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
 from temporalio.workflow import NexusOperationCancellationType
 
+from bridge.http import in_flight
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
-from bridge.runtime import in_flight
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner

@@ -18,9 +18,9 @@ import handler
 from bridge.admin.command import CommandError
 from bridge.admin.init import local_settings
 from bridge.admin.pair import write_new
-from bridge.runtime.pollers import worker_problem
 from bridge.runtime.settings import load
 from bridge.security.keys import new_key
+from bridge.temporal.pollers import worker_problem
 from caller import CallerPlugin
 from caller.admin.doctor import doctor as caller_doctor
 from caller.settings import CallerSettings
@@ -245,7 +245,7 @@ async def test_a_service_on_the_port_that_gives_no_answer_is_no_peer(
     sides: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It accepts the connection and is silent."""
-    monkeypatch.setattr("bridge.runtime.peer_check._TIMEOUT", timedelta(milliseconds=300))
+    monkeypatch.setattr("bridge.http.peer_check._TIMEOUT", timedelta(milliseconds=300))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/c/x"
         monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS__URL", url)

@@ -9,7 +9,7 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Replayer, Worker
 
-from bridge.runtime.pollers import worker_problem
+from bridge.temporal.pollers import worker_problem
 from bridge.workflow.targets import Targets
 from handler.startup_check import check_workers, task_queues
 from scripts.environment.server import Server

@@ -5,7 +5,7 @@ import sys
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from bridge.runtime.worker_plugin import WORKFLOW_SAFE_MODULES
+from bridge.temporal.worker_plugin import WORKFLOW_SAFE_MODULES
 from tests.support.sandboxed import ImportingWorkflow
 from tests.support.world import World
 

@@ -15,9 +15,9 @@ import pytest
 from multidict import CIMultiDict
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
-from bridge.runtime.temporal import describe
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.temporal.server import describe
 from handler.delivery.calls import read_memo
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT, write_local_settings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bridge.http.client import HttpClient
+from bridge.http.peer_client import PeerClient
+from bridge.http.route import Route
 from bridge.protocol.answers import Answer, Sent
-from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_client import PeerClient
-from bridge.runtime.route import Route
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT

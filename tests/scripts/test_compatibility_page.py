@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bridge.http.peer_check import first_problem
 from bridge.protocol.echo import PROTOCOL_VERSION, Echo
-from bridge.runtime.peer_check import first_problem
 from scripts.environment import temporal_cli
 from scripts.environment.stack import ROOT
 from tests.e2e.test_npm_peers import PACKAGES

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trustme
 
-from bridge.runtime.route import Tls
+from bridge.http.route import Tls
 
 
 class Authority:

@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 
-from bridge.runtime.http_client import HttpAnswer, HttpClient
-from bridge.runtime.route import Route
+from bridge.http.client import HttpAnswer, HttpClient
+from bridge.http.route import Route
 
 LOOPBACK = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 

@@ -27,8 +27,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 import caller
 import handler
-from bridge.runtime.http_server import AccessLogger
-from bridge.runtime.listener import ServiceRunner
+from bridge.http.listener import ServiceRunner
+from bridge.http.server import AccessLogger
 from bridge.security.signatures import MessageKind, MessageVerifier
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, Targets

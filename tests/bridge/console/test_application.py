@@ -18,7 +18,7 @@ import caller.console
 import handler.console
 from bridge.console import Pages, serving_console
 from bridge.errors import BridgeError
-from bridge.runtime.peer_exchanges import PeerExchanges
+from bridge.http.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings
 from caller.calls import CallReport
 from handler.delivery.delivery_report import DeliveryDetails, DeliveryReport, DeliveryState

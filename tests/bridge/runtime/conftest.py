@@ -1,35 +1,6 @@
-"""An HTTP client with a server to which it may connect, and settings that are not this machine's."""
-
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+"""Settings that are not this machine's."""
 
 import pytest
-import pytest_asyncio
-from aiohttp import web
-
-from bridge.runtime.http_client import HttpClient
-from tests.support.http_peer import Peer
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def peer() -> AsyncIterator[Peer]:
-    peer = Peer()
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", peer.answer)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    peer.port = runner.addresses[0][1]
-    yield peer
-    peer.finished.set()
-    await runner.cleanup()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def client() -> AsyncIterator[HttpClient]:
-    async with aclosing(HttpClient()) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
-from bridge.runtime.http_client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
+from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
 from handler.delivery import dispatcher
 from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually

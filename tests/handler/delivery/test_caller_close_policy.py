@@ -16,7 +16,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, Wor
 from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 
-from bridge.runtime.temporal import is_open
+from bridge.temporal.server import is_open
 from handler.delivery.interceptor import _Inbound
 from handler.delivery.records import packed_reply
 from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY

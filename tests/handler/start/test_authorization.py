@@ -18,8 +18,8 @@ from temporalio.service import RPCError
 
 from bridge.errors import UnavailableError
 from bridge.runtime.settings import SettingsError
-from bridge.runtime.temporal import Namespace
 from bridge.security.signatures import MessageSigner
+from bridge.temporal.server import Namespace
 from handler.service import Served
 from handler.start.authorization import Authorize
 from handler.start.operation_token import OperationToken

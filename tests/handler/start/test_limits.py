@@ -12,8 +12,8 @@ from temporalio.api.workflowservice.v1 import ResetActivityRequest
 from yarl import URL
 
 from bridge.errors import UnavailableError
+from bridge.http import in_flight
 from bridge.protocol.link import WorkflowRef
-from bridge.runtime import in_flight
 from bridge.security.signatures import MessageKind, MessageSigner
 from handler.delivery.calls import read_memo
 from handler.delivery.close_reporter import MAX_ATTACHED

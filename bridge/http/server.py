@@ -24,11 +24,11 @@ from bridge.errors import (
     reason_label,
     without_text,
 )
+from bridge.http.incoming_message import FACTS, LIVE, PROOF, Facts
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.protocol.headers import LINK
 from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.incoming_message import FACTS, LIVE, PROOF, Facts
 from bridge.security.redaction import plain
 
 MAX_HEADER_BYTES = 16 * 1024

@@ -8,9 +8,9 @@ import pytest
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import BridgeError, DestinationRefusedError, RemoteProtocolError, TransportError, UnsignedAnswerError
+from bridge.http.peer_check import RUNGS, EchoProbe, check_peers, first_problem
+from bridge.http.route import Route
 from bridge.protocol.echo import Echo
-from bridge.runtime.peer_check import RUNGS, EchoProbe, check_peers, first_problem
-from bridge.runtime.route import Route
 from scripts.environment.server import free_ports
 from tests.support.helpers import key_set
 

@@ -11,13 +11,13 @@ from typing import Literal
 from multidict import CIMultiDict
 
 from bridge.errors import TransportError, UnsignedAnswerError
+from bridge.http.client import PATIENCE, REQUEST_TIMEOUT, HttpClient
+from bridge.http.route import Route, Tls
 from bridge.protocol.answers import Answer, Sent, read_answer
 from bridge.protocol.payload import MAX_BODY_BYTES
 from bridge.runtime.event_log import event_logger
-from bridge.runtime.http_client import PATIENCE, REQUEST_TIMEOUT, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import Alarm, Reloaded
-from bridge.runtime.route import Route, Tls
 from bridge.security.signatures import MessageSigner
 
 _IN_A_ROW = 3

@@ -27,7 +27,7 @@ from yarl import URL
 
 import bridge
 from bridge.errors import DestinationBusyError, DestinationRefusedError, RemoteProtocolError, TransportError
-from bridge.runtime.route import Route
+from bridge.http.route import Route
 from bridge.security.egress import ConnectGuard, RefusedAddressError
 
 REQUEST_TIMEOUT = timedelta(seconds=10)

@@ -20,11 +20,11 @@ from temporalio.common import MetricMeter
 from yarl import URL
 
 from bridge.errors import DestinationRefusedError, TransportError
+from bridge.http.client import HttpClient
+from bridge.http.peer_client import PeerClient
+from bridge.http.route import Route
 from bridge.protocol.answers import Answer, Sent
-from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_client import PeerClient
-from bridge.runtime.route import Route
 from bridge.runtime.settings import SettingsError, load
 from bridge.security.keys import new_key
 from caller.settings import CallerSettings

@@ -12,8 +12,8 @@ import pytest
 from yarl import URL
 
 from bridge.errors import DestinationBusyError, DestinationRefusedError, TransportError
-from bridge.runtime import http_client
-from bridge.runtime.http_client import REQUEST_TIMEOUT, HttpClient
+from bridge.http import client as http_client
+from bridge.http.client import REQUEST_TIMEOUT, HttpClient
 from tests.support.helpers import assert_eventually
 from tests.support.http_peer import SOON, Peer, answer_once, post, raw_server
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from bridge.errors import over_limit
-from bridge.runtime.listener import MAX_CONNECTIONS
+from bridge.http.listener import MAX_CONNECTIONS
 
 MAX_IN_FLIGHT = MAX_CONNECTIONS // 2
 

@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from bridge.runtime.settings import SettingsError
-from bridge.runtime.temporal import (
+from bridge.temporal.server import (
     connect,
     connect_config,
     connect_files,

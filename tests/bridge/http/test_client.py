@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 import bridge
 from bridge.errors import DestinationRefusedError, RemoteProtocolError, TransportError
-from bridge.runtime.http_client import HttpAnswer, HttpClient
+from bridge.http.client import HttpAnswer, HttpClient
 from tests.support.http_peer import SECRET, SOON, Peer, post, raw_server
 
 
@@ -196,7 +196,7 @@ async def test_a_slow_answer_is_a_transport_error_in_time(client: HttpClient, pe
 
 async def test_an_answer_may_take_as_long_as_its_call_allows(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A held start may take longer than other requests: only its own timeout ends it."""
-    monkeypatch.setattr("bridge.runtime.http_client.REQUEST_TIMEOUT", SOON)
+    monkeypatch.setattr("bridge.http.client.REQUEST_TIMEOUT", SOON)
     async with aclosing(HttpClient()) as client:
         answer = asyncio.create_task(post(client, peer.url("/silent"), timeout=timedelta(seconds=30)))
         ended, _ = await asyncio.wait({answer}, timeout=3 * SOON.total_seconds())

@@ -15,12 +15,12 @@ from nexusrpc import HandlerError
 from temporalio.common import MetricMeter
 
 from bridge.errors import BridgeError, DestinationRefusedError, TransportError
+from bridge.http.client import HttpClient
+from bridge.http.peer_client import PeerClient
+from bridge.http.route import Route
 from bridge.protocol.answers import Sent
 from bridge.protocol.echo import PROTOCOL_VERSION, Echo, decode_echo
-from bridge.runtime.http_client import HttpClient
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.peer_client import PeerClient
-from bridge.runtime.route import Route
 from bridge.security.keys import KeySet
 from bridge.security.signatures import MessageSigner
 

@@ -7,7 +7,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.worker import Worker, WorkerConfig, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from bridge.runtime.http_client import HttpClient
+from bridge.http.client import HttpClient
 
 WORKFLOW_SAFE_MODULES = (
     "bridge",

@@ -12,8 +12,8 @@ from time import perf_counter
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from bridge.runtime.http_server import Route
-from bridge.runtime.incoming_message import FACTS, PROOF
+from bridge.http.incoming_message import FACTS, PROOF
+from bridge.http.server import Route
 from bridge.runtime.metrics import Metrics
 
 _UNKNOWN = "unknown"

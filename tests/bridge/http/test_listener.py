@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientError, ClientSession, web
 
-from bridge.runtime import http_server, listener
-from bridge.runtime.http_server import create_app
-from bridge.runtime.listener import bind, listening
+from bridge.http import listener
+from bridge.http import server as http_server
+from bridge.http.listener import bind, listening
+from bridge.http.server import create_app
 from tests.support.helpers import assert_eventually
 
 SOON = timedelta(milliseconds=300)
@@ -126,8 +127,8 @@ async def test_a_connection_over_the_limit_is_closed_while_all_others_work(caplo
 
 EXHAUSTED = """
 import asyncio, json, logging, resource, sys
-from bridge.runtime.http_server import create_app
-from bridge.runtime.listener import bind, listening
+from bridge.http.server import create_app
+from bridge.http.listener import bind, listening
 
 async def check():
     return True
@@ -277,7 +278,7 @@ async def test_readiness_is_checked_once_a_second_for_all_who_ask(monkeypatch: p
 
 LIMITS = """
 import resource
-from bridge.runtime.listener import raise_descriptor_limit
+from bridge.http.listener import raise_descriptor_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {}))
 print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
