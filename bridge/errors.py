@@ -42,12 +42,8 @@ class TransportError(BridgeError):
 class UnsignedAnswerError(BridgeError):
     """An answer that the peer has not signed. A proxy may have given it, therefore it does not end the call.
 
-    The text describes the answer, names the probable sender and proposes a remedy. *status* is the HTTP status.
+    The text describes the answer, names the probable sender and proposes a remedy.
     """
-
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class DestinationRefusedError(BridgeError):

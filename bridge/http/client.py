@@ -52,10 +52,8 @@ class HttpAnswer(NamedTuple):
     """The body, as received."""
 
 
-class _NotConnectedError(Exception):
+class _NotConnectedError(TransportError):
     """The peer has not acted on the request, or the request may safely be repeated at once."""
-
-    layer = "connection"
 
 
 class HttpClient:
@@ -123,8 +121,6 @@ class HttpClient:
         except TimeoutError:
             message = "no answer in time"
             raise TransportError(message) from None
-        except _NotConnectedError as error:
-            raise TransportError(str(error), layer=error.layer) from None
         except ValueError:
             message = "the URL or a header cannot be sent"
             raise TransportError(message) from None
@@ -224,15 +220,15 @@ class _Destination:
                 )
                 raise DestinationRefusedError(message) from None
             proxy = " to the egress proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-            failed = _NotConnectedError(f"cannot connect{proxy}: {_reason(error.os_error)}")
-            if isinstance(error, aiohttp.ClientConnectorDNSError | aiohttp.ClientSSLError):
-                failed.layer = "TLS" if isinstance(error, aiohttp.ClientSSLError) else "address"
-            raise failed from None
+            layer = "address" if isinstance(error, aiohttp.ClientConnectorDNSError) else "connection"
+            layer = "TLS" if isinstance(error, aiohttp.ClientSSLError) else layer
+            message = f"cannot connect{proxy}: {_reason(error.os_error)}"
+            raise _NotConnectedError(message, layer=layer) from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # Usually the peer closed a kept-alive connection during the write. A repeat is safe, because every message
             # of the protocol carries the id by which it is deduplicated.
             message = f"connection lost: {_reason(error)}"
-            raise _NotConnectedError(message) from None
+            raise _NotConnectedError(message, layer="connection") from None
         except aiohttp.ClientHttpProxyError as error:
             message = f"the egress proxy answered {error.status}"
             raise TransportError(message, layer="connection") from None

@@ -174,7 +174,7 @@ def _is_refusal_of_peer(sent: Sent, meaning: Meaning, error: HandlerError, *, is
 
 
 def _not_reached(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> Answer:
-    error = UnsignedAnswerError(_describe(status, headers, body, reason), status=status)
+    error = UnsignedAnswerError(_describe(status, headers, body, reason))
     return Answer(meaning=Meaning.NOT_REACHED, status=status, headers=CIMultiDict(), body=b"", error=error)
 
 

@@ -29,7 +29,7 @@ NOW = datetime(2027, 1, 1, tzinfo=UTC)
         (TransportError("cannot connect: SSLError", layer="TLS"), "TLS", "is the URL in the settings right"),
         (TransportError("no answer in time"), "signed answer", "no answer in time"),
         (DestinationRefusedError("address refused"), "address", "address refused"),
-        (UnsignedAnswerError("answered 401, compare keys", status=401), "signed answer", "compare keys"),
+        (UnsignedAnswerError("answered 401, compare keys"), "signed answer", "compare keys"),
         (RemoteProtocolError("unreadable"), "signed answer", "unreadable"),
         (HandlerError("not now", type=HandlerErrorType.UNAVAILABLE), "signed answer", "not now"),
         (Echo(version=2, callback_problem="x"), "version", "it speaks version 2 of the protocol, we 1"),
