@@ -13,7 +13,6 @@ from temporalio.api.common.v1 import Payload
 from bridge.errors import RemoteProtocolError
 from bridge.protocol import headers as wire
 from bridge.protocol.failure import OPERATION_ERROR_TYPE, parse_failure
-from bridge.protocol.handler_error import decode_handler_error
 from bridge.protocol.headers import OperationState
 from bridge.protocol.link import WorkflowRef, decode_links, encode_links
 from bridge.protocol.outcome import Outcome, decode_outcome, encode_outcome
@@ -191,34 +190,29 @@ def encode_answer(answer: StartAnswer) -> tuple[int, dict[str, str], bytes]:
 
 
 def decode_answer(status: int, headers: Mapping[str, str], links: Sequence[str], body: bytes) -> StartAnswer:
-    """Read the answer to a start.
+    """Read the answer to a start that `answers.read_answer` found to hold an outcome or a running operation.
 
     Raises:
-        nexusrpc.HandlerError: The request failed.
         RemoteProtocolError: The answer breaks the protocol.
     """
     target = WorkflowRef.from_links(decode_links(links))
-    match status:
-        case 200:
-            return Finished(outcome=decode_outcome(OperationState.SUCCEEDED, headers, body), target=target)
-        case 424:
-            state = wire.require_state(headers.get(wire.OPERATION_STATE) or _state_in(body))
-            if state is OperationState.SUCCEEDED:
-                message = "status 424 with state succeeded"
-                raise RemoteProtocolError(message)
-            return Finished(outcome=decode_outcome(state, headers, body), target=target)
-        case 201:
-            try:
-                info = OperationInfo.model_validate_json(body)
-            except ValidationError:
-                message = "status 201 without an operation token"
-                raise RemoteProtocolError(message) from None
-            if info.state != "running" or not wire.OPERATION_TOKEN_TEXT.fullmatch(info.token):
-                message = "status 201 without a usable operation token"
-                raise RemoteProtocolError(message)
-            return Running(operation_token=info.token, target=target, progress=_progress(info.progress))
-        case _:
-            raise decode_handler_error(status, headers, body)
+    if status == 201:
+        try:
+            info = OperationInfo.model_validate_json(body)
+        except ValidationError:
+            message = "status 201 without an operation token"
+            raise RemoteProtocolError(message) from None
+        if info.state != "running" or not wire.OPERATION_TOKEN_TEXT.fullmatch(info.token):
+            message = "status 201 without a usable operation token"
+            raise RemoteProtocolError(message)
+        return Running(operation_token=info.token, target=target, progress=_progress(info.progress))
+    state = OperationState.SUCCEEDED
+    if status == 424:
+        state = wire.require_state(headers.get(wire.OPERATION_STATE) or _state_in(body))
+        if state is OperationState.SUCCEEDED:
+            message = "status 424 with state succeeded"
+            raise RemoteProtocolError(message)
+    return Finished(outcome=decode_outcome(state, headers, body), target=target)
 
 
 def _state_in(body: bytes) -> str:
