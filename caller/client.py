@@ -32,9 +32,9 @@ from bridge.workflow.call import MAX_DURATION
 from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
 from bridge.workflow.pending_call import operation_error
 from caller.endpoint_client import Endpoints, NotStartedError
-from caller.renewals import unreached_step
 from caller.settings import CallerSettings
-from caller.waiting_activity import encode_input, explain
+from caller.waiting.renewals import unreached_step
+from caller.waiting.waiting_activity import encode_input, explain
 
 _T = TypeVar("_T")
 _InputT = TypeVar("_InputT")

@@ -1,15 +1,14 @@
-"""Complete a waiting activity with a verified outcome. Receiver and renewals share this function.
+"""Complete a waiting activity with the outcome of a verified completion.
 
 The completion is by id in the current run: namespace, workflow id, empty run id, activity id. This form stays valid
-over attempts and resets. A task token belongs to one attempt and becomes invalid after the first lease. An attempt that
-receives the outcome itself therefore completes by its own task token first. If the activity is not pending, the
-completer reads the workflow's history. The completer keeps no state: the `identity` of the close event holds a
-receipt, which distinguishes a repeat from a conflict and from a wait that ended without an outcome.
+over attempts and resets. A task token belongs to one attempt and becomes invalid after the first lease. An attempt
+that receives the outcome itself completes by its own task token (`caller.waiting.attempt`). If the activity is not
+pending, the completer reads the workflow's history. The completer keeps no state: the `identity` of the close event
+holds a receipt, which distinguishes a repeat from a conflict and from a wait that ended without an outcome.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -21,19 +20,14 @@ from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.api.workflowservice.v1 import (
-    ResetActivityRequest,
-    RespondActivityTaskCompletedByIdRequest,
-    RespondActivityTaskCompletedRequest,
-    RespondActivityTaskFailedByIdRequest,
-    RespondActivityTaskFailedRequest,
-)
+from temporalio.api.workflowservice import v1 as workflowservice
 from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
+from bridge.security.callback_tokens import CallbackClaims
 from bridge.security.redaction import one_line
 from bridge.temporal.server import describe, is_missing, is_open, newest_events
 from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
@@ -46,20 +40,6 @@ _MAX_IDENTITY_BYTES = 1000
 _HISTORY_PAGE = 256
 
 _log = event_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wait:
-    """One waiting activity, as a callback token names it."""
-
-    workflow_id: str
-    """Id of the waiting workflow."""
-    run_id: str
-    """Run that waited when the callback token was made. After a reset or continue-as-new, another run is current."""
-    request_id: str
-    """Request id of the call. It is also the activity's id."""
-    task_token: bytes | None = None
-    """Task token of the attempt that received the outcome in its answer; None for the receiver."""
 
 
 class CompletionAnswer(Enum):
@@ -77,8 +57,6 @@ class CompletionAnswer(Enum):
     """No such wait is in history: it never existed, or its retention has passed."""
     AGAIN_LATER = "again later"
     """The activity is still pending, or Temporal did not answer."""
-    INVALID = "invalid"
-    """Temporal rejected the names in the wait as malformed. The bridge minted a wrong token."""
 
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
@@ -107,102 +85,93 @@ class Completer:
         self._client = client
 
     async def complete(
-        self, wait: Wait, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
+        self, claims: CallbackClaims, outcome: Outcome, target: WorkflowRef | None, *, is_late: bool = False
     ) -> CompletionAnswer:
-        """End *wait* with *outcome*, at most once. If *is_late*, only look up which outcome is recorded.
+        """End the wait of *claims* with *outcome*, at most once. If *is_late*, only look up which outcome is recorded.
 
         *outcome* must be within the size limit (`Outcome.within_size_limit`). Temporal accepts a larger outcome and
         then fails the activity.
         """
         try:
             async with asyncio.timeout(BUDGET.total_seconds()):
-                identity = receipt(wait.request_id, target, outcome)
-                if not is_late and await self._is_completed_by(wait, outcome, identity):
+                identity = receipt(claims.rid, target, outcome)
+                if not is_late and await self._end(claims, outcome, identity):
                     return CompletionAnswer.COMPLETED
-                runs, pending = await self._find(wait)
+                runs, pending = await self._find(claims)
                 if pending is None:
-                    return await self._look_up(wait, runs, identity)
-                await self._nudge(wait, runs[-1], pending, outcome)
+                    return await self._look_up(claims, runs, identity)
+                await self._nudge(claims, runs[-1], pending, outcome)
                 return CompletionAnswer.AGAIN_LATER
         except TimeoutError:
             return CompletionAnswer.AGAIN_LATER
         except RPCError as error:
-            extra = {"bridge.request_id": wait.request_id, "bridge.rpc_status": error.status.name}
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                _log.error("bridge.completion_invalid", extra=extra)
-                return CompletionAnswer.INVALID
+            extra = {"bridge.request_id": claims.rid, "bridge.rpc_status": error.status.name}
             _log.warning("bridge.temporal_unavailable", extra=extra)
             return CompletionAnswer.AGAIN_LATER
 
-    async def is_waiting(self, wait: Wait) -> CompletionAnswer:
-        """Return COMPLETED while *wait* goes on, OVER or UNKNOWN after it, AGAIN_LATER if Temporal did not answer."""
+    async def is_waiting(self, claims: CallbackClaims) -> CompletionAnswer:
+        """Return COMPLETED while the wait of *claims* goes on, OVER or UNKNOWN after it.
+
+        Return AGAIN_LATER if Temporal did not answer.
+        """
         try:
             async with asyncio.timeout(BUDGET.total_seconds()):
-                runs, pending = await self._find(wait)
+                runs, pending = await self._find(claims)
                 if pending is not None:
                     return CompletionAnswer.COMPLETED
-                ended = await self._look_up(wait, runs, "")
+                ended = await self._look_up(claims, runs, "")
         except (TimeoutError, RPCError):
             return CompletionAnswer.AGAIN_LATER
         if ended in {CompletionAnswer.UNKNOWN, CompletionAnswer.AGAIN_LATER}:
             return ended
         return CompletionAnswer.OVER
 
-    async def _is_completed_by(self, wait: Wait, outcome: Outcome, identity: str) -> bool:
+    async def _end(self, claims: CallbackClaims, outcome: Outcome, identity: str) -> bool:
+        """End the activity. False if it is not pending, or is between attempts and *outcome* is a failure."""
         # Without a run id Temporal takes the current run, which has the same activity after a reset. The activity's id
         # is the request id, so that no other call is completed.
-        ids: dict[str, Any] = {"workflow_id": wait.workflow_id, "activity_id": wait.request_id}
-        for key in (ids,) if wait.task_token is None else ({"task_token": wait.task_token}, ids):
-            try:
-                await self._end(key, outcome, identity)
-            except RPCError as error:
-                if not is_missing(error):
-                    raise
-            else:
-                return True
-        return False
-
-    async def _end(self, key: Mapping[str, Any], outcome: Outcome, identity: str) -> None:
-        """End an activity. *key* holds either its task token or its ids, by the names of the request's fields."""
-        service, by_id = self._client.workflow_service, "activity_id" in key
-        end = {**key, "namespace": self._client.namespace, "identity": identity}
-        if outcome.failure is not None:
-            end["failure"] = final_failure(outcome.failure)
-            if by_id:
-                failed = RespondActivityTaskFailedByIdRequest(**end)
+        service = self._client.workflow_service
+        ids: dict[str, Any] = {
+            "namespace": self._client.namespace,
+            "workflow_id": claims.wf,
+            "activity_id": claims.rid,
+            "identity": identity,
+        }
+        try:
+            if outcome.failure is not None:
+                failed = workflowservice.RespondActivityTaskFailedByIdRequest(
+                    **ids, failure=final_failure(outcome.failure)
+                )
                 await service.respond_activity_task_failed_by_id(failed, timeout=_RPC_TIMEOUT)
             else:
-                await service.respond_activity_task_failed(
-                    RespondActivityTaskFailedRequest(**end), timeout=_RPC_TIMEOUT
-                )
-            return
-        end["result"] = Payloads(payloads=[] if outcome.result is None else [outcome.result])
-        if by_id:
-            completed = RespondActivityTaskCompletedByIdRequest(**end)
-            await service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
-        else:
-            await service.respond_activity_task_completed(
-                RespondActivityTaskCompletedRequest(**end), timeout=_RPC_TIMEOUT
-            )
+                completed = workflowservice.RespondActivityTaskCompletedByIdRequest(**ids, result=result_of(outcome))
+                await service.respond_activity_task_completed_by_id(completed, timeout=_RPC_TIMEOUT)
+        except RPCError as error:
+            if not is_missing(error):
+                raise
+            return False
+        return True
 
-    async def _find(self, wait: Wait) -> tuple[list[str], PendingActivityInfo | None]:
+    async def _find(self, claims: CallbackClaims) -> tuple[list[str], PendingActivityInfo | None]:
         """Return the runs that may have had the activity, and the activity if it is pending in the last of them."""
-        run_ids = [wait.run_id]
-        for run_id in ("", wait.run_id):
-            described = await describe(self._client, wait.workflow_id, run_id, within=_RPC_TIMEOUT)
+        run_ids = [claims.run]
+        for run_id in ("", claims.run):
+            described = await describe(self._client, claims.wf, run_id, within=_RPC_TIMEOUT)
             if described is None:
                 continue
             info = described.workflow_execution_info
             run_ids.append(info.execution.run_id)
             # A closed run still lists the activities that were open when it closed. No workflow waits for them.
             for each in described.pending_activities if is_open(info) else ():
-                if each.activity_id == wait.request_id:
+                if each.activity_id == claims.rid:
                     return run_ids, each
-            if info.execution.run_id == wait.run_id:
+            if info.execution.run_id == claims.run:
                 break
         return list(dict.fromkeys(run_ids)), None
 
-    async def _nudge(self, wait: Wait, run_id: str, activity: PendingActivityInfo, outcome: Outcome) -> None:
+    async def _nudge(
+        self, claims: CallbackClaims, run_id: str, activity: PendingActivityInfo, outcome: Outcome
+    ) -> None:
         """Run a renewal now if *outcome* is a failure and the activity is between two attempts.
 
         For an activity between attempts the server accepts a success, but no failure. The reset starts an attempt. That
@@ -212,26 +181,26 @@ class Completer:
             return
         try:
             await self._client.workflow_service.reset_activity(
-                ResetActivityRequest(
+                workflowservice.ResetActivityRequest(
                     namespace=self._client.namespace,
-                    execution=WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id),
+                    execution=WorkflowExecution(workflow_id=claims.wf, run_id=run_id),
                     identity=self._client.identity,
-                    id=wait.request_id,
+                    id=claims.rid,
                 ),
                 timeout=_RPC_TIMEOUT,
             )
         except RPCError as error:
             # Old servers lack ResetActivity, and the activity may have ended. The next renewal has the same effect.
-            _log.info("bridge.nudge_failed", extra={"bridge.request_id": wait.request_id, "bridge.rpc": error.status})
+            _log.info("bridge.nudge_failed", extra={"bridge.request_id": claims.rid, "bridge.rpc": error.status})
         else:
-            _log.info("bridge.nudged", extra={"bridge.request_id": wait.request_id})
+            _log.info("bridge.nudged", extra={"bridge.request_id": claims.rid})
 
-    async def _look_up(self, wait: Wait, run_ids: list[str], identity: str) -> CompletionAnswer:
+    async def _look_up(self, claims: CallbackClaims, run_ids: list[str], identity: str) -> CompletionAnswer:
         """Find in history how a wait that is no longer pending has ended."""
         answer = CompletionAnswer.UNKNOWN
         for run_id in run_ids:
             try:
-                closing = await self._closing(wait, run_id)
+                closing = await self._closing(claims, run_id)
             except RPCError as error:
                 if is_missing(error):
                     continue
@@ -245,18 +214,18 @@ class Completer:
             return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
         return answer
 
-    async def _closing(self, wait: Wait, run_id: str) -> HistoryEvent | None:
+    async def _closing(self, claims: CallbackClaims, run_id: str) -> HistoryEvent | None:
         """Return the event that closed the activity; None if the run ended or was reset while the activity was open."""
         closings: dict[int, HistoryEvent] = {}
-        execution, token = WorkflowExecution(workflow_id=wait.workflow_id, run_id=run_id), b""
+        execution, token = WorkflowExecution(workflow_id=claims.wf, run_id=run_id), b""
         while True:
             page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
                 if event.event_type in CLOSINGS:
-                    if (_last_word(_identity(event)) or "").startswith(f"bridge:{wait.request_id}:"):
+                    if (_last_word(_identity(event)) or "").startswith(f"bridge:{claims.rid}:"):
                         return event
                     closings[event_attributes(event).scheduled_event_id] = event
-                elif event.activity_task_scheduled_event_attributes.activity_id == wait.request_id:
+                elif event.activity_task_scheduled_event_attributes.activity_id == claims.rid:
                     return closings.get(event.event_id)
             if not (token := page.next_page_token):
                 return None
@@ -315,6 +284,11 @@ def _last_word(identity: str) -> str | None:
     """Return the last word of a receipt, which is equal for equal outcomes; None if *identity* is not a receipt."""
     word = identity.rpartition(" ")[2]
     return word if word.startswith("bridge:") and word.count(":") > 2 else None
+
+
+def result_of(outcome: Outcome) -> Payloads:
+    """Return the result of an operation that succeeded, as the result of its waiting activity."""
+    return Payloads(payloads=[] if outcome.result is None else [outcome.result])
 
 
 def final_failure(failure: Failure) -> Failure:

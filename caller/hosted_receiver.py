@@ -24,10 +24,7 @@ class HostedReceiver:
 
     def __init__(self, settings: CallerSettings, *, clock: Callable[[], datetime]) -> None:
         """Raises SettingsError if the settings have no receiver."""
-        if settings.receiver is None:
-            message = "serve_receiver=True needs a receiver in the settings"
-            raise SettingsError(message)
-        self._settings, self._place, self._clock = settings, settings.receiver, clock
+        self._settings, self._place, self._clock = settings, settings.required_receiver(), clock
         self._sockets: list[socket.socket] = []
         self._namespace = ""
         self._workers: list[Worker] = []

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
 from typing import Any
 
 from temporalio import worker, workflow
@@ -19,8 +18,9 @@ from bridge.workflow.call import (
     MAX_INPUT_BYTES,
     START_OPERATION_ACTIVITY,
 )
-from caller.calls import Calls
-from caller.waiting_activity import OperationActivities
+from caller.reports.calls import Calls
+from caller.settings import CallerSettings
+from caller.waiting.waiting_activity import OperationActivities
 
 _METADATA_QUERY = "__temporal_workflow_metadata"
 _DESCRIBE_CALLS = "bridge.describe_calls"
@@ -32,11 +32,10 @@ _READ_S = 1.0
 class CallerInterceptor(ActivityGuard):
     """Guards the caller's activities and commands, and describes calls. Put it first in a worker's list."""
 
-    def __init__(self, activities: OperationActivities, *, ui_url: Callable[[str], str | None]) -> None:
-        """*ui_url* returns the base URL of the UI of the handler behind an endpoint, None if it is unknown."""
+    def __init__(self, activities: OperationActivities, *, settings: CallerSettings | None) -> None:
         super().__init__(START_OPERATION_ACTIVITY, CANCEL_OPERATIONS_ACTIVITY)
         self._activities = activities
-        self._ui_url = ui_url
+        self._settings = settings
         self._serving: tuple[worker.Worker, asyncio.AbstractEventLoop] | None = None
         self._max_input_bytes = math.inf
 
@@ -57,7 +56,7 @@ class CallerInterceptor(ActivityGuard):
         if self._serving is None:
             return ""
         running, loop = self._serving
-        details = Calls(client=running.client, ui_url=self._ui_url).details(workflow_id, run_id)
+        details = Calls(client=running.client, settings=self._settings).details(workflow_id, run_id)
         reading = asyncio.run_coroutine_threadsafe(details, loop)
         try:
             return reading.result(_READ_S)

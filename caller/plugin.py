@@ -12,14 +12,14 @@ from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.temporal.worker_plugin import SessionPlugin
-from caller.callback_urls import CallbackUrls
-from caller.cancel_activity import CancelActivities
 from caller.endpoint_client import Endpoints
 from caller.hosted_receiver import HostedReceiver
 from caller.interceptor import CallerInterceptor
 from caller.settings import CallerSettings
 from caller.startup_check import check_endpoints
-from caller.waiting_activity import OperationActivities
+from caller.waiting.callback_urls import CallbackUrls
+from caller.waiting.cancel_activity import CancelActivities
+from caller.waiting.waiting_activity import OperationActivities
 
 
 class CallerPlugin(SessionPlugin):
@@ -75,10 +75,7 @@ class CallerPlugin(SessionPlugin):
         self._activities.append(activities)
         bridge_activities = (activities.start_operation, cancels.cancel_operations)
         config["activities"] = [*config.get("activities", ()), *bridge_activities]
-        config["interceptors"] = [
-            CallerInterceptor(activities, ui_url=settings.ui_url),
-            *config.get("interceptors", ()),
-        ]
+        config["interceptors"] = [CallerInterceptor(activities, settings=settings), *config.get("interceptors", ())]
         return super().configure_worker(config)
 
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002

@@ -27,14 +27,13 @@ from bridge.protocol.payload import holds_reference
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.settings import SettingsError
 from bridge.runtime.tracing import span, trace_fields
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import MessageKind, MessageVerifier
 from bridge.temporal.lasting_client import lasting_client
 from bridge.temporal.server import Namespace, connect
-from caller.completer import Completer, CompletionAnswer, Wait
-from caller.console import pages
+from caller.completer import Completer, CompletionAnswer
+from caller.reports.console import pages
 from caller.settings import CallerSettings
 
 GONE = 410
@@ -53,10 +52,7 @@ def create_app(
     Raises:
         bridge.runtime.settings.SettingsError: The settings have no receiver.
     """
-    if settings.receiver is None:
-        message = "no receiver in the settings: without one there is nothing to serve"
-        raise SettingsError(message)
-
+    settings.required_receiver()
     peers = PeerExchanges(settings.handlers, clock=clock)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -89,9 +85,9 @@ class _Receiver:
         self._completer = Completer(client=client)
         self.keys = keys = LiveKeys(settings, self.metrics)
         self._tokens = CallbackTokens(keys("callback_keys"), namespace=client.namespace)
-        assert settings.receiver is not None
+        public_base = settings.required_receiver().url
         self._verifiers = {
-            name: MessageVerifier(keys(f"handlers.{name}.completion_keys"), public_base=settings.receiver.url)
+            name: MessageVerifier(keys(f"handlers.{name}.completion_keys"), public_base=public_base)
             for name in settings.handlers
         }
         self._handlers = settings.handlers
@@ -131,11 +127,10 @@ class _Receiver:
 
     async def _complete(self, request: web.Request, claims: CallbackClaims, message: IncomingMessage) -> web.Response:
         facts, body = request[FACTS], await message.body()
-        wait = Wait(workflow_id=claims.wf, run_id=claims.run, request_id=claims.rid)
         if message.headers.get(OPERATION_STATE) == OperationState.RUNNING.value:
             # Not a completion but a question: does the call still wait? Answering it completes nothing.
             facts["bridge.message"] = "question"
-            return _respond(await self._completer.is_waiting(wait))
+            return _respond(await self._completer.is_waiting(claims))
         completion = decode_completion(message.headers, message.links, body)
         content = completion.outcome.result or completion.outcome.failure
         if content is not None and holds_reference(content) and not self._handlers[claims.peer].shares_storage:
@@ -148,7 +143,7 @@ class _Receiver:
         is_late = claims.is_over(self._clock())
         with span("bridge.complete", request.headers, self._handlers[claims.peer].trace):
             facts |= trace_fields()
-            result = await self._completer.complete(wait, completion.outcome, completion.target, is_late=is_late)
+            result = await self._completer.complete(claims, completion.outcome, completion.target, is_late=is_late)
         facts |= {"bridge.state": completion.outcome.state.value, "bridge.answer": result.value}
         if result is CompletionAnswer.COMPLETED and completion.close_time is not None:
             since_close = self._clock() - completion.close_time
@@ -170,7 +165,6 @@ def _respond(result: CompletionAnswer) -> web.Response:
         CompletionAnswer.OVER: WaitOverError("no call waits for this outcome any more: timed out, canceled or closed"),
         CompletionAnswer.UNKNOWN: WaitOverError("no such call"),
         CompletionAnswer.AGAIN_LATER: UnavailableError("not now, try again"),
-        CompletionAnswer.INVALID: bad_request("this callback cannot be completed"),
     }[result]
     status, headers, body = encode_handler_error(error)
     # Servers from 1.31 stop because of the body's type, older servers because of the status.

@@ -1,12 +1,14 @@
 """Settings of the caller's side, shared by its workers and its receiver."""
 
+from collections.abc import Iterator
 from typing import Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
+from bridge.http.peer_check import EchoProbe
 from bridge.http.route import Route, Tls
-from bridge.runtime.settings import BridgeSettings, Keys, Name, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Keys, Name, SettingsError, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet
@@ -143,6 +145,35 @@ class CallerSettings(BridgeSettings):
             key_sets[f"handlers.{name}.start_keys"] = peer.start_keys
             key_sets[f"handlers.{name}.completion_keys"] = peer.completion_keys
         return {name: key_set for name, key_set in key_sets.items() if key_set is not None}
+
+    def probes(self, namespace: str | None = None, handler: str | None = None) -> Iterator[EchoProbe]:
+        """The echo of each endpoint, or of those of *handler*. The handler tries our receiver before it answers.
+
+        *namespace* is that of the calls, if it is known.
+        """
+        back = "" if self.receiver is None else f"?callback={quote(self.receiver.echo_url(namespace), safe='')}"
+        for name, endpoint in self.endpoints.items():
+            if handler in {None, endpoint.handler}:
+                peer = self.handlers[endpoint.handler]
+                yield EchoProbe(
+                    name=name,
+                    url=endpoint.url + back,
+                    key_set=peer.start_keys,
+                    route=endpoint.route,
+                    answers=peer.answers,
+                    peer=f"handlers.{endpoint.handler}",
+                )
+
+    def required_receiver(self) -> Receiver:
+        """Return `receiver`.
+
+        Raises:
+            SettingsError: The settings have no receiver.
+        """
+        if self.receiver is None:
+            message = "no receiver in the settings: without one there is nothing to serve"
+            raise SettingsError(message)
+        return self.receiver
 
     def ui_url(self, endpoint: str) -> str | None:
         """Base URL of the Temporal UI of the handler behind *endpoint*; None if the settings do not name it."""

@@ -5,9 +5,8 @@ The check therefore reports these faults before the first call.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from urllib.parse import quote
 
 from bridge.http.peer_check import EchoProbe, check_peers
 from bridge.runtime.event_log import event_logger
@@ -31,21 +30,4 @@ async def check_endpoints(settings: CallerSettings, namespace: str, *, clock: Ca
         if all(each.state == "ok" for each in findings):
             _log.info("bridge.endpoint_ready: endpoint %s is ready", probe.name, extra=extra)
 
-    await asyncio.gather(*map(check, endpoint_probes(settings, namespace)))
-
-
-def endpoint_probes(settings: CallerSettings, namespace: str | None, handler: str | None = None) -> Iterator[EchoProbe]:
-    """The echo of each endpoint, or of those of *handler*, whose handler tries our receiver before it answers."""
-    receiver = settings.receiver
-    back = "" if receiver is None else f"?callback={quote(receiver.echo_url(namespace), safe='')}"
-    for name, endpoint in settings.endpoints.items():
-        if handler in {None, endpoint.handler}:
-            peer = settings.handlers[endpoint.handler]
-            yield EchoProbe(
-                name=name,
-                url=endpoint.url + back,
-                key_set=peer.start_keys,
-                route=endpoint.route,
-                answers=peer.answers,
-                peer=f"handlers.{endpoint.handler}",
-            )
+    await asyncio.gather(*map(check, settings.probes(namespace)))

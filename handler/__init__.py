@@ -10,7 +10,7 @@ if _found != str(_own):
     _message = f"the package bridge should be {_own}, but is {_found}; rename that module, or move it off sys.path"
     raise ImportError(_message)
 
-from handler.delivery.undelivered_report import UndeliveredOutcome  # noqa: E402 - after the check
+from handler.delivery.activities import UndeliveredOutcome  # noqa: E402 - after the check
 from handler.plugin import HandlerPlugin  # noqa: E402 - after the check
 from handler.service import create_app  # noqa: E402 - after the check
 from handler.settings import HandlerSettings  # noqa: E402 - after the check

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from temporalio.client import Client
@@ -16,38 +16,21 @@ from bridge.temporal.lasting_client import present_client
 from bridge.temporal.server import Namespace
 from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
-from handler.delivery.activity import DeliveryActivities
+from handler.delivery.activities import DeliveryActivities, OnUndelivered
 from handler.delivery.callback_client import CallbackClient
-from handler.delivery.caller_close_policy import AbandonedActivities
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
-from handler.delivery.undelivered_report import OnUndelivered, UndeliveredActivities
-from handler.delivery.workflow import (
-    CANCEL_ABANDONED_ACTIVITY,
-    DELIVER_ACTIVITY,
-    REPORT_UNDELIVERED_ACTIVITY,
-    WATCH_CALLERS_ACTIVITY,
-    DeliveryWorkflow,
-    VersionedDeliveryWorkflow,
-)
+from handler.delivery.workflow import OWN_ACTIVITIES, DeliveryWorkflow, VersionedDeliveryWorkflow
 from handler.settings import HandlerSettings
-from handler.start.authorization import Authorize
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.native_nexus import TargetOperation, nexus_services
 from handler.start.starter import Starter
-from handler.start.threads import BoundedThreads, CallerThreads
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
-
-_OWN_ACTIVITIES = (
-    DELIVER_ACTIVITY,
-    REPORT_UNDELIVERED_ACTIVITY,
-    WATCH_CALLERS_ACTIVITY,
-    CANCEL_ABANDONED_ACTIVITY,
-    SWEEP_ACTIVITY,
-)
+from handler.user_code.threads import BoundedThreads, CallerThreads
+from handler.user_code.user_functions import Authorize
 
 
 class HandlerPlugin(SessionPlugin):
@@ -88,19 +71,19 @@ class HandlerPlugin(SessionPlugin):
         metrics = Metrics.of(config["client"])
         keys = LiveKeys(self._settings, metrics)
         callbacks = CallbackClient(self._settings, keys=keys, http=self.http, metrics=metrics, clock=self._clock)
-        undelivered = UndeliveredActivities(metrics=metrics, hook=self._on_undelivered)
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
-        deliveries = DeliveryActivities(callbacks=callbacks)
-        abandoned = AbandonedActivities(
-            callbacks=callbacks, first_check=timedelta(seconds=self._settings.abandoned_check_s)
+        deliveries = DeliveryActivities(
+            callbacks=callbacks,
+            metrics=metrics,
+            on_undelivered=self._on_undelivered,
+            first_watch=self._settings.abandoned_check_s,
         )
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
             # Keep the Nexus services of the worker's author.
             native = self._nexus_services(present_client(lambda: config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
-        own = (deliveries.deliver_completion, sweeps.sweep, abandoned.watch_callers, abandoned.cancel_abandoned)
-        config["activities"] = [*config.get("activities", ()), *own, undelivered.report_undelivered]
+        config["activities"] = [*config.get("activities", ()), *deliveries.all, sweeps.sweep]
         versioning = config.get("deployment_config")
         if versioning is not None and versioning.use_worker_versioning:
             workflows: list[type] = [VersionedDeliveryWorkflow, VersionedSweepWorkflow]
@@ -109,7 +92,7 @@ class HandlerPlugin(SessionPlugin):
         config["workflows"] = [*config.get("workflows", ()), *workflows]
         delivery = DeliveryInterceptor(dispatcher)
         delivery.configure(config)
-        config["interceptors"] = [ActivityGuard(*_OWN_ACTIVITIES), *config["interceptors"]]
+        config["interceptors"] = [ActivityGuard(*OWN_ACTIVITIES, SWEEP_ACTIVITY), *config["interceptors"]]
         self._deliveries.append(delivery)
         return config
 

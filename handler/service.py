@@ -39,20 +39,20 @@ from bridge.temporal.lasting_client import lasting_client
 from bridge.temporal.server import Namespace, connect
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
-from handler.console import pages
 from handler.delivery.callback_client import CallbackClient
-from handler.delivery.open_deliveries import watch_deliveries
+from handler.reports.console import pages
+from handler.reports.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
-from handler.start.authorization import Authorization, Authorize, authorize_in
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
-from handler.start.sync_operations import SyncOperations, service_handlers_in
-from handler.start.threads import BoundedThreads
 from handler.startup_check import check_workers, task_queues
 from handler.sweep.activity import start_sweep
+from handler.user_code.sync_operations import SyncOperations, service_handlers_in
+from handler.user_code.threads import BoundedThreads
+from handler.user_code.user_functions import Authorization, Authorize, authorize_in
 
 _log = event_logger(__name__)
 
@@ -108,7 +108,7 @@ def create_app(
     Args:
         settings: The handler's settings.
         module: The service serves its decorated workflows and service handlers. If it has a function `authorize`, the
-            function decides about every start (`handler.start.authorization.Authorize`).
+            function decides about every start (`handler.user_code.user_functions.Authorize`).
         client: Starts the targets.
         is_eager: Whether a worker for the task queue runs in this process and uses the same client.
         executor: Runs the team's functions that are not `async`; it is not closed. By default each caller has 32
@@ -194,16 +194,13 @@ class _Service:
         self._clock = clock
         self._callers = callers(settings, keys)
         self._targets = served.targets
-        try:
-            self._operations = SyncOperations(
-                served.services,
-                targets=served.targets,
-                data_converter=client.data_converter,
-                threads=threads,
-                clock=clock,
-            )
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
+        self._operations = SyncOperations(
+            served.services,
+            targets=served.targets,
+            data_converter=client.data_converter,
+            threads=threads,
+            clock=clock,
+        )
         offered = {(each.service, each.operation) for each in served.targets} | set(self._operations.names)
         _log.info("bridge.serves: serves %s", ", ".join(sorted(map("/".join, offered))))
         self.holds = HeldStarts(client, limit=settings.service.held_starts)

@@ -1,11 +1,13 @@
 """Settings of the handler's side, shared by its service and its workers."""
 
 import ipaddress
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from bridge.http.route import Tls
+from bridge.http.peer_check import EchoProbe
+from bridge.http.route import Route, Tls
 from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
 from bridge.security.egress import Destination, HttpUrl
@@ -100,6 +102,9 @@ class CallerPeer(BaseModel):
         return f"{service}/{operation}" in self.operations or f"{service}/*" in self.operations
 
 
+_UNKNOWN_CALLER = CallerPeer(auth="none", operations=())
+
+
 class Service(BaseModel):
     """Where starts arrive."""
 
@@ -187,9 +192,22 @@ class HandlerSettings(BridgeSettings):
             if (key_set := getattr(caller, field)) is not None
         }
 
-    def ui_url(self, caller: str) -> str | None:
-        """Base URL of the Temporal UI of *caller*; None if the settings do not name it."""
-        return self.callers[caller].ui_url if caller in self.callers else None
+    def probes(self) -> Iterator[EchoProbe]:
+        """The echo of the receiver at each destination of each caller."""
+        for name, caller in self.callers.items():
+            for destination in caller.callbacks:
+                yield EchoProbe(
+                    name=name,
+                    url=f"{destination.url}?handler={self.name}",
+                    key_set=caller.completion_keys,
+                    route=Route(networks=destination.networks, tls=caller.tls, proxy=caller.proxy),
+                    answers=caller.answers,
+                    peer=f"callers.{name}",
+                )
+
+    def caller(self, name: str) -> CallerPeer:
+        """Settings of the caller *name*. A caller that is not in them, as a native Nexus caller, has the defaults."""
+        return self.callers.get(name, _UNKNOWN_CALLER)
 
     def check_host(self, host: str) -> None:
         """Refuse a public *host* if a caller is authenticated only by its network.

@@ -9,17 +9,28 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
+from aiohttp import web
 from cyclopts import CycloptsError, Parameter, validators
+from temporalio.client import Client
+from temporalio.service import RPCError
 
+from bridge.errors import BridgeError
+from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import LogFormat
-from bridge.runtime.settings import SettingsError
+from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
+from bridge.temporal import server as temporal
+from bridge.temporal.server import connect
 
 NAME = "callback-bridge"
+
+SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
 
 
 class CommandError(Exception):
@@ -42,10 +53,38 @@ class ServeOptions:
     log_format: LogFormat | None = None
     """Form of the log lines. By default text on a terminal, and JSON elsewhere."""
 
+    def bind(self, host: str, port: int) -> list[socket.socket]:
+        """Bind the address of the options. For what they leave out, the settings name *host* and *port*."""
+        return bind(self.host or host, port if self.port is None else self.port, reuse_port=self.reuse_port)
 
-def announce(service: str, url: str) -> None:
-    """Print one JSON line on standard output when the service listens."""
-    print(json.dumps({"service": service, "url": url, "pid": os.getpid()}), flush=True)
+
+async def serve(service: str, app: web.Application, sockets: Sequence[socket.socket]) -> None:
+    """Serve *app* until a signal comes. Print one JSON line on standard output when it listens."""
+    async with listening(app, sockets) as url:
+        # Until here a signal cancels: Temporal may be silent while the service starts.
+        stop = stop_on_signals()
+        print(json.dumps({"service": service, "url": url, "pid": os.getpid()}), flush=True)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def connected(model: type[SettingsT]) -> AsyncIterator[tuple[Client, SettingsT | None]]:
+    """Connect as the service of the side does. The settings are None if BRIDGE_CONFIG names no file.
+
+    Raises:
+        CommandError: Temporal or a reader of the bridge refused what was asked for.
+    """
+    settings = load(model) if os.environ.get(CONFIG_VARIABLE) else None
+    client = await connect(settings)
+    try:
+        yield client, settings
+    except (BridgeError, RPCError) as error:
+        raise CommandError(refusal(error)) from None
+
+
+def refusal(error: BridgeError | RPCError) -> str:
+    """Say why a command was not carried out."""
+    return temporal.refusal(error) if isinstance(error, RPCError) else str(error)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> NoReturn:

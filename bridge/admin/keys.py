@@ -1,7 +1,7 @@
 """The commands `callback-bridge keys`: new keys, the start of a rotation, and what both sides of a pair have.
 
 Only `new` prints a key. The settings that BRIDGE_CONFIG names decide whether `list` and `check` act for a caller or for
-a handler. The module `admin.keys` of that side has its settings as `SETTINGS`, and the echos for its peers.
+a handler. The settings of that side name the echos for its peers.
 """
 
 import importlib
@@ -112,7 +112,7 @@ def list_(*, as_json: JsonOutput = False) -> None:
     """Show the keys of the settings: ids, ages and fingerprints."""
     reports = [
         KeyReport(key_set=name, key_id=each, signs=each == key_set.signing, made=_made(each), fingerprint=fingerprint)
-        for name, key_set in load(_side().SETTINGS).key_sets.items()
+        for name, key_set in load(_side()).key_sets.items()
         for each, fingerprint in key_set.fingerprints().items()
     ]
     print_list(reports, "key_set key_id signs made fingerprint", as_json=as_json)
@@ -126,11 +126,10 @@ async def check(*, as_json: JsonOutput = False) -> None:
 
     A peer that does not verify our signatures or does not sign its answers is not asked.
     """
-    side = _side()
-    settings = load(side.SETTINGS)
+    settings = load(_side())
     ours = LiveKeys(settings, Metrics(MetricMeter.noop))
     rows = []
-    for probe, result in await ask_peers(side.key_probes(settings)):
+    for probe, result in await ask_peers(settings.probes()):
         if result is not None:
             theirs = result.keys if isinstance(result, Echo) else str(result)
             rows += compared(probe.name, ours.fingerprints(probe.peer), theirs)
@@ -158,7 +157,8 @@ def _side() -> Any:
     path = os.environ.get(CONFIG_VARIABLE)
     is_handler = path is not None and "callers" in read_toml(Path(path), path)
     # By name, because this package depends on neither side.
-    return importlib.import_module("handler.admin.keys" if is_handler else "caller.admin.keys")
+    module = importlib.import_module("handler.settings" if is_handler else "caller.settings")
+    return module.HandlerSettings if is_handler else module.CallerSettings
 
 
 def _toml(key_set: Mapping[str, Any]) -> str:

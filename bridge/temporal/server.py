@@ -240,15 +240,22 @@ async def describe(
         temporalio.service.RPCError: Temporal did not describe the run *within* the limit. Without a limit the SDK's
             client retries for some seconds.
     """
-    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
-    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
-    service = client.workflow_service
     try:
-        return await service.describe_workflow_execution(request, retry=within is None, timeout=within)
+        return await describe_existing(client, workflow_id, run_id, within=within)
     except RPCError as error:
         if is_missing(error):
             return None
         raise
+
+
+async def describe_existing(
+    client: Client, workflow_id: str, run_id: str = "", *, within: timedelta | None = None
+) -> DescribeWorkflowExecutionResponse:
+    """Describe a run as `describe` does, but raise NOT_FOUND if it does not exist."""
+    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
+    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
+    service = client.workflow_service
+    return await service.describe_workflow_execution(request, retry=within is None, timeout=within)
 
 
 async def newest_events(

@@ -29,19 +29,20 @@ from bridge.protocol.cancel import CancelRequest
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.runtime.metrics import Metrics
+from bridge.security.callback_tokens import CallbackClaims
 from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageSigner
 from bridge.temporal.worker_plugin import share_modules
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
 from bridge.workflow.client import service_name
-from caller.cancel_activity import CancelActivities
-from caller.completer import Completer, Wait
+from caller.completer import Completer
 from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
 from caller.interceptor import CallerInterceptor
-from caller.renewals import LAST_ATTEMPT
 from caller.settings import Endpoint, HandlerPeer
-from caller.waiting_activity import HANDLER_NOT_REACHED, OperationActivities
-from handler.start.conversion import Conversion
+from caller.waiting.cancel_activity import CancelActivities
+from caller.waiting.renewals import LAST_ATTEMPT
+from caller.waiting.waiting_activity import HANDLER_NOT_REACHED, OperationActivities
+from handler.user_code.conversion import Conversion
 
 _InputT = TypeVar("_InputT")
 _OutputT = TypeVar("_OutputT")
@@ -212,7 +213,7 @@ class FakeEndpoints(SimplePlugin):
 
         cancel_operations = CancelActivities(endpoints=answers).cancel_operations
         config["activities"] = [*config.get("activities", ()), start_operation, cancel_operations]
-        interceptor = CallerInterceptor(activities, ui_url=lambda _: None)
+        interceptor = CallerInterceptor(activities, settings=None)
         config["interceptors"] = [interceptor, *config.get("interceptors", ())]
         return super().configure_worker(config)
 
@@ -250,9 +251,12 @@ class _Answers(Endpoints):
         """End the operation as canceled."""
         info, request_id = activity.info(), request.operation_token
         self._received[request_id].call.is_canceled = True
-        wait = Wait(workflow_id=info.workflow_id or "", run_id=info.workflow_run_id or "", request_id=request_id)
+        # Constructed without validation: the completer reads only these names.
+        claims = CallbackClaims.model_construct(
+            None, wf=info.workflow_id or "", run=info.workflow_run_id or "", rid=request_id
+        )
         # Between two attempts this starts one, which gets the answer above.
-        await Completer(client=activity.client()).complete(wait, _CANCELED.outcome, None)
+        await Completer(client=activity.client()).complete(claims, _CANCELED.outcome, None)
 
     def resolve(self, name: str) -> ResolvedEndpoint:
         """Return settings that end each attempt at once, with the pause until the call should ask again."""

@@ -23,7 +23,7 @@ from bridge.security.redaction import plain
 from bridge.workflow.call import MAX_DURATION
 from caller.client import create_client
 from caller.settings import CallerSettings
-from caller.started_operation import describe_target
+from caller.waiting.started_operation import describe_target
 
 _CANCEL_S = 10
 """Time to reach the handler after Ctrl-C."""

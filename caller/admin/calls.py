@@ -1,20 +1,14 @@
 """The commands `callback-bridge calls list` and `show`, as lines or as JSON."""
 
-import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import App, Parameter, validators
-from temporalio.service import RPCError
 
-from bridge.admin.command import CommandError
+from bridge.admin.command import CommandError, connected
 from bridge.admin.output import JsonOutput, details, print_list, to_json
-from bridge.runtime.settings import CONFIG_VARIABLE, load
-from bridge.temporal.server import connect, refusal
-from caller.calls import Calls
+from caller.reports.calls import Calls
 from caller.settings import CallerSettings
 
 calls = App(
@@ -22,17 +16,6 @@ calls = App(
     help="See the calls of the caller's workflows: which wait, since when, for which target. Connects as the receiver "
     "does; BRIDGE_CONFIG is needed only for links and for a data converter.",
 )
-
-
-@asynccontextmanager
-async def _connected() -> AsyncIterator[tuple[Calls, str]]:
-    """The calls of the caller's namespace, and its name."""
-    settings = load(CallerSettings) if os.environ.get(CONFIG_VARIABLE) else None
-    client = await connect(settings)
-    try:
-        yield Calls(client=client, ui_url=settings.ui_url if settings is not None else lambda _: None), client.namespace
-    except RPCError as error:
-        raise CommandError(refusal(error)) from None
 
 
 @calls.command(name="list")
@@ -53,11 +36,11 @@ async def list_(
         endpoint: Only calls through this endpoint.
         limit: Number of workflows to read.
     """
-    async with _connected() as (found, namespace):
-        read, waiting = await found.waiting(query, limit=limit)
+    async with connected(CallerSettings) as (client, settings):
+        read, waiting = await Calls(client=client, settings=settings).waiting(query, limit=limit)
     shown = [each for each in waiting if endpoint in {None, each.endpoint}]
     columns = "workflow_id endpoint operation target attempts scheduled deadline"
-    print_list(shown, columns, as_json=as_json, searched=f"in namespace {namespace} by {query}")
+    print_list(shown, columns, as_json=as_json, searched=f"in namespace {client.namespace} by {query}")
     if read == limit:
         print(f"read the first {read} workflows of the query; --limit reads more", file=sys.stderr)
 
@@ -73,8 +56,8 @@ async def show(
         run_id: Its run. By default the newest.
         request_id: Only this call.
     """
-    async with _connected() as (found, _):
-        reports = await found.of_run(workflow_id, run_id)
+    async with connected(CallerSettings) as (client, settings):
+        reports = await Calls(client=client, settings=settings).of_run(workflow_id, run_id)
     shown = [each for each in reports if request_id in {None, each.request_id}]
     if not shown:
         message = "no such call in this run"

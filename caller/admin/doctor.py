@@ -1,12 +1,8 @@
 """The command `callback-bridge receiver doctor`: what keeps the caller's side from working, and what to do."""
 
-from collections.abc import Iterator
-
 from bridge.admin.doctor import examine
 from bridge.admin.output import JsonOutput
-from bridge.http.peer_check import EchoProbe
 from caller.settings import CallerSettings
-from caller.startup_check import endpoint_probes
 
 
 async def doctor(*, task_queue: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
@@ -19,8 +15,9 @@ async def doctor(*, task_queue: str | None = None, peer: str | None = None, as_j
         peer: Check only this handler, in both directions.
     """
     queues: dict[str, str | None] = {} if task_queue is None else {task_queue: "CallerPlugin"}
-
-    def probes(settings: CallerSettings, namespace: str | None) -> Iterator[EchoProbe]:
-        return endpoint_probes(settings, namespace, peer)
-
-    await examine(CallerSettings, queues=lambda _: queues, probes=probes, as_json=as_json)
+    await examine(
+        CallerSettings,
+        queues=lambda _: queues,
+        probes=lambda settings, namespace: settings.probes(namespace, peer),
+        as_json=as_json,
+    )

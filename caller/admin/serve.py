@@ -4,9 +4,8 @@ from cyclopts import App
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
-from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.runtime.settings import SettingsError, load
+from bridge.runtime.settings import load
 from bridge.temporal.lasting_client import lasting_client
 from bridge.temporal.server import connect
 from caller.receiver import create_app
@@ -27,14 +26,7 @@ async def serve(*, options: ServeOptions = ServeOptions()) -> None:  # noqa: B00
     """
     configure_logging(options.log_level, options.log_format)
     settings = load(CallerSettings)
-    if settings.receiver is None:
-        message = "no receiver in the settings: without one there is nothing to serve"
-        raise SettingsError(message)
+    place = settings.required_receiver()
     client = await connect(settings, serves_metrics=True)
     app = create_app(settings, client=lasting_client(client))
-    port = settings.receiver.port if options.port is None else options.port
-    sockets = bind(options.host or settings.receiver.host, port, reuse_port=options.reuse_port)
-    stop = stop_on_signals()
-    async with listening(app, sockets) as url:
-        command.announce("receiver", url)
-        await stop.wait()
+    await command.serve("receiver", app, options.bind(place.host, place.port))

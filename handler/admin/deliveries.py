@@ -1,22 +1,17 @@
 """The commands `callback-bridge deliveries list`, `show` and `redeliver`, as lines or as JSON."""
 
 import asyncio
-import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
 from cyclopts import App
-from temporalio.client import Client
 from temporalio.service import RPCError
 
-from bridge.admin.command import CommandError
+from bridge.admin.command import CommandError, connected, refusal
 from bridge.admin.output import JsonOutput, details, print_list, to_json
-from bridge.runtime.settings import CONFIG_VARIABLE, SettingsError, load
-from bridge.temporal.server import connect, refusal
-from handler.delivery.delivery_report import COLUMNS, STATES, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
+from bridge.runtime.settings import SettingsError
+from handler.reports.deliveries import COLUMNS, STATES, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
 from handler.settings import HandlerSettings
 
 _PACE_S = 0.1
@@ -26,24 +21,6 @@ deliveries = App(
     help="See which outcomes are not delivered yet, and repeat refused deliveries. Connects as the handler service "
     "does; BRIDGE_CONFIG is needed only if it names a data converter.",
 )
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Client, HandlerSettings | None]]:
-    """Connect as the handler service does. The settings are None if BRIDGE_CONFIG names no file."""
-    settings = load(HandlerSettings) if os.environ.get(CONFIG_VARIABLE) else None
-    client = await connect(settings)
-    try:
-        yield client, settings
-    except (DeliveryError, RPCError) as error:
-        raise CommandError(_said(error)) from None
-
-
-def _said(error: DeliveryError | RPCError) -> str:
-    """What the command line says of an error of one delivery."""
-    if isinstance(error, RPCError):
-        return refusal(error)
-    return f"{error}; `deliveries list --state all` shows every delivery that is kept, with its state"
 
 
 @deliveries.command(name="list")
@@ -64,7 +41,7 @@ async def list_(
     if limit < 1:
         message = "--limit: at least 1"
         raise SettingsError(message)
-    async with connected() as (client, _):
+    async with connected(HandlerSettings) as (client, _):
         found = Deliveries(client=client)
         # Read one more than is shown, to see whether there are more.
         states = UNDELIVERED if state is None else STATES[state]
@@ -82,9 +59,8 @@ async def show(id: str, /, *, as_json: JsonOutput = False) -> None:  # noqa: A00
     Args:
         id: Id of the delivery, as `list` shows it.
     """
-    async with connected() as (client, _):
-        found = Deliveries(client=client)
-        report = await found.read(id)
+    async with connected(HandlerSettings) as (client, _):
+        report = await Deliveries(client=client).read(id)
     print(to_json(report) if as_json else details(report, now=datetime.now(UTC)))
 
 
@@ -100,7 +76,7 @@ async def redeliver(*ids: str, failed: bool = False, as_json: JsonOutput = False
         message = "name the deliveries to run again, or give --failed"
         raise SettingsError(message)
     results: list[dict[str, str | None]] = []
-    async with connected() as (client, _):
+    async with connected(HandlerSettings) as (client, _):
         found = Deliveries(client=client)
         reports = await found.read_all([DeliveryState.FAILED]) if failed else []
         for number, each in enumerate(dict.fromkeys(ids or (report.id for report in reports))):
@@ -109,7 +85,7 @@ async def redeliver(*ids: str, failed: bool = False, as_json: JsonOutput = False
             try:
                 results.append({"id": each, "run_id": await found.redeliver(each), "error": None})
             except (DeliveryError, RPCError) as error:
-                results.append({"id": each, "run_id": None, "error": _said(error)})
+                results.append({"id": each, "run_id": None, "error": refusal(error)})
     if as_json:
         print(to_json(results))
     else:

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
+from bridge.admin.command import connected
 from bridge.admin.output import JsonOutput, details, print_list, to_json
 from bridge.temporal.server import list_runs
-from handler.admin.deliveries import connected
 from handler.delivery.records import MEMO_KEY
-from handler.delivery.run_report import RunReport, read_run_and_delivery, report_of
+from handler.reports.runs import RunReport, read_run_and_delivery, report_of
+from handler.settings import HandlerSettings
 
 runs = App(
     name="runs",
@@ -38,7 +39,7 @@ async def list_(
     """
     shown: list[RunReport] = []
     read = 0
-    async with connected() as (client, settings):
+    async with connected(HandlerSettings) as (client, settings):
         async for row in list_runs(client, query):
             read += 1
             if MEMO_KEY in row.memo.fields:
@@ -61,7 +62,7 @@ async def show(workflow_id: str, /, *, run_id: str = "", as_json: JsonOutput = F
         workflow_id: Id of the target.
         run_id: Its run. By default the newest.
     """
-    async with connected() as (client, settings):
+    async with connected(HandlerSettings) as (client, settings):
         report, delivery = await read_run_and_delivery(client, settings, workflow_id, run_id)
     if as_json:
         print(to_json({"run": report, "delivery": delivery}))

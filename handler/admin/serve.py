@@ -1,6 +1,7 @@
 """The command `callback-bridge handler serve`."""
 
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
+from types import ModuleType
 
 from cyclopts import App
 from temporalio.client import Client
@@ -8,7 +9,6 @@ from temporalio.worker import Worker
 
 from bridge.admin import command
 from bridge.admin.command import ServeOptions
-from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.user_modules import import_module
@@ -51,37 +51,33 @@ async def serve(
     except ValueError as error:
         raise SettingsError(str(error)) from None
     imported = import_module(module)
-    served = Served.by(imported)
+    # Refuse a module that cannot be served before Temporal is asked for anything.
+    Served.by(imported)
     client = await connect(settings, serves_metrics=True)
-    workers: list[Worker] = []
+    worker = _worker(client, settings, imported) if with_worker else None
 
     def replaced(new: Client) -> None:
-        for each in workers:
-            each.client = new
+        if worker is not None:
+            worker.client = new
 
     app = create_app(settings, imported, client=lasting_client(client, replaced=replaced), is_eager=with_worker)
-    port = settings.service.port if options.port is None else options.port
-    sockets = bind(host, port, reuse_port=options.reuse_port)
-    async with AsyncExitStack() as stack:
-        if with_worker:
-            hook = getattr(imported, "on_undelivered", None)
-            try:
-                worker = Worker(
-                    client,
-                    task_queue=settings.task_queue,
-                    workflows=served.targets.workflow_classes,
-                    activities=getattr(imported, "activities", []),
-                    plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
-                )
-            except (TypeError, ValueError, RuntimeError) as error:
-                # The SDK's own checks. Its error for a workflow that the sandbox refuses has the reason as its cause.
-                reason = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
-                message = f"no worker can be made of {module}: {reason}"
-                raise SettingsError(message) from None
-            await stack.enter_async_context(worker)
-            workers.append(worker)
-        url = await stack.enter_async_context(listening(app, sockets))
-        # Until here a signal cancels: Temporal may be silent while the service starts.
-        stop = stop_on_signals()
-        command.announce("handler", url)
-        await stop.wait()
+    sockets = options.bind(host, settings.service.port)
+    async with worker or nullcontext():
+        await command.serve("handler", app, sockets)
+
+
+def _worker(client: Client, settings: HandlerSettings, module: ModuleType) -> Worker:
+    served, hook = Served.by(module), getattr(module, "on_undelivered", None)
+    try:
+        return Worker(
+            client,
+            task_queue=settings.task_queue,
+            workflows=served.targets.workflow_classes,
+            activities=getattr(module, "activities", []),
+            plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        # The SDK's own checks. Its error for a workflow that the sandbox refuses has the reason as its cause.
+        reason = f"{error}: {error.__cause__}" if error.__cause__ else str(error)
+        message = f"no worker can be made of {module.__name__}: {reason}"
+        raise SettingsError(message) from None

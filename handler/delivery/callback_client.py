@@ -59,13 +59,12 @@ class CallbackClient:
         metrics: Metrics,
         clock: Callable[[], datetime],
     ) -> None:
-        self._callers = settings.callers
+        self._settings = settings
         self._signers: Mapping[str, MessageSigner] = {
             name: MessageSigner(keys(f"callers.{name}.completion_keys"))
             for name, peer in settings.callers.items()
             if peer.completion_keys is not None
         }
-        self._name = settings.name
         self._peers = PeerClient(http, metrics=metrics)
         self._clock = clock
 
@@ -99,8 +98,7 @@ class CallbackClient:
     async def _deliver(
         self, delivery: Delivery, closed: CloseEvent, converter: DataConverter, patience: timedelta
     ) -> Attempted:
-        call = delivery.call
-        peer = self._callers.get(call.caller)
+        call, peer = delivery.call, self._settings.caller(delivery.call.caller)
         try:
             outcome = await sendable(converter, closed.outcome, peer)
         except Exception as error:  # noqa: BLE001 - any error of the team's codec and storage: they may be unavailable
@@ -116,7 +114,7 @@ class CallbackClient:
         try:
             url, more = call.callback_url or "", call.callback_headers
             traced = {TRACEPARENT: call.traceparent}
-            with span("bridge.deliver", traced, peer.trace if peer is not None and call.traceparent else "off"):
+            with span("bridge.deliver", traced, peer.trace if call.traceparent else "off"):
                 answer = await self.post(Sent.COMPLETION, call.caller, url, headers, body, more=more, patience=patience)
         except DestinationBusyError as error:
             return Attempted(Meaning.AGAIN, error.retry_after, str(error), is_busy=error.retry_after is None)
@@ -132,12 +130,12 @@ class CallbackClient:
 
         The receiver is asked for an echo. A receiver that cannot sign its answers is not asked.
         """
-        peer = self._callers[caller]
+        peer = self._settings.caller(caller)
         try:
             allowed_destination(url, peer.callbacks)
             if caller not in self._signers or peer.answers == "unsigned":
                 return None
-            target = f"{url}{'&' if '?' in url else '?'}handler={self._name}"
+            target = f"{url}{'&' if '?' in url else '?'}handler={self._settings.name}"
             answer = await self.post(Sent.ECHO, caller, target, {}, b"", more=(), timeout=_ECHO_TIMEOUT)
             if answer.error is not None:
                 return str(answer.error)
@@ -166,10 +164,10 @@ class CallbackClient:
                 or the request cannot be signed.
             bridge.errors.BridgeError: There was no usable answer.
         """
-        peer = self._callers.get(caller)
-        if peer is None:
+        if caller not in self._settings.callers:
             message = "no such caller in the settings"
             raise DestinationRefusedError(message)
+        peer = self._settings.callers[caller]
         # Check again, not only at the start of the target: the list may have changed since.
         destination = allowed_destination(url, peer.callbacks)
         try:

@@ -130,9 +130,9 @@ def _outcome(event: HistoryEvent) -> Outcome | None:
             return None
 
 
-async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer | None) -> Outcome:
-    """Return *outcome* in the form in which *peer* may get it. None is a caller that is not in the settings."""
-    if peer is None or not peer.shares_storage:
+async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer) -> Outcome:
+    """Return *outcome* in the form in which *peer* may get it."""
+    if not peer.shares_storage:
         outcome = await inlined(converter, outcome)
     failure = outcome.failure
     # A target may use the same words in a failure of its own, which must arrive unchanged.
@@ -141,7 +141,7 @@ async def sendable(converter: DataConverter, outcome: Outcome, peer: CallerPeer 
         and failure.HasField("terminated_failure_info")
         and failure.message.startswith(_TERMINATED_BY)
     )
-    if is_ours and (peer is None or not peer.shows_terminations):
+    if is_ours and not peer.shows_terminations:
         outcome = Outcome.failed(_terminated(_TERMINATED))
     return outcome.within_size_limit()
 

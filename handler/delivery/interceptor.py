@@ -19,29 +19,18 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
-from temporalio import workflow
-from temporalio.worker import (
-    ExecuteWorkflowInput,
-    Interceptor,
-    Worker,
-    WorkerConfig,
-    WorkflowInboundInterceptor,
-    WorkflowInterceptorClassInput,
-    WorkflowOutboundInterceptor,
-)
+from temporalio import worker, workflow
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Targets
 from handler.delivery.close_reporter import CloseReporter
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
 from handler.delivery.workflow import (
-    ATTEMPT_TIMEOUT,
     CANCEL_ABANDONED_ACTIVITY,
-    RETRY_POLICY,
     WATCH_CALLERS_ACTIVITY,
     WATCH_TIMEOUT,
+    start_activity,
 )
 
 MAX_WATCHED = 500
@@ -49,13 +38,13 @@ MAX_WATCHED = 500
 _LOOK_S = 1.0
 
 
-class DeliveryInterceptor(Interceptor):
+class DeliveryInterceptor(worker.Interceptor):
     """Delivery for the targets of one worker."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher, self._reporter = dispatcher, CloseReporter(dispatcher.notice)
 
-    def configure(self, config: WorkerConfig) -> None:
+    def configure(self, config: worker.WorkerConfig) -> None:
         """Put the interceptor and its runners on a worker."""
         config["interceptors"] = [*config.get("interceptors", ()), self]
         config["workflow_runner"] = self._reporter.around(config.get("workflow_runner") or SandboxedWorkflowRunner())
@@ -63,20 +52,20 @@ class DeliveryInterceptor(Interceptor):
 
     def workflow_interceptor_class(
         self,
-        input: WorkflowInterceptorClassInput,  # noqa: A002, ARG002
-    ) -> type[WorkflowInboundInterceptor]:
+        input: worker.WorkflowInterceptorClassInput,  # noqa: A002, ARG002
+    ) -> type[worker.WorkflowInboundInterceptor]:
         """Return the part of the interceptor that runs inside workflows."""
         return _Inbound
 
     @contextlib.asynccontextmanager
-    async def delivering(self, worker: Worker) -> AsyncIterator[None]:
-        """Deliver while *worker* runs, and afterwards finish the deliveries of the runs that it has closed.
+    async def delivering(self, running: worker.Worker) -> AsyncIterator[None]:
+        """Deliver while the worker is *running*, and afterwards finish the deliveries of the runs that it has closed.
 
         Raises:
             RuntimeError: Another plugin has replaced the runner, so that no closing would be noticed.
         """
-        self._check(worker.config(active_config=True).get("workflows", ()))
-        self._dispatcher.start(worker)
+        self._check(running.config(active_config=True).get("workflows", ()))
+        self._dispatcher.start(running)
         looking = asyncio.create_task(self._look())
         try:
             yield
@@ -100,8 +89,8 @@ class DeliveryInterceptor(Interceptor):
             self._reporter.report_overdue()
 
 
-class _Inbound(WorkflowInboundInterceptor):
-    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+class _Inbound(worker.WorkflowInboundInterceptor):
+    def init(self, outbound: worker.WorkflowOutboundInterceptor) -> None:
         """Handle the attach signal from here on, because a signal may be accepted before the first workflow task."""
         self._watched: dict[tuple[str, str], CallMemo] = {}
         super().init(outbound)
@@ -117,7 +106,7 @@ class _Inbound(WorkflowInboundInterceptor):
             if len(self._watched) < MAX_WATCHED:
                 self._watched.setdefault((call.caller, call.request_id), call)
 
-    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002
+    async def execute_workflow(self, input: worker.ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
         # Callers must not cancel a run that no call started.
         if own is not None and own.caller_close_policy == "request_cancel":
@@ -131,25 +120,13 @@ class _Inbound(WorkflowInboundInterceptor):
         seen: list[CallMemo] = []
         while len(seen) < len(self._watched):
             seen = list(self._watched.values())
-            await start_own_activity(
-                workflow.start_activity,
-                WATCH_CALLERS_ACTIVITY,
-                args=[seen],
-                result_type=None,
-                start_to_close_timeout=WATCH_TIMEOUT,
-                retry_policy=RETRY_POLICY,
+            await start_activity(
+                *(WATCH_CALLERS_ACTIVITY, seen),
+                attempt=WATCH_TIMEOUT,
                 cancellation_type=workflow.ActivityCancellationType.ABANDON,
                 summary="does any caller wait?",
             )
-        await start_own_activity(
-            workflow.start_activity,
-            CANCEL_ABANDONED_ACTIVITY,
-            args=[],
-            result_type=None,
-            start_to_close_timeout=ATTEMPT_TIMEOUT,
-            retry_policy=RETRY_POLICY,
-            summary="no caller",
-        )
+        await start_activity(CANCEL_ABANDONED_ACTIVITY, summary="no caller")
 
 
 def _own_call() -> CallMemo | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from datetime import timedelta
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy, VersioningBehavior
@@ -15,6 +16,7 @@ DELIVERY_WORKFLOW = "bridge.Delivery"
 REPORT_UNDELIVERED_ACTIVITY = "bridge.report_undelivered"
 WATCH_CALLERS_ACTIVITY = "bridge.watch_callers"
 CANCEL_ABANDONED_ACTIVITY = "bridge.cancel_abandoned"
+OWN_ACTIVITIES = (DELIVER_ACTIVITY, REPORT_UNDELIVERED_ACTIVITY, WATCH_CALLERS_ACTIVITY, CANCEL_ABANDONED_ACTIVITY)
 
 COMPLETION_REFUSED = "bridge.CompletionRefused"
 RECEIVER_NOT_READY = "bridge.ReceiverNotReady"
@@ -41,6 +43,17 @@ RETRY_POLICY = RetryPolicy(
 """Applies only if the worker was killed. All other attempts name the delay until the next attempt."""
 
 
+def start_activity(
+    name: str, *args: object, attempt: timedelta = ATTEMPT_TIMEOUT, result_type: Any = None, **options: Any
+) -> workflow.ActivityHandle[Any]:
+    """Start an activity of the bridge on this worker. *attempt* is the timeout of one attempt.
+
+    The other *options* are those of `workflow.start_activity`.
+    """
+    options |= {"args": args, "start_to_close_timeout": attempt, "retry_policy": RETRY_POLICY}
+    return start_own_activity(workflow.start_activity, name, result_type=result_type, **options)
+
+
 def _reason(error: BaseException) -> str:
     """Return the error type of a delivery's last attempt. A timeout that passed first has that error as its cause."""
     while error.__cause__ is not None:
@@ -58,28 +71,17 @@ class DeliveryWorkflow:
         """Return what the receiver answered. The workflow fails if it refused or could not be reached in time."""
         remaining = timedelta(milliseconds=delivery.call.deadline_ms) - timedelta(seconds=workflow.now().timestamp())
         try:
-            answer: str = await start_own_activity(
-                workflow.start_activity,
-                DELIVER_ACTIVITY,
-                args=[delivery],
-                result_type=str,
-                # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
-                schedule_to_close_timeout=max(remaining, ATTEMPT_TIMEOUT),
-                start_to_close_timeout=ATTEMPT_TIMEOUT,
-                retry_policy=RETRY_POLICY,
-                summary=f"to {delivery.call.caller}",
+            # Even after the deadline, make one attempt: the caller's clock decides whether it is late.
+            limit, summary = max(remaining, ATTEMPT_TIMEOUT), f"to {delivery.call.caller}"
+            answer: str = await start_activity(
+                DELIVER_ACTIVITY, delivery, result_type=str, schedule_to_close_timeout=limit, summary=summary
             )
         except ActivityError as error:
             # If the report fails too, the error of the delivery is what people must see.
             with contextlib.suppress(ActivityError):
-                await start_own_activity(
-                    workflow.start_activity,
-                    REPORT_UNDELIVERED_ACTIVITY,
-                    args=[delivery, _reason(error)],
-                    result_type=None,
+                await start_activity(
+                    *(REPORT_UNDELIVERED_ACTIVITY, delivery, _reason(error)),
                     schedule_to_close_timeout=_REPORT_TIMEOUT,
-                    start_to_close_timeout=ATTEMPT_TIMEOUT,
-                    retry_policy=RETRY_POLICY,
                     summary="not delivered",
                 )
             raise

@@ -4,12 +4,12 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import not_found
-from bridge.temporal.server import Namespace
+from bridge.temporal.server import Namespace, is_missing
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
-from handler.start.runs import Runs
+from handler.start.runs import find_run
 from handler.start.same_call import may_cancel
 
 
@@ -17,7 +17,7 @@ class Canceler:
     """Cancels targets in one handler namespace."""
 
     def __init__(self, *, client: Client, namespace: Namespace) -> None:
-        self._runs = Runs(client)
+        self._client = client
         self._namespace = namespace
 
     async def cancel(self, caller: str | None, target: Target | None, operation_token: str) -> None:
@@ -35,13 +35,18 @@ class Canceler:
         token = OperationToken.decode(operation_token)
         try:
             if token is not None and target is not None and token.namespace_id == await self._namespace.id():
-                run = await self._runs.find(token.workflow_id)
+                run = await find_run(self._client, token.workflow_id)
                 if run is not None and may_cancel(caller, target, token.request_id, run):
                     if run.is_open:
                         by = NATIVE_CALLER if caller is None else caller
-                        await self._runs.cancel(run, request_id=token.request_id, reason=f"canceled by {by}")
+                        # The server keeps one cancellation request for any number of repeats.
+                        handle = self._client.get_workflow_handle(token.workflow_id, run_id=run.ref.run_id)
+                        await handle.cancel(reason=f"canceled by {by}")
                     return
         except RPCError as error:
+            if is_missing(error):
+                # The run has closed meanwhile.
+                return
             # INVALID_ARGUMENT: no workflow can have the id in the token.
             if error.status is not RPCStatusCode.INVALID_ARGUMENT:
                 raise handler_error_from_rpc(error) from None

@@ -14,15 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from nexusrpc import HandlerError, HandlerErrorType, OperationError, OperationErrorState
-from nexusrpc.handler import (
-    CancelOperationContext,
-    OperationHandler,
-    StartOperationContext,
-    StartOperationResultAsync,
-    StartOperationResultSync,
-    operation_handler,
-    service_handler,
-)
+from nexusrpc import handler as nexus
 from temporalio.api.common.v1 import Callback, Payload
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter
@@ -34,13 +26,13 @@ from bridge.protocol.start import Finished, StartRequest
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.canceler import Canceler
-from handler.start.conversion import Conversion
 from handler.start.starter import Starter
+from handler.user_code.conversion import Conversion
 
 _CALLBACK_PATH = re.compile(r"^https?://[^/?#]+(?:/[^?#]*)?/namespaces/([^/?#]+)/nexus/callback$")
 
 
-class TargetOperation(OperationHandler[RawValue, RawValue]):
+class TargetOperation(nexus.OperationHandler[RawValue, RawValue]):
     """One target as a Nexus operation."""
 
     def __init__(self, target: Target, *, starter: Starter, canceler: Canceler, data_converter: DataConverter) -> None:
@@ -52,9 +44,9 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
 
     async def start(
         self,
-        ctx: StartOperationContext,
+        ctx: nexus.StartOperationContext,
         input: RawValue,  # noqa: A002 - nexusrpc's parameter name
-    ) -> StartOperationResultSync[RawValue] | StartOperationResultAsync:
+    ) -> nexus.StartOperationResultSync[RawValue] | nexus.StartOperationResultAsync:
         """Start the target, or answer with its outcome if it has closed."""
         headers = {name.lower(): value for name, value in ctx.headers.items()}
         request = StartRequest(
@@ -79,10 +71,10 @@ class TargetOperation(OperationHandler[RawValue, RawValue]):
         if answer.target is not None:
             ctx.outbound_links.append(answer.target.to_link())
         if isinstance(answer, Finished):
-            return StartOperationResultSync(await self._result(answer.outcome))
-        return StartOperationResultAsync(answer.operation_token)
+            return nexus.StartOperationResultSync(await self._result(answer.outcome))
+        return nexus.StartOperationResultAsync(answer.operation_token)
 
-    async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
+    async def cancel(self, ctx: nexus.CancelOperationContext, token: str) -> None:
         """Request cancellation of the target. Temporal names no caller; the request id in the token is the proof."""
         del ctx
         await self._canceler.cancel(None, self._target, token)
@@ -101,24 +93,19 @@ def nexus_services(targets: Iterable[Target], make: Callable[[Target], TargetOpe
     """Return a Nexus service handler for each service that *targets* belong to."""
     services: dict[str, dict[str, Any]] = {}
     for target in targets:
+
+        def factory(_: object, target: Target = target) -> nexus.OperationHandler[RawValue, RawValue]:
+            return make(target)
+
         operations = services.setdefault(target.service, {})
         # nexusrpc finds the methods of the class by their names.
-        name = f"operation_{len(operations)}"
-        operations[name] = operation_handler(name=target.operation)(_factory(target, make, name))
-    return [_service(name, operations)() for name, operations in services.items()]
-
-
-def _service(name: str, operations: dict[str, Any]) -> type[Any]:
-    decorate: Callable[[type[Any]], type[Any]] = service_handler(name=name)
-    return decorate(type(name, (), operations))
-
-
-def _factory(target: Target, make: Callable[[Target], TargetOperation], name: str) -> Any:
-    def factory(_: object) -> OperationHandler[RawValue, RawValue]:
-        return make(target)
-
-    factory.__name__ = name
-    return factory
+        factory.__name__ = f"operation_{len(operations)}"
+        operations[factory.__name__] = nexus.operation_handler(name=target.operation)(factory)
+    found = []
+    for name, operations in services.items():
+        decorate: Callable[[type[Any]], type[Any]] = nexus.service_handler(name=name)
+        found.append(decorate(type(name, (), operations))())
+    return found
 
 
 def _caller(callback_url: str | None) -> str:

@@ -1,22 +1,16 @@
-"""The runs in the handler's namespace. This module looks up runs, starts them, attaches calls to them and cancels them.
+"""The runs in the handler's namespace. This module looks up runs, starts them, and attaches calls to them.
 
 Temporal deduplicates starts by its own request id. We set it to a keyed hash of the caller, the service, the operation,
 the call's request id and the hash of the input.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from temporalio.api.common.v1 import Callback, Header, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import OnConflictOptions
-from temporalio.api.workflowservice.v1 import (
-    RequestCancelWorkflowExecutionRequest,
-    SignalWorkflowExecutionRequest,
-    StartWorkflowExecutionRequest,
-    StartWorkflowExecutionResponse,
-)
+from temporalio.api.workflowservice import v1 as workflowservice
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -27,6 +21,7 @@ from bridge.temporal.server import describe, is_missing, is_open
 from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
 from handler.delivery.calls import read_memo
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.settings import HandlerSettings
 from handler.start.call import Call
 from handler.start.description import CALLER_MEMO, describe_call
 from handler.start.rpc_errors import callback_refused, run_is_full
@@ -61,86 +56,76 @@ class Run:
     progress: Payload | None
     """The last progress that the run reported, encoded by its worker's data converter. None if it reported none."""
 
-    @property
-    def execution(self) -> WorkflowExecution:
-        """`ref` in the form of Temporal's requests."""
-        return WorkflowExecution(workflow_id=self.ref.workflow_id, run_id=self.ref.run_id)
+
+async def find_run(client: Client, workflow_id: str) -> Run | None:
+    """Return the newest run of *workflow_id* in the namespace of *client*; None if it does not exist.
+
+    Raises:
+        nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
+    """
+    described = await describe(client, workflow_id)
+    if described is None:
+        return None
+    info = described.workflow_execution_info
+    headers = (each.callback.nexus.header for each in described.callbacks)
+    progress = info.memo.fields.get(PROGRESS_MEMO)
+    if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
+        # Progress is a short text for people. A long text and a reference to external storage are left out.
+        progress = None
+    return Run(
+        ref=WorkflowRef(namespace=client.namespace, workflow_id=workflow_id, run_id=info.execution.run_id),
+        workflow_type=info.type.name,
+        first_run_id=info.first_run_id,
+        events=info.history_length,
+        history_bytes=info.history_size_bytes,
+        start_time_ms=info.start_time.ToMilliseconds(),
+        is_open=is_open(info),
+        memo=await read_memo(client.data_converter, info),
+        served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
+        progress=progress,
+    )
 
 
 class Runs:
-    """Reads and changes the runs of one namespace."""
+    """Starts runs in one namespace, and attaches calls to them."""
 
-    def __init__(
-        self,
-        client: Client,
-        *,
-        task_queue: str = "",
-        is_eager: bool = False,
-        ui_url: Callable[[str], str | None] = lambda _: None,
-    ) -> None:
-        """Prepare to read and change the runs of *client*'s namespace.
+    def __init__(self, client: Client, settings: HandlerSettings, *, is_eager: bool = False) -> None:
+        """Prepare to start runs in *client*'s namespace.
 
         Args:
             client: Connected to the handler's namespace.
-            task_queue: Task queue of targets that name none.
+            settings: Name the task queue of targets that name none, and the Temporal UI of each caller.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
-            ui_url: Base URL of the Temporal UI of a caller, by name.
         """
         self._client = client
-        self._ui_url = ui_url
-        self._task_queue = task_queue
+        self._settings = settings
         self._is_eager = is_eager
         # Keep memos and signals inline, so that visibility and workers read them without external storage.
         self._inline = replace(client.data_converter, external_storage=None)
 
-    async def find(self, workflow_id: str) -> Run | None:
-        """Return the newest run of *workflow_id*; None if it does not exist.
-
-        Raises:
-            nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
-        """
-        described = await describe(self._client, workflow_id)
-        if described is None:
-            return None
-        info = described.workflow_execution_info
-        headers = (each.callback.nexus.header for each in described.callbacks)
-        progress = info.memo.fields.get(PROGRESS_MEMO)
-        if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
-            # Progress is a short text for people. A long text and a reference to external storage are left out.
-            progress = None
-        return Run(
-            ref=self.ref(workflow_id, info.execution.run_id),
-            workflow_type=info.type.name,
-            first_run_id=info.first_run_id,
-            events=info.history_length,
-            history_bytes=info.history_size_bytes,
-            start_time_ms=info.start_time.ToMilliseconds(),
-            is_open=is_open(info),
-            memo=await read_memo(self._client.data_converter, info),
-            served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
-            progress=progress,
-        )
-
     async def start(
         self, call: Call, memo: CallMemo, on_conflict: OnConflictOptions | None = None
-    ) -> StartWorkflowExecutionResponse | None:
+    ) -> workflowservice.StartWorkflowExecutionResponse | None:
         """Start the run, or find the open run with the workflow id. None if a closed run of another start has the id.
 
         *on_conflict* names what to attach to an open run. Even empty options write an event to its history.
         """
         target, request, callback = call.target, call.request, call.server_callback
+        task_queue = target.task_queue or self._settings.task_queue
         callbacks = []
         if callback is not None:
             # If the completion arrives before the answer to the start, the token in its header names the operation.
             header = {**callback.header, OPERATION_TOKEN.lower(): call.token}
             callbacks = [Callback(nexus=Callback.Nexus(url=callback.url, header=header))]
         timeout = request.operation_timeout if target.bounded else None
-        caller_memo, metadata = await describe_call(memo, converter=self._inline, ui_url=self._ui_url(memo.caller))
-        message = StartWorkflowExecutionRequest(
+        caller_memo, metadata = await describe_call(
+            memo, converter=self._inline, ui_url=self._settings.caller(memo.caller).ui_url
+        )
+        message = workflowservice.StartWorkflowExecutionRequest(
             namespace=self._client.namespace,
             workflow_id=call.workflow_id,
             workflow_type=WorkflowType(name=target.workflow_type),
-            task_queue=TaskQueue(name=target.task_queue or self._task_queue),
+            task_queue=TaskQueue(name=task_queue),
             input=Payloads(payloads=[call.payload]),
             identity=self._client.identity,
             request_id=call.temporal_request_id,
@@ -154,7 +139,7 @@ class Runs:
                 link for link in map(to_temporal_link, request.links) if link and link.ByteSize() <= _MAX_LINK_BYTES
             ],
             completion_callbacks=callbacks,
-            request_eager_execution=self._is_eager and target.task_queue in {None, self._task_queue},
+            request_eager_execution=self._is_eager and task_queue == self._settings.task_queue,
         )
         if timeout is not None:
             message.workflow_execution_timeout.FromTimedelta(timeout)
@@ -175,9 +160,9 @@ class Runs:
 
     async def attach(self, call: Call, memo: CallMemo, run: Run) -> bool:
         """Attach *call* to *run* by a signal, so that it gets the outcome too. False if the run has closed."""
-        request = SignalWorkflowExecutionRequest(
+        request = workflowservice.SignalWorkflowExecutionRequest(
             namespace=self._client.namespace,
-            workflow_execution=run.execution,
+            workflow_execution=WorkflowExecution(workflow_id=run.ref.workflow_id, run_id=run.ref.run_id),
             signal_name=ATTACH_SIGNAL,
             input=Payloads(payloads=await self._inline.encode([memo])),
             identity=self._client.identity,
@@ -194,23 +179,3 @@ class Runs:
                 raise run_is_full() from None
             raise
         return True
-
-    async def cancel(self, run: Run, *, request_id: str, reason: str) -> None:
-        """Request cancellation of *run*. If the run has closed, nothing happens."""
-        request = RequestCancelWorkflowExecutionRequest(
-            namespace=self._client.namespace,
-            workflow_execution=run.execution,
-            identity=self._client.identity,
-            # Use the operation's request id, so that history shows one request for any number of repeats.
-            request_id=request_id,
-            reason=reason,
-        )
-        try:
-            await self._client.workflow_service.request_cancel_workflow_execution(request, retry=True)
-        except RPCError as error:
-            if not is_missing(error):
-                raise
-
-    def ref(self, workflow_id: str, run_id: str) -> WorkflowRef:
-        """Return the reference to a run in our namespace."""
-        return WorkflowRef(namespace=self._client.namespace, workflow_id=workflow_id, run_id=run_id)

@@ -19,6 +19,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.errors import OutcomeUnknownError, UnavailableError, bad_request
+from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
@@ -27,17 +28,16 @@ from bridge.workflow.targets import Target
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
-from handler.settings import HandlerSettings, Limits
-from handler.start.authorization import Authorization, Authorize
+from handler.settings import HandlerSettings
 from handler.start.call import Call
-from handler.start.conversion import Conversion
 from handler.start.held_starts import HeldStarts
 from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
-from handler.start.runs import Run, Runs
+from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
-from handler.start.user_functions import TIMEOUT, workflow_id_for
+from handler.user_code.conversion import Conversion
+from handler.user_code.user_functions import TIMEOUT, Authorization, Authorize, workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """Deadline of deliveries to a caller that names no deadline."""
@@ -79,7 +79,7 @@ class Starter:
         self._client = client
         self._authorization = None if authorize is None else Authorization(authorize, threads)
         self._namespace = namespace
-        self._runs = Runs(client, task_queue=settings.task_queue, is_eager=is_eager, ui_url=settings.ui_url)
+        self._runs = Runs(client, settings, is_eager=is_eager)
         self._conversion = Conversion(client.data_converter)
         self._threads = threads
         self._hash_key = decode_key(settings.hash_key)
@@ -115,14 +115,14 @@ class Starter:
             nexusrpc.HandlerError: The input is refused, another call's run holds the workflow id, or Temporal did not
                 start the run.
         """
-        peer = self._settings.callers.get(caller)
-        limits = peer.limits if peer is not None else Limits()
-        with self._holds.reserve(request.wait, caller=caller, limit=limits.held_starts) as hold:
+        peer = self._settings.caller(caller)
+        with self._holds.reserve(request.wait, caller=caller, limit=peer.limits.held_starts) as hold:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
                 value, workflow_id, hashed, refusal = await self._identify(caller, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
+                longest = timedelta(days=peer.limits.deadline_days)
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
                     caller=caller,
@@ -135,8 +135,8 @@ class Starter:
                     token=token.encode(),
                     server_callback=server_callback,
                     hold=hold,
-                    renews=peer is not None and peer.is_renewing and request.scheduled_time is not None,
-                    deadline=min(request.operation_timeout or DEFAULT_DEADLINE, timedelta(days=limits.deadline_days)),
+                    renews=peer.is_renewing and request.scheduled_time is not None,
+                    deadline=min(request.operation_timeout or DEFAULT_DEADLINE, longest),
                 )
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
                 if refusal is not None and not await self._has_started(call):
@@ -159,8 +159,7 @@ class Starter:
         self, caller: str, target: Target, payload: Payload
     ) -> tuple[Any, str, str, HandlerError | None]:
         """Check the input. Returns it decoded, the workflow id, the input's hash, and why the check refuses it."""
-        peer = self._settings.callers.get(caller)
-        if holds_reference(payload) and (peer is None or not peer.shares_storage):
+        if holds_reference(payload) and not self._settings.caller(caller).shares_storage:
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
@@ -187,7 +186,7 @@ class Starter:
                 raise
 
     async def _has_started(self, call: Call) -> bool:
-        run = await self._runs.find(call.workflow_id)
+        run = await find_run(self._client, call.workflow_id)
         memo = None if run is None else run.memo
         if run is not None and self._attached.holds(call.temporal_request_id, run):
             return True
@@ -195,7 +194,7 @@ class Starter:
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
-        run, target = await self._runs.find(call.workflow_id), call.target
+        run, target = await find_run(self._client, call.workflow_id), call.target
         if run is None or run.ref != answer.target or not target.instrumented or call.request.callback_url is None:
             return
         delivery = Delivery(
@@ -213,7 +212,10 @@ class Starter:
             response = await self._runs.start(call, call.memo(self._clock()))
             # An equal repeat counts as started too, even if its run has closed.
             if response is not None and response.started and response.status == _RUNNING:
-                return Running(operation_token=call.token, target=self._runs.ref(call.workflow_id, response.run_id))
+                ref = WorkflowRef(
+                    namespace=self._client.namespace, workflow_id=call.workflow_id, run_id=response.run_id
+                )
+                return Running(operation_token=call.token, target=ref)
         return await self._answer_for_holder(call, may_start=may_start)
 
     async def _is_too_old(self, request: StartRequest) -> bool:
@@ -224,7 +226,7 @@ class Starter:
     async def _answer_for_holder(self, call: Call, *, may_start: bool) -> StartAnswer:
         """Answer with the state of the run that holds the workflow id, if its memo lets the caller know it."""
         for _ in range(_LOOKS):
-            run = await self._runs.find(call.workflow_id)
+            run = await find_run(self._client, call.workflow_id)
             if run is None and may_start:
                 break
             if run is None:

@@ -32,7 +32,7 @@ from handler.delivery.close_event import CloseEvent, close_event_of, read_close_
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, deliveries, milliseconds
 from handler.settings import HandlerSettings
-from handler.start.runs import Runs
+from handler.start.runs import find_run
 from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
 
 NEXT_SWEEP = "bridge.NextSweep"
@@ -163,7 +163,7 @@ async def _is_continued(run: WorkflowExecution, call: CallMemo) -> bool:
     """Whether another run continues the call, because a reset terminates the run that it replaces."""
     if run.status is not WorkflowExecutionStatus.TERMINATED:
         return False
-    current = await Runs(activity.client()).find(run.id)
+    current = await find_run(activity.client(), run.id)
     if current is None or current.memo is None or current.ref.run_id == run.run_id:
         return False
     return (current.memo.caller, current.memo.request_id) == (call.caller, call.request_id)

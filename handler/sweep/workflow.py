@@ -9,10 +9,9 @@ from temporalio import workflow
 from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
-from bridge.workflow.own_activity import start_own_activity
 from bridge.workflow.targets import Target
 from handler.delivery.records import milliseconds
-from handler.delivery.workflow import RETRY_POLICY
+from handler.delivery.workflow import start_activity
 
 SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
@@ -113,16 +112,12 @@ class SweepWorkflow:
     async def run(self, plan: SweepPlan) -> None:
         """Sweep until the workflow is canceled, or a sweep with another plan replaces it."""
         try:
-            await start_own_activity(
-                workflow.start_activity,
-                SWEEP_ACTIVITY,
-                args=[plan],
-                result_type=type(None),
+            await start_activity(
+                *(SWEEP_ACTIVITY, plan),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
-                start_to_close_timeout=timedelta(hours=1),
+                attempt=timedelta(hours=1),
                 # Each attempt heartbeats after every page. If the worker is killed, the next attempt begins after this.
                 heartbeat_timeout=timedelta(seconds=30),
-                retry_policy=RETRY_POLICY,
                 summary=f"every {plan.interval_s:g} s",
             )
         except ActivityError as error:

@@ -17,7 +17,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
 from bridge.workflow.call import OperationCall, Renewals
-from caller.renewals import next_delay, renewal_step
+from caller.waiting.renewals import next_delay, renewal_step
 
 _CLOSED = frozenset({EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED})
 
@@ -409,7 +409,7 @@ def http_requests(log: bytes) -> Counter[str]:
 def request_times(first_lease: timedelta, renewals: Renewals, *, ends: timedelta) -> list[timedelta]:
     """When the HTTP requests of a call are made whose target ends at *ends*: the start, renewals, and the callback.
 
-    As `caller.waiting_activity` paces itself, without jitter and without the time that requests take.
+    As `caller.waiting.waiting_activity` paces itself, without jitter and without the time that requests take.
     """
     call = OperationCall(
         endpoint="payments",

@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from bridge.console.sessions import hash_token
 from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
-from handler.delivery.delivery_report import Deliveries, DeliveryError
+from handler.reports.deliveries import Deliveries, DeliveryError
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
 from scripts.environment.progress import say

@@ -148,7 +148,7 @@ def test_a_receiver_that_the_settings_do_not_have_is_refused(apart: World) -> No
         apart.caller_settings.model_dump()
         | {"receiver": None, "callback_keys": None, "endpoints": {"payments": polled(apart)}}
     )
-    with pytest.raises(SettingsError, match="serve_receiver=True needs a receiver"):
+    with pytest.raises(SettingsError, match="no receiver in the settings: without one there is nothing to serve"):
         CallerPlugin(settings, serve_receiver=True)
 
 

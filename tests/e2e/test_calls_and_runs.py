@@ -11,7 +11,7 @@ from temporalio.client import WorkflowFailureError
 from bridge.admin.command import CommandError
 from bridge.admin.output import details, table
 from caller.admin.calls import calls
-from caller.calls import CallReport, Calls
+from caller.reports.calls import CallReport, Calls
 from handler.admin.runs import runs
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
@@ -101,8 +101,12 @@ async def test_a_setting_adds_links(world: World) -> None:
     handle = await world.call(ask)
     await handle.result()
     described = await world.target(ask).describe()
-    calls_with_links = Calls(client=world.caller_client, ui_url={"payments": "https://ui.example"}.get)
-    [report] = await calls_with_links.of_run(handle.id)
+    settings = world.caller_settings
+    handlers = {
+        name: each.model_copy(update={"ui_url": "https://ui.example"}) for name, each in settings.handlers.items()
+    }
+    with_ui = settings.model_copy(update={"handlers": handlers})
+    [report] = await Calls(client=world.caller_client, settings=with_ui).of_run(handle.id)
     page = f"https://ui.example/namespaces/{HANDLER}/workflows/probe-{ask.key}/{described.run_id}/history"
     assert report.link == page
     assert page in details(report, now=report.scheduled)
@@ -119,7 +123,7 @@ async def test_a_failed_call_shows_why(world: World, shell: Shell) -> None:
     late = await world.call(Ask(key=world.key(), behaviour="wait"), CallPlan(deadline=2))
     with pytest.raises(WorkflowFailureError):
         await late.result()
-    [report] = await Calls(client=world.caller_client, ui_url=lambda _: None).of_run(late.id)
+    [report] = await Calls(client=world.caller_client, settings=None).of_run(late.id)
     assert report.state in {"timed out", "stopped"}
     assert report.closed is not None
 

@@ -28,7 +28,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from caller import CallerPlugin
-from caller.waiting_activity import HANDLER_NOT_REACHED
+from caller.waiting.waiting_activity import HANDLER_NOT_REACHED
 from handler import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support import failing

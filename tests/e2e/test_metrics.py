@@ -25,9 +25,9 @@ from bridge.errors import UntrustedError, reason_label
 from bridge.runtime.metrics import COUNTERS, DURATIONS, GAUGES, Metrics, new_runtime
 from bridge.runtime.reloaded import Alarm
 from bridge.runtime.settings import SettingsError
-from handler.delivery.open_deliveries import watch_deliveries
-from handler.delivery.undelivered_report import UndeliveredOutcome
+from handler.delivery.activities import UndeliveredOutcome
 from handler.plugin import HandlerPlugin
+from handler.reports.open_deliveries import watch_deliveries
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT
 from tests.support.callers import CallPlan
@@ -79,7 +79,7 @@ async def scrapes(server: Server) -> AsyncIterator[Scrapes]:
 
     records = logging.Handler()
     records.emit = found.log.append  # type: ignore[assignment, method-assign]
-    logging.getLogger("handler.delivery.undelivered_report").addHandler(records)
+    logging.getLogger("handler.delivery.activities").addHandler(records)
     async with running_world(server, prepare=prepare, without=("handler",)) as world:
 
         def hook(outcome: UndeliveredOutcome) -> None:
@@ -97,7 +97,7 @@ async def scrapes(server: Server) -> AsyncIterator[Scrapes]:
         async with worker:
             await _scenario(world, found)
         yield found
-    logging.getLogger("handler.delivery.undelivered_report").removeHandler(records)
+    logging.getLogger("handler.delivery.activities").removeHandler(records)
 
 
 async def _scenario(world: World, found: Scrapes) -> None:

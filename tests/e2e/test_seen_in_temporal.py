@@ -7,7 +7,7 @@ import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 
-from caller.started_operation import StartedOperation
+from caller.waiting.started_operation import StartedOperation
 from handler.delivery.records import MEMO_KEY
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan

@@ -67,9 +67,13 @@ async def assert_in_answer(world: World, target: WorkflowHandle[Any, Any], statu
 
 
 async def test_a_held_start_is_answered_when_the_target_ends(world: World) -> None:
+    """The attempt leaves the receipt by which the receiver knows a repeat."""
     handle, target = await held(world, Ask(world.key(), "wait"))
     await target.signal("say", "in the answer")
     assert await handle.result() == Reply("in the answer")
+    closings = [each.activity_task_completed_event_attributes async for each in handle.fetch_history_events()]
+    [identity] = [each.identity for each in closings if each.identity]
+    assert identity.endswith(":succeeded")
     await assert_in_answer(world, target, 200)
 
 

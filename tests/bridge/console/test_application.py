@@ -14,15 +14,15 @@ import pytest_asyncio
 from aiohttp import CookieJar
 from temporalio.service import RPCError, RPCStatusCode
 
-import caller.console
-import handler.console
+import caller.reports.console
+import handler.reports.console
 from bridge.console import Pages, serving_console
 from bridge.errors import BridgeError
 from bridge.http.peer_exchanges import PeerExchanges
 from bridge.runtime.settings import ConsoleSettings
-from caller.calls import CallReport
-from handler.delivery.delivery_report import DeliveryDetails, DeliveryReport, DeliveryState
-from handler.delivery.run_report import RunReport
+from caller.reports.calls import CallReport
+from handler.reports.deliveries import DeliveryDetails, DeliveryReport, DeliveryState
+from handler.reports.runs import RunReport
 from scripts.environment.stack import ROOT
 from tests.support.browsing import TOKEN, Browser, browsing, console_settings
 
@@ -61,12 +61,12 @@ def side() -> Side:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def browser(side: Side, request: pytest.FixtureRequest) -> AsyncIterator[Browser]:
-    module = getattr(request, "param", handler.console)
+    module = getattr(request, "param", handler.reports.console)
     pages = Pages(
         title="payment-prod",
         template=Path(module.__file__ or "").with_suffix(".html"),
         read=side.read,
-        redeliver=side.redeliver if module is handler.console else None,
+        redeliver=side.redeliver if module is handler.reports.console else None,
     )
     settings = ConsoleSettings.model_validate(console_settings())
     peers = PeerExchanges(["order-prod"], clock=lambda: NOW)
@@ -216,7 +216,7 @@ async def test_only_a_form_of_the_own_session_redelivers(
     ]
 
 
-@pytest.mark.parametrize("browser", [caller.console], indirect=True)
+@pytest.mark.parametrize("browser", [caller.reports.console], indirect=True)
 async def test_the_callers_console_has_no_verb(browser: Browser, side: Side) -> None:
     """It is read-only, also for an operator."""
     side.values = overview(CallReport, [])
@@ -240,12 +240,12 @@ DELIVERY = DeliveryDetails(
 @pytest.mark.parametrize(
     ("browser", "values"),
     [
-        pytest.param(caller.console, overview(CallReport, [CALL]), id="waiting calls"),
-        pytest.param(caller.console, {"calls": [CALL]}, id="calls of a workflow"),
-        pytest.param(handler.console, overview(DeliveryReport, [DELIVERY]), id="deliveries"),
-        pytest.param(handler.console, {"run": None, "delivery": DELIVERY}, id="delivery"),
-        pytest.param(handler.console, {"run": RUN, "delivery": DELIVERY}, id="run and delivery"),
-        pytest.param(handler.console, {"run": RUN, "delivery": None}, id="run"),
+        pytest.param(caller.reports.console, overview(CallReport, [CALL]), id="waiting calls"),
+        pytest.param(caller.reports.console, {"calls": [CALL]}, id="calls of a workflow"),
+        pytest.param(handler.reports.console, overview(DeliveryReport, [DELIVERY]), id="deliveries"),
+        pytest.param(handler.reports.console, {"run": None, "delivery": DELIVERY}, id="delivery"),
+        pytest.param(handler.reports.console, {"run": RUN, "delivery": DELIVERY}, id="run and delivery"),
+        pytest.param(handler.reports.console, {"run": RUN, "delivery": None}, id="run"),
     ],
     indirect=["browser"],
 )

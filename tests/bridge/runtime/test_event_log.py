@@ -30,7 +30,7 @@ def logged(formatter: logging.Formatter | None, name: str, **fields: object) -> 
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
-    logger = logging.getLogger("caller.waiting_activity")
+    logger = logging.getLogger("caller.waiting.waiting_activity")
     logger.addHandler(handler)
     EventLogger(logger).warning(name, extra=fields)
     logger.removeHandler(handler)
@@ -40,7 +40,7 @@ def logged(formatter: logging.Formatter | None, name: str, **fields: object) -> 
 def test_a_plain_formatter_shows_the_sentence() -> None:
     """`logging.basicConfig` shows endpoint, host, reason, attempt and next try."""
     line = logged(logging.Formatter(logging.BASIC_FORMAT), "bridge.handler_not_reached", **FIELDS)
-    assert line == f"WARNING:caller.waiting_activity:bridge.handler_not_reached: {SENTENCE}\n"
+    assert line == f"WARNING:caller.waiting.waiting_activity:bridge.handler_not_reached: {SENTENCE}\n"
 
 
 def test_json_separates_the_name_from_the_sentence() -> None:
@@ -49,7 +49,7 @@ def test_json_separates_the_name_from_the_sentence() -> None:
     assert re.fullmatch(r"[0-9T:.+-]{29}", entry.pop("time"))
     assert entry == {
         "level": "warning",
-        "logger": "caller.waiting_activity",
+        "logger": "caller.waiting.waiting_activity",
         "event": "bridge.handler_not_reached",
         "message": SENTENCE,
         **FIELDS,

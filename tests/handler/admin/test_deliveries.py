@@ -14,7 +14,9 @@ from temporalio.service import RPCError
 
 from bridge.admin.output import details, table, to_json
 from bridge.security.redaction import plain
-from handler.delivery.delivery_report import (
+from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, packed_reply
+from handler.delivery.workflow import DELIVERY_WORKFLOW
+from handler.reports.deliveries import (
     COLUMNS,
     Deliveries,
     DeliveryDetails,
@@ -22,8 +24,6 @@ from handler.delivery.delivery_report import (
     DeliveryReport,
     DeliveryState,
 )
-from handler.delivery.records import MEMO_KEY, CallMemo, Delivery, packed_reply
-from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.callers import CallingWorkflow, CallPlan

@@ -8,9 +8,9 @@ from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import Client
 
-from handler.delivery.delivery_report import Deliveries
 from handler.delivery.records import CallMemo, packed_reply
-from handler.delivery.run_report import report_of
+from handler.reports.deliveries import Deliveries
+from handler.reports.runs import report_of
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER
 

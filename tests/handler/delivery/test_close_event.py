@@ -6,6 +6,7 @@ from temporalio.converter import DataConverter
 
 from bridge.protocol.outcome import Outcome
 from handler.delivery.close_event import sendable
+from handler.settings import CallerPeer
 
 WORDS = "operation terminated by jane@payments: out of paper"
 
@@ -23,7 +24,7 @@ async def test_only_our_text_about_a_termination_is_shortened(failure: Failure, 
     """A target may fail with the same words. Its failure arrives as the close event has it."""
     failure.message = WORDS
     before = Outcome.failed(failure)
-    sent = await sendable(DataConverter.default, before, None)
+    sent = await sendable(DataConverter.default, before, CallerPeer(auth="none", operations=()))
     assert sent.failure is not None
     assert sent.failure.message == message
     assert sent.failure.WhichOneof("failure_info") == failure.WhichOneof("failure_info")

@@ -29,7 +29,7 @@ import handler.sweep.activity
 import handler.sweep.workflow
 from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
-from handler.delivery.delivery_report import UNDELIVERED, Deliveries
+from handler.reports.deliveries import UNDELIVERED, Deliveries
 from handler.sweep.activity import read_run
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan

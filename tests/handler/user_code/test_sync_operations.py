@@ -19,11 +19,12 @@ from temporalio.worker import Worker
 
 import bridge
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from bridge.runtime.settings import SettingsError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin
-from handler.start.sync_operations import SyncOperations, service_handlers_in
+from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from scripts.environment.server import Server
 from tests.support import services
 from tests.support.callers import CallingWorkflow, ServiceCaller
@@ -420,7 +421,7 @@ class _ProbesAgain:
 )
 def test_claims_that_contradict_each_other_are_refused_at_once(handlers: list[Any], says: str) -> None:
     """The error comes before an operation is served."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(SettingsError, match=says):
         _operations(*handlers, targets=TARGETS)
 
 

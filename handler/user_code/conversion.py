@@ -13,6 +13,7 @@ import types
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 from pydantic import ValidationError
@@ -50,14 +51,10 @@ class Conversion:
         if payload.external_payloads and self._transfer.external_storage is None:
             message = "the input is kept in an external storage that the handler does not have"
             raise bad_request(message)
-        try:
+        with _available("decode"):
             [raw] = await self._transfer.decode([payload], [RawValue])
-        except Exception as error:  # noqa: BLE001 - any error of the team's own codec: its keys may be unavailable
-            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot decode payloads at the moment"
-            raise UnavailableError(message) from None
-        opened: Payload = raw.payload
-        return opened
+            opened: Payload = raw.payload
+            return opened
 
     async def read(self, opened: Payload, kind: Any, executor: Executor) -> Any:
         """Return `value`. A large input is converted in a thread of *executor*, one at a time for each executor.
@@ -103,12 +100,18 @@ class Conversion:
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, the codec or the storage failed.
         """
-        try:
+        with _available("encode"):
             return (await self._transfer.encode([RawValue(opened)]))[0]
-        except Exception as error:  # noqa: BLE001 - any error of the team's own codec
-            _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
-            message = "the handler cannot encode payloads at the moment"
-            raise UnavailableError(message) from None
+
+
+@contextmanager
+def _available(verb: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - any error of the team's own codec: its keys may be unavailable
+        _log.warning("bridge.codec_failed", extra={"bridge.error": type(error).__name__})
+        message = f"the handler cannot {verb} payloads at the moment"
+        raise UnavailableError(message) from None
 
 
 def _accepts(hint: Any, value: object) -> bool:

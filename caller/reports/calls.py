@@ -5,24 +5,24 @@ identity of the close event; describe has its attempts. Nothing else is stored. 
 callback URL, so that none can be printed.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from temporalio.api.common.v1 import Payloads, WorkflowExecution
+from temporalio.api.common.v1 import Payloads
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import ActivityTaskScheduledEventAttributes, HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
 from temporalio.converter import ActivitySerializationContext, DataConverter
 
 from bridge.security.redaction import markdown_code, plain
-from bridge.temporal.server import is_open, list_runs
+from bridge.temporal.server import describe_existing, is_open, list_runs
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
 from caller.completer import CLOSINGS, event_attributes, read_receipt
-from caller.started_operation import StartedOperation
+from caller.settings import CallerSettings
+from caller.waiting.started_operation import StartedOperation
 
 _SHOWN = 20
 """Number of calls that the details of a workflow show."""
@@ -87,10 +87,10 @@ class _Wait:
 class Calls:
     """The calls of workflows in one namespace."""
 
-    def __init__(self, *, client: Client, ui_url: Callable[[str], str | None]) -> None:
-        """*ui_url* returns the base URL of the UI of the handler behind an endpoint, None if it is unknown."""
+    def __init__(self, *, client: Client, settings: CallerSettings | None) -> None:
+        """Without *settings*, reports have no links to the handlers' UIs."""
         self._client = client
-        self._ui_url = ui_url
+        self._settings = settings
 
     async def waiting(self, query: str, *, limit: int) -> tuple[int, list[CallReport]]:
         """Read the first *limit* workflows that *query* finds. Returns how many it read, and their waiting calls."""
@@ -109,14 +109,12 @@ class Calls:
         Raises:
             temporalio.service.RPCError: There is no such run, or Temporal did not answer.
         """
-        execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
-        described = await self._client.workflow_service.describe_workflow_execution(
-            DescribeWorkflowExecutionRequest(namespace=self._client.namespace, execution=execution), retry=True
-        )
+        described = await describe_existing(self._client, workflow_id, run_id)
         info = described.workflow_execution_info
         pending = {each.activity_id: each for each in described.pending_activities} if is_open(info) else {}
         waits: dict[int, _Wait] = {}
-        async for event in self._events(info.execution):
+        handle = self._client.get_workflow_handle(workflow_id, run_id=info.execution.run_id)
+        async for event in handle.fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 if event.activity_task_scheduled_event_attributes.activity_type.name == START_OPERATION_ACTIVITY:
                     waits[event.event_id] = _Wait(opening=event)
@@ -132,16 +130,6 @@ class Calls:
         lines = [_markdown(each) for each in reversed(await self.of_run(workflow_id, run_id))]
         more = [f"- and {len(lines) - _SHOWN} earlier calls"] if len(lines) > _SHOWN else []
         return "\n".join(["Calls, the newest first:", "", *lines[:_SHOWN], *more]) if lines else ""
-
-    async def _events(self, execution: WorkflowExecution) -> AsyncIterator[HistoryEvent]:
-        request = GetWorkflowExecutionHistoryRequest(namespace=self._client.namespace, execution=execution)
-        while True:
-            page = await self._client.workflow_service.get_workflow_execution_history(request, retry=True)
-            for event in page.history.events:
-                yield event
-            if not page.next_page_token:
-                return
-            request.next_page_token = page.next_page_token
 
     async def _report(
         self, info: WorkflowExecutionInfo, wait: _Wait, pending: Mapping[str, PendingActivityInfo]
@@ -168,7 +156,7 @@ class Calls:
             facts |= {"closed": end.event_time.ToDatetime(UTC), "last_error": await _error(converter, failure)}
             if receipt is None:
                 return CallReport(**facts, state=_NO_OUTCOME.get(kind, "stopped"))
-            base = self._ui_url(endpoint) if endpoint is not None else None
+            base = self._settings.ui_url(endpoint) if endpoint is not None and self._settings is not None else None
             link = receipt.target.ui_url(base) if receipt.target is not None and base is not None else None
             target = f"{receipt.target.namespace}/{receipt.target.workflow_id}" if receipt.target is not None else None
             return CallReport(**facts, state=receipt.state, target=target, link=link)

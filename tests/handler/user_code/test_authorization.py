@@ -21,9 +21,8 @@ from bridge.runtime.settings import SettingsError
 from bridge.security.signatures import MessageSigner
 from bridge.temporal.server import Namespace
 from handler.service import Served
-from handler.start.authorization import Authorize
 from handler.start.operation_token import OperationToken
-from handler.start.user_functions import TIMEOUT
+from handler.user_code.user_functions import TIMEOUT, Authorize
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER

@@ -28,11 +28,12 @@ from bridge.protocol.headers import decode_duration
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.event_log import event_logger
+from bridge.runtime.settings import SettingsError
 from bridge.temporal.server import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
-from handler.start.conversion import Conversion
-from handler.start.user_functions import close_coroutine, final
+from handler.user_code.conversion import Conversion
+from handler.user_code.user_functions import close_coroutine, final
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
 """Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
@@ -61,20 +62,16 @@ class SyncOperations:
         """Collect the operations of *services*. A plain function runs in its caller's executor of *threads*.
 
         Raises:
-            ValueError: A member of *services* is not a service handler, or an operation is claimed twice, by *services*
-                or by *targets*.
+            SettingsError: A member of *services* is not a service handler, or an operation is claimed twice, by
+                *services* or by *targets*.
         """
         try:
             self._handlers = {caller: Handler(services, executor) for caller, executor in threads.items()}
         except (TypeError, RuntimeError, KeyError) as error:
             # nexusrpc raises KeyError if the instance is of the contract's class, which has no operation handlers.
-            reason = (
-                f"no handler but an instance of the contract, for {error}"
-                if isinstance(error, KeyError)
-                else str(error)
-            )
-            message = f"service handlers: {reason}"
-            raise ValueError(message) from None
+            own = "no handler but an instance of the contract, for " if isinstance(error, KeyError) else ""
+            message = f"service handlers: {own}{error}"
+            raise SettingsError(message) from None
         self._threads = threads
         self._data_converter = data_converter
         self._conversion = Conversion(data_converter)
@@ -89,7 +86,7 @@ class SyncOperations:
         for target in targets:
             if (target.service, target.operation) in self.names:
                 message = f"{target.service}/{target.operation} is claimed by {target.name} and a service handler"
-                raise ValueError(message)
+                raise SettingsError(message)
 
     async def start(
         self, caller: str, request: StartRequest, payload: Payload, authorize: Callable[[Any], Awaitable[None]]

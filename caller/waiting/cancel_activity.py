@@ -19,9 +19,9 @@ from bridge.protocol.cancel import CancelRequest
 from bridge.runtime.event_log import event_logger
 from bridge.temporal.server import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
-from caller.attempt import waiting_converter
 from caller.endpoint_client import Endpoints, NotStartedError
-from caller.started_operation import StartedOperation
+from caller.waiting.attempt import waiting_converter
+from caller.waiting.started_operation import StartedOperation
 
 _REQUEST_TIMEOUT = timedelta(seconds=5)
 """Shorter than the timeout of other requests, because the workflow task waits for the answer."""

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client
 
 from bridge.errors import UnavailableError
 from bridge.protocol.link import WorkflowRef
+from bridge.temporal.server import describe_existing
 from handler.delivery.calls import read_memo
-from handler.delivery.delivery_report import Deliveries, DeliveryDetails, DeliveryError
 from handler.delivery.records import delivery_id
+from handler.reports.deliveries import Deliveries, DeliveryDetails, DeliveryError
 from handler.settings import HandlerSettings
 
 _STATES = dict(
@@ -69,7 +68,7 @@ async def report_of(client: Client, settings: HandlerSettings | None, info: Work
     source = WorkflowRef(
         namespace=call.caller_namespace, workflow_id=call.caller_workflow_id, run_id=call.caller_run_id
     )
-    base = settings.ui_url(call.caller) if settings is not None else None
+    base = settings.caller(call.caller).ui_url if settings is not None else None
     return RunReport(
         **facts,
         caller=call.caller,
@@ -91,9 +90,7 @@ async def read_run_and_delivery(
     Raises:
         temporalio.service.RPCError: There is no such run, or Temporal did not answer.
     """
-    execution = WorkflowExecution(workflow_id=workflow_id, run_id=run_id)
-    request = DescribeWorkflowExecutionRequest(namespace=client.namespace, execution=execution)
-    described = await client.workflow_service.describe_workflow_execution(request, retry=True)
+    described = await describe_existing(client, workflow_id, run_id)
     report = await report_of(client, settings, described.workflow_execution_info)
     name = delivery_id(report.caller or "", report.request_id or "", report.run_id)
     try:

@@ -7,8 +7,8 @@ from typing import Any
 from temporalio.client import Client
 
 from bridge.console import Pages
-from handler.delivery.delivery_report import STATES, UNDELIVERED, Deliveries
-from handler.delivery.run_report import read_run_and_delivery
+from handler.reports.deliveries import STATES, UNDELIVERED, Deliveries
+from handler.reports.runs import read_run_and_delivery
 from handler.settings import HandlerSettings
 
 _LISTED = 100

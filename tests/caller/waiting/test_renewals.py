@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bridge.workflow.call import OperationCall
-from caller.renewals import LAST_ATTEMPT, next_delay, renewal_step, unreached_step
+from caller.waiting.renewals import LAST_ATTEMPT, next_delay, renewal_step, unreached_step
 
 SCHEDULED = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)

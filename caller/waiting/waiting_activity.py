@@ -28,12 +28,11 @@ from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
-from caller.attempt import CLOCK_DIFFERENCE, Attempt
-from caller.callback_urls import CallbackUrls
-from caller.completer import Completer
 from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
-from caller.renewals import renewal_step, unreached_step
-from caller.started_operation import StartedOperation
+from caller.waiting.attempt import CLOCK_DIFFERENCE, Attempt
+from caller.waiting.callback_urls import CallbackUrls
+from caller.waiting.renewals import renewal_step, unreached_step
+from caller.waiting.started_operation import StartedOperation
 
 HANDLER_NOT_REACHED = "bridge.HandlerNotReached"
 
@@ -96,8 +95,7 @@ class OperationActivities:
                 await self._end_running(attempt, answer, found, poll=poll)
             else:
                 self._count_renewal(attempt, "outcome", poll=poll)
-                outcome = answer.outcome.within_size_limit()
-                await Completer(client=attempt.client).complete(attempt.wait, outcome, answer.target)
+                await attempt.complete(answer.outcome.within_size_limit(), answer.target)
         activity.raise_complete_async()
 
     def _count_renewal(self, attempt: Attempt, result: str, *, poll: timedelta | None) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from bridge.errors import bad_request
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackTokens
 from bridge.security.egress import MAX_CALLBACK_URL
-from caller.attempt import Attempt
+from caller.waiting.attempt import Attempt
 
 _CALLBACK_ID_BYTES = 16
 

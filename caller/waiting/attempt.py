@@ -5,25 +5,27 @@ therefore sees no exception that it could map, retry or report, and the server r
 report fails, the attempt ends by its start-to-close timeout, and the next attempt begins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
+from typing import Any
 
 from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.enums.v1 import ApplicationErrorCategory
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import RespondActivityTaskFailedRequest
+from temporalio.api.workflowservice.v1 import RespondActivityTaskCompletedRequest, RespondActivityTaskFailedRequest
 from temporalio.converter import ActivitySerializationContext, DataConverter
 from temporalio.exceptions import ApplicationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
+from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
-from caller.completer import Wait, final_failure
-from caller.renewals import next_delay
-from caller.started_operation import StartedOperation
+from caller.completer import final_failure, receipt, result_of
+from caller.waiting.renewals import next_delay
+from caller.waiting.started_operation import StartedOperation
 
 CLOCK_DIFFERENCE = timedelta(seconds=30)
 """If the worker's clock and the server's differ by more, the worker logs a warning."""
@@ -55,6 +57,7 @@ class Attempt:
         """End of the wait: the call's deadline, or the activity's schedule-to-close timeout if that is earlier."""
         if self.info.schedule_to_close_timeout is not None:
             self.deadline = min(self.deadline, self.info.scheduled_time + self.info.schedule_to_close_timeout)
+        self._names: dict[str, Any] = {"namespace": self.caller.namespace, "task_token": self.info.task_token}
         self._clock = clock
         self.clock_difference = clock() - self.info.started_time
         """How far the worker's clock is ahead of the server's; negative if it is behind."""
@@ -63,21 +66,21 @@ class Attempt:
         """Return the current time of the server's clock."""
         return self._clock() - self.clock_difference
 
-    @property
-    def wait(self) -> Wait:
-        """The wait that an outcome in the answer completes."""
-        return Wait(
-            workflow_id=self.caller.workflow_id,
-            run_id=self.caller.run_id,
-            request_id=self.info.activity_id,
-            task_token=self.info.task_token,
-        )
-
     def limit(self, known: StartedOperation | None) -> tuple[datetime | None, TimeoutType]:
         """Return the instant at which the call ends although its deadline is later, and the type of that timeout."""
         if known is None:
             return self.call.start_deadline, TimeoutType.SCHEDULE_TO_START
         return self.call.close_deadline(known.started or self.call.scheduled_time), TimeoutType.START_TO_CLOSE
+
+    async def complete(self, outcome: Outcome, target: WorkflowRef | None) -> None:
+        """End the call with *outcome*, which is within the size limit. *target* is the run that had it."""
+        identity = receipt(self.info.activity_id, target, outcome)
+        if outcome.failure is not None:
+            await self._report(final_failure(outcome.failure), identity=identity)
+            return
+        completed = RespondActivityTaskCompletedRequest(**self._names, identity=identity, result=result_of(outcome))
+        service = self.client.workflow_service
+        await self._send(service.respond_activity_task_completed(completed, retry=True, timeout=_RPC_TIMEOUT))
 
     async def fail(self, reason: HandlerError | TemporalTimeoutError) -> None:
         """End the call with *reason*: nothing was started, the outcome can no longer be known, or a timeout passed."""
@@ -111,13 +114,15 @@ class Attempt:
             details.next_retry_delay.FromTimedelta(delay)
             await self._report(failure)
 
-    async def _report(self, failure: Failure) -> None:
-        token, identity = self.info.task_token, self.client.identity
-        request = RespondActivityTaskFailedRequest(
-            namespace=self.caller.namespace, task_token=token, identity=identity, failure=failure
-        )
+    async def _report(self, failure: Failure, *, identity: str = "") -> None:
+        identity = identity or self.client.identity
+        failed = RespondActivityTaskFailedRequest(**self._names, identity=identity, failure=failure)
+        service = self.client.workflow_service
+        await self._send(service.respond_activity_task_failed(failed, retry=True, timeout=_RPC_TIMEOUT))
+
+    async def _send(self, report: Coroutine[Any, Any, object]) -> None:
         try:
-            await self.client.workflow_service.respond_activity_task_failed(request, retry=True, timeout=_RPC_TIMEOUT)
+            await report
         except RPCError as error:
             # NOT_FOUND means that the callback completed the activity first.
             extra = {"bridge.request_id": self.info.activity_id, "bridge.rpc_status": error.status.name}

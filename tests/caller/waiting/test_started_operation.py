@@ -1,7 +1,7 @@
 """What people read about a started operation."""
 
 from bridge.protocol.link import WorkflowRef
-from caller.started_operation import describe_target
+from caller.waiting.started_operation import describe_target
 
 
 def test_the_name_of_a_target_controls_no_terminal() -> None:

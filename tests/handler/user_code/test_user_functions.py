@@ -21,8 +21,8 @@ from temporalio.service import RPCError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, external_target
-from handler.start import user_functions
-from handler.start.threads import BoundedThreads
+from handler.user_code import user_functions
+from handler.user_code.threads import BoundedThreads
 from scripts.environment.server import Server
 from tests.support.peer import Answered, send, start
 from tests.support.targets import Ask, ProbeService, Reply

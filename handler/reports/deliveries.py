@@ -206,7 +206,8 @@ class Deliveries:
         described = await describe(self._client, delivery_id)
         if described is not None and described.workflow_execution_info.type.name == DELIVERY_WORKFLOW:
             return described
-        message = f"no delivery {plain(delivery_id)} in namespace {self._client.namespace}"
+        kept = "`deliveries list --state all` shows every delivery that is kept, with its state"
+        message = f"no delivery {plain(delivery_id)} in namespace {self._client.namespace}; {kept}"
         raise DeliveryError(message)
 
     async def _facts(self, info: WorkflowExecutionInfo) -> dict[str, Any]:

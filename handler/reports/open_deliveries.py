@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.runtime.metrics import Metrics
-from handler.delivery.delivery_report import Deliveries
+from handler.reports.deliveries import Deliveries
 
 _INTERVAL_S = 30
 

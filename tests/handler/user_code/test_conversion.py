@@ -18,8 +18,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter, DefaultPayloadConverter
 
 from bridge.errors import UnavailableError
-from handler.start.conversion import Conversion
-from handler.start.threads import BoundedThreads
+from handler.user_code.conversion import Conversion
+from handler.user_code.threads import BoundedThreads
 from tests.support.codec import Scrambler
 from tests.support.helpers import assert_eventually
 from tests.support.world import with_codec

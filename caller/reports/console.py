@@ -7,7 +7,7 @@ from typing import Any
 from temporalio.client import Client
 
 from bridge.console import Pages
-from caller.calls import Calls
+from caller.reports.calls import Calls
 from caller.settings import CallerSettings
 
 _READ = 50
@@ -15,7 +15,7 @@ _READ = 50
 
 def pages(client: Client, settings: CallerSettings) -> Pages:
     """Return the pages of the caller's namespace."""
-    calls = Calls(client=client, ui_url=settings.ui_url)
+    calls = Calls(client=client, settings=settings)
 
     async def read(query: Mapping[str, str]) -> dict[str, Any]:
         if workflow_id := query.get("workflow_id"):

@@ -13,7 +13,7 @@ from nexusrpc.handler import StartOperationContext, service_handler, sync_operat
 from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.targets import external_target
-from handler.start.threads import MAX_THREADS, BoundedThreads, CallerThreads
+from handler.user_code.threads import MAX_THREADS, BoundedThreads, CallerThreads
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER
 from tests.support.peer import Answered, send, start

@@ -1,0 +1,1 @@
+"""What people read about the caller's calls, from Temporal alone."""

@@ -1,0 +1,1 @@
+"""What people and metrics read about deliveries and runs, from Temporal alone."""
