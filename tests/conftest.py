@@ -26,7 +26,7 @@ ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":
 FEW_CALLBACKS = "callback.maxPerExecution=32"
 """Gives servers from 1.32 the limit of older ones, which is 32 callbacks of a run. By default it is 2 000."""
 
-MAY_SKIP = ("no container engine", "no Python", "no disk is filled")
+MAY_SKIP = ("no container engine", "no production server", "no Python", "no disk is filled")
 """The beginnings of the only reasons for which a test may be skipped under CI."""
 CORE = (
     "tests/bridge/protocol/",

@@ -107,11 +107,11 @@ async def run_batch(world: World, mode: Mode, plan: Plan) -> Batch:
         samples=await asyncio.gather(
             *(read_call(world, mode, each) for each in ids[max(0, len(ids) - plan.samples) :])
         ),
-        server_cpu_s=usage[0].server_cpu_s if plan.is_alone and world.server.pid is not None else None,
+        server_cpu_s=usage[0].server_cpu_s if plan.is_alone and world.server.parts else None,
         client_cpu_s=usage[0].client_cpu_s,
         service_cpu_s=usage[0].service_cpu_s,
         http_requests=usage[0].http_requests,
-        grpc_requests=usage[0].grpc_requests if plan.is_alone and world.server.metrics is not None else None,
+        grpc_requests=usage[0].grpc_requests if plan.is_alone and world.server.metrics else None,
     )
 
 

@@ -23,8 +23,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from scripts.benchmark.orders import nexus_endpoint
 from scripts.benchmark.results import STATELESS, frontend_requests, http_requests
 from scripts.benchmark.workers import TOKEN_VARIABLE
+from scripts.environment.processes import stop_process
 from scripts.environment.progress import with_ticker
-from scripts.environment.server import Server, free_ports, running_server, stop_process
+from scripts.environment.server import Server, free_ports, running_server
 from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, ROOT, write_local_settings
 
 EAGER_ACTIVITIES = "system.enableActivityEagerExecution"
@@ -189,7 +190,7 @@ class World:
         grpc = await asyncio.to_thread(self._grpc_requests)
         used = {role: _cpu(process.pid) for role, process in self.processes[mode.name].items()}
         return Usage(
-            server_cpu_s=_cpu(self.server.pid),
+            server_cpu_s=sum(_cpu_of_all(part.pid) for part in self.server.parts.values()),
             client_cpu_s=sum(used.values()),
             service_cpu_s=sum(used.get(role, 0.0) for role in STATELESS) if mode.is_bridge else 0.0,
             http_requests=sum(self.http_requests(mode).values()),
@@ -221,17 +222,27 @@ class World:
         return {role: psutil.Process(each.pid).memory_info().rss for role, each in self.processes[mode.name].items()}
 
     def _grpc_requests(self) -> float:
-        if self.server.metrics is None:
-            return 0.0
-        with urllib.request.urlopen(self.server.metrics, timeout=10) as response:
-            return frontend_requests(response.read().decode())
+        found = 0.0
+        for url in self.server.metrics:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                found += frontend_requests(response.read().decode())
+        return found
 
 
-def _cpu(pid: int | None) -> float:
-    if pid is None:
-        return 0.0
+def _cpu(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
+
+
+def _cpu_of_all(pid: int) -> float:
+    """Of a process, its children, and those that have ended. PostgreSQL has one process for each connection."""
+    process = psutil.Process(pid)
+    ended = process.cpu_times()
+    used = _cpu(pid) + float(ended.children_user + ended.children_system)
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += _cpu(child.pid)
+    return used
 
 
 def commands(mode: Mode, *, is_eager: bool, api_port: int) -> dict[str, tuple[str, Sequence[str]]]:

@@ -15,7 +15,7 @@ from scripts.chaos_run.load import AGAIN_S
 from scripts.chaos_run.payment_worker import WITHOUT_PLUGIN
 from scripts.chaos_run.schedule import Harm, HarmKind
 from scripts.chaos_run.verdict import HarmDone
-from scripts.environment.server import stop_process
+from scripts.environment.processes import stop_process
 from scripts.environment.stack import Stack, StackOptions, start_process
 
 _AMBUSH_S = 1.0
@@ -81,14 +81,17 @@ class Disturbance:
                 await asyncio.sleep(max(0.0, began + harm.at - time.monotonic()))
                 group.create_task(self._do(harm, number))
         await asyncio.gather(*(self._mend(name) for name in self._stack.processes))
+        for name, part in self._stack.servers["caller"].parts.items():
+            if part.exit_code is not None:
+                self.died.append(f"{name} with code {part.exit_code}")
 
     async def _do(self, harm: Harm, number: int) -> None:
         began = time.time()
         clocks, disks = self._equipment.clocks(self._stack.folder), self._equipment.disks
         match harm.kind:
-            case HarmKind.RESTART_SERVER:
-                assert self._stack.servers["caller"].restart is not None
-                await self._stack.servers["caller"].restart(harm.down_s)
+            case HarmKind.RESTART_SERVER | HarmKind.KILL_SERVER_NODE | HarmKind.KILL_DATABASE:
+                parts = self._stack.servers["caller"].parts
+                await asyncio.gather(*(parts[name].restart(harm.down_s) for name in harm.victims))
             case HarmKind.REFUSE_DECODES:
                 refusals = self._stack.folder / REFUSALS
                 refusals.write_text(str(harm.amount))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from scripts.chaos_run.fault_proxy import OWN_ANSWERS, Fault, FaultKind
+from scripts.environment.production_server import DATABASE, NODES
+from scripts.environment.server import DEV_SERVER
 
 
 class HarmKind(str, Enum):
@@ -19,6 +21,11 @@ class HarmKind(str, Enum):
     KILL_HANDLER_SERVICE = "kill_handler_service"
     KILL_HANDLER_WORKER = "kill_handler_worker"
     RESTART_SERVER = "restart_server"
+    """Kills the dev server."""
+    KILL_SERVER_NODE = "kill_server_node"
+    """Kills one of the nodes of production's server."""
+    KILL_DATABASE = "kill_database"
+    """Kills the PostgreSQL of production's server."""
     RECEIVERS_DOWN = "receivers_down"
     KILL_AT_CALLBACK = "kill_at_callback"
     """Kills every process that runs targets, after a target has closed and while its outcome is being sent."""
@@ -41,6 +48,12 @@ VICTIMS: Mapping[HarmKind, tuple[str, str]] = {
     HarmKind.KILL_HANDLER_WORKER: ("payment-worker-1", "payment-worker-2"),
 }
 """Processes by the harm that kills one of them, named as `stack.plan` does."""
+SERVER_PARTS: Mapping[HarmKind, tuple[str, ...]] = {
+    HarmKind.RESTART_SERVER: (DEV_SERVER,),
+    HarmKind.KILL_SERVER_NODE: NODES,
+    HarmKind.KILL_DATABASE: (DATABASE,),
+}
+"""Parts of a Temporal server by the harm that kills one of them. No server has all of them."""
 PROCESSES = tuple(name for names in VICTIMS.values() for name in names)
 CALLER_PROCESSES = VICTIMS[HarmKind.KILL_CALLER_WORKER] + VICTIMS[HarmKind.KILL_RECEIVER]
 TARGET_HOSTS = ("payment-worker-1", "payment-worker-2", "handler-1")
@@ -51,6 +64,8 @@ ROUND_S = 120.0
 
 _IN_A_ROUND: Mapping[HarmKind, int] = {
     HarmKind.RESTART_SERVER: 1,
+    HarmKind.KILL_SERVER_NODE: 2,
+    HarmKind.KILL_DATABASE: 1,
     HarmKind.KILL_AT_CALLBACK: 1,
     HarmKind.REFUSE_DECODES: 1,
     HarmKind.MOVE_CLOCK: 4,
@@ -73,7 +88,7 @@ class Harm:
     """Seconds after the load began."""
     kind: HarmKind
     victims: tuple[str, ...] = ()
-    """The processes that are harmed; empty for the server, the codec and the keys."""
+    """The processes or parts of the server that are harmed; empty for the codec and the keys."""
     down_s: float
     """Time in seconds until they are started again, or the disturbance ends. For keys: the pause between two steps."""
     amount: float = 0.0
@@ -133,7 +148,8 @@ def _disturbance(kind: HarmKind, number: int, every: float, chance: random.Rando
             victim = chance.choice(VICTIMS[HarmKind.KILL_HANDLER_WORKER])
             return Harm(at=at, kind=kind, victims=(victim,), down_s=chance.uniform(0.15, 0.25) * every)
         case _:
-            return Harm(at=at, kind=kind, down_s=chance.uniform(1, 3))
+            parts = SERVER_PARTS[kind]
+            return Harm(at=at, kind=kind, victims=(parts[number % len(parts)],), down_s=chance.uniform(1, 3))
 
 
 def _victims(chance: random.Random) -> Iterator[tuple[HarmKind, str]]:

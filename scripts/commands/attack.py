@@ -33,7 +33,6 @@ from scripts.environment.progress import say
 from scripts.environment.server import free_ports
 from scripts.environment.stack import Stack, StackOptions, running_stack
 from scripts.scale_run.observer import Observer
-from scripts.scale_run.readings import TEMPORAL
 
 DESCRIPTORS = 1024
 _OURS = ("receiver", "handler", "order-worker")
@@ -210,7 +209,7 @@ class Run:
 
     def _cpu(self) -> dict[str, float]:
         found = self._observer.processes()
-        return {name: found[name].cpu_s for name in (*_OURS, TEMPORAL)}
+        return {name: found[name].cpu_s for name in (*_OURS, *self._observer.stack.servers["caller"].parts)}
 
     async def _watch(self, peak: dict[str, float]) -> None:
         while True:

@@ -32,6 +32,7 @@ from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
     PROCESSES,
     ROUND_S,
+    SERVER_PARTS,
     START_FAULTS,
     HarmKind,
     plan_faults,
@@ -165,7 +166,8 @@ async def _make_run(
         if any([await count(client, f"WorkflowType != '{SWEEP_WORKFLOW}'") for client in clients]):
             message = f"{plan.temporal} has earlier runs in {CALLER_NAMESPACE} or {HANDLER_NAMESPACE}: use a new server"
             raise temporal_cli.NoServerError(message)
-        left_out = equipment.lacking | ({HarmKind.RESTART_SERVER} if server.restart is None else set())
+        other_servers = {kind for kind, parts in SERVER_PARTS.items() if not set(parts) <= set(server.parts)}
+        left_out = equipment.lacking | other_servers
         harms = [
             harm
             for harm in plan_harm(plan.seed, kills=plan.kills, seconds=plan.seconds, down_s=plan.down_s)

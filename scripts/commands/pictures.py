@@ -22,8 +22,9 @@ from examples.payments.payments import PaymentWorkflow
 from handler.reports.deliveries import Deliveries, DeliveryError
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.processes import stop_process
 from scripts.environment.progress import say
-from scripts.environment.server import free_ports, stop_process
+from scripts.environment.server import free_ports
 from scripts.environment.stack import (
     CALLER_NAMESPACE,
     HANDLER_NAMESPACE,

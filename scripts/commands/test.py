@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from scripts.environment import temporal_cli
+from scripts.environment import production_server, temporal_cli
 from scripts.environment.progress import say
 from scripts.environment.stack import ROOT
 
@@ -62,8 +62,11 @@ def passes(server: str, tier: str, arguments: Sequence[str]) -> bool:
     os.environ[temporal_cli.CHOICE_VARIABLE] = server
     if "TEMPORAL_ADDRESS" not in os.environ:
         try:
+            if server == temporal_cli.POSTGRES:
+                production_server.require_possible()
+                asyncio.run(production_server.server_programs())
             say(f"Temporal server: {asyncio.run(temporal_cli.find(server))}")
-        except temporal_cli.NoServerError as error:
+        except (temporal_cli.NoServerError, RuntimeError) as error:
             say(str(error))
             return False
     # The tests wait more than they compute: two processes for each core keep it busy. The parts compute.

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.environment.go_programs import GO_MISSING, build_program, find_go
+from scripts.environment.processes import stop_process
 from scripts.environment.program_cache import cached, folder_of, on_path
 from scripts.environment.progress import with_ticker
-from scripts.environment.server import stop_process
 
 COMPOSE_VERSION = "2.40.3"
 _PACKAGES = "Debian: apt-get install docker.io iptables mmdebstrap"

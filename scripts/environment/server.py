@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,10 +16,13 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from scripts.environment import temporal_cli
+from scripts.environment.processes import ServerPart
+from scripts.environment.production_server import running_production_server
 from scripts.environment.progress import say, with_ticker
-from scripts.environment.temporal_cli import OLDEST, NoServerError
+from scripts.environment.temporal_cli import OLDEST, POSTGRES, NoServerError
 
-_STARTUP_TIMEOUT = timedelta(seconds=60)
+DEV_SERVER = "temporal"
+"""Name of the only part of a dev server."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -57,16 +58,14 @@ class Server:
     ui: str | None
     """Base URL of its web UI, where we know of one."""
     version: str
-    pid: int | None
-    """Of its first process. None: it was there before us."""
+    parts: Mapping[str, ServerPart] = field(default_factory=dict)
+    """Its processes by name. None of them: the server was there before us."""
     program: Path | None = None
     """The `temporal` command line that holds the server. None: the user named a server."""
-    metrics: str | None = None
-    """URL of its Prometheus metrics, where we know of one."""
+    metrics: Sequence[str] = ()
+    """URLs of its Prometheus metrics, as far as we know them."""
     http: str | None = None
     """Base URL of its HTTP port, where completions of Nexus operations arrive, where we know of one."""
-    restart: Callable[[float], Awaitable[None]] | None = None
-    """Kill it, and start it again after so many seconds, on the same ports and with its database file if it has one."""
 
     @property
     def release(self) -> tuple[int, int]:
@@ -117,102 +116,93 @@ async def running_server(
 ) -> AsyncIterator[Server]:
     """A server with *namespaces*: the one at *address*, or one that is started and ends with this context.
 
-    *choice* names the server's version; None leaves it to the environment. A port that is not given is a free one.
+    *choice* names the server's version, or production's server; None leaves it to the environment. A port that is not
+    given is a free one. *database* is for the dev server; production's has PostgreSQL, and no UI.
 
     Raises:
         NoServerError: The server cannot be run, or one of the ports is in use.
+        RuntimeError: Production's server cannot be built.
     """
     if address is not None:
         version = await check_version(address)
         await ensure_namespaces(address, namespaces)
-        yield Server(address=address, ui=None, version=version, pid=None)
+        yield Server(address=address, ui=None, version=version)
         return
-    program = await temporal_cli.find(choice or temporal_cli.chosen())
+    choice = choice or temporal_cli.chosen()
+    program = await temporal_cli.find(choice)
     free_port, free_ui_port, http_port, metrics_port = free_ports(4)
     own_port, own_ui_port = port or free_port, ui_port or free_ui_port
     for number in (own_port, own_ui_port):
         require_free(number)
-    arguments = [str(program), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(own_port)]
-    arguments += ["--ui-port", str(own_ui_port)] if ui else ["--headless"]
-    arguments += ["--http-port", str(http_port), "--metrics-port", str(metrics_port), "--log-level", "error"]
-    if database is not None:
-        # For servers that are killed, on machines that are not: what was written stays with the operating system, and
-        # a sync of every transaction would make a busy disk stall all of it.
-        pragmas = ("journal_mode=wal", "synchronous=off")
-        arguments += ["--db-filename", str(database), *(f"--sqlite-pragma={pragma}" for pragma in pragmas)]
-    for name in namespaces:
-        arguments += ["--namespace", name]
-    # As on Temporal Cloud; off by default in the open-source server. It saves a hop per call.
-    eager = "system.enableActivityEagerExecution"
-    if not any(each.startswith(f"{eager}=") for each in dynamic_config):
-        arguments += ["--dynamic-config-value", f"{eager}=true"]
-    # The dev server sets it up to version 1.30. An operation of an endpoint with a URL needs it.
-    template = f"http://127.0.0.1:{http_port}/namespaces/{{{{.NamespaceName}}}}/nexus/callback"
-    template_name = "component.nexusoperations.callback.endpoint.template"
-    for each in (f"{template_name}={json.dumps(template)}", *dynamic_config):
-        arguments += ["--dynamic-config-value", each]
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context(log.open("ab")) if log is not None else subprocess.DEVNULL
-        own_address = f"127.0.0.1:{own_port}"
-
-        async def start() -> asyncio.subprocess.Process:
-            return await asyncio.create_subprocess_exec(
-                *arguments, stdout=output, stderr=output, start_new_session=True
+    own_address, has_ui = f"127.0.0.1:{own_port}", ui and choice != POSTGRES
+    flags = {**_default_flags(http_port), **dict(each.split("=", 1) for each in dynamic_config)}
+    async with contextlib.AsyncExitStack() as stack:
+        if choice == POSTGRES:
+            running = running_production_server(
+                port=own_port, http_port=http_port, flags=flags, log_folder=log and log.parent
             )
-
-        process = await start()
-
-        async def restart(pause: float) -> None:
-            nonlocal process
-            process.kill()
-            await process.wait()
-            await asyncio.sleep(pause)
-            process = await start()
-            await _until_ready(own_address, namespaces, process)
-
-        try:
-            await with_ticker("starting the Temporal server", _until_ready(own_address, namespaces, process))
-            version = await check_version(own_address)
-            yield Server(
-                address=own_address,
-                ui=f"http://127.0.0.1:{own_ui_port}" if ui else None,
-                version=version,
-                program=program,
-                pid=process.pid,
-                metrics=f"http://127.0.0.1:{metrics_port}/metrics",
-                http=f"http://127.0.0.1:{http_port}",
-                restart=restart,
-            )
-        finally:
-            await stop_process(process)
-
-
-async def stop_process(process: asyncio.subprocess.Process, *, patience: float = 15) -> None:
-    """End a process that we started: ask, then insist."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), patience)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-async def _until_ready(address: str, namespaces: Sequence[str], process: asyncio.subprocess.Process) -> None:
-    deadline = time.monotonic() + _STARTUP_TIMEOUT.total_seconds()
-    while True:
-        try:
-            for name in namespaces:
-                client = await Client.connect(address, namespace=name)
-                await client.count_workflows()
-        except (RuntimeError, RPCError):
-            if process.returncode is not None:
-                message = f"the Temporal server ended at once with code {process.returncode}"
-                raise NoServerError(message) from None
-            if time.monotonic() > deadline:
-                message = "the Temporal server did not become ready"
-                raise NoServerError(message) from None
-            await asyncio.sleep(0.1)
+            cluster = await stack.enter_async_context(running)
+            await ensure_namespaces(own_address, namespaces)
+            await asyncio.gather(*(_until_known(node, namespaces) for node in cluster.frontends))
+            parts, metrics = cluster.parts, cluster.metrics
         else:
-            return
+            arguments = [str(program), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(own_port)]
+            arguments += ["--ui-port", str(own_ui_port)] if has_ui else ["--headless"]
+            arguments += ["--http-port", str(http_port), "--metrics-port", str(metrics_port), "--log-level", "error"]
+            if database is not None:
+                # For servers that are killed, on machines that are not: what was written stays with the operating
+                # system, and a sync of every transaction would make a busy disk stall all of it.
+                pragmas = ("journal_mode=wal", "synchronous=off")
+                arguments += ["--db-filename", str(database), *(f"--sqlite-pragma={pragma}" for pragma in pragmas)]
+            for name in namespaces:
+                arguments += ["--namespace", name]
+            for name, value in flags.items():
+                arguments += ["--dynamic-config-value", f"{name}={value}"]
+            process = ServerPart(
+                DEV_SERVER, arguments, is_ready=functools.partial(_knows, own_address, namespaces), log=log
+            )
+            stack.push_async_callback(process.stop)
+            await with_ticker("starting the Temporal server", process.start())
+            parts, metrics = {DEV_SERVER: process}, [f"http://127.0.0.1:{metrics_port}/metrics"]
+        yield Server(
+            address=own_address,
+            ui=f"http://127.0.0.1:{own_ui_port}" if has_ui else None,
+            version=await check_version(own_address),
+            program=program,
+            parts=parts,
+            metrics=metrics,
+            http=f"http://127.0.0.1:{http_port}",
+        )
+
+
+def _default_flags(http_port: int) -> dict[str, str]:
+    """The dynamic configuration of every server that we start, each value as JSON."""
+    http = f"127.0.0.1:{http_port}"
+    return {
+        # As on Temporal Cloud; off by default in the open-source server. It saves a hop per call.
+        "system.enableActivityEagerExecution": "true",
+        # The dev server sets it up to version 1.30. An operation of an endpoint with a URL needs it.
+        "component.nexusoperations.callback.endpoint.template": json.dumps(
+            f"http://{http}/namespaces/{{{{.NamespaceName}}}}/nexus/callback"
+        ),
+    }
+
+
+async def _until_known(address: str, namespaces: Sequence[str]) -> None:
+    """Wait until the node at *address* has read that there are *namespaces*, which it does every few seconds."""
+    async with asyncio.timeout(60):
+        while True:
+            if await _knows(address, namespaces):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def _knows(address: str, namespaces: Sequence[str]) -> bool:
+    """Whether the server at *address* lists the workflows of all *namespaces*."""
+    try:
+        for name in namespaces:
+            client = await Client.connect(address, namespace=name)
+            await client.count_workflows()
+    except (RuntimeError, RPCError):
+        return False
+    return True

@@ -18,8 +18,9 @@ from typing import Any
 from bridge.admin.init import local_settings
 from bridge.admin.pair import write_new
 from scripts.environment import temporal_cli
+from scripts.environment.processes import stop_process
 from scripts.environment.progress import say, with_ticker
-from scripts.environment.server import Server, free_ports, running_server, stop_process
+from scripts.environment.server import Server, free_ports, running_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -95,8 +96,9 @@ class Stack:
     def description(self) -> dict[str, Any]:
         """What `scripts/up` prints."""
         caller, handler = self.servers["caller"], self.servers["handler"]
-        servers = {"temporal": caller.pid} if caller is handler else {"temporal": caller.pid, "temporal-2": handler.pid}
-        pids = {name: pid for name, pid in servers.items() if pid is not None}
+        pids = {name: part.pid for name, part in caller.parts.items()}
+        if caller is not handler:
+            pids |= {f"{name}-2": part.pid for name, part in handler.parts.items()}
         return {
             "caller": {
                 "namespace": CALLER_NAMESPACE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scripts.environment import temporal_cli
 from scripts.environment.container_engine import ContainerError, Engine
-from scripts.environment.go_programs import build_program, module_folder
+from scripts.environment.production_server import server_programs
 from scripts.environment.program_cache import cached, install_package, on_path
 from scripts.environment.progress import with_ticker
 from scripts.environment.stack import ROOT
@@ -31,7 +31,6 @@ TARGETS = {
 
 _FILES = Path(__file__).resolve().parent / "stand_ins"
 _BASE = "bridge-stand-in:bookworm"
-_SERVER = f"go.temporal.io/server@v{temporal_cli.OLDEST}"
 
 
 async def build_stand_ins(engine: Engine, images: Iterable[str]) -> None:
@@ -73,23 +72,9 @@ async def _collect(context: Path) -> None:
     shutil.copy(authorities or "/etc/ssl/certs/ca-certificates.crt", context / "ca-certificates.crt")
     (context / "pip.conf").write_text("[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n")
     shutil.copy(await temporal_cli.find(temporal_cli.OLDEST), context / "temporal")
-    programs = await with_ticker(
-        f"building Temporal server {temporal_cli.OLDEST} and its tools, unless they are there",
-        asyncio.to_thread(cached, f"server-programs-{temporal_cli.OLDEST}", _build_server),
-    )
-    shutil.copytree(programs, context, dirs_exist_ok=True)
+    shutil.copytree(await server_programs(), context, dirs_exist_ok=True)
     caddy = await asyncio.to_thread(cached, "proxy-caddy", _install_caddy)
     shutil.copy(caddy / "bin" / "caddy", context / "caddy")
-
-
-def _build_server(into: Path) -> None:
-    build_program(_SERVER, "./cmd/server", into / "temporal-server")
-    build_program(_SERVER, "./cmd/tools/sql", into / "temporal-sql-tool")
-    schema = into / "schema" / "postgresql"
-    shutil.copytree(module_folder(_SERVER) / "schema" / "postgresql", schema)
-    # Go's cache of modules is read-only.
-    for path in (schema, *schema.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _install_caddy(into: Path) -> None:

@@ -22,8 +22,10 @@ OLDEST = "1.29.1"
 NEWEST = "1.32.0"
 INSTALLED = "installed"
 """Names the `temporal` on PATH where a server version is expected."""
+POSTGRES = "postgres"
+"""Names production's server where a server version is expected: two nodes of the oldest version, with PostgreSQL."""
 CHOICE_VARIABLE = "TEMPORAL_SERVER"
-"""Environment variable that holds the user's choice: a server version, or "installed"."""
+"""Environment variable that holds the user's choice: a server version, "installed" or "postgres"."""
 
 _DOWNLOAD_TIMEOUT = timedelta(minutes=3)
 
@@ -49,8 +51,8 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
         "--server",
         default=os.environ.get(CHOICE_VARIABLE),
         metavar="VERSION",
-        help=f"Temporal server to run: {', '.join(versions())}, or {INSTALLED!r} for the `temporal` on PATH; default: "
-        f"{CHOICE_VARIABLE}, or else {OLDEST}",
+        help=f"Temporal server to run: {', '.join(versions())}, {INSTALLED!r} for the `temporal` on PATH, or "
+        f"{POSTGRES!r} for two nodes of {OLDEST} with PostgreSQL; default: {CHOICE_VARIABLE}, or else {OLDEST}",
     )
 
 
@@ -71,7 +73,7 @@ def choose(server: str | None) -> None:
 
 
 async def find(choice: str) -> Path:
-    """The `temporal` program for *choice*: a server version, or "installed". Installs it where it is missing.
+    """The `temporal` program for *choice*: a server version, "installed" or "postgres". Installs a missing one.
 
     Raises:
         NoServerError: There is no such version, or it can be neither installed nor downloaded.
@@ -82,8 +84,11 @@ async def find(choice: str) -> Path:
             message = "there is no `temporal` on PATH; leave out --server to use the pinned one"
             raise NoServerError(message)
         return Path(on_path)
+    if choice == POSTGRES:
+        choice = OLDEST
     if choice not in versions():
-        message = f"--server {choice}: there is no such version; choose {', '.join(versions())} or {INSTALLED}"
+        known = ", ".join((*versions(), INSTALLED))
+        message = f"--server {choice}: there is no such version; choose {known} or {POSTGRES}"
         raise NoServerError(message)
     name = f"temporal-server-{choice}"
     if not folder_of(name).is_dir():

@@ -15,7 +15,7 @@ from handler.delivery.workflow import DELIVERY_WORKFLOW
 from handler.sweep.workflow import SweepPlace
 from scripts.chaos_run.load import OPEN, connect_both, count
 from scripts.environment.stack import PAYMENT_QUEUE, Stack, port_of
-from scripts.scale_run.readings import TEMPORAL, Interval, Process, Reading, Requests, frontend_rpcs
+from scripts.scale_run.readings import Interval, Process, Reading, Requests, frontend_rpcs
 from scripts.scale_run.results import Queues
 
 _SWEEP = f"bridge-sweep-{PAYMENT_QUEUE}-PaymentWorkflow"
@@ -56,10 +56,11 @@ class Observer:
 
     def processes(self) -> dict[str, Process]:
         """Every process that runs now."""
-        pids = {name: process.pid for name, process in self.stack.processes.items()}
-        server = self.stack.servers["caller"].pid
+        parts = self.stack.servers["caller"].parts
+        pids = {name: part.pid for name, part in parts.items()}
+        pids |= {name: process.pid for name, process in self.stack.processes.items()}
         found = {}
-        for name, pid in (pids if server is None else {TEMPORAL: server, **pids}).items():
+        for name, pid in pids.items():
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 times = process.cpu_times()
@@ -73,8 +74,7 @@ class Observer:
 
     async def read(self) -> Reading:
         """Read everything now."""
-        metrics = self.stack.servers["caller"].metrics
-        text = "" if metrics is None else await asyncio.to_thread(_fetch, metrics)
+        texts = [await asyncio.to_thread(_fetch, url) for url in self.stack.servers["caller"].metrics]
         calls = self.calls_started()
         return Reading(
             at=time.monotonic(),
@@ -83,7 +83,7 @@ class Observer:
             completions=self.requests.completions,
             calls=calls,
             refused=self.requests.refused,
-            rpcs=frontend_rpcs(text),
+            rpcs=frontend_rpcs("\n".join(texts)),
         )
 
     async def settled(self) -> Reading:

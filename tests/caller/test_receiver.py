@@ -17,7 +17,7 @@ from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
-from scripts.environment.server import Server, running_server
+from scripts.environment.server import DEV_SERVER, Server, running_server
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set, paused
 from tests.support.peer import (
@@ -428,7 +428,7 @@ async def test_a_receiver_without_temporal_answers_503_and_loses_nothing() -> No
     ):
         call = await waiting_call(world)
         message, key = call.message(), call.signer()
-        async with paused(own.pid):
+        async with paused(own.parts[DEV_SERVER].pid):
             answer = await send(message, key)
             ready = await send(Message(f"{world.receiver.url}/readyz", message.headers, b"", method="GET"), None)
         assert (answer.status, answer.type) == (503, "UNAVAILABLE")

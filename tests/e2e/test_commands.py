@@ -17,7 +17,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageSigner
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
-from scripts.environment.server import Server, free_ports, require_free, running_server
+from scripts.environment.server import DEV_SERVER, Server, free_ports, require_free, running_server
 from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError
 from tests.support.commands import BRIDGE, process, run
@@ -173,7 +173,7 @@ async def test_a_service_finishes_what_runs_before_it_stops(settings: Path) -> N
         ) as (service, ready),
     ):
         port = int(ready["url"].rpartition(":")[2])
-        async with paused(own.pid):
+        async with paused(own.parts[DEV_SERVER].pid):
             # Temporal does not answer. Therefore the readiness request runs for a while.
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n")

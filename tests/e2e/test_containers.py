@@ -30,7 +30,7 @@ def possible_engine() -> None:
     answers = subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
     reason = None if answers else obstacle()
     if reason is not None:
-        pytest.skip(f"{MAY_SKIP}: {reason}")
+        pytest.skip(f"no container engine: {reason}")
 
 
 @pytest.mark.part("containers")

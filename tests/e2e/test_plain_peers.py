@@ -22,7 +22,8 @@ from bridge.security.keys import KeySet, new_key
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
 from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
-from scripts.environment.server import Server, free_ports, stop_process
+from scripts.environment.processes import stop_process
+from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT
 from tests.e2e.test_docs import blocks
 from tests.support.helpers import HANDLER, assert_eventually, caller_settings, handler_settings

@@ -12,6 +12,7 @@ from scripts.chaos_run.schedule import (
     CALLBACK_FAULTS,
     CALLER_PROCESSES,
     PROCESSES,
+    SERVER_PARTS,
     START_FAULTS,
     TARGET_HOSTS,
     VICTIMS,
@@ -19,6 +20,8 @@ from scripts.chaos_run.schedule import (
     plan_faults,
     plan_harm,
 )
+from scripts.environment.production_server import DATABASE, NODES
+from scripts.environment.server import DEV_SERVER
 from scripts.environment.stack import StackOptions, plan
 
 
@@ -81,6 +84,8 @@ def test_every_kind_of_harm_is_done_in_every_round(seconds: float, rounds: int) 
     assert counts == {
         HarmKind.RECEIVERS_DOWN: 1,
         HarmKind.RESTART_SERVER: rounds,
+        HarmKind.KILL_SERVER_NODE: 2 * rounds,
+        HarmKind.KILL_DATABASE: rounds,
         HarmKind.KILL_AT_CALLBACK: rounds,
         HarmKind.REFUSE_DECODES: rounds,
         HarmKind.MOVE_CLOCK: 4 * rounds,
@@ -106,6 +111,13 @@ def test_the_clocks_jump_by_what_the_peers_accept_and_by_more() -> None:
     assert {name for harm in others for name in harm.victims} == set(CALLER_PROCESSES)
     assert min(harm.amount for harm in others) < -300
     assert max(harm.amount for harm in others) > 300
+
+
+def test_every_part_of_a_server_is_killed_equally_often() -> None:
+    """The nodes of production's server take turns, so that a run of one round kills each of them."""
+    killed = [harm for harm in plan_harm(7, kills=20, seconds=360, down_s=11) if harm.kind in SERVER_PARTS]
+    assert Counter(name for harm in killed for name in harm.victims) == dict.fromkeys((DEV_SERVER, DATABASE, *NODES), 3)
+    assert all(set(harm.victims) <= set(SERVER_PARTS[harm.kind]) and harm.down_s > 0 for harm in killed)
 
 
 def test_the_victims_are_processes_of_the_stack() -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from scripts.environment.server import stop_process
+from scripts.environment.processes import stop_process
 from scripts.environment.stack import ROOT
 
 BRIDGE = (sys.executable, "-m", "bridge")

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from scripts.environment.server import stop_process
+from scripts.environment.processes import stop_process
 from scripts.environment.stack import ROOT
 from tests.support.helpers import assert_eventually
 
