@@ -42,7 +42,7 @@ class StartRequest:
     scheduled_time: datetime | None = None
     """When the caller's workflow scheduled the operation, UTC; None from a peer without the bridge."""
     attempt: int = 1
-    """Attempt of the waiting activity. A start above 1 is a renewal. Sent for people, but not read back."""
+    """Attempt of the waiting activity. A start above 1 is a renewal. Information only."""
     operation_token: str | None = None
     """The token of the 201 that the call has received; None before. A handler that did not issue it starts nothing."""
     wait: timedelta | None = None
@@ -139,6 +139,7 @@ def decode_start(
         if scheduled_time is None:
             message = f"{wire.SCHEDULED_TIME} is not an RFC 3339 time"
             raise RemoteProtocolError(message)
+    attempt = headers.get(wire.ATTEMPT, "1")
     prefix = wire.CALLBACK_PREFIX.lower()
     lower = {name.lower(): value for name, value in headers.items()}
     return StartRequest(
@@ -151,6 +152,7 @@ def decode_start(
         links=decode_links(links),
         operation_timeout=wire.decode_duration(headers.get(wire.OPERATION_TIMEOUT, "")),
         scheduled_time=scheduled_time,
+        attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 10 else 1,
         operation_token=headers.get(wire.OPERATION_TOKEN),
         wait=_wait(headers),
     )

@@ -127,6 +127,7 @@ def test_any_start_comes_back_from_the_wire(start: StartRequest, data: bytes) ->
     assert (back.callback_url, back.callback_headers) == (start.callback_url, start.callback_headers)
     assert back.operation_token == start.operation_token
     assert (list(back.links), back.operation_timeout) == (list(start.links), start.operation_timeout)
+    assert back.attempt == start.attempt
 
 
 def decode(*links: str, **headers: str) -> StartRequest:
@@ -190,6 +191,12 @@ def test_the_time_left_is_read_from_every_server(text: str) -> None:
 def test_an_unreadable_operation_timeout_is_ignored(text: str) -> None:
     """It is an upper bound, never exact."""
     assert decode(Operation_Timeout=text).operation_timeout is None
+
+
+@pytest.mark.parametrize(("text", "attempt"), [("3", 3), ("", 1), ("-3", 1), ("x", 1), ("9" * 5000, 1), ("\u00b2", 1)])
+def test_an_unreadable_attempt_is_the_first(text: str, attempt: int) -> None:
+    """Information only."""
+    assert decode(Bridge_Attempt=text).attempt == attempt
 
 
 @pytest.mark.parametrize(
