@@ -15,8 +15,9 @@ from bridge.http.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
 from bridge.temporal.pollers import worker_problem
 from bridge.temporal.server import connect, describe_namespace, refusal
+from bridge.workflow.call import MAX_INPUT_BYTES
 
-_RUNGS = ("settings", "Temporal", "namespace", "workers")
+_RUNGS = ("settings", "Temporal", "namespace", "limits", "workers")
 _REFUSED = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED})
 
 SettingsT = TypeVar("SettingsT", bound=BridgeSettings)
@@ -70,6 +71,7 @@ async def _check_side(
         seen.append(
             Finding("ok", "namespace", f"{client.namespace}, keeps closed runs for {kept.total_seconds() / 3600:.0f} h")
         )
+        seen.append(_limits(described.namespace_info.limits.blob_size_limit_error))
         names = queues(settings)
         for queue, plugin in names.items():
             if (problem := await worker_problem(client, queue, plugin)) is not None:
@@ -85,3 +87,10 @@ async def _check_side(
     if problem is not None:
         seen.append(Finding("wrong", _RUNGS[len(seen)], problem))
     return [*seen, *(Finding("not checked", each) for each in _RUNGS[len(seen) :])], settings, client
+
+
+def _limits(largest: int) -> Finding:
+    if not largest:
+        return Finding("not known", "limits", "this server does not name limit.blobSize.error, 2 MiB by default")
+    effect = ": larger inputs are refused, and larger outcomes fail" if largest < MAX_INPUT_BYTES else ""
+    return Finding("ok", "limits", f"a value may have {largest} bytes (limit.blobSize.error){effect}")
