@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.support.world import World, running_world
 # On a busy machine an example may take long; how long is no property of the code.
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
+
+# A shell starts background jobs with Ctrl-C ignored, and every process that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOW_CALLBACKS_TO_LOOPBACK = 'component.callbacks.allowedAddresses=[{"Pattern":"127.0.0.1:*","AllowInsecure":true}]'
 """Native Nexus needs it on servers before 1.31. Later ones complete the calls of their own workers without a URL."""
