@@ -16,6 +16,7 @@ from bridge.temporal.lasting_client import present_client
 from bridge.temporal.server import Namespace
 from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
+from handler.authorization import Authorize
 from handler.delivery.activities import DeliveryActivities, OnUndelivered
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_reporter import is_reporting
@@ -30,7 +31,6 @@ from handler.start.starter import Starter
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
 from handler.user_code.threads import BoundedThreads, CallerThreads
-from handler.user_code.user_functions import Authorize
 
 
 class HandlerPlugin(SessionPlugin):

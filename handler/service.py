@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any, Self
 
 from aiohttp import web
-from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -39,6 +38,7 @@ from bridge.temporal.lasting_client import lasting_client
 from bridge.temporal.server import Namespace, connect
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
+from handler.authorization import Authorization, Authorize, authorize_in, require_in_settings
 from handler.delivery.callback_client import CallbackClient
 from handler.reports.console import pages
 from handler.reports.open_deliveries import watch_deliveries
@@ -52,7 +52,6 @@ from handler.startup_check import check_workers, task_queues
 from handler.sweep.activity import start_sweep
 from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from handler.user_code.threads import BoundedThreads
-from handler.user_code.user_functions import Authorization, Authorize, authorize_in
 
 _log = event_logger(__name__)
 
@@ -108,7 +107,7 @@ def create_app(
     Args:
         settings: The handler's settings.
         module: The service serves its decorated workflows and service handlers. If it has a function `authorize`, the
-            function decides about every start (`handler.user_code.user_functions.Authorize`).
+            function decides about every start (`handler.authorization.Authorize`).
         client: Starts the targets.
         is_eager: Whether a worker for the task queue runs in this process and uses the same client.
         executor: Runs the team's functions that are not `async`; it is not closed. By default each caller has 32
@@ -300,9 +299,7 @@ class _Service:
             message = "no such operation" if is_known else "no such service"
             raise not_found(message)
         request[FACTS]["bridge.operation"] = f"{service}/{operation}"
-        if not caller.peer.may_start(service, operation):
-            message = "this caller may not start this operation"
-            raise HandlerError(message, type=HandlerErrorType.UNAUTHORIZED)
+        require_in_settings(caller.peer, service, operation)
         return target
 
     async def _refuse_other_handlers(self, operation_token: str | None) -> None:

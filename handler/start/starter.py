@@ -25,6 +25,7 @@ from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
 from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
+from handler.authorization import Authorization, Authorize
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
@@ -37,7 +38,7 @@ from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
 from handler.user_code.conversion import Conversion
-from handler.user_code.user_functions import TIMEOUT, Authorization, Authorize, workflow_id_for
+from handler.user_code.workflow_id import TIMEOUT, workflow_id_for
 
 DEFAULT_DEADLINE = timedelta(days=7)
 """Deadline of deliveries to a caller that names no deadline."""

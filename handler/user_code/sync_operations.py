@@ -33,7 +33,7 @@ from bridge.temporal.server import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
 from handler.user_code.conversion import Conversion
-from handler.user_code.user_functions import close_coroutine, final
+from handler.user_code.threads import close_coroutine
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
 """Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
@@ -147,7 +147,7 @@ class SyncOperations:
             labels = {"bridge.service": context.service, "bridge.operation": context.operation}
             _log.error("bridge.result_unwritable: %s", type(value).__name__, extra=labels, exc_info=without_text(error))
             message = f"the operation's result, a {type(value).__name__}, cannot be converted"
-            raise final(message) from None
+            raise HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False) from None
         finally:
             close_coroutine(value)
         return await self._conversion.close(payload)

@@ -3,6 +3,7 @@
 Each caller has threads of its own: a function that does not return occupies none of another caller's.
 """
 
+import inspect
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -57,3 +58,9 @@ class CallerThreads(defaultdict[str, BoundedThreads]):
     def __missing__(self, caller: str) -> BoundedThreads:
         """Make the threads of *caller*."""
         return super().__missing__(caller) if len(self) < _MAX_CALLERS or not caller else self[""]
+
+
+def close_coroutine(answered: Any) -> None:
+    """Close *answered* if it is a coroutine that a plain function returned and that never ran."""
+    if inspect.iscoroutine(answered):
+        answered.close()

@@ -36,11 +36,11 @@ from caller.plugin import CallerPlugin
 from caller.settings import CallerSettings
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
+from handler.authorization import Authorize
 from handler.plugin import HandlerPlugin
 from handler.settings import HandlerSettings
 from handler.sweep.activity import start_sweep
 from handler.user_code.threads import BoundedThreads
-from handler.user_code.user_functions import Authorize
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CALLERS, CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings

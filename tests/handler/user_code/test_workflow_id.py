@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, external_target
-from handler.user_code import user_functions
+from handler.user_code import workflow_id as module
 from handler.user_code.threads import BoundedThreads
 from scripts.environment.server import Server
 from tests.support.peer import Answered, send, start
@@ -276,7 +276,7 @@ async def test_calls_beyond_the_limit_are_answered_with_a_delay(server: Server) 
 
 async def test_a_check_that_does_not_end_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets 503 before its own request times out."""
-    monkeypatch.setattr(user_functions, "TIMEOUT", timedelta(milliseconds=50))
+    monkeypatch.setattr(module, "TIMEOUT", timedelta(milliseconds=50))
     gate = Gate()
     async with judging(server, judged(gate)) as world:
         answer = await ask(world, behaviour="block")

@@ -1,18 +1,15 @@
-"""The team's own `check`, `workflow_id` and `authorize`: run them on an input, and map their results.
+"""Which workflow id a start gets: the team's `workflow_id` derives it from the input that the team's `check` accepts.
 
-A run is started only if the check returned None, the workflow id is usable, and `authorize` returned None. Otherwise
-the call is answered with an error, which states whether the call may be retried. An error is final if every repeat
-would give the same error. The caller gets the function's name and the error's class. The handler's log has the
-traceback.
+A run is started only if the check returned None and the workflow id is usable. Otherwise the call is answered with an
+error, which states whether the call may be retried. An error is final if every repeat would give the same error. The
+caller gets the function's name and the error's class. The handler's log has the traceback.
 """
 
 import asyncio
 import contextlib
-import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import timedelta
-from types import ModuleType
 from typing import Any
 
 from nexusrpc import HandlerError, HandlerErrorType
@@ -23,18 +20,14 @@ from bridge.errors import UnavailableError, bad_request, without_text
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.targets import Target
 from handler.user_code.conversion import reasons
+from handler.user_code.threads import close_coroutine
 
 TIMEOUT = timedelta(seconds=8)
-"""Time limit for the functions and `authorize` together, because a caller waits 10 seconds for the answer."""
+"""Time limit for both functions and `authorize` together, because a caller waits 10 seconds for the answer."""
 
 _MAX_WORKFLOW_ID = 1000
 MAX_TEXT = 1000
 """Most characters of a function's text that the caller gets."""
-
-Authorize = Callable[[str, str, Any], Awaitable[None] | None]
-"""`authorize(caller, operation, input)`, plain or `async`: returns None to allow the start, or raises
-`PermissionError("why not")`, whose text the caller gets. *caller* is its authenticated name, *operation* is
-`Service/operation`, *input* is decoded. It may be called again for the same start."""
 
 _log = event_logger(__name__)
 
@@ -56,17 +49,6 @@ async def workflow_id_for(value: Any, target: Target, executor: Executor) -> tup
         _log.error("bridge.user_function_slow", extra=_labels(target))
         message = "the operation's check took too long"
         raise UnavailableError(message) from None
-
-
-def close_coroutine(answered: Any) -> None:
-    """Close *answered* if it is a coroutine that a plain function returned and that never ran."""
-    if inspect.iscoroutine(answered):
-        answered.close()
-
-
-def final(message: str) -> HandlerError:
-    """Return an error of the handler that the caller does not retry."""
-    return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
 def _judge(value: Any, target: Target) -> tuple[str, HandlerError | None]:
@@ -129,68 +111,8 @@ def _broken(target: Target, role: str, what: str, error: BaseException | None = 
     """Log a mistake in the team's function, and return the final error for it: every repeat would fail equally."""
     trace = None if error is None else without_text(error)
     _log.error("bridge.user_function_failed: %s %s", role, what, extra=_labels(target), exc_info=trace)
-    return final(f"the operation's {role} {what}")
+    return HandlerError(f"the operation's {role} {what}", type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
 def _labels(target: Target) -> dict[str, str]:
     return {"bridge.service": target.service, "bridge.operation": target.operation}
-
-
-def authorize_in(module: ModuleType) -> Authorize | None:
-    """Return the function `authorize` of *module*; None if it has none.
-
-    Raises:
-        ValueError: `authorize` cannot be called with three arguments.
-    """
-    function: Authorize | None = getattr(module, "authorize", None)
-    if function is not None:
-        try:
-            inspect.signature(function).bind("caller", "Service/operation", None)
-        except TypeError:
-            message = f"{module.__name__}.authorize must be a function of (caller, operation, input)"
-            raise ValueError(message) from None
-    return function
-
-
-class Authorization:
-    """Asks the team's function."""
-
-    def __init__(self, function: Authorize | None, threads: Mapping[str, Executor]) -> None:
-        """*threads*, by caller, run a *function* that is not `async`. None allows every start."""
-        self._function = function
-        self._threads = threads
-
-    async def require(self, caller: str, operation: str, value: Any, *, within: timedelta = TIMEOUT) -> None:
-        """Return if *caller* may start *operation* with the input *value*. The function gets the time *within*.
-
-        Raises:
-            nexusrpc.HandlerError: UNAUTHORIZED, it may not; INTERNAL and retryable, the function failed or took too
-                long.
-        """
-        if self._function is None:
-            return
-        failed: BaseException | None
-        try:
-            async with asyncio.timeout(within.total_seconds()):
-                answered = await self._ask(self._function, caller, operation, value)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - any error of the team's function
-            # A PermissionError of the operating system has a number and is no refusal: its text names a file.
-            if isinstance(error, PermissionError) and error.errno is None:
-                raise HandlerError(str(error)[:MAX_TEXT], type=HandlerErrorType.UNAUTHORIZED) from None
-            reason, failed = f"raised {type(error).__name__}", error
-        else:
-            if answered is None:
-                return
-            close_coroutine(answered)
-            reason, failed = f"returned {type(answered).__name__} and not None", None
-        extra = {"bridge.caller": caller, "bridge.operation": operation, "bridge.error": reason}
-        _log.error("bridge.authorize_failed", extra=extra, exc_info=failed and without_text(failed))
-        message = "the handler could not decide whether this caller may start this operation"
-        raise HandlerError(message, type=HandlerErrorType.INTERNAL) from None
-
-    async def _ask(self, function: Authorize, caller: str, operation: str, value: Any) -> object:
-        if inspect.iscoroutinefunction(function):
-            return await function(caller, operation, value)
-        loop = asyncio.get_running_loop()
-        answered: object = await loop.run_in_executor(self._threads[caller], function, caller, operation, value)
-        return await answered if inspect.isawaitable(answered) else answered

@@ -20,9 +20,10 @@ from bridge.errors import UnavailableError
 from bridge.runtime.settings import SettingsError
 from bridge.security.signatures import MessageSigner
 from bridge.temporal.server import Namespace
+from handler.authorization import Authorize
 from handler.service import Served
 from handler.start.operation_token import OperationToken
-from handler.user_code.user_functions import TIMEOUT, Authorize
+from handler.user_code.workflow_id import TIMEOUT
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER
