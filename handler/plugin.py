@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from temporalio.client import Client
@@ -19,10 +19,16 @@ from bridge.workflow.targets import Targets
 from handler.authorization import Authorize
 from handler.delivery.activities import DeliveryActivities, OnUndelivered
 from handler.delivery.callback_client import CallbackClient
+from handler.delivery.caller_close_policy import CANCEL_ABANDONED_ACTIVITY, WATCH_CALLERS_ACTIVITY, CallerWatch
 from handler.delivery.close_reporter import is_reporting
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.interceptor import DeliveryInterceptor
-from handler.delivery.workflow import OWN_ACTIVITIES, DeliveryWorkflow, VersionedDeliveryWorkflow
+from handler.delivery.workflow import (
+    DELIVER_ACTIVITY,
+    REPORT_UNDELIVERED_ACTIVITY,
+    DeliveryWorkflow,
+    VersionedDeliveryWorkflow,
+)
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
@@ -31,6 +37,14 @@ from handler.start.starter import Starter
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
 from handler.user_code.threads import BoundedThreads, CallerThreads
+
+_OWN_ACTIVITIES = (
+    DELIVER_ACTIVITY,
+    REPORT_UNDELIVERED_ACTIVITY,
+    WATCH_CALLERS_ACTIVITY,
+    CANCEL_ABANDONED_ACTIVITY,
+    SWEEP_ACTIVITY,
+)
 
 
 class HandlerPlugin(SessionPlugin):
@@ -72,18 +86,21 @@ class HandlerPlugin(SessionPlugin):
         keys = LiveKeys(self._settings, metrics)
         callbacks = CallbackClient(self._settings, keys=keys, http=self.http, metrics=metrics, clock=self._clock)
         dispatcher = Dispatcher(callbacks=callbacks, task_queue=config["task_queue"])
-        deliveries = DeliveryActivities(
-            callbacks=callbacks,
-            metrics=metrics,
-            on_undelivered=self._on_undelivered,
-            first_watch=self._settings.abandoned_check_s,
-        )
+        deliveries = DeliveryActivities(callbacks=callbacks, metrics=metrics, on_undelivered=self._on_undelivered)
+        watch = CallerWatch(callbacks=callbacks, first=timedelta(seconds=self._settings.abandoned_check_s))
         sweeps = SweepActivities(dispatcher=dispatcher)
         if self._settings.nexus:
             # Keep the Nexus services of the worker's author.
             native = self._nexus_services(present_client(lambda: config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
-        config["activities"] = [*config.get("activities", ()), *deliveries.all, sweeps.sweep]
+        config["activities"] = [
+            *config.get("activities", ()),
+            deliveries.deliver_completion,
+            deliveries.report_undelivered,
+            watch.watch_callers,
+            watch.cancel_abandoned,
+            sweeps.sweep,
+        ]
         versioning = config.get("deployment_config")
         if versioning is not None and versioning.use_worker_versioning:
             workflows: list[type] = [VersionedDeliveryWorkflow, VersionedSweepWorkflow]
@@ -92,7 +109,7 @@ class HandlerPlugin(SessionPlugin):
         config["workflows"] = [*config.get("workflows", ()), *workflows]
         delivery = DeliveryInterceptor(dispatcher)
         delivery.configure(config)
-        config["interceptors"] = [ActivityGuard(*OWN_ACTIVITIES, SWEEP_ACTIVITY), *config["interceptors"]]
+        config["interceptors"] = [ActivityGuard(*_OWN_ACTIVITIES), *config["interceptors"]]
         self._deliveries.append(delivery)
         return config
 

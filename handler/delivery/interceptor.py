@@ -23,18 +23,11 @@ from temporalio import worker, workflow
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from bridge.workflow.targets import Targets
+from handler.delivery.caller_close_policy import MAX_WATCHED, cancel_when_abandoned
 from handler.delivery.close_reporter import CloseReporter
 from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
-from handler.delivery.workflow import (
-    CANCEL_ABANDONED_ACTIVITY,
-    WATCH_CALLERS_ACTIVITY,
-    WATCH_TIMEOUT,
-    start_activity,
-)
 
-MAX_WATCHED = 500
-"""Maximum number of calls that one run watches. Their records must fit into one payload."""
 _LOOK_S = 1.0
 
 
@@ -112,21 +105,8 @@ class _Inbound(worker.WorkflowInboundInterceptor):
         if own is not None and own.caller_close_policy == "request_cancel":
             self._watched = {(own.caller, own.request_id): own, **self._watched}
             # Keep a reference, because the loop has only a weak one. The task ends with the run.
-            self._watching = asyncio.create_task(self._cancel_when_abandoned())
+            self._watching = asyncio.create_task(cancel_when_abandoned(self._watched))
         return await super().execute_workflow(input)
-
-    async def _cancel_when_abandoned(self) -> None:
-        """Request cancellation of this run once none of its calls, including later attached ones, waits any more."""
-        seen: list[CallMemo] = []
-        while len(seen) < len(self._watched):
-            seen = list(self._watched.values())
-            await start_activity(
-                *(WATCH_CALLERS_ACTIVITY, seen),
-                attempt=WATCH_TIMEOUT,
-                cancellation_type=workflow.ActivityCancellationType.ABANDON,
-                summary="does any caller wait?",
-            )
-        await start_activity(CANCEL_ABANDONED_ACTIVITY, summary="no caller")
 
 
 def _own_call() -> CallMemo | None:

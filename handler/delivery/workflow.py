@@ -1,4 +1,7 @@
-"""The delivery workflow, and the names that it shares with its activities. Workflow-safe."""
+"""The delivery workflow: how often and how long a delivery is tried. It shares names with its activities.
+
+Workflow-safe.
+"""
 
 import contextlib
 from datetime import timedelta
@@ -14,9 +17,6 @@ from handler.delivery.records import Delivery
 DELIVER_ACTIVITY = "bridge.deliver_completion"
 DELIVERY_WORKFLOW = "bridge.Delivery"
 REPORT_UNDELIVERED_ACTIVITY = "bridge.report_undelivered"
-WATCH_CALLERS_ACTIVITY = "bridge.watch_callers"
-CANCEL_ABANDONED_ACTIVITY = "bridge.cancel_abandoned"
-OWN_ACTIVITIES = (DELIVER_ACTIVITY, REPORT_UNDELIVERED_ACTIVITY, WATCH_CALLERS_ACTIVITY, CANCEL_ABANDONED_ACTIVITY)
 
 COMPLETION_REFUSED = "bridge.CompletionRefused"
 RECEIVER_NOT_READY = "bridge.ReceiverNotReady"
@@ -28,8 +28,8 @@ ATTEMPT_TIMEOUT = timedelta(seconds=15)
 _REPORT_TIMEOUT = timedelta(hours=1)
 """Time for which a report whose hook fails is repeated."""
 
-WATCH_TIMEOUT = timedelta(minutes=5)
-"""Timeout of one attempt to ask for all calls of a target."""
+_MIN_STEP, _MAX_STEP = timedelta(milliseconds=50), timedelta(minutes=5)
+_BUSY_STEP = timedelta(seconds=2)
 
 MAX_ATTEMPTS = 2**31 - 1
 """Set in every retry policy of ours, because 0 means the cluster's default, which may be three."""
@@ -37,10 +37,27 @@ MAX_ATTEMPTS = 2**31 - 1
 RETRY_POLICY = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2.0,
-    maximum_interval=timedelta(minutes=5),
+    maximum_interval=_MAX_STEP,
     maximum_attempts=MAX_ATTEMPTS,
 )
 """Applies only if the worker was killed. All other attempts name the delay until the next attempt."""
+
+
+def next_delay(attempt: int | None, *, retry_after: timedelta | None, remaining: timedelta, spread: float) -> timedelta:
+    """Return the delay until a delivery is tried again.
+
+    Args:
+        attempt: Number of the attempt that failed. None if it sent nothing, because its destination was full. Such an
+            attempt ends at once, so that a receiver that hangs holds no slot of the worker.
+        retry_after: The wait that the receiver asked for.
+        remaining: Time to the deadline. The server would end a delivery whose delay passes the deadline.
+        spread: In [0, 1]. Many deliveries may wait for the same receiver.
+    """
+    if attempt is None:
+        step = _BUSY_STEP * (0.5 + spread)
+    else:
+        step = min(timedelta(seconds=2.0 ** min(attempt - 1, 9)), _MAX_STEP) * spread
+    return max(min(max(step, retry_after or _MIN_STEP), remaining / 2), _MIN_STEP)
 
 
 def start_activity(

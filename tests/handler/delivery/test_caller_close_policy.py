@@ -17,9 +17,9 @@ from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 
 from bridge.temporal.server import is_open
+from handler.delivery.caller_close_policy import WATCH_CALLERS_ACTIVITY
 from handler.delivery.interceptor import _Inbound
 from handler.delivery.records import packed_reply
-from handler.delivery.workflow import WATCH_CALLERS_ACTIVITY
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
