@@ -3,21 +3,17 @@
 The completion is by id in the current run: namespace, workflow id, empty run id, activity id. This form stays valid
 over attempts and resets. A task token belongs to one attempt and becomes invalid after the first lease. An attempt
 that receives the outcome itself completes by its own task token (`caller.waiting.attempt`). If the activity is not
-pending, the completer reads the workflow's history. The completer keeps no state: the `identity` of the close event
-holds a receipt, which distinguishes a repeat from a conflict and from a wait that ended without an outcome.
+pending, the completer reads the workflow's history. The completer keeps no state: the receipt in the close event
+(`caller.receipt`) distinguishes a repeat from a conflict and from a wait that ended without an outcome.
 """
 
 import asyncio
-import hashlib
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import Any
-from urllib.parse import quote, unquote
 
-from temporalio.api.common.v1 import Payloads, WorkflowExecution
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
-from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice import v1 as workflowservice
@@ -28,15 +24,14 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.security.callback_tokens import CallbackClaims
-from bridge.security.redaction import one_line
 from bridge.temporal.server import describe, is_missing, is_open, newest_events
-from bridge.workflow.call import OPERATION_UNSUCCESSFUL, UNSUCCESSFUL_MESSAGE
+from bridge.workflow.call import OPERATION_UNSUCCESSFUL
+from caller.receipt import CLOSINGS, event_attributes, final_failure, last_word, last_word_of, receipt, result_of
 
 BUDGET = timedelta(seconds=6)
 """Limit for all calls to Temporal about one message. It must stay under the sender's timeout of 10 seconds."""
 
 _RPC_TIMEOUT = timedelta(seconds=3)
-_MAX_IDENTITY_BYTES = 1000
 _HISTORY_PAGE = 256
 
 _log = event_logger(__name__)
@@ -57,25 +52,6 @@ class CompletionAnswer(Enum):
     """No such wait is in history: it never existed, or its retention has passed."""
     AGAIN_LATER = "again later"
     """The activity is still pending, or Temporal did not answer."""
-
-
-def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
-    """Return the receipt of an outcome: the text for the close event's `identity`.
-
-    A receipt begins with the target's name, for people. Its last word is the same for equal outcomes.
-    """
-    run_id = target.run_id if target is not None else _digest(outcome)
-    last_word = f"bridge:{request_id}:{quote(run_id)[:400]}:{outcome.state.value}"
-    name = "" if target is None else one_line(f"{target.namespace}/{target.workflow_id}", _MAX_IDENTITY_BYTES)
-    room = _MAX_IDENTITY_BYTES - len(last_word) - 1
-    return f"{name.encode()[:room].decode(errors='ignore')} {last_word}".lstrip()
-
-
-def _digest(outcome: Outcome) -> str:
-    """Hash the outcome of a peer that names no run. Without it, a second, different result would pass as a repeat."""
-    content = outcome.result or outcome.failure
-    serialized = b"" if content is None else content.SerializeToString(deterministic=True)
-    return hashlib.sha256(serialized).hexdigest()[:32]
 
 
 class Completer:
@@ -208,7 +184,7 @@ class Completer:
             if closing is None:
                 answer = CompletionAnswer.OVER
                 continue
-            recorded, given = _last_word(_identity(closing)), _last_word(identity)
+            recorded, given = last_word_of(closing), last_word(identity)
             if recorded is None:
                 return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
             return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
@@ -222,21 +198,13 @@ class Completer:
             page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
                 if event.event_type in CLOSINGS:
-                    if (_last_word(_identity(event)) or "").startswith(f"bridge:{claims.rid}:"):
+                    if (last_word_of(event) or "").startswith(f"bridge:{claims.rid}:"):
                         return event
                     closings[event_attributes(event).scheduled_event_id] = event
                 elif event.activity_task_scheduled_event_attributes.activity_id == claims.rid:
                     return closings.get(event.event_id)
             if not (token := page.next_page_token):
                 return None
-
-
-CLOSINGS = {
-    EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED,
-    EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED,
-    EventType.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT,
-    EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
-}
 
 
 def _is_stopped(event: HistoryEvent) -> bool:
@@ -247,54 +215,3 @@ def _is_stopped(event: HistoryEvent) -> bool:
         and failed.failure.application_failure_info.type != OPERATION_UNSUCCESSFUL
         and failed.retry_state != RetryState.RETRY_STATE_TIMEOUT
     )
-
-
-def event_attributes(event: HistoryEvent) -> Any:
-    """Return the member of *event* that holds its attributes."""
-    return getattr(event, event.WhichOneof("attributes") or "")
-
-
-def _identity(event: HistoryEvent) -> str:
-    # The event of a timeout has no identity.
-    return str(getattr(event_attributes(event), "identity", ""))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What the close event of a waiting activity shows about the outcome."""
-
-    target: WorkflowRef | None
-    """The run whose outcome it is; None if the handler named none."""
-    state: str
-    """State of the operation."""
-
-
-def read_receipt(event: HistoryEvent) -> Receipt | None:
-    """Return the receipt in an event that closed a waiting activity; None if the wait ended without an outcome."""
-    name, _, _ = (identity := _identity(event)).rpartition(" ")
-    if (last_word := _last_word(identity)) is None:
-        return None
-    _, run_id, state = last_word.rsplit(":", 2)
-    namespace, _, workflow_id = name.partition("/")
-    target = WorkflowRef(namespace=namespace, workflow_id=workflow_id, run_id=unquote(run_id)) if workflow_id else None
-    return Receipt(target=target, state=state)
-
-
-def _last_word(identity: str) -> str | None:
-    """Return the last word of a receipt, which is equal for equal outcomes; None if *identity* is not a receipt."""
-    word = identity.rpartition(" ")[2]
-    return word if word.startswith("bridge:") and word.count(":") > 2 else None
-
-
-def result_of(outcome: Outcome) -> Payloads:
-    """Return the result of an operation that succeeded, as the result of its waiting activity."""
-    return Payloads(payloads=[] if outcome.result is None else [outcome.result])
-
-
-def final_failure(failure: Failure) -> Failure:
-    """Wrap *failure* so that the waiting activity is not retried, even if *failure* itself is retryable."""
-    wrapper = Failure(message=UNSUCCESSFUL_MESSAGE)
-    wrapper.application_failure_info.type = OPERATION_UNSUCCESSFUL
-    wrapper.application_failure_info.non_retryable = True
-    wrapper.cause.CopyFrom(failure)
-    return wrapper

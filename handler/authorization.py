@@ -59,6 +59,11 @@ class Authorization:
         self._function = function
         self._threads = threads
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether the team has a function to ask."""
+        return self._function is not None
+
     async def require(self, caller: str, operation: str, value: Any, *, within: timedelta = TIMEOUT) -> None:
         """Return if *caller* may start *operation* with the input *value*. The function gets the time *within*.
 

@@ -16,7 +16,7 @@ from bridge.temporal.lasting_client import present_client
 from bridge.temporal.server import Namespace
 from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
-from handler.authorization import Authorize
+from handler.authorization import Authorization, Authorize
 from handler.delivery.activities import DeliveryActivities, OnUndelivered
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.caller_close_policy import CANCEL_ABANDONED_ACTIVITY, WATCH_CALLERS_ACTIVITY, CallerWatch
@@ -37,14 +37,6 @@ from handler.start.starter import Starter
 from handler.sweep.activity import SweepActivities
 from handler.sweep.workflow import SWEEP_ACTIVITY, SweepWorkflow, VersionedSweepWorkflow
 from handler.user_code.threads import BoundedThreads, CallerThreads
-
-_OWN_ACTIVITIES = (
-    DELIVER_ACTIVITY,
-    REPORT_UNDELIVERED_ACTIVITY,
-    WATCH_CALLERS_ACTIVITY,
-    CANCEL_ABANDONED_ACTIVITY,
-    SWEEP_ACTIVITY,
-)
 
 
 class HandlerPlugin(SessionPlugin):
@@ -93,14 +85,14 @@ class HandlerPlugin(SessionPlugin):
             # Keep the Nexus services of the worker's author.
             native = self._nexus_services(present_client(lambda: config["client"]), config)
             config["nexus_service_handlers"] = [*config.get("nexus_service_handlers", ()), *native]
-        config["activities"] = [
-            *config.get("activities", ()),
-            deliveries.deliver_completion,
-            deliveries.report_undelivered,
-            watch.watch_callers,
-            watch.cancel_abandoned,
-            sweeps.sweep,
-        ]
+        own: dict[str, Callable[..., Any]] = {
+            DELIVER_ACTIVITY: deliveries.deliver_completion,
+            REPORT_UNDELIVERED_ACTIVITY: deliveries.report_undelivered,
+            WATCH_CALLERS_ACTIVITY: watch.watch_callers,
+            CANCEL_ABANDONED_ACTIVITY: watch.cancel_abandoned,
+            SWEEP_ACTIVITY: sweeps.sweep,
+        }
+        config["activities"] = [*config.get("activities", ()), *own.values()]
         versioning = config.get("deployment_config")
         if versioning is not None and versioning.use_worker_versioning:
             workflows: list[type] = [VersionedDeliveryWorkflow, VersionedSweepWorkflow]
@@ -109,7 +101,7 @@ class HandlerPlugin(SessionPlugin):
         config["workflows"] = [*config.get("workflows", ()), *workflows]
         delivery = DeliveryInterceptor(dispatcher)
         delivery.configure(config)
-        config["interceptors"] = [ActivityGuard(*_OWN_ACTIVITIES), *config["interceptors"]]
+        config["interceptors"] = [ActivityGuard(*own), *config["interceptors"]]
         self._deliveries.append(delivery)
         return config
 
@@ -131,17 +123,17 @@ class HandlerPlugin(SessionPlugin):
         await super().run_worker(worker, deliver)
 
     def _nexus_services(self, client: Client, config: WorkerConfig) -> list[Any]:
-        namespace = Namespace(client, clock=self._clock)
+        namespace, threads = Namespace(client, clock=self._clock), CallerThreads(BoundedThreads)
         starter = Starter(
             client=client,
             namespace=namespace,
             settings=self._settings.model_copy(update={"task_queue": config["task_queue"]}),
             holds=HeldStarts(client, limit=0),
-            threads=CallerThreads(BoundedThreads),
+            threads=threads,
             clock=self._clock,
+            authorization=Authorization(self._authorize, threads),
             # The worker that receives the call usually runs the target too.
             is_eager=True,
-            authorize=self._authorize,
         )
         canceler = Canceler(client=client, namespace=namespace)
         converter = client.data_converter

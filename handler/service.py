@@ -200,9 +200,11 @@ class _Service:
             threads=threads,
             clock=clock,
         )
-        offered = {(each.service, each.operation) for each in served.targets} | set(self._operations.names)
-        _log.info("bridge.serves: serves %s", ", ".join(sorted(map("/".join, offered))))
+        self._offered = {(each.service, each.operation) for each in served.targets} | self._operations.names
+        """Pairs of service and operation."""
+        _log.info("bridge.serves: serves %s", ", ".join(sorted(map("/".join, self._offered))))
         self.holds = HeldStarts(client, limit=settings.service.held_starts)
+        self._authorization = Authorization(served.authorize, threads)
         self._starter = Starter(
             client=client,
             namespace=self.namespace,
@@ -210,10 +212,9 @@ class _Service:
             holds=self.holds,
             threads=threads,
             clock=clock,
+            authorization=self._authorization,
             is_eager=is_eager,
-            authorize=served.authorize,
         )
-        self._authorization = Authorization(served.authorize, threads)
         self._canceler = Canceler(client=client, namespace=self.namespace)
 
     async def start(self, request: web.Request) -> web.Response:
@@ -293,14 +294,13 @@ class _Service:
             nexusrpc.HandlerError: NOT_FOUND, no such operation; UNAUTHORIZED, this caller may not start it.
         """
         service, operation = request.match_info["service"], request.match_info["operation"]
-        target = self._targets.get(service, operation)
-        if target is None and (service, operation) not in self._operations.names:
-            is_known = self._targets.has_service(service) or any(service == each for each, _ in self._operations.names)
+        if (service, operation) not in self._offered:
+            is_known = any(service == each for each, _ in self._offered)
             message = "no such operation" if is_known else "no such service"
             raise not_found(message)
         request[FACTS]["bridge.operation"] = f"{service}/{operation}"
         require_in_settings(caller.peer, service, operation)
-        return target
+        return self._targets.get(service, operation)
 
     async def _refuse_other_handlers(self, operation_token: str | None) -> None:
         """Refuse the renewal of an operation that was started in another namespace. Here it would start a second time.

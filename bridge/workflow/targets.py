@@ -302,10 +302,6 @@ class Targets:
     def __iter__(self) -> Iterator[Target]:
         return iter(self._targets.values())
 
-    def has_service(self, service: str) -> bool:
-        """Whether a target belongs to *service*."""
-        return any(known == service for known, _ in self._targets)
-
     def get(self, service: str, operation: str) -> Target | None:
         """The target of *operation*; None if the handler does not serve it."""
         return self._targets.get((service, operation))

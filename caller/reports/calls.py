@@ -12,16 +12,18 @@ from typing import Any
 
 from temporalio.api.common.v1 import Payloads
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.history.v1 import ActivityTaskScheduledEventAttributes, HistoryEvent
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
 from temporalio.client import Client
-from temporalio.converter import ActivitySerializationContext, DataConverter
+from temporalio.converter import DataConverter
 
+from bridge.protocol.link import WorkflowRef
 from bridge.security.redaction import markdown_code, plain
 from bridge.temporal.server import describe_existing, is_open, list_runs
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
-from caller.completer import CLOSINGS, event_attributes, read_receipt
+from caller.receipt import CLOSINGS, event_attributes, read_receipt
 from caller.settings import CallerSettings
+from caller.waiting.attempt import waiting_converter
 from caller.waiting.started_operation import StartedOperation
 
 _SHOWN = 20
@@ -134,56 +136,63 @@ class Calls:
     async def _report(
         self, info: WorkflowExecutionInfo, wait: _Wait, pending: Mapping[str, PendingActivityInfo]
     ) -> CallReport:
-        opening = wait.opening.activity_task_scheduled_event_attributes
-        converter = self._converter(info, opening)
+        run, opening = info.execution, wait.opening.activity_task_scheduled_event_attributes
+        converter = waiting_converter(
+            self._client.data_converter,
+            WorkflowRef(namespace=self._client.namespace, workflow_id=run.workflow_id, run_id=run.run_id),
+            info.type.name,
+            task_queue=opening.task_queue.name,
+            request_id=opening.activity_id,
+        )
         facts: dict[str, Any] = {
-            "workflow_id": info.execution.workflow_id,
-            "run_id": info.execution.run_id,
+            "workflow_id": run.workflow_id,
+            "run_id": run.run_id,
             "request_id": opening.activity_id,
+            "state": "stopped",
             "scheduled": wait.opening.event_time.ToDatetime(UTC),
         }
-        endpoint = None
         if isinstance(call := await _first(converter, opening.input, OperationCall), OperationCall):
-            endpoint, operation = call.endpoint, f"{call.service}/{call.operation}"
-            facts |= {"endpoint": endpoint, "operation": operation, "deadline": call.deadline}
+            operation = f"{call.service}/{call.operation}"
+            facts |= {"endpoint": call.endpoint, "operation": operation, "deadline": call.deadline}
         if wait.begun is not None:
             facts["attempts"] = wait.begun.activity_task_started_event_attributes.attempt
-        if (end := wait.closing) is not None:
-            kind, receipt = end.WhichOneof("attributes") or "", read_receipt(end)
-            failure = getattr(event_attributes(end), "failure", None)
-            # The wrapper says only that the call failed; its cause has the reason.
-            failure = failure.cause if failure is not None and failure.HasField("cause") else failure
-            facts |= {"closed": end.event_time.ToDatetime(UTC), "last_error": await _error(converter, failure)}
-            if receipt is None:
-                return CallReport(**facts, state=_NO_OUTCOME.get(kind, "stopped"))
-            base = self._settings.ui_url(endpoint) if endpoint is not None and self._settings is not None else None
-            link = receipt.target.ui_url(base) if receipt.target is not None and base is not None else None
-            target = f"{receipt.target.namespace}/{receipt.target.workflow_id}" if receipt.target is not None else None
-            return CallReport(**facts, state=receipt.state, target=target, link=link)
-        if (activity := pending.get(opening.activity_id)) is None:
-            return CallReport(**facts, state="stopped")
-        known = StartedOperation.from_details([await _first(converter, activity.heartbeat_details, dict)])
-        if known is not None:
-            facts |= {"target": known.target or None, "link": known.page or None, "started": known.started}
-        if activity.HasField("next_attempt_schedule_time"):
-            facts["next_try"] = activity.next_attempt_schedule_time.ToDatetime(UTC)
-        failure = activity.last_failure if activity.HasField("last_failure") else None
-        # Between two attempts Temporal already counts the next one.
-        facts["attempts"] = activity.attempt - ("next_try" in facts)
-        return CallReport(**facts, state="waiting", last_error=await _error(converter, failure))
+        if wait.closing is not None:
+            facts |= await self._end(wait.closing, facts.get("endpoint"), converter)
+        elif activity := pending.get(opening.activity_id):
+            facts |= await _progress(activity, converter)
+        return CallReport(**facts)
 
-    def _converter(self, info: WorkflowExecutionInfo, opening: ActivityTaskScheduledEventAttributes) -> DataConverter:
-        return self._client.data_converter.with_context(
-            ActivitySerializationContext(
-                namespace=self._client.namespace,
-                workflow_id=info.execution.workflow_id,
-                workflow_type=info.type.name,
-                activity_type=START_OPERATION_ACTIVITY,
-                activity_id=opening.activity_id,
-                activity_task_queue=opening.task_queue.name,
-                is_local=False,
-            )
-        )
+    async def _end(self, closing: HistoryEvent, endpoint: str | None, converter: DataConverter) -> dict[str, Any]:
+        """Return what *closing* shows about the call, by names of `CallReport`."""
+        failure = getattr(event_attributes(closing), "failure", None)
+        # The wrapper says only that the call failed; its cause has the reason.
+        failure = failure.cause if failure is not None and failure.HasField("cause") else failure
+        facts = {"closed": closing.event_time.ToDatetime(UTC), "last_error": await _error(converter, failure)}
+        if (receipt := read_receipt(closing)) is None:
+            return facts | {"state": _NO_OUTCOME.get(closing.WhichOneof("attributes") or "", "stopped")}
+        facts["state"] = receipt.state
+        if (target := receipt.target) is not None:
+            base = self._settings.ui_url(endpoint) if endpoint is not None and self._settings is not None else None
+            facts["target"] = f"{target.namespace}/{target.workflow_id}"
+            facts["link"] = None if base is None else target.ui_url(base)
+        return facts
+
+
+async def _progress(activity: PendingActivityInfo, converter: DataConverter) -> dict[str, Any]:
+    """Return what the pending *activity* shows about the call, by names of `CallReport`."""
+    failure = activity.last_failure if activity.HasField("last_failure") else None
+    is_between = activity.HasField("next_attempt_schedule_time")
+    facts: dict[str, Any] = {
+        "state": "waiting",
+        # Between two attempts Temporal already counts the next one.
+        "attempts": activity.attempt - is_between,
+        "next_try": activity.next_attempt_schedule_time.ToDatetime(UTC) if is_between else None,
+        "last_error": await _error(converter, failure),
+    }
+    known = StartedOperation.from_details([await _first(converter, activity.heartbeat_details, dict)])
+    if known is not None:
+        facts |= {"target": known.target or None, "link": known.page or None, "started": known.started}
+    return facts
 
 
 async def _first(converter: DataConverter, payloads: Payloads, kind: type) -> Any:

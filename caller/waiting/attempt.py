@@ -23,7 +23,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
-from caller.completer import final_failure, receipt, result_of
+from caller.receipt import final_failure, receipt, result_of
 from caller.waiting.renewals import next_delay
 from caller.waiting.started_operation import StartedOperation
 
@@ -43,14 +43,16 @@ class Attempt:
         self.info = activity.info()
         self.client = activity.client()
         """The worker's current client. A team may replace the client while the worker runs."""
-        self.caller = WorkflowRef(
-            namespace=self.client.namespace,
-            workflow_id=self.info.workflow_id or "",
-            run_id=self.info.workflow_run_id or "",
-        )
+        self.caller = workflow_of(self.info)
         self.known = StartedOperation.from_details(self.info.heartbeat_details)
         """What earlier attempts recorded; None until an attempt was answered 201 (still running)."""
-        self.converter = waiting_converter(self.client.data_converter, self.info, request_id=self.info.activity_id)
+        self.converter = waiting_converter(
+            self.client.data_converter,
+            self.caller,
+            self.info.workflow_type or "",
+            task_queue=self.info.task_queue,
+            request_id=self.info.activity_id,
+        )
         self.lifetime = self.info.start_to_close_timeout or ATTEMPT_TIMEOUT
         """How long the server lets the attempt run."""
         self.deadline = call.deadline
@@ -129,16 +131,23 @@ class Attempt:
             _log.info("bridge.attempt_not_reported", extra=extra)
 
 
-def waiting_converter(converter: DataConverter, info: activity.Info, *, request_id: str) -> DataConverter:
-    """Return *converter* with the context that the SDK gives the waiting activity *request_id* of *info*'s workflow."""
+def waiting_converter(
+    converter: DataConverter, workflow: WorkflowRef, workflow_type: str, *, task_queue: str, request_id: str
+) -> DataConverter:
+    """Return *converter* with the context that the SDK gives the waiting activity *request_id* of *workflow*."""
     return converter.with_context(
         ActivitySerializationContext(
-            namespace=info.namespace,
-            workflow_id=info.workflow_id,
-            workflow_type=info.workflow_type,
+            namespace=workflow.namespace,
+            workflow_id=workflow.workflow_id,
+            workflow_type=workflow_type,
             activity_type=START_OPERATION_ACTIVITY,
             activity_id=request_id,
-            activity_task_queue=info.task_queue,
+            activity_task_queue=task_queue,
             is_local=False,
         )
     )
+
+
+def workflow_of(info: activity.Info) -> WorkflowRef:
+    """Return the run that scheduled the activity of *info*."""
+    return WorkflowRef(namespace=info.namespace, workflow_id=info.workflow_id or "", run_id=info.workflow_run_id or "")

@@ -20,7 +20,7 @@ from bridge.runtime.event_log import event_logger
 from bridge.temporal.server import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.endpoint_client import Endpoints, NotStartedError
-from caller.waiting.attempt import waiting_converter
+from caller.waiting.attempt import waiting_converter, workflow_of
 from caller.waiting.started_operation import StartedOperation
 
 _REQUEST_TIMEOUT = timedelta(seconds=5)
@@ -45,11 +45,16 @@ class CancelActivities:
         return await asyncio.gather(*(self._cancel(each, details.get(each.request_id, ())) for each in orders))
 
     async def _cancel(self, order: CancelOrder, details: Sequence[Payload]) -> CancelAnswer:
-        converter = activity.client().data_converter
+        info = activity.info()
+        converter = waiting_converter(
+            activity.client().data_converter,
+            workflow_of(info),
+            info.workflow_type or "",
+            task_queue=info.task_queue,
+            request_id=order.request_id,
+        )
         try:
-            decoded = await waiting_converter(converter, activity.info(), request_id=order.request_id).decode(
-                details[:1], [dict]
-            )
+            decoded = await converter.decode(details[:1], [dict])
         except Exception as error:  # noqa: BLE001 - any error of the team's codec and converter
             return _not_sent(order, type(error).__name__)
         started = StartedOperation.from_details(decoded)

@@ -25,7 +25,7 @@ from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
 from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
-from handler.authorization import Authorization, Authorize
+from handler.authorization import Authorization
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
@@ -62,8 +62,8 @@ class Starter:
         holds: HeldStarts,
         threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
+        authorization: Authorization,
         is_eager: bool = False,
-        authorize: Authorize | None = None,
     ) -> None:
         """Create a starter.
 
@@ -74,11 +74,11 @@ class Starter:
             holds: Keeps count of the starts that are held open.
             threads: Run the team's functions that are not `async`, by caller.
             clock: Returns the time.
+            authorization: Decides whether a start is allowed.
             is_eager: Whether a worker for the task queue runs in this process and uses the same client.
-            authorize: Decides whether a start is allowed; None allows all.
         """
         self._client = client
-        self._authorization = None if authorize is None else Authorization(authorize, threads)
+        self._authorization = authorization
         self._namespace = namespace
         self._runs = Runs(client, settings, is_eager=is_eager)
         self._conversion = Conversion(client.data_converter)
@@ -142,9 +142,8 @@ class Starter:
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
                 if refusal is not None and not await self._has_started(call):
                     raise refusal
-                if self._authorization is not None:
-                    within = TIMEOUT - timedelta(seconds=loop.time() - began)
-                    await self._require(self._authorization, call, value, within=within)
+                if self._authorization.is_needed:
+                    await self._require(call, value, within=TIMEOUT - timedelta(seconds=loop.time() - began))
                 answer = await self._answer(call)
                 if hold is not None and answer.target is not None and isinstance(answer, Running):
                     answer = await self._holds.outcome_of(answer.target, within=hold) or answer
@@ -168,7 +167,7 @@ class Starter:
         workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
         return value, workflow_id, input_hash(self._hash_key, opened), refusal
 
-    async def _require(self, authorization: Authorization, call: Call, value: Any, *, within: timedelta) -> None:
+    async def _require(self, call: Call, value: Any, *, within: timedelta) -> None:
         """Return if the team's function allows the call, or if the call has started its run or attached to it already.
 
         Raises:
@@ -180,7 +179,7 @@ class Starter:
             return
         try:
             names = f"{call.target.service}/{call.target.operation}"
-            await authorization.require(call.caller, names, value, within=within)
+            await self._authorization.require(call.caller, names, value, within=within)
         except HandlerError:
             # The function may decide otherwise than before.
             if is_renewal or not await self._has_started(call):
