@@ -1,8 +1,8 @@
 """The receiver: an aiohttp application that turns completions into completed activities.
 
-It verifies two proofs before it trusts a request. First the callback token, which names the wait and the handler that
-may end it. Then the message signature of that handler: over the headers before the body is read, and over the body
-before it is parsed. The receiver keeps no state, therefore any number of copies may run.
+The receiver verifies two proofs before it trusts a request. The callback token names the wait and the handler that may
+end it. The message signature proves that this handler wrote the request. It is verified over the headers before the
+body is read, and over the body before it is parsed. The receiver keeps no state, so that any number of copies may run.
 """
 
 from collections.abc import AsyncIterator, Callable

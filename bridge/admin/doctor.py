@@ -1,4 +1,4 @@
-"""The ladder of `doctor`: what a side needs, from below. Above a rung that does not hold, nothing is claimed."""
+"""The ladder of `doctor`: what a side needs, in order. The rungs above one that does not hold are not checked."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping

@@ -1,1 +1,1 @@
-"""What a running process needs: HTTP client and server, settings, calls to Temporal, and the base of both plugins."""
+"""What a running process needs without HTTP or Temporal: settings, files that change, logs, metrics and traces."""

@@ -58,7 +58,7 @@ class Reloaded(Generic[T]):
         alarm: Alarm,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Without a look at the files.
+        """Start with *value*, and do not look at the files yet.
 
         Args:
             value: The first value. The first look makes it again, because its files, if it has any, may have changed

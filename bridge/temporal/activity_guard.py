@@ -2,7 +2,7 @@
 
 A team's interceptors may map errors, retry, time out or set options for all activities. They still see the bridge's
 activities, but the server receives what these activities decide. Interceptors of the *client* wrap this one. They act
-after an attempt of the waiting activity has sent its report, and therefore they cannot change the report.
+after an attempt of the waiting activity has sent its report. Therefore they cannot change the report.
 """
 
 import asyncio

@@ -121,11 +121,11 @@ def emits_callback(
         workflow_id: Derives the workflow id from the operation's input, at most 1 000 bytes. Two calls with the same id
             get the outcome of the same run: a workflow id never runs twice.
         check: May refuse an input by raising ValueError. The caller then gets the error's text as a bad request, and no
-            workflow starts. It does not end a call that has started its workflow already. The function must return
-            None. Any other exception of `check` or `workflow_id` fails the call permanently, because most such
-            exceptions are mistakes in the function and would repeat until the call's deadline. There are two exceptions
-            to this rule. OSError (a lost connection, a timeout) is retried.
-            `nexusrpc.HandlerError` and `temporalio.exceptions.ApplicationError` define whether the call is retried.
+            workflow starts. A refusal does not end a call that has started its workflow already. The function must
+            return None. After an OSError of `check` or `workflow_id` (a lost connection, a timeout) the call is
+            retried. `nexusrpc.HandlerError` and `temporalio.exceptions.ApplicationError` define whether the call is
+            retried. Any other exception fails the call permanently, because most such exceptions are mistakes in the
+            function and would repeat until the call's deadline.
             Both functions run in a thread and may block for up to 8 seconds.
         task_queue: Task queue of the workflow, if it is not the task queue in the handler's settings.
         instrumented: False if workers without `HandlerPlugin` run the workflow. The sweep then delivers every outcome.
@@ -210,7 +210,7 @@ def external_target(
 
 
 def _declared(service: type[Any], operation: nexusrpc.Operation[_InputT, _OutputT]) -> dict[str, Any]:
-    """What the contract says of a target: the names of *service* and *operation*, and the type of the input.
+    """Return the fields of a `Target` that the contract gives: names of service and operation, and the input's type.
 
     Raises:
         TypeError: *service* is not a contract, or *operation* does not belong to it.

@@ -6,7 +6,7 @@ from caller.settings import CallerSettings
 
 
 async def doctor(*, task_queue: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
-    """Check this side from below, from where it runs: settings, Temporal, workers, and every endpoint.
+    """Check this side where it runs, step by step: settings, Temporal, namespace, limits, workers, and every endpoint.
 
     The handler tries our receiver. Nothing is started or completed. Exit code 1 if a check failed.
 

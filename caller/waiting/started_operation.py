@@ -25,9 +25,9 @@ class StartedOperation:
     link: str = ""
     """The target's page in the handler's UI. Without `ui_url` in the settings a Temporal link; empty without a run."""
     started_ms: int = 0
-    """When the first 201 was received, Unix time in milliseconds; 0 if an early release recorded the details."""
+    """When the first 201 was received, Unix time in milliseconds; 0 if the details do not hold it."""
     transport: Transport | None = None
-    """Transport with which the operation was started; None if an early release recorded the details."""
+    """Transport with which the operation was started; None if the details do not hold it."""
     token_packed: str = ""
     """Made by `packed` from the handler's token for the operation, so that no token is in plain sight. The
     name sorts after `link` and `target`, because JSON lists fields by name."""

@@ -1,6 +1,6 @@
 """The waiting activity: start the operation, wait for its callback, ask again if no callback comes.
 
-Attempt 1 POSTs the start and then waits asynchronously; its start-to-close timeout is only the first lease. Each later
+Attempt 1 POSTs the start and then waits asynchronously. Its start-to-close timeout is only the first lease. Each later
 attempt POSTs the same start again, and the handler answers with the outcome or with "still running". The call therefore
 ends even if a message is lost, and the attempts add no events to the caller's history.
 """

@@ -13,7 +13,7 @@ from handler.startup_check import PLUGIN, task_queues
 
 
 async def doctor(*, module: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:
-    """Check this side from below, from where it runs: settings, Temporal, workers, and the service for each caller.
+    """Check this side where it runs, step by step: settings, Temporal, namespace, limits, workers, service for callers.
 
     The service tries the caller's receiver. Nothing is started or completed. Exit code 1 if a check failed.
 

@@ -1,1 +1,1 @@
-"""Starting targets for callers: the start itself, its identity, cancels, and operations without a workflow."""
+"""From a start to the run of a target: limits, the call, attaching, held starts, native Nexus calls, and cancels."""

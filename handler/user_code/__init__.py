@@ -1,1 +1,1 @@
-"""Runs the functions of the handler's team, with inputs of their types, in threads of their own."""
+"""Runs the functions of the handler's team: conversion, threads, `check`, `workflow_id`, plain operations."""
