@@ -1,1 +1,1 @@
-"""From the close of a target to its callers: what notices it, reads the outcome, delivers it, and repeats a delivery."""
+"""From the close of a target to its callers: notice the close, read its event, deliver the outcome, try again."""
