@@ -19,6 +19,7 @@ from temporalio.converter import DataConverter
 
 from bridge.protocol.link import WorkflowRef
 from bridge.security.redaction import markdown_code, plain
+from bridge.temporal.pending_activity import attempts_of
 from bridge.temporal.server import describe_existing, is_open, list_runs
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
 from caller.receipt import CLOSINGS, event_attributes, read_receipt
@@ -180,15 +181,9 @@ class Calls:
 
 async def _progress(activity: PendingActivityInfo, converter: DataConverter) -> dict[str, Any]:
     """Return what the pending *activity* shows about the call, by names of `CallReport`."""
-    failure = activity.last_failure if activity.HasField("last_failure") else None
-    is_between = activity.HasField("next_attempt_schedule_time")
-    facts: dict[str, Any] = {
-        "state": "waiting",
-        # Between two attempts Temporal already counts the next one.
-        "attempts": activity.attempt - is_between,
-        "next_try": activity.next_attempt_schedule_time.ToDatetime(UTC) if is_between else None,
-        "last_error": await _error(converter, failure),
-    }
+    attempts, next_try, failure = attempts_of(activity)
+    facts: dict[str, Any] = {"state": "waiting", "attempts": attempts, "next_try": next_try}
+    facts["last_error"] = await _error(converter, failure)
     known = StartedOperation.from_details([await _first(converter, activity.heartbeat_details, dict)])
     if known is not None:
         facts |= {"target": known.target or None, "link": known.page or None, "started": known.started}

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, PendingActivityState
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
@@ -24,6 +24,7 @@ from temporalio.exceptions import ActivityError
 
 from bridge.errors import BridgeError
 from bridge.security.redaction import plain
+from bridge.temporal.pending_activity import attempts_of
 from bridge.temporal.server import describe, list_runs
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
@@ -161,12 +162,7 @@ class Deliveries:
         elif facts["closed"] is None:
             attempts = 0
             for pending in described.pending_activities:
-                # Between two attempts Temporal already counts the next one.
-                is_waiting = pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
-                attempts = pending.attempt - is_waiting
-                failure = pending.last_failure if pending.HasField("last_failure") else None
-                if pending.HasField("next_attempt_schedule_time"):
-                    next_try = pending.next_attempt_schedule_time.ToDatetime(UTC)
+                attempts, next_try, failure = attempts_of(pending)
         last_error = None if failure is None else await self._error(failure)
         return DeliveryDetails(**facts, attempts=attempts, last_error=last_error, next_try=next_try)
 

@@ -11,6 +11,7 @@ from temporalio.worker import Replayer, Worker
 
 from bridge.temporal.pollers import worker_problem
 from bridge.workflow.targets import Targets
+from caller.reports.calls import Calls
 from handler.startup_check import check_workers, task_queues
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
@@ -52,6 +53,20 @@ async def test_a_callers_worker_without_the_plugin_is_named_by_its_workflows(
             caplog.clear()
             await Replayer(workflows=[CallingWorkflow]).replay_workflow(await handle.fetch_history())
             assert warnings(caplog) == []
+
+
+async def test_a_call_that_no_worker_has_taken_shows_no_attempt(server: Server) -> None:
+    """Temporal counts an attempt when it is scheduled, and the report when it begins."""
+    async with running_world(server, without=("caller",)) as world:
+        async with Worker(world.caller_client, task_queue=world.order_queue, workflows=[CallingWorkflow]):
+            handle = await world.call(Ask(world.key(), "return", "paid"))
+
+            async def scheduled() -> None:
+                reports = await Calls(client=world.caller_client, settings=None).of_run(handle.id)
+                assert [(each.state, each.attempts, each.next_try) for each in reports] == [("waiting", 0, None)]
+
+            await assert_eventually(scheduled)
+        await handle.terminate()
 
 
 async def test_a_worker_with_the_plugin_is_not_warned_about(world: World, caplog: pytest.LogCaptureFixture) -> None:
