@@ -31,10 +31,9 @@ from bridge.runtime.settings import load
 from bridge.workflow.call import MAX_DURATION
 from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
 from bridge.workflow.pending_call import operation_error
-from caller.endpoint_client import Endpoints, NotStartedError
+from caller.endpoint_client import Endpoints, NotStartedError, explain
 from caller.settings import CallerSettings
 from caller.waiting.renewals import unreached_step
-from caller.waiting.waiting_activity import encode_input, explain
 
 _T = TypeVar("_T")
 _InputT = TypeVar("_InputT")
@@ -129,8 +128,9 @@ class OperationHandle(Generic[_OutputT]):
                 operation_token=known.operation_token if isinstance(known, Running) else None,
                 wait=min(timedelta(seconds=resolved.endpoint.wait_s), left) if is_held else None,
             )
-            payload = await encode_input(self.operation_input, client.data_converter, resolved)
-            return await client.endpoints.start(client.endpoint, request, payload, remaining=left)
+            return await client.endpoints.start(
+                client.endpoint, request, self.operation_input, client.data_converter, remaining=left
+            )
 
         self.answer = await self._persist(start, is_refusal_final=known is None)
 

@@ -1,22 +1,31 @@
-"""Endpoints: send requests to the handler behind an endpoint's name, and read the answers."""
+"""Endpoints: encode an input, send requests to the handler behind an endpoint's name, and read the answers."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from nexusrpc import HandlerError
 from temporalio.api.common.v1 import Payload
+from temporalio.converter import DataConverter
 
-from bridge.errors import BridgeError, DestinationBusyError, OutcomeUnknownError, bad_request, not_found
+from bridge.errors import (
+    BridgeError,
+    DestinationBusyError,
+    OutcomeUnknownError,
+    PeerHandlerError,
+    bad_request,
+    not_found,
+)
 from bridge.http.client import REQUEST_TIMEOUT, HttpClient
 from bridge.http.peer_client import PeerClient
 from bridge.protocol.answers import Answer, Meaning, Sent
 from bridge.protocol.cancel import CancelRequest, encode_cancel
 from bridge.protocol.headers import LINK
+from bridge.protocol.payload import MAX_PAYLOAD_BYTES
 from bridge.protocol.start import StartAnswer, StartRequest, decode_answer, encode_start
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
@@ -103,14 +112,18 @@ class Endpoints:
         }
         _log.warning("bridge.handler_not_reached", extra=extra)
 
-    async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
-        """POST a start with a fresh signature, and read the answer.
+    async def start(
+        self, name: str, request: StartRequest, operation_input: Any, converter: DataConverter, *, remaining: timedelta
+    ) -> StartAnswer:
+        """POST a start with a fresh signature, and read the answer. *converter* encodes the input.
 
         Raises:
             NotStartedError: The handler was not reached, or it refused; `reason` shows which.
-            nexusrpc.HandlerError: There is no such endpoint, or the start has a form that cannot be sent.
+            nexusrpc.HandlerError: There is no such endpoint, the input is too large, or the start has a form that
+                cannot be sent.
         """
-        endpoint = self.resolve(name).endpoint
+        resolved = self.resolve(name)
+        endpoint, payload = resolved.endpoint, await encode_input(operation_input, converter, resolved.peer)
         if request.wait is not None and self._http.is_half_full(endpoint.url, endpoint.route, peer=endpoint.handler):
             # Held starts must leave places for others. This start is answered at once, and its callback comes later.
             request = dataclasses.replace(request, wait=None)
@@ -187,3 +200,29 @@ def _add_that_it_may_run(reason: BridgeError | HandlerError) -> None:
     if isinstance(reason, HandlerError) and not isinstance(reason, OutcomeUnknownError):
         reason.message = f"{reason.message}{MAY_HAVE_STARTED}"
         reason.args = (reason.message,)
+
+
+async def encode_input(operation_input: Any, converter: DataConverter, peer: HandlerPeer) -> Payload:
+    """Return an operation's input as it is sent to *peer*.
+
+    Raises:
+        nexusrpc.HandlerError: BAD_REQUEST, the input is too large.
+    """
+    # The worker has decoded the input with our codec and fetched it from external storage. Encode it again to send it.
+    if not peer.shares_storage:
+        converter = dataclasses.replace(converter, external_storage=None)
+    [payload] = await converter.encode([operation_input])
+    if payload.ByteSize() > MAX_PAYLOAD_BYTES:
+        message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+        raise bad_request(message)
+    return payload
+
+
+async def explain(reason: Exception, converter: DataConverter) -> None:
+    """Decode the cause that the handler sent with its refusal, and chain it. Our worker then encodes it again."""
+    if not isinstance(reason, PeerHandlerError) or reason.remote_cause is None:
+        return
+    try:
+        reason.__cause__ = await converter.decode_failure(reason.remote_cause)
+    except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the peer's value
+        _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})

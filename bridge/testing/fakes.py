@@ -20,6 +20,7 @@ from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 from temporalio.common import RawValue
+from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, FailureError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import WorkerConfig
@@ -36,7 +37,7 @@ from bridge.temporal.worker_plugin import share_modules
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
 from bridge.workflow.client import service_name
 from caller.completer import Completer
-from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
+from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint, encode_input
 from caller.interceptor import CallerInterceptor
 from caller.settings import Endpoint, HandlerPeer
 from caller.waiting.cancel_activity import CancelActivities
@@ -236,8 +237,11 @@ class _Answers(Endpoints):
     def __init__(self, received: Mapping[str, _Received]) -> None:
         self._received = received
 
-    async def start(self, name: str, request: StartRequest, payload: Payload, *, remaining: timedelta) -> StartAnswer:
-        """Answer with the state of the call."""
+    async def start(
+        self, name: str, request: StartRequest, operation_input: Any, converter: DataConverter, *, remaining: timedelta
+    ) -> StartAnswer:
+        """Answer with the state of the call. An input that could not be sent is refused as by the base class."""
+        await encode_input(operation_input, converter, self.resolve(name).peer)
         received = self._received[request.request_id]
         if received.call.is_canceled:
             return _CANCELED

@@ -11,7 +11,6 @@ import dataclasses
 import random
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -21,14 +20,13 @@ from temporalio.common import RawValue
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
 
-from bridge.errors import BridgeError, PeerHandlerError, bad_request
-from bridge.protocol.payload import MAX_PAYLOAD_BYTES
+from bridge.errors import BridgeError, bad_request
 from bridge.protocol.start import Running, StartRequest
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
-from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint
+from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint, explain
 from caller.waiting.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.waiting.callback_urls import CallbackUrls
 from caller.waiting.renewals import renewal_step, unreached_step
@@ -72,19 +70,20 @@ class OperationActivities:
         remaining = attempt.deadline - attempt.now()
         if remaining <= timedelta(0):
             activity.raise_complete_async()
-        poll: timedelta | None = None
+        poll, converter = None, attempt.client.data_converter
         try:
             resolved = self._endpoints.resolve(call.endpoint)
             # A call keeps the transport with which it was started, even if the settings have changed since.
             transport = (attempt.known and attempt.known.transport) or call.transport or resolved.endpoint.transport
             poll = timedelta(seconds=resolved.endpoint.poll_interval_s) if transport == "poll" else None
             request = self._request(attempt, resolved, transport)
-            payload = await encode_input(operation_input, attempt.client.data_converter, resolved)
-            answer = await self._endpoints.start(call.endpoint, request, payload, remaining=remaining)
+            answer = await self._endpoints.start(
+                call.endpoint, request, operation_input, converter, remaining=remaining
+            )
         except (HandlerError, NotStartedError) as error:
             refused = error if isinstance(error, NotStartedError) else _own_fault(error, attempt)
             self._count_renewal(attempt, "not answered", poll=poll)
-            await explain(refused.reason, attempt.client.data_converter)
+            await explain(refused.reason, converter)
             await self._end_not_started(attempt, refused, poll=poll)
         else:
             if isinstance(answer, Running):
@@ -257,29 +256,3 @@ async def _readable(progress: Payload | None, converter: DataConverter) -> list[
         _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
         return []
     return [progress]
-
-
-async def encode_input(operation_input: Any, converter: DataConverter, resolved: ResolvedEndpoint) -> Payload:
-    """Return an operation's input as it is sent to the handler behind *resolved*.
-
-    Raises:
-        nexusrpc.HandlerError: BAD_REQUEST, the input is too large.
-    """
-    # The worker has decoded the input with our codec and fetched it from external storage. Encode it again to send it.
-    if not resolved.peer.shares_storage:
-        converter = dataclasses.replace(converter, external_storage=None)
-    [payload] = await converter.encode([operation_input])
-    if payload.ByteSize() > MAX_PAYLOAD_BYTES:
-        message = f"the operation's input of {payload.ByteSize()} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
-        raise bad_request(message)
-    return payload
-
-
-async def explain(reason: Exception, converter: DataConverter) -> None:
-    """Decode the cause that the handler sent with its refusal, and chain it. Our worker then encodes it again."""
-    if not isinstance(reason, PeerHandlerError) or reason.remote_cause is None:
-        return
-    try:
-        reason.__cause__ = await converter.decode_failure(reason.remote_cause)
-    except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the peer's value
-        _log.info("bridge.cause_unreadable", extra={"bridge.error": type(error).__name__})

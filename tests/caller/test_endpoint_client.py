@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from temporalio.api.common.v1 import Payload
 from temporalio.common import MetricMeter
+from temporalio.converter import DataConverter
 
 from bridge.http.client import HttpClient
 from bridge.protocol.start import StartRequest
@@ -49,7 +49,9 @@ async def test_held_starts_leave_half_of_the_places_for_other_requests() -> None
             assert len(asked) == len(held)
 
         for number in range(4):
-            sent = endpoints.start("payments", start(f"request-{number}"), Payload(), remaining=MINUTE)
+            sent = endpoints.start(
+                "payments", start(f"request-{number}"), None, DataConverter.default, remaining=MINUTE
+            )
             held.append(asyncio.create_task(sent))
             await assert_eventually(reached)
         assert asked == ["wait=30", "wait=30", None, None]
@@ -86,7 +88,9 @@ async def test_a_handler_that_hangs_takes_no_place_of_another_behind_the_same_ga
         metrics = Metrics(MetricMeter.noop)
         endpoints = Endpoints(settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics)
         waiting = [
-            asyncio.create_task(endpoints.start("slow", start(f"request-{number}"), Payload(), remaining=MINUTE))
+            asyncio.create_task(
+                endpoints.start("slow", start(f"request-{number}"), None, DataConverter.default, remaining=MINUTE)
+            )
             for number in range(2)
         ]
 
@@ -95,6 +99,6 @@ async def test_a_handler_that_hangs_takes_no_place_of_another_behind_the_same_ga
 
         await assert_eventually(taken)
         with pytest.raises(NotStartedError, match="answered 503"):
-            await endpoints.start("quick", start("request-q"), Payload(), remaining=MINUTE)
+            await endpoints.start("quick", start("request-q"), None, DataConverter.default, remaining=MINUTE)
         closing.set()
         await asyncio.gather(*waiting, return_exceptions=True)
