@@ -6,14 +6,20 @@ report fails, the attempt ends by its start-to-close timeout, and the next attem
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 from nexusrpc import HandlerError
 from temporalio import activity
+from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import ApplicationErrorCategory
 from temporalio.api.failure.v1 import Failure
-from temporalio.api.workflowservice.v1 import RespondActivityTaskCompletedRequest, RespondActivityTaskFailedRequest
+from temporalio.api.workflowservice.v1 import (
+    RecordActivityTaskHeartbeatRequest,
+    RespondActivityTaskCompletedRequest,
+    RespondActivityTaskFailedRequest,
+)
 from temporalio.converter import ActivitySerializationContext, DataConverter
 from temporalio.exceptions import ApplicationError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
@@ -23,6 +29,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
+from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.receipt import final_failure, receipt, result_of
 from caller.waiting.renewals import next_delay
 from caller.waiting.started_operation import StartedOperation
@@ -115,6 +122,35 @@ class Attempt:
         if delay is not None:
             details.next_retry_delay.FromTimedelta(delay)
             await self._report(failure)
+
+    async def record(self, known: StartedOperation, *, progress: Payload | None) -> None:
+        """Record a 201 as heartbeat details. The pending activity shows them, and later attempts read them as proof.
+
+        *progress* is what the target reported, encoded by its worker.
+        """
+        try:
+            # Record a plain mapping, because the SDK decodes details without a type hint.
+            details = await self.converter.encode([asdict(known)])
+            # Pass the progress as the target's converter and codec made it.
+            payloads = Payloads(payloads=[*details, *await self._readable(progress)])
+            heartbeat = RecordActivityTaskHeartbeatRequest(
+                **self._names, identity=self.client.identity, details=payloads
+            )
+            await self.client.workflow_service.record_activity_task_heartbeat(heartbeat, retry=True)
+        except RPCError:
+            # Usually the activity was completed in the meantime. If the details are lost, nothing else is.
+            return
+
+    async def _readable(self, progress: Payload | None) -> list[Payload]:
+        """Return the progress if this worker can decode it. Details that a worker cannot decode fail the activity."""
+        if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
+            return []
+        try:
+            await self.converter.decode([progress])
+        except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the target's value
+            _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
+            return []
+        return [progress]
 
     async def _report(self, failure: Failure, *, identity: str = "") -> None:
         identity = identity or self.client.identity

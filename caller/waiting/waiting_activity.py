@@ -7,25 +7,19 @@ ends even if a message is lost, and the attempts add no events to the caller's h
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 
 from nexusrpc import HandlerError
 from temporalio import activity
-from temporalio.api.common.v1 import Payload, Payloads
-from temporalio.api.workflowservice.v1 import RecordActivityTaskHeartbeatRequest
 from temporalio.common import RawValue
-from temporalio.converter import DataConverter
-from temporalio.service import RPCError
 
 from bridge.errors import BridgeError, bad_request
 from bridge.protocol.start import Running, StartRequest
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
-from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint, explain
 from caller.waiting.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.waiting.callback_urls import CallbackUrls
@@ -121,7 +115,7 @@ class OperationActivities:
         known = earlier if earlier is not None and earlier.operation_token else found
         message = f"still running: {found.target} {found.page}".rstrip()
         if attempt.info.attempt > 1 or poll is not None:
-            await _record(attempt, known, progress=answer.progress)
+            await attempt.record(known, progress=answer.progress)
             wanted = poll or renewal_step(call, now=attempt.now(), jitter=self._jitter())
             await attempt.end(message, kind=STILL_RUNNING, wanted=wanted, known=known)
             return
@@ -132,7 +126,7 @@ class OperationActivities:
 
         async def held() -> None:
             await self._pause(min(_DETAILS_DELAY, ends - attempt.now()))
-            await _record(attempt, known, progress=answer.progress)
+            await attempt.record(known, progress=answer.progress)
             # Temporal accepts a failure only for an open attempt, and the timeout of an attempt is longer than a short
             # lease. The server ends the attempt of a longer lease.
             if ends < attempt.info.started_time + attempt.lifetime:
@@ -224,35 +218,3 @@ def _own_fault(error: HandlerError, attempt: Attempt) -> NotStartedError:
     is_first = attempt.info.attempt == 1 and not attempt.call.is_again
     reason = error if is_first else BridgeError(error.message)
     return NotStartedError(reason, retry_after=None)
-
-
-async def _record(attempt: Attempt, known: StartedOperation, *, progress: Payload | None = None) -> None:
-    """Record a 201 as heartbeat details. People see them at the pending activity; later attempts read them as proof."""
-    try:
-        # Record a plain mapping, because the SDK decodes details without a type hint.
-        details = await attempt.converter.encode([dataclasses.asdict(known)])
-        # Pass the progress as the target's converter and codec made it.
-        await attempt.client.workflow_service.record_activity_task_heartbeat(
-            RecordActivityTaskHeartbeatRequest(
-                namespace=attempt.client.namespace,
-                task_token=attempt.info.task_token,
-                identity=attempt.client.identity,
-                details=Payloads(payloads=[*details, *await _readable(progress, attempt.converter)]),
-            ),
-            retry=True,
-        )
-    except RPCError:
-        # Usually the activity was completed in the meantime. If the details are lost, nothing else is.
-        return
-
-
-async def _readable(progress: Payload | None, converter: DataConverter) -> list[Payload]:
-    """Return the progress if this worker can decode it. Details that a worker cannot decode fail the activity."""
-    if progress is None or progress.ByteSize() > MAX_PROGRESS_BYTES:
-        return []
-    try:
-        await converter.decode([progress])
-    except Exception as error:  # noqa: BLE001 - any error of our own converter and codec over the target's value
-        _log.info("bridge.progress_unreadable", extra={"bridge.error": type(error).__name__})
-        return []
-    return [progress]
