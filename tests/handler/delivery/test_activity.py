@@ -9,6 +9,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 
 from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
 from handler.delivery import dispatcher
+from handler.delivery.workflow import next_delay
 from tests.support.callers import CallPlan
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask
@@ -65,3 +66,26 @@ async def test_deliveries_to_a_receiver_that_hangs_come_back_when_its_requests_m
         await assert_eventually(waiting)
     finally:
         opened.set()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "retry_after_s", "remaining_s", "spread", "expected_s"),
+    [
+        pytest.param(1, None, 1000, 1.0, 1, id="first"),
+        pytest.param(3, None, 1000, 0.5, 2, id="doubled, then spread"),
+        pytest.param(40, None, 10_000, 1.0, 300, id="at most five minutes"),
+        pytest.param(40, 3000, 10_000, 1.0, 3000, id="the receiver asks for longer"),
+        pytest.param(9, None, 100, 1.0, 50, id="half of what remains"),
+        pytest.param(9, None, -1, 1.0, 0.05, id="past the deadline"),
+        pytest.param(1, None, 1000, 0.0, 0.05, id="never at once"),
+        pytest.param(None, None, 1000, 0.0, 1, id="destination full"),
+        pytest.param(None, 9, 1000, 0.0, 9, id="destination hangs"),
+    ],
+)
+def test_the_delay_of_a_delivery_follows_its_attempts_and_no_delay_passes_its_deadline(
+    attempt: int | None, retry_after_s: int | None, remaining_s: int, spread: float, expected_s: float
+) -> None:
+    """A delay is a spread step or what the receiver asked for, between 50 ms and half of the remaining time."""
+    retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
+    delay = next_delay(attempt, retry_after=retry_after, remaining=timedelta(seconds=remaining_s), spread=spread)
+    assert delay == timedelta(seconds=expected_s)
