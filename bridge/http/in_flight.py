@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from bridge.errors import over_limit
-from bridge.http.listener import MAX_CONNECTIONS
-
-MAX_IN_FLIGHT = MAX_CONNECTIONS // 2
+from bridge.http.listener import connection_limit
 
 
 class InFlight:
@@ -26,8 +24,10 @@ class InFlight:
         Raises:
             nexusrpc.HandlerError: RESOURCE_EXHAUSTED, all places of the peer are taken.
         """
-        if self._count >= MAX_IN_FLIGHT:
-            message = f"one peer may make {MAX_IN_FLIGHT} requests at a time"
+        # Half of the connections that the process may have. The limit is raised when the process begins to listen.
+        limit = max(connection_limit() // 2, 1)
+        if self._count >= limit:
+            message = f"one peer may make {limit} requests at a time"
             raise over_limit(message, retry_after=timedelta(seconds=1))
         self._count += 1
         try:

@@ -197,17 +197,23 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
     return sockets
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors, and return how many connections the process may accept.
+def connection_limit() -> int:
+    """Return how many connections the process may accept, by its limit of open descriptors.
 
     Half of the descriptors stay free for outgoing connections, Temporal and files.
     """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the limit of open descriptors, and return `connection_limit`."""
     infinity = resource.RLIM_INFINITY
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if infinity != soft < _DESCRIPTORS:
         soft = _DESCRIPTORS if hard == infinity else min(hard, _DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MAX_CONNECTIONS if soft == infinity else min(MAX_CONNECTIONS, soft // 2)
+    return connection_limit()
 
 
 @asynccontextmanager

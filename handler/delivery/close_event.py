@@ -24,6 +24,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
 from bridge.temporal.server import newest_events
+from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER
 from handler.settings import CallerPeer
 
 _LONG_POLL = timedelta(seconds=30)
@@ -84,6 +85,19 @@ def close_event_of(event: HistoryEvent, namespace: str, run: WorkflowExecution) 
         close_time=event.event_time.ToDatetime(UTC),
         is_forced=event.event_type in _FORCED,
     )
+
+
+async def read_run(client: Client, workflow_id: str, run_id: str) -> tuple[CloseEvent | None, list[Payload]]:
+    """Return the close event of a run (None if it is open) and its attached calls, each an encoded `CallMemo`."""
+    attached: list[Payload] = []
+    last = HistoryEvent()
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+    async for last in handle.fetch_history_events():
+        header = last.workflow_execution_started_event_attributes.header.fields
+        attached += [header[name] for name in sorted(header) if name.startswith(ATTACHED_HEADER)]
+        if last.workflow_execution_signaled_event_attributes.signal_name == ATTACH_SIGNAL:
+            attached += last.workflow_execution_signaled_event_attributes.input.payloads
+    return close_event_of(last, client.namespace, WorkflowExecution(workflow_id=workflow_id, run_id=run_id)), attached
 
 
 async def wait_for_close_event(client: Client, target: WorkflowRef, *, within: timedelta) -> CloseEvent | None:

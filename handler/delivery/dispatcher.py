@@ -38,7 +38,7 @@ _READ_AGAIN_S = 60
 _PATIENCE = timedelta(seconds=5)
 """Maximum wait for a busy destination. A healthy destination is free again within milliseconds."""
 _REMEMBERED = 10_000
-"""Number of deliveries remembered, so that a second report or the sweep in this process does not repeat them."""
+"""Number of deliveries and runs remembered, so that neither a second report nor this process's sweep repeats them."""
 
 _log = event_logger(__name__)
 
@@ -88,9 +88,15 @@ class Dispatcher:
         """
         await asyncio.gather(*(self._deliver(each, closed) for each in found))
 
-    def has_taken(self, delivery: Delivery) -> bool:
-        """Whether this process remembers that it has delivered *delivery* or started its delivery workflow."""
-        return delivery.key in self._taken
+    def has_taken(self, run_id: str) -> bool:
+        """Whether this process remembers that all calls of a run have the outcome, or a delivery workflow."""
+        return run_id in self._taken
+
+    def remember(self, key: str) -> None:
+        """Remember the key of a delivery, or the id of a run of which all deliveries are taken."""
+        self._taken[key] = None
+        if len(self._taken) > _REMEMBERED:
+            self._taken.popitem(last=False)
 
     def _begin(self, run: ClosingRun) -> None:
         if len(self._tasks) >= _MAX_RUNS:
@@ -114,7 +120,10 @@ class Dispatcher:
                 # The sweep handles terminated and timed-out runs, because a reset terminates the run that it replaces.
                 if closed is not None and not closed.is_forced:
                     age = timedelta(milliseconds=milliseconds(closed.close_time) - milliseconds(run.start_time))
-                    await self.deliver([each for each in found if not _is_answered(each, run, age)], closed)
+                    due = [each for each in found if not _is_answered(each, run, age)]
+                    await self.deliver(due, closed)
+                    if due == found:
+                        self.remember(run.run_id)
             except asyncio.CancelledError:
                 await self._start_workflows(found)
         except Exception as error:  # noqa: BLE001 - any error: renewals or the sweep find the outcome
@@ -141,11 +150,9 @@ class Dispatcher:
         return None
 
     async def _deliver(self, delivery: Delivery, closed: CloseEvent) -> None:
-        if self.has_taken(delivery):
+        if delivery.key in self._taken:
             return
-        self._taken[delivery.key] = None
-        if len(self._taken) > _REMEMBERED:
-            self._taken.popitem(last=False)
+        self.remember(delivery.key)
         converter = self._client.data_converter
         try:
             if not (await self._callbacks.deliver(delivery, closed, converter, patience=_PATIENCE)).is_done:

@@ -65,7 +65,3 @@ class AttachedCalls:
         if len(calls) < MAX_ATTACHED:
             calls.add(call_id)
         return call_id in calls
-
-    def holds(self, call_id: str, run: Run) -> bool:
-        """Whether this process has admitted a call to the run or to a run that continues it."""
-        return call_id in self._calls.get(run.first_run_id, ())

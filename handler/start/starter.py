@@ -26,7 +26,8 @@ from bridge.security.keys import decode_key
 from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
 from handler.authorization import Authorization
-from handler.delivery.close_event import read_close_event, sendable
+from handler.delivery.calls import read_call
+from handler.delivery.close_event import read_close_event, read_run, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
@@ -186,11 +187,18 @@ class Starter:
                 raise
 
     async def _has_started(self, call: Call) -> bool:
-        run = await find_run(self._client, call.workflow_id)
+        """Whether the call has started the run that holds the workflow id, or is attached to it."""
+        run, name = await find_run(self._client, call.workflow_id), (call.caller, call.request.request_id)
         memo = None if run is None else run.memo
-        if run is not None and self._attached.holds(call.temporal_request_id, run):
-            return True
-        return memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id)
+        if run is None or call.token in run.served or (memo is not None and (memo.caller, memo.request_id) == name):
+            return run is not None
+        is_own = memo is not None and memo.caller == call.caller
+        if not call.target.instrumented or not (is_own or call.target.attach_across_callers):
+            return False
+        # Any copy of the service may have attached the call. Only the run's history shows it.
+        _, attached = await read_run(self._client, call.workflow_id, run.ref.run_id)
+        found = [await read_call(self._client.data_converter, each, target=call.workflow_id) for each in attached]
+        return name in {(each.caller, each.request_id) for each in found if each is not None}
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""

@@ -9,31 +9,29 @@ place is an instant of the server's clock. Each query looks back by a window, be
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, timedelta
-from functools import partial
 
+from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
-from temporalio.api.common.v1 import WorkflowExecution as RunName
-from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import AsyncActivityCancelledError, Client, WorkflowExecution, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
-from bridge.errors import UnavailableError
 from bridge.runtime.event_log import event_logger
 from bridge.temporal.server import describe, is_open, is_temporary, keeping_inline
 from bridge.workflow.targets import Target
 from handler.delivery.calls import read_call, read_memo
-from handler.delivery.close_event import CloseEvent, close_event_of, read_close_event
+from handler.delivery.close_event import read_close_event, read_run
 from handler.delivery.dispatcher import Dispatcher
-from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo, deliveries, milliseconds
+from handler.delivery.records import MEMO_KEY, CallMemo, deliveries, milliseconds
 from handler.settings import HandlerSettings
 from handler.start.runs import find_run
-from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, SweepPlace, SweepPlan, sweep_plans
+from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, WINDOW, SweepPlace, SweepPlan, sweep_plans
 
 NEXT_SWEEP = "bridge.NextSweep"
 """Type of the error that ends every attempt. Its message states the result of the query."""
@@ -41,6 +39,8 @@ NEXT_SWEEP = "bridge.NextSweep"
 _PAGE = 50
 """Number of runs handled at once."""
 
+_RECORD_S = 5.0
+"""Time between two heartbeats of one sweep, well below the heartbeat timeout."""
 _PLAN_MEMO = "bridge-sweep"
 
 _FORCED = {WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT}
@@ -66,25 +66,28 @@ class SweepActivities:
             place = SweepPlace.read(info.heartbeat_details[0])
         else:
             place = SweepPlace(until_ms=milliseconds(info.scheduled_time) if plan.since_ms is None else plan.since_ms)
-        message = "all newly closed runs were handled"
+        message, interval = "all newly closed runs were handled", timedelta(seconds=plan.interval_s)
         try:
             if unread := await self._handle_closed_runs(plan, place):
                 message = f"{len(unread)} closed runs could not be read or delivered"
             # The attempt was scheduled before the query, by the server's clock. No closing is skipped.
             place = place.moved_to(info.current_attempt_scheduled_time, unread)
             await self._record(place)
+            if place.is_full:
+                # The next queries show runs that the place has forgotten. They must not be delivered in each of them.
+                interval = max(interval, WINDOW)
         except RPCError as error:
             message = f"Temporal did not answer: {error.status.name}"
         raise ApplicationError(
             message,
             type=NEXT_SWEEP,
             category=ApplicationErrorCategory.BENIGN,
-            next_retry_delay=timedelta(seconds=plan.interval_s),
+            next_retry_delay=interval,
         )
 
     async def _handle_closed_runs(self, plan: SweepPlan, place: SweepPlace) -> dict[str, int]:
         """Handle the runs that closed since *place*, and add them to it. Return those that failed, as `unread`."""
-        unread: dict[str, int] = {}
+        unread, recorded = dict[str, int](), time.monotonic()
         pages = activity.client().list_workflows(f"{place.query} AND ({plan.query})", page_size=_PAGE)
         while True:
             await pages.fetch_next_page()
@@ -104,30 +107,50 @@ class SweepActivities:
                 _log.warning("bridge.sweep_run_failed", extra=extra)
             if not pages.next_page_token:
                 return unread
-            await self._record(place)
+            if time.monotonic() - recorded >= _RECORD_S:
+                # A place may have 300 kB. A page takes a fraction of a second.
+                await self._record(place)
+                recorded = time.monotonic()
 
     async def _deliver(self, plan: SweepPlan, run: WorkflowExecution) -> None:
         # If the codec fails, this raises, and the next sweep looks at the run again.
         starter = await read_memo(activity.client().data_converter, run.raw_info)
-        of_run = partial(deliveries, workflow_id=run.id, run_id=run.run_id, start_time=run.start_time)
-        if starter is None or any(map(self._dispatcher.has_taken, of_run([starter]))):
+        if starter is None or self._dispatcher.has_taken(run.run_id):
             return
         if await _is_continued(run, starter):
             return
-        is_ordinary = run.status not in _FORCED
+        is_ordinary, unread = run.status not in _FORCED, None
         if not plan.is_instrumented:
             # A worker without the plugin handles no attach signal, therefore no call is attached.
             closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [starter]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
-            found = [starter, *[await _attached(each, run) for each in attached]]
-            calls = [call for call in found if call is not None and not (is_ordinary and call.renews)]
-        waiting = of_run(calls)
-        if closed is None or not waiting:
-            return
-        await self._dispatcher.deliver(waiting, closed)
-        extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(waiting)}
-        _log.info("bridge.ending_swept", extra=extra)
+            found, unread = await self._read_calls(run, attached)
+            calls = [call for call in (starter, *found) if not (is_ordinary and call.renews)]
+        waiting = deliveries(calls, run.id, run.run_id, run.start_time)
+        if closed is not None and waiting:
+            await self._dispatcher.deliver(waiting, closed)
+            extra = {"bridge.target": run.id, "bridge.run_id": run.run_id, "bridge.calls": len(waiting)}
+            _log.info("bridge.ending_swept", extra=extra)
+        if unread is not None:
+            # The calls that could be read have their outcome. The next sweep reads the others.
+            raise unread
+        self._dispatcher.remember(run.run_id)
+
+    async def _read_calls(
+        self, run: WorkflowExecution, payloads: Iterable[Payload]
+    ) -> tuple[list[CallMemo], HandlerError | None]:
+        """Return the attached calls in *payloads*, and the error of the codec if it could not decode all of them."""
+        calls: list[CallMemo] = []
+        failed: HandlerError | None = None
+        for payload in payloads:
+            try:
+                call = await read_call(activity.client().data_converter, payload, target=run.id)
+            except HandlerError as error:
+                failed = error
+            else:
+                calls += [] if call is None else [call]
+        return calls, failed
 
     async def _record(self, place: SweepPlace) -> None:
         # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
@@ -136,27 +159,6 @@ class SweepActivities:
             await handle.heartbeat(place.trimmed().text)
         except AsyncActivityCancelledError:
             raise asyncio.CancelledError from None
-
-
-async def read_run(client: Client, workflow_id: str, run_id: str) -> tuple[CloseEvent | None, list[Payload]]:
-    """Return the close event of a run (None if it is open) and its attached calls, each an encoded `CallMemo`."""
-    attached: list[Payload] = []
-    last = HistoryEvent()
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-    async for last in handle.fetch_history_events():
-        header = last.workflow_execution_started_event_attributes.header.fields
-        attached += [header[name] for name in sorted(header) if name.startswith(ATTACHED_HEADER)]
-        if last.workflow_execution_signaled_event_attributes.signal_name == ATTACH_SIGNAL:
-            attached += last.workflow_execution_signaled_event_attributes.input.payloads
-    return close_event_of(last, client.namespace, RunName(workflow_id=workflow_id, run_id=run_id)), attached
-
-
-async def _attached(payload: Payload, run: WorkflowExecution) -> CallMemo | None:
-    try:
-        return await read_call(activity.client().data_converter, payload, target=run.id)
-    except UnavailableError:
-        # The codec has decoded the memo of the run. Another program has written this signal.
-        return None
 
 
 async def _is_continued(run: WorkflowExecution, call: CallMemo) -> bool:

@@ -87,6 +87,11 @@ class SweepPlace:
         """A time before which all runs are handled, without `unread`."""
         return min([self.until_ms, *self.unread.values()])
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the place may forget runs that a later query shows."""
+        return len(self.trimmed().handled) >= _MAX_REMEMBERED
+
     def moved_to(self, instant: datetime, unread: dict[str, int]) -> "SweepPlace":
         """Return the place at *instant* with the runs that are *unread*, or at the old time if it is later.
 
@@ -116,7 +121,7 @@ class SweepWorkflow:
                 *(SWEEP_ACTIVITY, plan),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 attempt=timedelta(hours=1),
-                # Each attempt heartbeats after every page. If the worker is killed, the next attempt begins after this.
+                # Each attempt heartbeats every few seconds. After a worker was killed, the next attempt begins so late.
                 heartbeat_timeout=timedelta(seconds=30),
                 summary=f"every {plan.interval_s:g} s",
             )

@@ -293,7 +293,7 @@ async def test_a_handler_with_slow_bodies_does_not_take_all_connections(
     shared: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has a good callback token for each of its calls. The one request more is a signed 429."""
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 2)
+    monkeypatch.setattr(in_flight, "connection_limit", lambda: 4)
     slow = []
     for _ in range(2):
         made = shared.message()

@@ -12,7 +12,14 @@ from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError, ServerError, TimeoutType
+from temporalio.exceptions import (
+    ApplicationError,
+    CancelledError,
+    NexusOperationError,
+    ServerError,
+    TerminatedError,
+    TimeoutType,
+)
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Replayer
 
@@ -20,11 +27,12 @@ import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from bridge.workflow.client import OperationClient
 from caller.plugin import CallerPlugin
+from handler.delivery import activities
 from scripts.environment.server import Server, running_server
 from scripts.environment.temporal_cli import NEWEST
 from tests.support.callers import CALLERS, CallPlan, ManyCalls, ParentOfCaller
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
-from tests.support.targets import Ask, ProbeService, Reply
+from tests.support.targets import Ask, ProbeService, ProbeWorkflow, Reply
 from tests.support.world import World, events, running_world
 
 HOUR = timedelta(hours=1)
@@ -174,6 +182,38 @@ async def test_cancels_need_no_place_among_the_pending_activities(small_server: 
         assert cancels == [202] * calls
         assert (await events(handle)).count("MARKER_RECORDED") <= 4, "not in batches"
         await replay(handle)
+
+
+async def test_deliveries_and_the_sweep_go_on_beyond_the_attempts_that_the_cluster_gives(
+    small_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler's own activities name their maximum, because 0 means the cluster's default of three."""
+    monkeypatch.setattr(activities, "_MAX_STEP", timedelta(milliseconds=50))
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.1}
+        world.targets = [ProbeWorkflow]
+
+    async def unavailable(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    async with running_world(small_server, prepare=prepare) as world:
+        await world.start_sweep()
+        world.receiver.before = unavailable
+        handle = await world.call(Ask(world.key(), text="at last"), CallPlan(first_lease=600))
+
+        async def repeated() -> None:
+            assert len(world.receiver.statuses) > 6
+            assert (await world.pending(world.sweep)).attempt > 6
+
+        await assert_eventually(repeated)
+        world.receiver.before = None
+        assert await handle.result() == Reply("at last")
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=600))
+        await (await world.until_started(ask)).terminate()
+        assert isinstance(await cause_of(handle), TerminatedError)
+        await world.sweep.terminate()
 
 
 async def test_calls_beyond_the_limit_of_a_workflow_are_refused(small_server: Server) -> None:

@@ -316,6 +316,28 @@ async def test_strangers_leave_descriptors_to_a_process_that_has_other_work() ->
         assert await process.stdout.readline() == b"10\n"
 
 
+FEW = """
+import resource
+from nexusrpc import HandlerError
+from bridge.http.in_flight import InFlight
+resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0}))
+peer, places = InFlight(), []
+try:
+    while True:
+        places.append(peer.place())
+        places[-1].__enter__()
+except HandlerError:
+    print(len(places) - 1)
+"""
+
+
+@pytest.mark.parametrize(("descriptors", "requests"), [(4096, 256), (256, 64), (64, 16)])
+def test_one_peer_gets_half_of_the_connections_that_the_process_may_have(descriptors: int, requests: int) -> None:
+    """With few descriptors the process accepts fewer connections, and one peer must not hold all of them."""
+    printed = subprocess.run([sys.executable, "-c", FEW.format(descriptors)], capture_output=True, check=True)
+    assert int(printed.stdout) == requests
+
+
 @pytest.mark.parametrize("host", ["127.0.0..1", "x" * 64, "no such host"])
 def test_a_host_that_cannot_be_used_is_named(host: str) -> None:
     """A typo in the settings or on the command line."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, NexusOperationError
+from temporalio.service import RPCError
 from temporalio.worker import (
     ExecuteWorkflowInput,
     Interceptor,
@@ -18,10 +20,18 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from bridge.http.client import HttpClient
+from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
+from handler.delivery import records
+from handler.delivery.callback_client import CallbackClient
+from handler.delivery.calls import read_memo
+from handler.delivery.close_event import read_close_event
+from handler.delivery.dispatcher import Dispatcher
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually
-from tests.support.targets import TARGETS, Ask, Reply
+from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
 from tests.support.world import World, events, running_world
 
 LONG = CallPlan(first_lease=600)
@@ -175,6 +185,36 @@ async def test_a_delivery_that_is_refused_stays_listed_as_failed(world: World) -
 
     await assert_eventually(failed)
     await handle.terminate()
+
+
+async def test_a_delivery_that_could_not_go_on_as_a_workflow_is_repeated(server: Server) -> None:
+    """Temporal refuses the workflow, here because no task queue has so long a name. A later report delivers."""
+    async with running_world(server, without=("handler",)) as world:
+        worker = Worker(world.handler_client, task_queue=world.payment_queue, workflows=[ProbeWorkflow])
+        settings, client = world.handler_settings, world.handler_client
+        metrics, http = Metrics.of(client), HttpClient()
+        callbacks = CallbackClient(
+            settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics, clock=lambda: datetime.now(UTC)
+        )
+        dispatcher = Dispatcher(callbacks=callbacks, task_queue="x" * 2000)
+        async with worker:
+            dispatcher.start(worker)
+            ask = Ask(key=world.key(), text="at last")
+            handle = await world.call(ask, LONG)
+            target = await world.until_started(ask)
+            await target.result()
+            described = await target.describe()
+            closed = await read_close_event(client, target.id, described.run_id)
+            assert closed is not None
+            call = await read_memo(client.data_converter, described.raw_info)
+            found = records.deliveries([call], target.id, described.run_id, described.start_time)
+            await answers(world, 503)
+            with pytest.raises(RPCError):
+                await dispatcher.deliver(found, closed)
+            world.receiver.before = None
+            await dispatcher.deliver(found, closed)
+            assert await handle.result() == Reply("at last")
+        await http.aclose()
 
 
 # The server deletes a run after up to 40 seconds.

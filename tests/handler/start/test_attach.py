@@ -254,6 +254,42 @@ async def test_a_caller_that_does_not_renew_gets_503_if_no_worker_could_deliver(
             await by_hand.terminate()
 
 
+async def test_every_copy_of_the_service_knows_an_attached_call(server: Server) -> None:
+    """The 201 was lost and the budget is used up since. The repeat is no further call, also after continue-as-new."""
+    allowed: list[str] = []
+
+    def budget(_caller: str, _operation: str, ask: Ask) -> None:
+        if len(allowed) == 2:
+            message = "used up"
+            raise PermissionError(message)
+        allowed.append(ask.key)
+
+    def prepare(world: World) -> None:
+        world.authorize = budget
+
+    async with running_world(server, without=("caller",), prepare=prepare) as world:
+        ask = {"key": world.key(), "behaviour": "continue on signal"}
+
+        async def status(request_id: str) -> int:
+            message = start(world, ask, request_id=request_id)
+            return (await send(message, MessageSigner(world.keys.start))).status
+
+        assert [await status("first"), await status("second")] == [201, 201]
+        await world.service.stop()
+        await world.service.start()
+        assert [await status("second"), await status("third")] == [201, 403]
+        target = world.target(Ask(ask["key"]))
+        first_run = (await target.describe()).run_id
+        await target.signal("say", "and wait")
+
+        async def continued() -> None:
+            assert (await target.describe()).run_id != first_run
+
+        await assert_eventually(continued)
+        assert [await status("second"), await status("third")] == [201, 403]
+        await target.terminate()
+
+
 async def test_callback_headers_are_bounded(world: World) -> None:
     """Memos and signals hold the headers, and continue-as-new copies them."""
     message = start(world, {"key": world.key()})

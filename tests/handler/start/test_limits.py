@@ -156,7 +156,7 @@ async def test_a_caller_with_slow_bodies_takes_no_place_of_another(
     server: Server, monkeypatch: pytest.MonkeyPatch, kind: MessageKind
 ) -> None:
     """Its connections would fill the listener. The one request more is a signed 429, which ends no call."""
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
+    monkeypatch.setattr(in_flight, "connection_limit", lambda: 6)
 
     def prepare(world: World) -> None:
         settings = world.handler_settings

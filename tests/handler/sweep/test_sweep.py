@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
@@ -28,9 +28,12 @@ from temporalio.worker import Worker
 import handler.sweep.activity
 import handler.sweep.workflow
 from bridge.errors import UnavailableError
+from bridge.protocol.payload import encode_payload
 from bridge.security.signatures import MessageSigner
+from handler.delivery.close_event import read_run
 from handler.reports.deliveries import UNDELIVERED, Deliveries
-from handler.sweep.activity import read_run
+from handler.sweep.activity import SweepActivities
+from handler.sweep.workflow import SweepPlace
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler, Tagged
@@ -114,7 +117,8 @@ async def place(world: World) -> dict[str, Any]:
     activity = await world.pending(world.sweep)
     assert activity is not None
     assert activity.heartbeat_details.payloads, "nothing recorded yet"
-    found: dict[str, Any] = json.loads(json.loads(activity.heartbeat_details.payloads[0].data))
+    [text] = await world.handler_client.data_converter.decode(activity.heartbeat_details.payloads, [str])
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -544,6 +548,105 @@ async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server:
         await swept_on(world)
         await delivered()
         await end_sweep(world)
+
+
+class Failing(Scrambler):
+    """Cannot decode what holds one of some texts."""
+
+    def __init__(self) -> None:
+        self.undecodable: set[bytes] = set()
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        decoded = await super().decode(payloads)
+        if any(text in each.data for each in decoded for text in self.undecodable):
+            message = "the key is unavailable"
+            raise RuntimeError(message)
+        return decoded
+
+
+async def test_an_attached_call_that_the_codec_cannot_decode_is_kept_until_it_can(server: Server) -> None:
+    """The codec decodes the memo of the run. The first call gets the outcome at once, the attached one later."""
+    codec = Failing()
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    converters = (with_codec(codec), with_codec(codec))
+    async with running_world(server, without=("caller",), converters=converters, prepare=prepare) as world:
+        got: list[str] = []
+
+        async def take(request: web.Request) -> web.StreamResponse:
+            got.append(request.headers["Nexus-Operation-State"])
+            return world.signed_response(request, 200)
+
+        world.receiver.before = take
+        await world.start_sweep()
+        ask = Ask(key=world.key(), behaviour="wait")
+        [encoded] = await with_codec(codec).encode([ask])
+        for request_id in ("first", "second"):
+            message = start(world, {}, request_id=f"{request_id}-{world.id}")
+            headers, message.body = encode_payload(encoded)
+            message.headers.update(headers)
+            assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        codec.undecodable.add(f"second-{world.id}".encode())
+        target = await world.until_started(ask)
+        run_id = (await target.describe()).run_id
+        await target.terminate()
+
+        async def kept() -> None:
+            assert set((await place(world))["unread"]) == {run_id}
+
+        await assert_eventually(kept)
+        await swept_on(world)
+        assert got == ["failed"]
+        codec.undecodable.clear()
+
+        async def delivered() -> None:
+            assert got == ["failed"] * 2
+            assert set((await place(world))["handled"]) == {run_id}
+
+        await assert_eventually(delivered)
+        await end_sweep(world)
+
+
+async def test_many_runs_at_once_cost_one_heartbeat_and_few_repeats(
+    swept: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place of many runs is large. When it can hold no more of them, the sweep waits until it needs them no more."""
+    monkeypatch.setattr(handler.sweep.activity, "_PAGE", 1)
+    monkeypatch.setattr(handler.sweep.workflow, "_MAX_REMEMBERED", 3)
+    recorded: list[int] = []
+    record = SweepActivities._record
+
+    async def counting(sweep: SweepActivities, place: SweepPlace) -> None:
+        if place.handled:
+            recorded.append(len(place.handled))
+        await record(sweep, place)
+
+    monkeypatch.setattr(SweepActivities, "_record", counting)
+    asks = [Ask(key=swept.key(), behaviour="wait") for _ in range(4)]
+    handles = [await swept.call(ask, LONG) for ask in asks]
+    targets = [await swept.until_started(ask) for ask in asks]
+    await swept.stop_worker("handler")
+    await asyncio.gather(*(target.terminate() for target in targets))
+
+    async def visible() -> None:
+        query = f"TaskQueue = '{swept.payment_queue}' AND ExecutionStatus = 'Terminated'"
+        assert len([each async for each in swept.handler_client.list_workflows(query)]) == 4
+
+    await assert_eventually(visible)
+    await swept.start_worker("handler")
+    await asyncio.gather(*map(failure_of, handles))
+
+    async def waits() -> None:
+        activity = await swept.pending(swept.sweep)
+        assert activity.current_retry_interval.ToTimedelta() >= handler.sweep.workflow.WINDOW
+
+    await assert_eventually(waits)
+    assert recorded == [4]
+    assert await swept.receiver.answered() == [200] * 4
 
 
 async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) -> None:
