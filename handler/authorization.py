@@ -13,7 +13,7 @@ from nexusrpc import HandlerError, HandlerErrorType
 from bridge.errors import without_text
 from bridge.runtime.event_log import event_logger
 from handler.settings import CallerPeer
-from handler.user_code.threads import close_coroutine
+from handler.user_code.threads import close_coroutine, is_cancellation
 from handler.user_code.workflow_id import MAX_TEXT, TIMEOUT
 
 Authorize = Callable[[str, str, Any], Awaitable[None] | None]
@@ -77,7 +77,9 @@ class Authorization:
         try:
             async with asyncio.timeout(within.total_seconds()):
                 answered = await self._ask(self._function, caller, operation, value)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - any error of the team's function
+        except BaseException as error:  # noqa: BLE001 - also SystemExit, which would end the service
+            if is_cancellation(error):
+                raise
             # A PermissionError of the operating system has a number and is no refusal: its text names a file.
             if isinstance(error, PermissionError) and error.errno is None:
                 raise HandlerError(str(error)[:MAX_TEXT], type=HandlerErrorType.UNAUTHORIZED) from None

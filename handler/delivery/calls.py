@@ -23,9 +23,13 @@ async def read_memo(converter: DataConverter, run: WorkflowExecutionInfo) -> Cal
 async def read_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
     """Return the call in *payload* as Temporal stores it; None if it is not a call. *target* is the workflow's id.
 
+    Memos and signals pass through the codec. By default the headers after continue-as-new do not.
+
     Raises:
         nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
     """
+    if (call := _call_in(converter, payload)) is not None:
+        return call
     try:
         [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
     except Exception as error:  # noqa: BLE001 - any error of the codec: its keys may be unavailable
@@ -37,9 +41,14 @@ async def read_call(converter: DataConverter, payload: Payload, *, target: str) 
 
 def decoded_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
     """Return the call in *payload*, which the codec has decoded already; None if it is not a call."""
+    if (call := _call_in(converter, payload)) is None:
+        _log.warning("bridge.memo_unreadable", extra={"bridge.target": target})
+    return call
+
+
+def _call_in(converter: DataConverter, payload: Payload) -> CallMemo | None:
     try:
         [call] = converter.payload_converter.from_payloads([payload], [CallMemo])
-    except Exception as error:  # noqa: BLE001 - any error that the converter raises on a foreign value
-        _log.warning("bridge.memo_unreadable", extra={"bridge.target": target, "bridge.error": type(error).__name__})
+    except Exception:  # noqa: BLE001 - any error that the converter raises on a foreign value
         return None
     return call if isinstance(call, CallMemo) else None

@@ -40,7 +40,9 @@ class Canceler:
                     if run.is_open:
                         by = NATIVE_CALLER if caller is None else caller
                         # The server keeps one cancellation request for any number of repeats.
-                        handle = self._client.get_workflow_handle(token.workflow_id, run_id=run.ref.run_id)
+                        # The run may continue as another run meanwhile, which is then the one to cancel.
+                        first = {"first_execution_run_id": run.first_run_id}
+                        handle = self._client.get_workflow_handle(token.workflow_id, **first)
                         await handle.cancel(reason=f"canceled by {by}")
                     return
         except RPCError as error:

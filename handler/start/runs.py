@@ -5,6 +5,7 @@ the call's request id and the hash of the input.
 """
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from temporalio.api.common.v1 import Callback, Header, Memo, Payload, Payloads, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowIdConflictPolicy, WorkflowIdReusePolicy
@@ -142,7 +143,8 @@ class Runs:
             request_eager_execution=self._is_eager and task_queue == self._settings.task_queue,
         )
         if timeout is not None:
-            message.workflow_execution_timeout.FromTimedelta(timeout)
+            # Zero would mean no timeout.
+            message.workflow_execution_timeout.FromTimedelta(max(timeout, timedelta(milliseconds=1)))
         if target.retry_policy is not None:
             target.retry_policy.apply_to_proto(message.retry_policy)
         try:

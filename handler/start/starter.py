@@ -124,7 +124,7 @@ class Starter:
             try:
                 value, workflow_id, hashed, refusal = await self._identify(caller, target, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
-                longest = timedelta(days=peer.limits.deadline_days)
+                longest, timeout = timedelta(days=peer.limits.deadline_days), request.operation_timeout
                 names = (caller, target.service, target.operation, request.request_id, hashed)
                 call = Call(
                     caller=caller,
@@ -138,7 +138,7 @@ class Starter:
                     server_callback=server_callback,
                     hold=hold,
                     renews=peer.is_renewing and request.scheduled_time is not None,
-                    deadline=min(request.operation_timeout or DEFAULT_DEADLINE, longest),
+                    deadline=min(DEFAULT_DEADLINE if timeout is None else timeout, longest),
                 )
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
                 if refusal is not None and not await self._has_started(call):

@@ -33,7 +33,7 @@ from bridge.temporal.server import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
 from handler.user_code.conversion import Conversion
-from handler.user_code.threads import close_coroutine
+from handler.user_code.threads import close_coroutine, is_cancellation
 
 MAX_REQUEST_TIMEOUT = timedelta(minutes=2)
 """Limit for an operation that runs within its start, even if `Request-Timeout` is longer."""
@@ -130,6 +130,15 @@ class SyncOperations:
                 raise
             message = "the operation took longer than the request may"
             raise HandlerError(message, type=HandlerErrorType.REQUEST_TIMEOUT) from None
+        except BaseException as error:
+            if isinstance(error, Exception) or is_cancellation(error):
+                raise
+            # SystemExit would end the service, and a CancelledError would close the connection without an answer.
+            _log.error(
+                "bridge.internal_error", extra={"bridge.error": type(error).__name__}, exc_info=without_text(error)
+            )
+            message = "internal error"
+            raise HandlerError(message, type=HandlerErrorType.INTERNAL) from None
         else:
             if not isinstance(result, StartOperationResultSync):
                 message = "an operation that continues after its start must be a workflow"

@@ -3,6 +3,7 @@
 Each caller has threads of its own: a function that does not return occupies none of another caller's.
 """
 
+import asyncio
 import inspect
 import threading
 from collections import defaultdict
@@ -58,6 +59,12 @@ class CallerThreads(defaultdict[str, BoundedThreads]):
     def __missing__(self, caller: str) -> BoundedThreads:
         """Make the threads of *caller*."""
         return super().__missing__(caller) if len(self) < _MAX_CALLERS or not caller else self[""]
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether *error* cancels the current request. A team's function may raise a CancelledError of its own."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def close_coroutine(answered: Any) -> None:

@@ -52,6 +52,8 @@ def decide(caller: str, operation: str, ask: Ask) -> Any:
             raise KeyError(SECRET)
         case "SystemExit":
             raise SystemExit(SECRET)
+        case "CancelledError":
+            raise asyncio.CancelledError(SECRET)
         case "HandlerError":
             raise HandlerError(SECRET, type=HandlerErrorType.BAD_REQUEST)
         case "UnavailableError":
@@ -112,7 +114,19 @@ async def test_a_refused_start_is_a_403_with_the_words_of_the_team(quiet: World,
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
-    "text", ["False", "True", "''", "number", "KeyError", "SystemExit", "HandlerError", "UnavailableError", "OSError"]
+    "text",
+    [
+        "False",
+        "True",
+        "''",
+        "number",
+        "KeyError",
+        "SystemExit",
+        "CancelledError",
+        "HandlerError",
+        "UnavailableError",
+        "OSError",
+    ],
 )
 async def test_a_function_that_fails_starts_nothing_and_says_nothing(
     quiet: World, operation: str, text: str, caplog: pytest.LogCaptureFixture

@@ -7,13 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from multidict import CIMultiDict
+from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.security.signatures import MessageKind, MessageSigner
+from handler.start import canceler
 from handler.start.operation_token import OperationToken
+from handler.start.runs import Run, find_run
 from scripts.environment.server import Server
-from tests.support.helpers import CALLER, key_set
+from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import Answered, Message, send, start
+from tests.support.targets import Ask
 from tests.support.world import World, events, running_world
 
 OTHER = key_set()
@@ -74,6 +78,32 @@ async def test_only_the_caller_of_an_operation_may_cancel_it(quiet: World) -> No
     assert not await is_asked_to_cancel(quiet, key)
     assert (await cancel(quiet, token)).status == 202
     assert await is_asked_to_cancel(quiet, key)
+
+
+async def test_a_cancel_reaches_the_run_that_continues_the_operation(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run continues as new after the service has found it. The 202 must not be for nothing."""
+    async with running_world(server, without=("caller", "receiver")) as world:
+        message = start(world, {"key": world.key("on"), "behaviour": "continue on signal"})
+        token = json.loads((await send(message, signer(world))).body)["token"]
+        target = world.target(Ask(world.key("on")))
+
+        async def found_before(client: Client, workflow_id: str) -> Run | None:
+            found = await find_run(client, workflow_id)
+            assert found is not None
+            await target.signal("say", "and wait")
+
+            async def continued() -> None:
+                assert (await target.describe()).run_id != found.ref.run_id
+
+            await assert_eventually(continued)
+            return found
+
+        monkeypatch.setattr(canceler, "find_run", found_before)
+        assert (await cancel(world, token)).status == 202
+        assert await is_asked_to_cancel(world, world.key("on"))
+        await target.terminate()
 
 
 @pytest.mark.parametrize("operation", ["shared", "flaky"])

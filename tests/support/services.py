@@ -88,6 +88,10 @@ class Quotes:
                 raise RPCError(ask.key, RPCStatusCode[ask.text], b"")
             case "bug":
                 raise KeyError(ask.key)
+            case "exit":
+                raise SystemExit(1)
+            case "own cancellation":
+                raise asyncio.CancelledError
             case "own timeout":
                 raise TimeoutError(ask.key)
             case "unwritable":

@@ -14,12 +14,13 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker
 
 from bridge.security.signatures import MessageSigner
+from handler.delivery.records import milliseconds
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set
 from tests.support.peer import send, start
 from tests.support.targets import Ask, ForeignWorkflow, Reply, foreign_target
-from tests.support.world import Listener, World, events, running_world
+from tests.support.world import Listener, World, clock, events, running_world
 
 LONG = CallPlan(first_lease=600)
 
@@ -188,6 +189,20 @@ async def test_an_operation_may_bound_its_target_by_the_callers_deadline(world: 
     await assert_eventually(bounded)
     await target.terminate()
     await handle.terminate()
+
+
+@pytest.mark.parametrize("text", ["0ms", "0s", "100ns", "1ms"])
+async def test_a_deadline_that_is_over_bounds_its_target_too(server: Server, text: str) -> None:
+    """Temporal takes a timeout of zero as none, and a call without a deadline has seven days."""
+    async with running_world(server, without=("caller", "handler", "receiver")) as world:
+        message = start(world, {"key": world.key("late")}, operation="shared")
+        message.headers["Operation-Timeout"] = text
+        assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        target = world.handler_client.get_workflow_handle(f"shared-{world.key('late')}")
+        first = (await target.fetch_history()).events[0].workflow_execution_started_event_attributes
+        assert first.workflow_execution_timeout.ToTimedelta() == timedelta(milliseconds=1)
+        memo = await (await target.describe()).memo_value("bridge")
+        assert memo["deadline_ms"] <= milliseconds(clock())
 
 
 async def test_a_large_outcome_is_delivered_to_many(world: World) -> None:

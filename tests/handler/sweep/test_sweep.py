@@ -611,6 +611,36 @@ async def test_an_attached_call_that_the_codec_cannot_decode_is_kept_until_it_ca
         await end_sweep(world)
 
 
+async def test_an_attached_call_is_swept_through_a_codec_after_continue_as_new(server: Server) -> None:
+    """By default the SDK encodes no headers, and a header carries the attached call to the next run."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.targets = [ProbeWorkflow]
+
+    converters = (with_codec(Scrambler()), with_codec(Scrambler()))
+    async with running_world(server, converters=converters, prepare=prepare) as world:
+        await world.start_sweep()
+        ask = Ask(key=world.key(), behaviour="continue on signal")
+        calls = [await world.call(ask, LONG) for _ in range(2)]
+        target = await world.until_started(ask)
+
+        async def attached() -> None:
+            assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+        await assert_eventually(attached)
+        await target.signal("say", "and wait")
+
+        async def continued() -> None:
+            assert (await events(target))[-1] == "WORKFLOW_TASK_COMPLETED"
+            assert "WORKFLOW_EXECUTION_SIGNALED" not in await events(target)
+
+        await assert_eventually(continued)
+        await target.terminate()
+        assert [type(await failure_of(each)) for each in calls] == [TerminatedError] * 2
+        await end_sweep(world)
+
+
 async def test_many_runs_at_once_cost_one_heartbeat_and_few_repeats(
     swept: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
