@@ -77,7 +77,7 @@ class Authorization:
         try:
             async with asyncio.timeout(within.total_seconds()):
                 answered = await self._ask(self._function, caller, operation, value)
-        except BaseException as error:  # noqa: BLE001 - also SystemExit, which would end the service
+        except BaseException as error:
             if is_cancellation(error):
                 raise
             # A PermissionError of the operating system has a number and is no refusal: its text names a file.

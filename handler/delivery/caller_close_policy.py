@@ -66,7 +66,7 @@ class CallerWatch:
         attempt, now = activity.info().attempt, activity.info().started_time
         step = min(self._first * 2.0 ** min(attempt - 1, 20), _MAX_STEP)
         # The first attempt begins with the target's start, when its caller certainly waits.
-        if attempt > 1 and not any([await self._waits(call, now) for call in calls]):
+        if attempt > 1 and not await self._any_waits(calls, now):
             return
         last = max(datetime.fromtimestamp(call.deadline_ms / 1000, UTC) for call in calls)
         message = "a caller waits for this target"
@@ -76,6 +76,13 @@ class CallerWatch:
             category=ApplicationErrorCategory.BENIGN,
             next_retry_delay=max(min(step, last - now), timedelta(seconds=1)),
         )
+
+    async def _any_waits(self, calls: list[CallMemo], now: datetime) -> bool:
+        # One that waits is enough. Hundreds of calls whose receiver hangs would hold the worker's slot for hours.
+        for call in calls:
+            if await self._waits(call, now):
+                return True
+        return False
 
     async def _waits(self, call: CallMemo, now: datetime) -> bool:
         """Whether *call* still waits *now*. If that is unknown, it counts as waiting."""

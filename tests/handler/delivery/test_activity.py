@@ -1,17 +1,25 @@
 """The pace of the attempts of a delivery workflow."""
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiohttp import web
 from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
-from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION
+from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION, HttpClient
+from bridge.runtime.metrics import Metrics
+from bridge.runtime.reloaded import LiveKeys
 from handler.delivery import dispatcher
+from handler.delivery.callback_client import CallbackClient
+from handler.delivery.caller_close_policy import CallerWatch
+from handler.delivery.records import CallMemo, packed_reply
 from handler.delivery.workflow import next_delay
 from tests.support.callers import CallPlan
-from tests.support.helpers import assert_eventually
+from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import Ask
 from tests.support.world import World
 
@@ -89,3 +97,35 @@ def test_the_delay_of_a_delivery_follows_its_attempts_and_no_delay_passes_its_de
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
     delay = next_delay(attempt, retry_after=retry_after, remaining=timedelta(seconds=remaining_s), spread=spread)
     assert delay == timedelta(seconds=expected_s)
+
+
+async def test_the_watch_asks_until_it_finds_one_caller_that_waits(world: World) -> None:
+    """A receiver that hangs, with hundreds of calls, would otherwise hold the worker's slot for more than an hour."""
+
+    async def gone_then_hung(request: web.Request) -> web.StreamResponse:
+        return world.signed_response(request, 410 if request.path.endswith("0") else 503)
+
+    world.receiver.before = gone_then_hung
+    settings, metrics, http = world.handler_settings, Metrics.of(world.handler_client), HttpClient()
+    callbacks = CallbackClient(
+        settings, keys=LiveKeys(settings, metrics), http=http, metrics=metrics, clock=lambda: datetime.now(UTC)
+    )
+    watch = CallerWatch(callbacks=callbacks, first=timedelta(minutes=1))
+    calls = [
+        CallMemo(
+            caller=CALLER,
+            request_id=str(number),
+            input_hash="",
+            service="ProbeService",
+            operation="minded",
+            reply=packed_reply(operation_token="", callback_url=f"{world.receiver.url}/callbacks/{number}"),
+            deadline_ms=2**42,
+        )
+        for number in range(5)
+    ]
+    environment = ActivityEnvironment()
+    environment.info = replace(environment.info, attempt=2)
+    with pytest.raises(ApplicationError, match="a caller waits"):
+        await environment.run(watch.watch_callers, calls)
+    assert await world.receiver.answered() == [410, 503]
+    await http.aclose()
