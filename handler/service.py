@@ -6,7 +6,7 @@ It keeps no state, therefore any number of copies may run. `{caller}` in a route
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from types import ModuleType
@@ -193,10 +193,14 @@ class _Service:
         self._clock = clock
         self._callers = callers(settings, keys)
         self._targets = served.targets
+        inline_converter = replace(client.data_converter, external_storage=None)
         self._operations = SyncOperations(
             served.services,
             targets=served.targets,
-            data_converter=client.data_converter,
+            converters={
+                name: client.data_converter if each.shares_storage else inline_converter
+                for name, each in settings.callers.items()
+            },
             threads=threads,
             clock=clock,
         )

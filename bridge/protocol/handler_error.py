@@ -29,6 +29,7 @@ _MARKED: dict[str, type[OutcomeUnknownError | WaitOverError | WrongHandlerError]
 
 _MISDIRECTED = 421
 _MAX_CAUSE_BYTES = 256 * 1024
+_MAX_MESSAGE = 2000
 """A larger cause of a failed request is left out, because it would not fit the failure of an activity."""
 
 _STATUSES: dict[HandlerErrorType, int] = {
@@ -70,7 +71,8 @@ def encode_handler_error(error: HandlerError) -> tuple[int, dict[str, str], byte
     cause = error.remote_cause if isinstance(error, PeerHandlerError) else None
     body = WireFailure(
         # A message may quote JSON input. JSON can hold lone surrogates, which UTF-8 cannot encode.
-        message=error.message.encode(errors="replace").decode(),
+        # If the answer were too long for the peer's client, the peer would repeat its request and never see the error.
+        message=error.message[:_MAX_MESSAGE].encode(errors="replace").decode(),
         metadata=metadata,
         details=details,
         cause=encode_failure(cause) if cause is not None and cause.ByteSize() <= _MAX_CAUSE_BYTES else None,

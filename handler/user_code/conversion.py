@@ -49,7 +49,7 @@ class Conversion:
                 and no external storage is configured here.
         """
         if payload.external_payloads and self._transfer.external_storage is None:
-            message = "the input is kept in an external storage that the handler does not have"
+            message = "the input is a reference to an external storage that this caller does not share with the handler"
             raise bad_request(message)
         with _available("decode"):
             [raw] = await self._transfer.decode([payload], [RawValue])

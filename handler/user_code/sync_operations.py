@@ -55,11 +55,14 @@ class SyncOperations:
         services: Sequence[Any],
         *,
         targets: Targets,
-        data_converter: DataConverter,
+        converters: Mapping[str, DataConverter],
         threads: Mapping[str, Executor],
         clock: Callable[[], datetime],
     ) -> None:
         """Collect the operations of *services*. A plain function runs in its caller's executor of *threads*.
+
+        *converters*, by caller, have no external storage if the caller does not share it: a reference could name any
+        value in the storage.
 
         Raises:
             SettingsError: A member of *services* is not a service handler, or an operation is claimed twice, by
@@ -73,8 +76,8 @@ class SyncOperations:
             message = f"service handlers: {own}{error}"
             raise SettingsError(message) from None
         self._threads = threads
-        self._data_converter = data_converter
-        self._conversion = Conversion(data_converter)
+        self._converters = converters
+        self._conversions = {caller: Conversion(each) for caller, each in converters.items()}
         self._clock = clock
         self.names = frozenset(
             (service, name)
@@ -115,16 +118,16 @@ class SyncOperations:
         try:
             async with limit:
                 result = await self._handlers[caller].start_operation(
-                    context, _Input(payload, self._conversion, self._threads[caller], authorize)
+                    context, _Input(payload, self._conversions[caller], self._threads[caller], authorize)
                 )
         except OperationError as error:
-            outcome = await self._unsuccessful(error)
+            outcome = await self._unsuccessful(caller, error)
         except HandlerError as error:
-            raise await self._with_cause(error, error.__cause__) from None
+            raise await self._with_cause(caller, error, error.__cause__) from None
         except (ApplicationError, WorkflowAlreadyStartedError, RPCError) as error:
             _log.warning("bridge.operation_failed", extra={"bridge.error": type(error).__name__})
             cause = error if isinstance(error, ApplicationError) else None
-            raise await self._with_cause(_handler_error(error), cause) from None
+            raise await self._with_cause(caller, _handler_error(error), cause) from None
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -143,15 +146,15 @@ class SyncOperations:
             if not isinstance(result, StartOperationResultSync):
                 message = "an operation that continues after its start must be a workflow"
                 raise HandlerError(message, type=HandlerErrorType.NOT_IMPLEMENTED)
-            outcome = Outcome.succeeded(await self._result(result.value, context))
+            outcome = Outcome.succeeded(await self._result(caller, result.value, context))
         finally:
             cancellation.cancel()
         return Finished(outcome=outcome.within_size_limit(), target=None, links=context.outbound_links)
 
-    async def _result(self, value: Any, context: StartOperationContext) -> Payload:
+    async def _result(self, caller: str, value: Any, context: StartOperationContext) -> Payload:
         """Return the encoded *value*. A conversion error is final, because a retry would run the operation again."""
         try:
-            payload = self._conversion.payload(value)
+            payload = self._conversions[caller].payload(value)
         except Exception as error:  # noqa: BLE001 - any error of the team's own converter
             labels = {"bridge.service": context.service, "bridge.operation": context.operation}
             _log.error("bridge.result_unwritable: %s", type(value).__name__, extra=labels, exc_info=without_text(error))
@@ -159,31 +162,32 @@ class SyncOperations:
             raise HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False) from None
         finally:
             close_coroutine(value)
-        return await self._conversion.close(payload)
+        return await self._conversions[caller].close(payload)
 
-    async def _with_cause(self, error: HandlerError, cause: BaseException | None) -> HandlerError:
+    async def _with_cause(self, caller: str, error: HandlerError, cause: BaseException | None) -> HandlerError:
         """Return *error* with *cause* in the form in which it is sent: as an encoded failure."""
-        if cause is None or not self._is_writable(cause):
+        if cause is None or not self._is_writable(caller, cause):
             return error
         with_cause = PeerHandlerError(error.message, type=error.type, retryable_override=error.retryable_override)
         with_cause.remote_cause = Failure()
-        await self._data_converter.encode_failure(cause, with_cause.remote_cause)
+        await self._converters[caller].encode_failure(cause, with_cause.remote_cause)
         return with_cause
 
-    async def _unsuccessful(self, error: OperationError) -> Outcome:
+    async def _unsuccessful(self, caller: str, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
         failed = ApplicationError(error.message, type="OperationError", non_retryable=True)
         reason = CancelledError(error.message) if is_canceled else failed
         reason.__traceback__ = error.__traceback__
-        if error.__cause__ is not None and self._is_writable(error.__cause__):
+        if error.__cause__ is not None and self._is_writable(caller, error.__cause__):
             reason.__cause__ = error.__cause__
-        await self._data_converter.encode_failure(reason, failure)
+        await self._converters[caller].encode_failure(reason, failure)
         return Outcome.canceled(failure) if is_canceled else Outcome.failed(failure)
 
-    def _is_writable(self, cause: BaseException) -> bool:
+    def _is_writable(self, caller: str, cause: BaseException) -> bool:
         """Whether *cause* can be converted. If not, it is left out: an error of ours would run the operation again."""
         try:
-            self._data_converter.failure_converter.to_failure(cause, self._data_converter.payload_converter, Failure())
+            converter = self._converters[caller]
+            converter.failure_converter.to_failure(cause, converter.payload_converter, Failure())
         except Exception as error:  # noqa: BLE001 - any error of the team's own converter
             _log.error("bridge.result_unwritable: %s", type(cause).__name__, exc_info=without_text(error))
             return False

@@ -18,12 +18,16 @@ from temporalio.converter import (
 )
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
+from bridge.protocol.headers import OperationState
+from bridge.protocol.outcome import decode_outcome
+from bridge.protocol.payload import encode_payload, holds_reference
 from bridge.security.signatures import MessageSigner
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
 from tests.support.helpers import HANDLER, assert_eventually
-from tests.support.peer import send, start
+from tests.support.peer import Answered, send, start
+from tests.support.services import Quotes
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world
 
@@ -139,6 +143,44 @@ async def test_our_own_memos_stay_in_the_history(server: Server) -> None:
         described = await world.target(ask).describe()
         memo = described.raw_description.workflow_execution_info.memo.fields["bridge"]
         assert memo.metadata["encoding"] == b"json/plain"
+
+
+async def quoted(world: World, ask: Ask, converter: DataConverter) -> Answered:
+    """Call an operation that runs within its start, with the input as *converter* encodes it."""
+    [payload] = await converter.encode([ask])
+    message = start(world, {})
+    message.url = message.url.replace("ProbeService/probe", "QuoteService/quote")
+    content, message.body = encode_payload(payload)
+    message.headers.update(content)
+    return await send(message, MessageSigner(world.keys.start))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_a_sync_operation_reads_and_writes_references_only_where_the_store_is_shared(
+    server: Server, is_shared: bool
+) -> None:
+    """A reference could name any value in the handler's store. A caller without the store could not read one."""
+
+    def prepare(world: World) -> None:
+        world.services = [Quotes()]
+        if is_shared:
+            sharing(world)
+
+    handlers = storing(Store(), 512)
+    converters, without = (DataConverter.default, handlers), ("caller", "handler", "receiver")
+    async with running_world(server, without=without, converters=converters, prepare=prepare) as world:
+        refused = await quoted(world, Ask(key="k", text="of another caller" * 100), handlers)
+        assert refused.status == (200 if is_shared else 400)
+        assert is_shared or "does not share" in refused.message
+        for ask in (Ask(key="k", text="x", size=3000), Ask(key="k", behaviour="unwritable failure", text="x" * 1000)):
+            answer = await quoted(world, ask, DataConverter.default)
+            assert answer.status in {200, 424}
+            outcome = decode_outcome(
+                OperationState(answer.headers["Nexus-Operation-State"]), answer.headers, answer.body
+            )
+            part = outcome.result or outcome.failure
+            assert part is not None
+            assert holds_reference(part) is (is_shared and ask.size > 0)
 
 
 async def test_a_reference_of_a_caller_that_shares_nothing_is_refused(server: Server) -> None:

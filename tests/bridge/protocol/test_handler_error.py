@@ -188,6 +188,15 @@ def test_an_unknown_outcome_is_recognised_by_its_mark() -> None:
     assert isinstance(error, OutcomeUnknownError)
 
 
+@pytest.mark.parametrize("text", ["x", "\x1f", "\u20ac"])
+def test_a_long_message_makes_no_answer_that_the_peer_would_not_read(text: str) -> None:
+    """The peer's client reads 16 KiB of the answer to a cancel. It would repeat a request with a longer answer."""
+    error = HandlerError(text * 5_000_000, type=HandlerErrorType.BAD_REQUEST)
+    status, headers, body = encode_handler_error(error)
+    assert len(body) < 16384
+    assert decode_handler_error(status, headers, body).type is HandlerErrorType.BAD_REQUEST
+
+
 @pytest.mark.parametrize(
     "body",
     [

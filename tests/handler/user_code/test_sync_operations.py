@@ -398,7 +398,7 @@ def _operations(*handlers: Any, targets: Sequence[type]) -> SyncOperations:
     return SyncOperations(
         handlers,
         targets=Targets(targets),
-        data_converter=DataConverter.default,
+        converters={CALLER: DataConverter.default},
         threads={CALLER: ThreadPoolExecutor(1)},
         clock=clock,
     )
