@@ -40,7 +40,7 @@ _NO_KEY = secrets.token_bytes(32)
 _ALWAYS = ("@method", "@path", "@query", "repr-digest")
 _PREFIXES = ("nexus-", "content-", "bridge-")
 _ACTED_UPON = frozenset({"operation-timeout", "request-timeout", "prefer"})
-_LISTS = frozenset({"nexus-link"})
+_LISTS = frozenset({"nexus-link", "prefer"})
 _LIMITS = {SIGNATURE_INPUT: 4096, SIGNATURE: 512}
 
 _CHARACTERS = r"A-Za-z0-9\-._~!$&'()*+,;=:@/"

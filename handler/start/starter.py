@@ -5,6 +5,7 @@ run that holds the workflow id decides. A renewal that names its operation by a 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -23,10 +24,10 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
-from bridge.temporal.server import Namespace
+from bridge.temporal.server import Namespace, list_runs
 from bridge.workflow.targets import Target
 from handler.authorization import Authorization
-from handler.delivery.calls import read_call
+from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import read_close_event, read_run, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
@@ -38,6 +39,7 @@ from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
+from handler.sweep.workflow import quoted
 from handler.user_code.conversion import Conversion
 from handler.user_code.workflow_id import TIMEOUT, workflow_id_for
 
@@ -239,7 +241,12 @@ class Starter:
                 break
             if run is None:
                 raise OutcomeUnknownError(OUTCOME_UNKNOWN)
-            is_same = is_same_call(call, run, may_start=may_start)
+            try:
+                is_same = is_same_call(call, run, may_start=may_start)
+            except HandlerError:
+                if (outcome := await self._outcome_of_earlier_run(call)) is None:
+                    raise
+                return outcome
             if run.is_open:
                 if is_same or await self._attach(call, run):
                     return Running(operation_token=call.token, target=run.ref, progress=run.progress)
@@ -248,6 +255,20 @@ class Starter:
             # The run closed or continued as another run between two reads: read again.
         message = "the run is changing, try again"
         raise UnavailableError(message)
+
+    async def _outcome_of_earlier_run(self, call: Call) -> Finished | None:
+        """Return the outcome of the call's own run, if people have started the workflow id again since it closed."""
+        query = ""
+        with contextlib.suppress(ValueError):
+            query = f"WorkflowId = {quoted(call.workflow_id)}"
+        if call.request.operation_token is None or not query:
+            return None
+        async for info in list_runs(self._client, query):
+            memo = await read_memo(self._client.data_converter, info)
+            if memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id):
+                closed = await read_close_event(self._client, call.workflow_id, info.execution.run_id)
+                return None if closed is None else Finished(outcome=closed.outcome, target=closed.target)
+        return None
 
     async def _attach(self, call: Call, run: Run) -> bool:
         """Attach this call to the run, so that it gets the outcome too. False if the run closed before.

@@ -171,9 +171,9 @@ def sweep_plans(
         statuses = (
             _FORCED if target.instrumented and is_renewed(target) else ("Canceled", "Completed", "Failed", *_FORCED)
         )
-        names = f"TaskQueue = {_quoted(queue)} AND WorkflowType = {_quoted(target.workflow_type)}"
+        names = f"TaskQueue = {quoted(queue)} AND WorkflowType = {quoted(target.workflow_type)}"
         plan = SweepPlan(
-            query=f"{names} AND ExecutionStatus IN ({', '.join(map(_quoted, statuses))})",
+            query=f"{names} AND ExecutionStatus IN ({', '.join(map(quoted, statuses))})",
             is_instrumented=target.instrumented,
             interval_s=interval_s,
         )
@@ -182,7 +182,12 @@ def sweep_plans(
     return plans
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return *text* as a string of a visibility query.
+
+    Raises:
+        ValueError: No query can contain *text*.
+    """
     # Server 1.29.1 finds no run by a name with one of these characters, with any form of escape.
     if not text.isprintable() or '"' in text or "\\" in text:
         characters = "a double quote, a backslash or a control character"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bridge.errors import UntrustedError
+from bridge.protocol.headers import decode_wait
 from bridge.security.keys import KeySet, new_key
 from bridge.security.signatures import MessageKind, MessageSigner, MessageVerifier, Verified
 from tests.support.helpers import key_set
@@ -561,6 +562,15 @@ def test_a_repeated_header_is_not_signed(more: list[str]) -> None:
     name = "X-Tenant" if more else "Nexus-Operation-State"
     with pytest.raises(ValueError, match="repeated header"):
         SIGNER.sign(MessageKind.START, BASE, CIMultiDict([(name, "a"), (name, "b")]), b"", more=more)
+
+
+def test_preferences_in_two_lines_are_one_signed_value() -> None:
+    """A peer may write `Prefer` as several lines (RFC 7240 section 2), and they count as one list (RFC 9421)."""
+    message = Message()
+    del message.headers["Prefer"]
+    message.headers.add("Prefer", "respond-async")
+    message.headers.add("Prefer", "wait=5")
+    assert decode_wait(message.signed().verify().headers["Prefer"]) == timedelta(seconds=5)
 
 
 def test_links_in_two_lines_are_one_signed_value() -> None:

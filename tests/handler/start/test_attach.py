@@ -1,6 +1,7 @@
 """Attach: many calls wait for one run. Each gets the outcome, and no call disturbs another."""
 
 import asyncio
+import json
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -303,6 +304,34 @@ async def test_every_copy_of_the_service_knows_an_attached_call(server: Server) 
         await assert_eventually(continued)
         assert [await status("second"), await status("third")] == [201, 403]
         await target.terminate()
+
+
+async def test_a_renewal_gets_the_outcome_of_its_own_run_although_people_ran_the_id_again(server: Server) -> None:
+    """The delivery goes on meanwhile: an answer "unknown" would end the call before the outcome arrives."""
+    async with running_world(server, without=("caller", "receiver")) as world:
+        message = start(world, {"key": world.key("again"), "text": "of the first run"}, request_id=world.key("id"))
+        signer = MessageSigner(world.keys.start)
+        token = json.loads((await send(message, signer)).body)["token"]
+        ask = Ask(world.key("again"), "wait")
+        target = world.target(ask)
+        await target.result()
+        again: Any = await world.handler_client.start_workflow(
+            "ProbeWorkflow", ask, id=target.id, task_queue=world.payment_queue
+        )
+
+        async def answered(request_id: str) -> int:
+            renewal = start(world, {"key": world.key("again"), "text": "of the first run"}, request_id=request_id)
+            renewal.headers["Nexus-Operation-Token"] = token
+            answer = await send(renewal, signer)
+            assert (b"of the first run" in answer.body) is (answer.status == 200)
+            return answer.status
+
+        async def listed() -> None:
+            assert await answered(world.key("id")) == 200
+
+        await assert_eventually(listed)
+        assert await answered(world.key("another")) == 404
+        await again.terminate()
 
 
 async def test_callback_headers_are_bounded(world: World) -> None:
