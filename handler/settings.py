@@ -159,7 +159,7 @@ class HandlerSettings(BridgeSettings):
     then decides which namespaces may call them."""
     sweep: bool = True
     """Whether the service starts a sweep for each target. False starts no sweep and stops no running one."""
-    sweep_interval_s: float = Field(default=30, gt=0, le=3600)
+    sweep_interval_s: float = Field(default=30, ge=0.1, le=3600)
     """Seconds between two sweeps. An outcome that the target's worker cannot deliver is late by up to this time."""
     abandoned_check_s: float = Field(default=60.0, gt=0, le=3600)
     """Seconds until the first check whether a caller still waits, for operations with `caller_close_policy =

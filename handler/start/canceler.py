@@ -41,8 +41,9 @@ class Canceler:
                         by = NATIVE_CALLER if caller is None else caller
                         # The server keeps one cancellation request for any number of repeats.
                         # The run may continue as another run meanwhile, which is then the one to cancel.
-                        first = {"first_execution_run_id": run.first_run_id}
-                        handle = self._client.get_workflow_handle(token.workflow_id, **first)
+                        handle = self._client.get_workflow_handle(
+                            token.workflow_id, first_execution_run_id=run.first_run_id
+                        )
                         await handle.cancel(reason=f"canceled by {by}")
                     return
         except RPCError as error:

@@ -58,6 +58,8 @@ PEER = f"callers/{CALLER}"
         pytest.param(put(f"{PEER}/san", "spiffe://orders"), f"callers.{CALLER}.san needs", id="SAN without a proxy"),
         pytest.param(put(f"{PEER}/auth", "certificate"), f"callers.{CALLER}:", id="certificate without a SAN"),
         pytest.param(put(f"{PEER}/limits", {"burst": 0}), f"callers.{CALLER}.limits.burst:", id="no starts at all"),
+        # The server takes a delay of less than a microsecond as none, and then sweeps at the pace of retries.
+        pytest.param(put("sweep_interval_s", 1e-7), "sweep_interval_s:", id="no time between sweeps"),
         pytest.param(put(f"{PEER}/auth", "none"), f"callers.{CALLER}:", id="auth none with start keys"),
         pytest.param(
             put(f"{PEER}/callbacks", [{"url": "http://orders.example"}]), f"callers.{CALLER}:", id="http callback"
