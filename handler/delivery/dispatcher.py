@@ -22,7 +22,7 @@ from bridge.temporal.server import is_missing, keeping_inline
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.calls import decoded_call
 from handler.delivery.close_event import CloseEvent, read_close_event
-from handler.delivery.close_reporter import ClosingRun
+from handler.delivery.close_reporter import MAX_ATTACHED, ClosingRun
 from handler.delivery.records import MEMO_KEY, Delivery, deliveries, milliseconds
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 
@@ -122,7 +122,8 @@ class Dispatcher:
                     age = timedelta(milliseconds=milliseconds(closed.close_time) - milliseconds(run.start_time))
                     due = [each for each in found if not _is_answered(each, run, age)]
                     await self.deliver(due, closed)
-                    if due == found:
+                    # Beyond the limit the reporter sees no calls, and the sweep delivers to them.
+                    if due == found and len(run.calls) < MAX_ATTACHED:
                         self.remember(run.run_id)
             except asyncio.CancelledError:
                 await self._start_workflows(found)

@@ -30,6 +30,7 @@ import handler.sweep.workflow
 from bridge.errors import UnavailableError
 from bridge.protocol.payload import encode_payload
 from bridge.security.signatures import MessageSigner
+from handler.delivery import close_reporter, dispatcher
 from handler.delivery.close_event import read_run
 from handler.reports.deliveries import UNDELIVERED, Deliveries
 from handler.sweep.activity import SweepActivities
@@ -547,6 +548,43 @@ async def test_an_ordinary_ending_is_swept_for_callers_that_do_not_renew(server:
         await assert_eventually(delivered)
         await swept_on(world)
         await delivered()
+        await end_sweep(world)
+
+
+async def test_the_sweep_delivers_to_the_attached_calls_that_the_worker_did_not_keep(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each copy of the service counts for itself, so that a run may have more calls than its worker keeps."""
+    monkeypatch.setattr(close_reporter, "MAX_ATTACHED", 1)
+    monkeypatch.setattr(dispatcher, "MAX_ATTACHED", 1)
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"sweep_interval_s": 0.2}
+        world.peer_options = {"renews": False}
+        world.targets = [ProbeWorkflow]
+
+    async with running_world(server, without=("caller",), prepare=prepare) as world:
+        got: list[str] = []
+
+        async def take(request: web.Request) -> web.StreamResponse:
+            got.append(request.path[-1])
+            return world.signed_response(request, 200)
+
+        world.receiver.before = take
+        await world.start_sweep()
+        ask = Ask(key=world.key(), behaviour="wait")
+        for number in range(4):
+            message = start(world, {"key": ask.key, "behaviour": "wait"}, request_id=f"{number}-{world.id}")
+            message.url = message.url.replace("c" * 22, "c" * 21 + str(number))
+            assert (await send(message, MessageSigner(world.keys.start))).status == 201
+        await (await world.until_started(ask)).signal("say", "done")
+
+        async def delivered() -> None:
+            assert set(got) == set("0123")
+
+        await assert_eventually(delivered)
+        await swept_on(world)
+        assert sorted(got) == list("0123")
         await end_sweep(world)
 
 
