@@ -4,6 +4,7 @@ The dispatcher makes the first attempt to deliver without a workflow. If that at
 it, which people can see. A delivery that was finally refused is a failed workflow: it can be listed and repeated.
 """
 
+import asyncio
 import inspect
 import random
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from handler.delivery.workflow import (
     REPORT_UNDELIVERED_ACTIVITY,
     next_delay,
 )
+from handler.user_code.threads import is_cancellation
 
 NOT_CLOSED = "not closed"
 """Result of a delivery whose run turned out to be open, or continued as another run."""
@@ -124,5 +126,14 @@ class DeliveryActivities:
             extra = {f"bridge.{name}": getattr(outcome, name) for name in outcome.__dataclass_fields__}
             _log.error("bridge.outcome_undelivered", extra=extra)
             self._metrics.count("bridge_deliveries_failed", caller=call.caller, reason=reason)
-        if self._on_undelivered is not None and inspect.isawaitable(running := self._on_undelivered(outcome)):
-            await running
+        if self._on_undelivered is None:
+            return
+        try:
+            # In a thread, because a plain function may block.
+            if inspect.isawaitable(running := await asyncio.to_thread(self._on_undelivered, outcome)):
+                await running
+        except BaseException as error:
+            if isinstance(error, Exception) or is_cancellation(error):
+                raise
+            # SystemExit would end the worker.
+            raise RuntimeError(type(error).__name__) from None

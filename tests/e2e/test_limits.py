@@ -27,7 +27,7 @@ import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from bridge.workflow.client import OperationClient
 from caller.plugin import CallerPlugin
-from handler.delivery import activities
+from handler.delivery import workflow as delivery
 from scripts.environment.server import Server, running_server
 from scripts.environment.temporal_cli import NEWEST
 from tests.support.callers import CALLERS, CallPlan, ManyCalls, ParentOfCaller
@@ -188,7 +188,7 @@ async def test_deliveries_and_the_sweep_go_on_beyond_the_attempts_that_the_clust
     small_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler's own activities name their maximum, because 0 means the cluster's default of three."""
-    monkeypatch.setattr(activities, "_MAX_STEP", timedelta(milliseconds=50))
+    monkeypatch.setattr(delivery, "_MAX_STEP", timedelta(milliseconds=50))
 
     def prepare(world: World) -> None:
         world.handler_options = {"sweep_interval_s": 0.1}

@@ -1,27 +1,33 @@
 """The pace of the attempts of a delivery workflow."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from aiohttp import web
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
+from temporalio.worker import Worker
 
 from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION, HttpClient
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from handler.delivery import dispatcher
+from handler.delivery.activities import UndeliveredOutcome
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.caller_close_policy import CallerWatch
 from handler.delivery.records import CallMemo, packed_reply
 from handler.delivery.workflow import next_delay
+from handler.plugin import HandlerPlugin
+from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually
-from tests.support.targets import Ask
-from tests.support.world import World
+from tests.support.targets import Ask, ProbeWorkflow
+from tests.support.world import RUNNER, World, running_world
 
 
 async def pending_attempts(world: World) -> list[PendingActivityInfo]:
@@ -97,6 +103,38 @@ def test_the_delay_of_a_delivery_follows_its_attempts_and_no_delay_passes_its_de
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
     delay = next_delay(attempt, retry_after=retry_after, remaining=timedelta(seconds=remaining_s), spread=spread)
     assert delay == timedelta(seconds=expected_s)
+
+
+async def test_what_the_teams_report_does_reaches_neither_the_worker_nor_the_event_loop(server: Server) -> None:
+    """A plain function may block. One that exits is repeated like one that raises any other error."""
+    entered, released, seen = threading.Event(), threading.Event(), list[bool]()
+
+    def report(_: UndeliveredOutcome) -> None:
+        entered.set()
+        seen.append(released.wait(20))
+        if len(seen) == 1:
+            raise SystemExit(1)
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        return world.signed_response(request, 400)
+
+    async with running_world(server, without=("handler",)) as world:
+        world.receiver.before = refuse
+        plugin = HandlerPlugin(world.handler_settings, on_undelivered=report)
+        options: dict[str, Any] = {"workflows": [ProbeWorkflow], "plugins": [plugin], "workflow_runner": RUNNER}
+        async with Worker(world.handler_client, task_queue=world.payment_queue, **options):
+            await world.call(Ask(world.key()), CallPlan(first_lease=600))
+
+            async def blocks() -> None:
+                assert entered.is_set()
+
+            await assert_eventually(blocks)
+            released.set()
+
+            async def repeated() -> None:
+                assert seen == [True, True]
+
+            await assert_eventually(repeated)
 
 
 async def test_the_watch_asks_until_it_finds_one_caller_that_waits(world: World) -> None:
