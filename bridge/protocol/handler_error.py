@@ -29,8 +29,9 @@ _MARKED: dict[str, type[OutcomeUnknownError | WaitOverError | WrongHandlerError]
 
 _MISDIRECTED = 421
 _MAX_CAUSE_BYTES = 256 * 1024
-_MAX_MESSAGE = 2000
 """A larger cause of a failed request is left out, because it would not fit the failure of an activity."""
+_MAX_MESSAGE = 2000
+"""Maximum number of characters of an error's message; the rest is cut."""
 
 _STATUSES: dict[HandlerErrorType, int] = {
     HandlerErrorType.BAD_REQUEST: 400,
