@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Literal, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bridge.http.peer_check import EchoProbe
 from bridge.http.route import Route, Tls
 from bridge.runtime.settings import BridgeSettings, Keys, Name, SettingsError, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
-from bridge.security.egress import HttpUrl
+from bridge.security.egress import HttpUrl, Network
 from bridge.security.keys import KeySet
 
 
@@ -53,7 +53,7 @@ class Endpoint(BaseModel):
     lease."""
     poll_interval_s: float = Field(default=5.0, ge=0.1, le=3600)
     """With "poll": seconds between two requests."""
-    networks: tuple[IPvAnyNetwork, ...] = ()
+    networks: tuple[Network, ...] = ()
     """Non-public networks to which connections may go: to the host of `url`, or with `proxy` to the proxy. Every other
     non-public address is refused."""
     tls: Tls | None = None
@@ -82,7 +82,7 @@ class Receiver(BaseModel):
 
     url: HttpUrl
     """Public URL of the receiver. Every callback URL begins with this URL."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""

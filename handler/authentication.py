@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
-from pydantic import IPvAnyNetwork
 
 from bridge.errors import DestinationRefusedError, UntrustedError, bad_request
 from bridge.http.in_flight import InFlight
 from bridge.http.incoming_message import IncomingMessage
 from bridge.runtime.reloaded import LiveKeys
-from bridge.security.egress import allowed_destination
+from bridge.security.egress import Network, allowed_destination
 from bridge.security.keys import KeySet, KeySource
 from bridge.security.signatures import MessageKind, MessageVerifier
 from handler.settings import CallerPeer, HandlerSettings, Service
@@ -124,7 +123,7 @@ def _check_network(peer: CallerPeer, request: web.Request) -> None:
         raise UntrustedError(reason)
 
 
-def _is_from(networks: Sequence[IPvAnyNetwork], request: web.Request) -> bool:
+def _is_from(networks: Sequence[Network], request: web.Request) -> bool:
     address = ipaddress.ip_address(request.remote) if request.remote else None
     # A listener on `::` names an IPv4 sender by an IPv6 address.
     return address is not None and any((getattr(address, "ipv4_mapped", None) or address) in each for each in networks)

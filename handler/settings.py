@@ -4,13 +4,13 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from bridge.http.peer_check import EchoProbe
 from bridge.http.route import Route, Tls
 from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys, require_https
 from bridge.runtime.tracing import TraceMode
-from bridge.security.egress import Destination, HttpUrl
+from bridge.security.egress import Destination, HttpUrl, Network
 from bridge.security.keys import Key, KeySet, decode_key
 
 _NEEDED = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",), "certificate": ("san",)}
@@ -48,7 +48,7 @@ class CallerPeer(BaseModel):
     """With "signature": verifies its requests."""
     bearer_keys: Keys | None = None
     """With "bearer": the text of each key is a valid secret for `Authorization: Bearer …`."""
-    networks: tuple[IPvAnyNetwork, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
+    networks: tuple[Network, ...] = tuple(map(ipaddress.ip_network, ("127.0.0.0/8", "::1/128")))
     """With "none": networks from which its requests may come."""
     completion_keys: Keys | None = None
     """Signs our completions for it. Optional unless `auth` is "signature"."""
@@ -112,7 +112,7 @@ class Service(BaseModel):
 
     url: HttpUrl
     """The service's public URL: scheme, authority, and a prefix that a proxy strips. Callers' signatures cover it."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on."""
     port: int = Field(default=8081, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
@@ -120,7 +120,7 @@ class Service(BaseModel):
     """Maximum number of starts of all callers held open. Further starts are answered at once."""
     certificate_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
     """Header in which our TLS proxy reports the client certificate's subject alternative name."""
-    proxies: tuple[IPvAnyNetwork, ...] = ()
+    proxies: tuple[Network, ...] = ()
     """Addresses of these proxies. From any other address the header is a forgery."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""

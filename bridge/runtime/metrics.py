@@ -61,7 +61,7 @@ def new_runtime(address: str | None) -> Runtime:
     try:
         return Runtime(telemetry=TelemetryConfig(logging=core, metrics=config if address else None))
     except (ValueError, RuntimeError) as error:
-        message = f"metrics_address {address}: {error}"
+        message = f"metrics_address {address}: {error}; the form is 127.0.0.1:9464, an IP address and a port"
         raise SettingsError(message) from None
 
 

@@ -23,13 +23,16 @@ PREFIX = "BRIDGE_"
 CONFIG_VARIABLE = "BRIDGE_CONFIG"
 
 _SERVICE_LINK = re.compile(
-    r"BRIDGE(_[A-Z0-9]+)*_(SERVICE_HOST=.*|SERVICE_PORT(_[A-Z0-9_]+)?=\d+|PORT=\w+://.*|PORT_\d+_[A-Z]+(_[A-Z]+)?=.*)",
+    r"BRIDGE(_+[A-Z0-9]+)*_(SERVICE_HOST=(?!0\.0\.0\.0$|127\.|::1?$)[0-9A-F.:]+|"
+    r"SERVICE_PORT(_[A-Z0-9_]+)?=\d+|PORT=\w+://.*|PORT_\d+_[A-Z]+(_[A-Z]+)?=.*)",
     re.DOTALL,
 )
-"""Variables that Kubernetes sets for a Service whose name begins with `bridge`, as NAME=value."""
+"""Variables that Kubernetes sets for a Service whose name begins with `bridge`, as NAME=value in upper case.
+
+No Service has the address of all interfaces or of the loopback. A user who means `service.host` writes these."""
 _VARIABLE = "from the variable"
-_TABLE_ERRORS = frozenset({"tuple_type", "dict_type", "model_type"})
-"""Types of pydantic's errors about a value that is neither a list nor a table."""
+_SHAPES = {"tuple_type": "list", "dict_type": "table", "model_type": "table"}
+"""What a value should have been, by the types of pydantic's errors."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
 """Name of a caller, a handler or an endpoint. It fits a path segment, and is shorter than every key."""
@@ -101,7 +104,7 @@ class ConsoleSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     """Address to listen on. On any other address than a loopback one, browsers log in only through a TLS proxy."""
     port: int = Field(default=8090, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
@@ -117,13 +120,14 @@ class BridgeSettings(BaseModel):
     other_side: ClassVar[frozenset[str]] = frozenset()
     """Names that only the other side's settings have. Both sides may share a file and an environment."""
 
-    namespace: str | None = None
+    namespace: str | None = Field(default=None, min_length=1)
     """Temporal namespace of this side. Used if TEMPORAL_NAMESPACE and the profile name none. A process that connects to
     another namespace refuses to start."""
     data_converter: str | None = None
     """`module:attribute` of the data converter with which the command line connects."""
     metrics_address: str | None = Field(default=None, pattern=r"^.+:[0-9]{1,5}$")
-    """host:port on which `receiver serve` and `handler serve` serve Prometheus metrics, for everyone who reaches it."""
+    """IP address and port, as address:port, on which `receiver serve` and `handler serve` serve Prometheus metrics, for
+    everyone who reaches it."""
     console: ConsoleSettings | None = None
     """The console for operators. If it is left out, no console is served."""
     _given: dict[str, Any] = PrivateAttr()
@@ -170,8 +174,12 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
     """
     path = os.environ.get(CONFIG_VARIABLE)
     content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
+    seen: dict[str, str] = {}
     # Sorted, so that a table comes before its parts.
-    for name in sorted(filter(_is_variable, os.environ)):
+    for name in sorted(filter(_is_variable, os.environ), key=_folded):
+        if (same := seen.setdefault(name.upper(), name)) != name:
+            message = f"{_shown(same)} and {_shown(name)} set the same field; remove one of the two"
+            raise SettingsError(message)
         head, *rest = name[len(PREFIX) :].lower().split("__")
         # An unknown name stays in one piece, because it may be a key that holds the separator.
         is_known = head in model.model_fields or head in model.other_side
@@ -200,20 +208,27 @@ def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind:
     """One line about a bad field: its name, a remedy, and the variables that may have set it."""
     text = without_keys(text)
     # The text of a rule for several entries begins with the field.
-    place = _folded("__".join(map(str, location)) or text.partition(":")[0].replace(".", "__")).split("__")
+    spelled = "__".join(map(str, location)) if location else text.partition(":")[0].replace(".", "__")
+    place = _folded(spelled).split("__")
     paths = {name: _folded(name[len(PREFIX) :]).split("__") for name in os.environ if _is_variable(name)}
     variables = [name for name, path in paths.items() if path == place[: len(path)]]
-    parts = [name for name, path in paths.items() if place == path[: len(place)] and name not in variables]
+    # A missing field is a fault of the entry.
+    entry = place[:-1] if kind == "missing" else place
+    parts = [name for name, path in paths.items() if entry and entry == path[: len(entry)] and name not in variables]
     if kind == "extra_forbidden":
         known, more = _names_at(model, location[:-1]), set[str]()
         is_variable = any(paths[name] == place for name in variables)
         if is_variable and len(location) == 1:
             more = {"config"} | {f"{each}__{name}" for each in known for name in _names_at(model, (each,))}
         near = difflib.get_close_matches(str(location[-1]), known | more, n=1)
-        like = _shown(PREFIX + "__".join(map(str, (*location[:-1], *near))).upper()) if is_variable else "".join(near)
+        like = "".join(near)
+        if is_variable:
+            like = _shown(PREFIX + "__".join(map(_folded, map(str, (*location[:-1], *near)))).upper())
         text = f"unknown name; did you mean {like}?" if near else f"unknown name; known: {', '.join(sorted(known))}"
-    if variables and kind in _TABLE_ERRORS:
-        text += "; a list or a table in a variable has to be JSON"
+        text += "; in a variable `__` joins the parts of a path" if is_variable and not near else ""
+    if kind in _SHAPES:
+        text = f"has to be a {_SHAPES[kind]}"
+        text += "; a list or a table in a variable has to be JSON" if variables or parts else ""
     source = f" ({_VARIABLE} {', '.join(map(_shown, variables))})" if variables else ""
     source += f" (a part is from {', '.join(map(_shown, parts))})" if parts else ""
     return f"  {_field(location) or 'settings'}: {text}{source}"
@@ -241,14 +256,15 @@ def _names_at(kind: Any, location: tuple[int | str, ...]) -> set[str]:
 
 
 def _is_variable(name: str) -> bool:
-    """Whether the variable *name* should set a field."""
-    spelled = name.upper()
-    is_ours = spelled.startswith(PREFIX) and spelled != CONFIG_VARIABLE
-    return is_ours and not _SERVICE_LINK.fullmatch(f"{spelled}={os.environ[name]}")
+    """Whether the variable *name* should set a field. A template sets one that has no value to an empty text."""
+    text = os.environ[name].strip()
+    is_ours = text and name.upper().startswith(PREFIX) and name != CONFIG_VARIABLE
+    return bool(is_ours) and not _SERVICE_LINK.fullmatch(f"{name}={text}".upper())
 
 
 def _value(text: str) -> Any:
-    """The value of a variable: a list or a table is JSON."""
+    """The value of a variable. A list or a table is JSON. A text that was read from a file ends with a newline."""
+    text = text.strip()
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text) if text.startswith(("[", "{")) else text
     return text
@@ -257,7 +273,7 @@ def _value(text: str) -> Any:
 def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
     """Set the field of *table* that a variable names by *path*. A part of a table leaves the other parts.
 
-    Names of variables do not distinguish cases, and many shells do not allow a `-` in them.
+    Names of variables do not distinguish cases, and many shells allow neither `-` nor `.` in them.
 
     Raises:
         SettingsError: A name could mean two entries.
@@ -337,7 +353,7 @@ def unreadable(path: Path, error: OSError) -> str:
 
 
 def _folded(name: str) -> str:
-    return name.casefold().replace("-", "_")
+    return name.casefold().replace("-", "_").replace(".", "_")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated
 from urllib.parse import unquote
 
 from aiohappyeyeballs import AddrInfoType
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator
 from yarl import URL
 
 from bridge.errors import DestinationRefusedError
@@ -32,7 +32,18 @@ _AMBIGUOUS = re.compile(r"[\\\x00-\x1f\x7f\ufffd]")
 
 _IPv4 = ipaddress.IPv4Network
 _IPv6 = ipaddress.IPv6Network
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _network(value: object) -> _IPv4 | _IPv6:
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError:
+        message = "needs the form 10.1.0.0/16 or fd00::/8; all bits after the prefix are 0"
+        raise ValueError(message) from None
+
+
+Network = Annotated[_IPv4 | _IPv6, PlainValidator(_network)]
+"""A network in the settings."""
 
 _DENIED_4 = tuple(
     _IPv4(text)

@@ -57,7 +57,6 @@ _WORDS = {
     "Operation": "text",
     "_File": "path",
     "Network": "network",
-    "IPvAnyNetwork": "network",
 }
 """Types as a reader knows them, by the name in the source."""
 _BOUNDS = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}

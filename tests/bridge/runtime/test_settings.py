@@ -250,7 +250,8 @@ SERVICE_LINKS = {
 
 
 @pytest.mark.parametrize(
-    "service", ["BRIDGE", "BRIDGE_SERVICE", "BRIDGE_RECEIVER", "BRIDGE_HANDLERS", "BRIDGE_NAME", "BRIDGE_CONFIG"]
+    "service",
+    ["BRIDGE", "BRIDGE_SERVICE", "BRIDGE_RECEIVER", "BRIDGE_HANDLERS", "BRIDGE_NAME", "BRIDGE_CONFIG", "BRIDGE__EU"],
 )
 def test_the_service_links_of_kubernetes_are_not_settings(
     configured: Configured, monkeypatch: pytest.MonkeyPatch, service: str
@@ -267,6 +268,100 @@ def test_the_service_links_of_kubernetes_are_not_settings(
     assert load(HandlerSettings) == before
     configured(caller_tree())
     assert load(CallerSettings).receiver is not None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", "::"])
+def test_a_variable_for_the_host_with_one_underscore_too_few_is_no_service_link(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """No Service has such an address. The service would listen somewhere else than its user believes."""
+    configured(handler_tree())
+    monkeypatch.setenv("BRIDGE_SERVICE_HOST", host)
+    assert "service_host: unknown name; did you mean BRIDGE_SERVICE__HOST?" in message_of(HandlerSettings)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_variable_counts_as_not_set(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    """A template writes a variable that has no value so. An empty host would listen on every interface."""
+    configured(handler_tree())
+    before = load(HandlerSettings)
+    names = ("NAMESPACE", "SERVICE__HOST", "SERVICE__PORT", "CONSOLE", "METRICS_ADDRESS", "DATA_CONVERTER", "SWEEP")
+    for name in (*names, f"CALLERS__{CALLER}__PROXY", "HASH_KEY"):
+        monkeypatch.setenv(f"BRIDGE_{name}", empty)
+    assert load(HandlerSettings) == before
+    for field in ("namespace", "service"):
+        configured(handler_tree() | {field: "" if field == "namespace" else {"url": "https://h", "host": ""}})
+        assert "String should have at least 1 character" in message_of(HandlerSettings)
+
+
+def test_whitespace_around_the_value_of_a_variable_is_dropped(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that was read from a file ends with a newline. No worker polls the task queue `q` with a newline."""
+    configured(handler_tree())
+    monkeypatch.setenv("BRIDGE_TASK_QUEUE", "q\n")
+    monkeypatch.setenv("BRIDGE_SERVICE__URL", " https://payments.example\n")
+    monkeypatch.setenv("BRIDGE_SERVICE__PROXIES", '\n ["10.0.0.0/8"]\n')
+    settings = load(HandlerSettings)
+    assert (settings.task_queue, settings.service.url) == ("q", "https://payments.example")
+    assert [str(each) for each in settings.service.proxies] == ["10.0.0.0/8"]
+
+
+def test_a_table_comes_before_its_parts_in_any_case(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted as bytes, lower case would come last, and the table would replace the part."""
+    configured(caller_tree())
+    monkeypatch.setenv("bridge_receiver", '{"port": 1, "host": "127.0.0.2"}')
+    monkeypatch.setenv("BRIDGE_RECEIVER__PORT", "2")
+    receiver = load(CallerSettings).receiver
+    assert receiver is not None
+    assert (receiver.port, receiver.host) == (2, "127.0.0.2")
+
+
+def test_two_spellings_of_one_variable_are_refused(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them would win silently."""
+    configured(caller_tree())
+    monkeypatch.setenv("BRIDGE_NAME", "one")
+    monkeypatch.setenv("Bridge_Name", "another")
+    message = message_of(CallerSettings)
+    assert "BRIDGE_NAME" in message
+    assert "Bridge_Name" in message
+    assert message.endswith("set the same field; remove one of the two")
+
+
+def test_an_underscore_also_stands_for_a_dot(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many shells do not allow a dot in a name. A second entry would be made, and the file would be blamed."""
+    tree = caller_tree()
+    tree["endpoints"] = {"payments.eu": tree["endpoints"]["payments"]}
+    configured(tree)
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENTS_EU__WAIT_S", "7")
+    assert {name: each.wait_s for name, each in load(CallerSettings).endpoints.items()} == {"payments.eu": 7}
+
+
+def test_an_entry_that_only_a_variable_makes_is_not_blamed_on_the_file(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A typo in the name of an entry makes an incomplete one."""
+    configured(caller_tree())
+    monkeypatch.setenv("BRIDGE_ENDPOINTS__PAYMENST__WAIT_S", "7")
+    part = "(a part is from BRIDGE_ENDPOINTS__PAYMENST__WAIT_S)"
+    assert f"  endpoints.paymenst.url: Field required {part}" in message_of(CallerSettings)
+
+
+@pytest.mark.parametrize("network", ["10.1.2.3/8", "10.0.0.0/33", "intranet", 10])
+def test_a_network_that_cannot_be_used_is_refused_with_the_form(configured: Configured, network: object) -> None:
+    """One text at every place, and no number is an address."""
+    tree = handler_tree()
+    tree["service"]["proxies"] = [network]
+    tree["callers"][CALLER]["networks"] = [network]
+    tree["callers"][CALLER]["callbacks"][0]["networks"] = [network]
+    configured(tree)
+    places = ("service.proxies", f"callers.{CALLER}.networks", f"callers.{CALLER}.callbacks.0.networks")
+    message = message_of(HandlerSettings)
+    for place in places:
+        assert f"  {place}.0: needs the form 10.1.0.0/16 or fd00::/8; all bits after the prefix are 0" in message
+    assert len(message.splitlines()) == 1 + len(places)
 
 
 def test_a_broken_variable_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +424,9 @@ def test_an_unknown_name_of_the_file_is_refused_at_every_level(configured: Confi
         ("BRIDGE_RECEIVER__PORT=secret-pw", "receiver.port: Input should be a valid integer"),
         ("BRIDGE_ENDPOINTS__PAYMENTS__HANDLER=x", "settings: endpoints.payments.handler: no handler 'x'"),
         ("bridge_xyz=x", "xyz: unknown name; known: callback_keys, "),
+        ("BRIDGE_=x", "settings: unknown name; known: callback_keys, "),
+        ("bridge_config=x", "config: unknown name; did you mean BRIDGE_CONFIG?"),
+        ("BRIDGE_RECEIVER=x", "receiver: has to be a table; a list or a table in a variable has to be JSON"),
         pytest.param(f"BRIDGE_{SECRET}=x", "…: unknown name; known: ", id="a key as a name"),
     ],
 )
