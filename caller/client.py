@@ -91,7 +91,9 @@ class OperationHandle(Generic[_OutputT]):
         if outcome.failure is not None:
             raise self._error() from await converter.decode_failure(outcome.failure)
         payloads = [] if outcome.result is None else [outcome.result]
-        values = await converter.decode(payloads, None if self.output_type is None else [self.output_type])
+        # The SDK raises AttributeError if there are more types than payloads. A target in Go may have no result at all.
+        types = None if self.output_type is None else [self.output_type] * len(payloads)
+        values = await converter.decode(payloads, types)
         return cast("_OutputT", values[0] if values else None)
 
     async def cancel(self) -> None:

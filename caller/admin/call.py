@@ -17,6 +17,7 @@ from temporalio.exceptions import ApplicationError, NexusOperationError
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput
+from bridge.protocol.start import Running
 from bridge.runtime.settings import load
 from bridge.runtime.user_modules import import_attribute
 from bridge.security.redaction import plain
@@ -70,7 +71,10 @@ async def call(
         )
         try:
             await handle.ask()
-            print(f"started {describe_target(getattr(handle.answer, 'target', None))}", file=sys.stderr)
+            if isinstance(handle.answer, Running):
+                print(f"started {describe_target(handle.answer.target)}", file=sys.stderr)
+            elif handle.answer is not None and handle.answer.target is not None:
+                print(f"{describe_target(handle.answer.target)} has ended", file=sys.stderr)
             result = await handle.result()
         except asyncio.CancelledError:
             said = f"interrupted: repeat it with --request-id {chosen} to find the operation"

@@ -54,7 +54,7 @@ class CancelActivities:
             request_id=order.request_id,
         )
         try:
-            decoded = await converter.decode(details[:1], [dict])
+            decoded = await converter.decode(details[:1], [dict] * len(details[:1]))
         except Exception as error:  # noqa: BLE001 - any error of the team's codec and converter
             return _not_sent(order, type(error).__name__)
         started = StartedOperation.from_details(decoded)

@@ -127,8 +127,8 @@ async def test_abandon_sends_nothing(world: World) -> None:
     await target.terminate()
 
 
-async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World) -> None:
-    """The handler is unavailable when both are requested. The start is always sent before the cancel."""
+async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The handler is unavailable when both are requested. The start is sent before the cancel."""
     await world.service.stop()
     ask = Ask(key=world.key(), behaviour="cleanup")
     handle = await world.call(ask)
@@ -143,6 +143,8 @@ async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World) -> 
     assert isinstance(await operation_failure(handle), CancelledError)
     assert cancels(world) == [202]
     await until_canceled(world.target(ask))
+    reasons = {vars(each).get("bridge.reason") for each in caplog.records if "cancel_not_sent" in each.getMessage()}
+    assert reasons == {"the operation is not known to have started yet"}
 
 
 async def test_a_cancel_while_the_handler_is_unavailable_is_repeated(world: World) -> None:

@@ -19,7 +19,8 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
-from bridge.protocol.start import Running
+from bridge.protocol.outcome import Outcome
+from bridge.protocol.start import Finished, Running
 from caller.client import CallOptions, OperationClient, create_client
 from scripts.environment.server import Server
 from tests.support.codec import Scrambler
@@ -87,6 +88,13 @@ async def test_a_sync_operation_is_answered(world: World) -> None:
     """A service handler needs no workflow."""
     async with create_client(service=QuoteService, endpoint="payments", settings=world.caller_settings) as quotes:
         assert await quotes.execute_operation(QuoteService.quote, Ask(key="q", text="12.5")) == Reply("12.5")
+
+
+async def test_an_operation_that_ended_without_a_value_has_the_result_none(client: OperationClient) -> None:
+    """A workflow in Go that returns only an error. With a typed contract the SDK expects a value."""
+    handle = client.prepare(ProbeService.probe, Ask(key="unused"))
+    handle.answer = Finished(outcome=Outcome.succeeded(None), target=None)
+    assert await handle.result() is None
 
 
 async def test_errors_are_those_of_workflow_code(world: World, client: OperationClient) -> None:
@@ -268,6 +276,18 @@ async def test_the_command_prints_the_result(world: World, command: Any) -> None
         out, err = await running.communicate()
         assert (running.returncode, json.loads(out)) == (0, expected)
         assert f"probe-{ask.key}" in err.decode()
+
+
+async def test_the_command_does_not_say_that_it_started_what_was_answered_at_once(world: World, command: Any) -> None:
+    """A synchronous operation has no target. A target that has ended was not started by this call."""
+    ask = json.dumps(asdict(Ask(key=world.key())))
+    lines = [
+        (await (await command("payments", each, ask)).communicate())[1].decode()
+        for each in ("QuoteService/quote", "ProbeService/probe", "ProbeService/probe")
+    ]
+    assert lines[0] == ""
+    assert lines[1].startswith("started ")
+    assert lines[2].endswith(" has ended\n")
 
 
 @pytest.mark.parametrize(
