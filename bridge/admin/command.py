@@ -55,7 +55,9 @@ class ServeOptions:
 
     def bind(self, host: str, port: int) -> list[socket.socket]:
         """Bind the address of the options. For what they leave out, the settings name *host* and *port*."""
-        return bind(self.host or host, port if self.port is None else self.port, reuse_port=self.reuse_port)
+        cure = "; stop what listens there, or choose a free address by --host and --port, or in the settings"
+        port = port if self.port is None else self.port
+        return bind(self.host or host, port, cure=cure, reuse_port=self.reuse_port)
 
 
 async def serve(service: str, app: web.Application, sockets: Sequence[socket.socket]) -> None:

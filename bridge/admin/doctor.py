@@ -10,10 +10,10 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.admin.command import CommandError
-from bridge.admin.output import print_list
+from bridge.admin.output import cell, print_list
 from bridge.http.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
-from bridge.temporal.pollers import worker_problem
+from bridge.temporal.pollers import workers_seen
 from bridge.temporal.server import connect, describe_namespace, refusal
 from bridge.workflow.call import MAX_INPUT_BYTES
 
@@ -72,13 +72,15 @@ async def _check_side(
             Finding("ok", "namespace", f"{client.namespace}, keeps closed runs for {kept.total_seconds() / 3600:.0f} h")
         )
         seen.append(_limits(described.namespace_info.limits.blob_size_limit_error))
-        names = queues(settings)
-        for queue, plugin in names.items():
-            if (problem := await worker_problem(client, queue, plugin)) is not None:
+        polled = []
+        for queue, plugin in queues(settings).items():
+            problem, last = await workers_seen(client, queue, plugin)
+            if problem is not None:
                 break
+            polled.append(f"{queue} (last seen {cell(last, datetime.now(UTC))})")
         else:
-            found = "poll " + ", ".join(names) if names else "--task-queue names the task queue to check"
-            seen.append(Finding("ok" if names else "not known", "workers", found))
+            found = "poll " + ", ".join(polled) if polled else "--task-queue names the task queue to check"
+            seen.append(Finding("ok" if polled else "not known", "workers", found))
     except SettingsError as error:
         problem = str(error)
     except RPCError as error:

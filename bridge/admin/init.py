@@ -6,9 +6,14 @@ files. All addresses in the files are on the loopback, with plain http.
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
 
 from bridge.admin.output import JsonOutput
 from bridge.admin.pair import Pair, checked, write_new
+
+Port = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=65535))]
 
 
 def local_settings(
@@ -17,6 +22,7 @@ def local_settings(
     service_url: str = "http://127.0.0.1:8081",
     receiver_port: int = 8080,
     service_port: int = 8081,
+    caller: str = "order-prod",
     handler: str = "payment-prod",
     endpoint: str = "payments",
     task_queue: str = "payment-queue",
@@ -24,7 +30,7 @@ def local_settings(
 ) -> dict[str, str]:
     """The text of `caller.toml` and of `handler.toml` for one machine, by file name, with new keys."""
     pair = Pair.with_new_keys(
-        caller="order-prod",
+        caller=caller,
         handler=handler,
         endpoint=endpoint,
         receiver_url=receiver_url,
@@ -40,24 +46,40 @@ def local_settings(
 def init(
     folder: Path = Path(),
     *,
+    caller: str = "order-prod",
     handler: str = "payment-prod",
     endpoint: str = "payments",
     task_queue: str = "payment-queue",
     operations: str = "PaymentService/*",
+    receiver_port: Port = 8080,
+    service_port: Port = 8081,
     as_json: JsonOutput = False,
 ) -> None:
     """Write `caller.toml` and `handler.toml` with new keys, for both sides on one machine.
 
     Args:
         folder: Where to write the files. By default the current folder.
-        handler: Name and Temporal namespace of the handler's side. The caller's side is `order-prod`.
+        caller: Name and Temporal namespace of the caller's side.
+        handler: Name and Temporal namespace of the handler's side.
         endpoint: Name that the caller's workflows pass to `bridge.create_client`.
         task_queue: Task queue on which the handler's workflows run.
         operations: Operations that the caller may start: `Service/operation`, or `Service/*`.
+        receiver_port: Port on which the receiver listens.
+        service_port: Port on which the handler service listens.
         as_json: Print the names of the files as JSON.
     """
     settings = checked(
-        lambda: local_settings(handler=handler, endpoint=endpoint, task_queue=task_queue, operations=operations)
+        lambda: local_settings(
+            receiver_url=f"http://127.0.0.1:{receiver_port}",
+            service_url=f"http://127.0.0.1:{service_port}",
+            receiver_port=receiver_port,
+            service_port=service_port,
+            caller=caller,
+            handler=handler,
+            endpoint=endpoint,
+            task_queue=task_queue,
+            operations=operations,
+        )
     )
     write_new(folder, settings)
     written = [str(folder / name) for name in settings]

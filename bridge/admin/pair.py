@@ -102,28 +102,46 @@ def write_new(folder: Path, texts: dict[str, str]) -> None:
     """Write each text into *folder* under its name. Only the owner may read the files.
 
     Raises:
-        CommandError: One of the files exists. Nothing is written.
+        CommandError: One of the files exists, or a text is not Unicode. Nothing is written.
     """
+    contents = {name: _encoded(text) for name, text in texts.items()}
     for name in texts:
         if (folder / name).exists():
             message = f"{folder / name} exists already and is not replaced: its keys may be in use"
             raise CommandError(message)
-    for name, text in texts.items():
-        with os.fdopen(
-            os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as file:
-            file.write(text)
+    for name, content in contents.items():
+        with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # A shell passes bytes of another encoding as lone surrogates.
+        message = "a value is not UTF-8; the terminal and the shell have to use UTF-8"
+        raise CommandError(message) from None
 
 
 def replace_content(file: Path, text: str) -> None:
-    """Replace what is in *file* at once. Owner, group, mode and a link stay, so that a service can still read it."""
+    """Replace what is in *file* at once. Owner, group, mode and a link stay, so that a service can still read it.
+
+    Raises:
+        CommandError: This user may not keep the owner and the group. Nothing is changed.
+    """
     path = file.resolve()
     found, written = path.stat(), path.with_name(f".{path.name}.new")
-    written.touch(mode=0o600)
-    os.chown(written, found.st_uid, found.st_gid)
-    written.chmod(found.st_mode & 0o777)
-    written.write_text(text, encoding="utf-8")
-    written.replace(path)
+    try:
+        written.touch(mode=0o600)
+        os.chown(written, found.st_uid, found.st_gid)
+        written.chmod(found.st_mode & 0o777)
+        written.write_bytes(_encoded(text))
+        written.replace(path)
+    except PermissionError:
+        message = f"{path} belongs to user {found.st_uid}, group {found.st_gid}: run the command as its owner"
+        raise CommandError(message) from None
+    finally:
+        written.unlink(missing_ok=True)
 
 
 @pair.command

@@ -81,7 +81,7 @@ class Console:
         app.router.add_post("/login", self._log_in)
         app.router.add_post("/logout", self._log_out)
         app.router.add_post("/redeliver", self._redeliver)
-        sockets = bind(self._settings.host, self._settings.port)
+        sockets = bind(self._settings.host, self._settings.port, cure="; choose another console.host or console.port")
         async with listening(app, sockets, max_connections=_MAX_CONNECTIONS) as url:
             _log.info("bridge.console_listens", extra={"bridge.console": url})
             yield

@@ -177,11 +177,11 @@ class ServiceRunner(web.AppRunner):
         )
 
 
-def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socket]:
+def bind(host: str, port: int, *, cure: str = "", reuse_port: bool = False) -> list[socket.socket]:
     """Listen on every address of *host*.
 
     Raises:
-        OSError: The address cannot be used. The `strerror` of the error names address and reason.
+        OSError: The address cannot be used. The `strerror` of the error names address and reason, and ends with *cure*.
     """
     sockets: list[socket.socket] = []
     try:
@@ -190,9 +190,9 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> list[socket.socke
     except (OSError, UnicodeError) as error:
         for each in sockets:
             each.close()
-        # `getaddrinfo` raises UnicodeError for `127.0.0..1`.
-        reason = error.strerror if isinstance(error, OSError) else "not the name of a host"
-        message = f"cannot listen on {host} port {port}: {reason}"
+        # `getaddrinfo` raises UnicodeError for `127.0.0..1`. `create_server` repeats the address in its text.
+        reason = str(error.strerror).partition(" (")[0] if isinstance(error, OSError) else "not the name of a host"
+        message = f"cannot listen on {host} port {port}: {reason}{cure}"
         raise OSError(getattr(error, "errno", errno.EINVAL), message) from None
     return sockets
 

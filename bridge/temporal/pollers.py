@@ -3,7 +3,7 @@
 A plugin adds its name to the worker's identity, because that is what every version of Temporal's server lists.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -18,7 +18,12 @@ _SHOWN = 5
 
 
 async def worker_problem(client: Client, task_queue: str, plugin: str | None) -> str | None:
-    """Say what is wrong with the workers of *task_queue*, and what to do; None if nothing is.
+    """Say what is wrong with the workers of *task_queue*, and what to do; None if nothing is. See `workers_seen`."""
+    return (await workers_seen(client, task_queue, plugin))[0]
+
+
+async def workers_seen(client: Client, task_queue: str, plugin: str | None) -> tuple[str | None, datetime | None]:
+    """Return what is wrong with the workers of *task_queue*, and when the server last saw one. None stands for neither.
 
     Args:
         client: Its namespace is the one of the task queue.
@@ -35,14 +40,16 @@ async def worker_problem(client: Client, task_queue: str, plugin: str | None) ->
     )
     pollers = (await client.workflow_service.describe_task_queue(request)).pollers
     if not pollers:
-        return (
+        message = (
             f"no worker polls task queue {task_queue} in namespace {client.namespace}: start one, or correct the name "
             "of the task queue or the namespace of this process or of the worker"
         )
-    newest = max(each.last_access_time.ToDatetime() for each in pollers)
-    present = {each.identity for each in pollers if newest - each.last_access_time.ToDatetime() < _LONG_POLL}
+        return message, None
+    newest = max(each.last_access_time.ToDatetime(UTC) for each in pollers)
+    present = {each.identity for each in pollers if newest - each.last_access_time.ToDatetime(UTC) < _LONG_POLL}
     without = [plain(each) for each in sorted(present) if plugin is not None and f"bridge.{plugin}" not in each]
     if not without:
-        return None
+        return None, newest
     names = ", ".join(without[:_SHOWN])
-    return f"a worker of task queue {task_queue} has no {plugin}: {names}; add it: Worker(..., plugins=[{plugin}()])"
+    message = f"a worker of task queue {task_queue} has no {plugin}: {names}; add it: Worker(..., plugins=[{plugin}()])"
+    return message, newest

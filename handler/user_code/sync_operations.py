@@ -73,7 +73,8 @@ class SyncOperations:
         except (TypeError, RuntimeError, KeyError) as error:
             # nexusrpc raises KeyError if the instance is of the contract's class, which has no operation handlers.
             own = "no handler but an instance of the contract, for " if isinstance(error, KeyError) else ""
-            message = f"service handlers: {own}{error}"
+            cure = "; put all its operations in one class, with one instance" if "registered" in str(error) else ""
+            message = f"service handlers: {own}{error}{cure}"
             raise SettingsError(message) from None
         self._threads = threads
         self._converters = converters

@@ -1,6 +1,7 @@
 """`callback-bridge init`: settings with fresh keys that both sides accept."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -66,6 +67,28 @@ def test_a_name_that_no_side_could_use_is_refused_by_its_field(
     done = run("init", str(tmp_path), option, value)
     assert done.stderr.startswith(f"callback-bridge: {says}")
     assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+
+
+def test_a_value_that_is_not_utf_8_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """A terminal with another encoding. A second run would find an empty file that is not replaced."""
+    done = run("init", str(tmp_path), "--task-queue", os.fsdecode(b"k\xe4se"))
+    assert done.stderr == "callback-bridge: a value is not UTF-8; the terminal and the shell have to use UTF-8\n"
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+
+
+def test_names_and_ports_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both sides. The default ports are often taken, and a second caller needs another name."""
+    names = ("--caller", "shop-prod", "--receiver-port", "9080", "--service-port", "9081")
+    assert run("init", str(tmp_path), *names).returncode == 0
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "caller.toml"))
+    caller = load(CallerSettings)
+    monkeypatch.setenv("BRIDGE_CONFIG", str(tmp_path / "handler.toml"))
+    handler = load(HandlerSettings)
+    assert (caller.name, list(handler.callers)) == ("shop-prod", ["shop-prod"])
+    assert caller.receiver is not None
+    assert (caller.receiver.url, caller.receiver.port) == ("http://127.0.0.1:9080", 9080)
+    assert (handler.service.url, handler.service.port) == ("http://127.0.0.1:9081", 9081)
+    assert caller.endpoints["payments"].url == "http://127.0.0.1:9081/c/shop-prod"
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:

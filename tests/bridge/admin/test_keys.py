@@ -2,13 +2,16 @@
 
 import json
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridge.admin.command import CommandError
 from bridge.admin.keys import compared
+from bridge.admin.pair import replace_content
 from bridge.security.keys import KeySet, new_key
 from tests.support.commands import run
 from tests.support.settings_files import caller_tree, handler_tree, plain_key_set, secrets_of, toml
@@ -45,6 +48,23 @@ def test_rotate_leaves_the_file_to_the_user_of_the_service(key_file: Path) -> No
     assert run("keys", "rotate", str(key_file)).returncode == 0
     after = key_file.stat()
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_rotate_as_a_user_who_may_not_keep_the_owner_leaves_no_file_behind(key_file: Path) -> None:
+    """The folder may be shared. The error says who may do it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "keys.toml")
+        path.write_bytes(key_file.read_bytes())
+        Path(folder).chmod(0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CommandError, match="belongs to user 0, group 0: run the command as its owner"):
+                replace_content(path, "")
+        finally:
+            os.seteuid(0)
+        assert list(Path(folder).iterdir()) == [path]
+        assert path.read_bytes() == key_file.read_bytes()
 
 
 def test_rotate_follows_a_symbolic_link_and_prints_json(key_file: Path) -> None:
