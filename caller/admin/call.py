@@ -57,7 +57,7 @@ async def call(
         raise CommandError(message)
     try:
         value = json.loads(operation_input)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"the input is not JSON: {error}"
         raise CommandError(message) from None
     settings, converter = load(CallerSettings), DataConverter.default
@@ -69,30 +69,44 @@ async def call(
         handle = client.prepare(
             nexusrpc.Operation[Any, Any](name), value, schedule_to_close_timeout=limit, request_id=chosen
         )
-        try:
-            await handle.ask()
-            if isinstance(handle.answer, Running):
-                print(f"started {describe_target(handle.answer.target)}", file=sys.stderr)
-            elif handle.answer is not None and handle.answer.target is not None:
-                print(f"{describe_target(handle.answer.target)} has ended", file=sys.stderr)
-            result = await handle.result()
-        except asyncio.CancelledError:
-            said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
-            with contextlib.suppress(TimeoutError, NexusOperationError):
-                async with asyncio.timeout(_CANCEL_S):
-                    await handle.cancel()
-                if handle.answer is not None:
-                    said = f"canceled: the handler was asked to end {operation}"
-            print(said, file=sys.stderr)
-            raise
-        except NexusOperationError as error:
-            causes = list(_causes(error.cause))
-            if as_json:
-                print(json.dumps({"error": causes}))
-            said = "; caused by ".join(f"{plain(each['type'])}: {plain(each['message'])}" for each in causes)
-            message = f"{operation} did not succeed: {said}"
-            raise CommandError(message) from None
+        with _errors_reported(operation, as_json=as_json):
+            try:
+                await handle.ask()
+                if isinstance(handle.answer, Running):
+                    print(f"started {describe_target(handle.answer.target)}", file=sys.stderr)
+                elif handle.answer is not None and handle.answer.target is not None:
+                    print(f"{describe_target(handle.answer.target)} has ended", file=sys.stderr)
+                result = await handle.result()
+            except asyncio.CancelledError:
+                said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
+                with contextlib.suppress(TimeoutError, NexusOperationError):
+                    async with asyncio.timeout(_CANCEL_S):
+                        await handle.cancel()
+                    if handle.answer is not None:
+                        said = f"canceled: the handler was asked to end {operation}"
+                print(said, file=sys.stderr)
+                raise
     print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2, default=_printable))
+
+
+@contextlib.contextmanager
+def _errors_reported(operation: str, *, as_json: bool) -> Iterator[None]:
+    """Raise a CommandError for a failed operation, and for a value that cannot be converted."""
+    try:
+        yield
+    except NexusOperationError as error:
+        causes = list(_causes(error.cause))
+        if as_json:
+            print(json.dumps({"error": causes}))
+        said = "; caused by ".join(f"{plain(each['type'])}: {plain(each['message'])}" for each in causes)
+        message = f"{operation} did not succeed: {said}"
+        raise CommandError(message) from None
+    except Exception as error:  # any error of the team's codec and converter
+        message = (
+            f"{operation}: the input or the result cannot be converted ({type(error).__name__}); `data_converter` in "
+            "the settings has to name the converter of the workers"
+        )
+        raise CommandError(message) from error
 
 
 def _printable(value: object) -> str:

@@ -253,10 +253,10 @@ def command_of(world: World, tmp_path: Path) -> Any:
     path = tmp_path / "caller.toml"
     path.write_text(toml(tree))
 
-    async def run(*arguments: str) -> asyncio.subprocess.Process:
+    async def run(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             *(*BRIDGE, "call", *arguments),
-            env={"BRIDGE_CONFIG": str(path), "PATH": ""},
+            env={"BRIDGE_CONFIG": str(path), "PATH": "", **variables},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -278,6 +278,17 @@ async def test_the_command_prints_the_result(world: World, command: Any) -> None
         assert f"probe-{ask.key}" in err.decode()
 
 
+async def test_the_command_says_that_a_value_cannot_be_converted(command: Any) -> None:
+    """The settings name a converter that refuses the input. The remedy is in the line, and no traceback."""
+    converter = "temporalio.contrib.pydantic:pydantic_data_converter"
+    running = await command("payments", "QuoteService/quote", '"\\ud800"', BRIDGE_DATA_CONVERTER=converter)
+    _, err = await running.communicate()
+    assert running.returncode == 1
+    assert "QuoteService/quote: the input or the result cannot be converted (" in err.decode()
+    assert "`data_converter` in the settings" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
 async def test_the_command_does_not_say_that_it_started_what_was_answered_at_once(world: World, command: Any) -> None:
     """A synchronous operation has no target. A target that has ended was not started by this call."""
     ask = json.dumps(asdict(Ask(key=world.key())))
@@ -294,6 +305,7 @@ async def test_the_command_does_not_say_that_it_started_what_was_answered_at_onc
     ("arguments", "code", "says"),
     [
         pytest.param(["ProbeService/probe", "{"], 1, "the input is not JSON", id="no JSON"),
+        pytest.param(["ProbeService/probe", "[" * 50_000], 1, "the input is not JSON", id="JSON nested too deeply"),
         pytest.param(["probe", "{}"], 1, "the form Service/operation, not 'probe'", id="no service"),
         pytest.param(["ProbeService/", "{}"], 1, "the form Service/operation", id="no name"),
         pytest.param(["ProbeService/none", "{}"], 1, "HandlerError: no such operation", id="no operation"),
