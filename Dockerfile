@@ -8,7 +8,6 @@ FROM python:3.11.14-slim-bookworm
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 COPY --from=packages /venv /venv
 WORKDIR /app
-COPY callback_bridge.py ./
 COPY bridge bridge
 COPY caller caller
 COPY handler handler

@@ -45,7 +45,7 @@ def install(folder: Path) -> Shell:
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     checkout = folder / "callback-bridge"
     checkout.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "callback_bridge.py"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     for name in ("bridge", "caller", "handler"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))

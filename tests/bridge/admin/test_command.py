@@ -280,14 +280,6 @@ async def ended_by(end: signal.Signals, *command: str, **variables: str) -> Asyn
             await process.wait()
 
 
-def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_traceback(script: Path, tmp_path: Path) -> None:
-    """The import takes a second. The module in front of an import of it presses Ctrl-C in the middle."""
-    (tmp_path / "cyclopts.py").write_text("import os, signal\n\nos.kill(os.getpid(), signal.SIGINT)\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([script, "--help"], env=environment, capture_output=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
-
-
 def test_a_port_that_is_taken_is_named_with_a_remedy(settings: Path, server: Server) -> None:
     """The newcomer's second service on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
