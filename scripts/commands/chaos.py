@@ -296,7 +296,9 @@ def _plan(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         first_lease=given.first_lease,
         renewal=given.renewal,
         settlement=3.0,
-        patience=45.0 if is_short else 150.0,
+        # A call pauses for up to a minute if an interceptor ended its waiting activity again and again. A lost attempt
+        # takes 15 s more.
+        patience=100.0 if is_short else 150.0,
         keep=given.keep,
         temporal=given.temporal,
     )

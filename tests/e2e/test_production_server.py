@@ -30,7 +30,7 @@ def possible_server(no_named_server: None) -> None:
 
 
 @pytest.mark.part("postgres")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 async def test_two_nodes_share_one_cluster_and_either_is_enough(tmp_path: Path) -> None:
     """Both own a part of the histories. While either is dead, clients reach what was written before."""
     async with running_server(namespaces=[CALLER], choice=POSTGRES, log=tmp_path / "log") as server:
@@ -82,7 +82,7 @@ def _shards(metrics: str) -> int:
 
 
 @pytest.mark.part("postgres", short=True)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_no_call_is_lost_wrong_or_made_twice_while_nodes_and_database_are_killed() -> None:
     """The run has 60 calls, 6 kills of our processes, and one of each part of the server. The first run builds it."""
     command = [str(ROOT / "scripts" / "chaos"), "--quick", "--calls", "60", "--kills", "6", "--seconds", "30"]
