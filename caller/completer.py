@@ -9,11 +9,10 @@ pending, the completer reads the workflow's history. The completer keeps no stat
 
 import asyncio
 from datetime import timedelta
-from enum import Enum
 from typing import Any
 
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, PendingActivityState, RetryState
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice import v1 as workflowservice
@@ -25,8 +24,16 @@ from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.security.callback_tokens import CallbackClaims
 from bridge.temporal.server import describe, is_missing, is_open, newest_events
-from bridge.workflow.call import OPERATION_UNSUCCESSFUL
-from caller.receipt import CLOSINGS, event_attributes, final_failure, last_word, last_word_of, receipt, result_of
+from caller.receipt import (
+    CLOSINGS,
+    CompletionAnswer,
+    answer_by,
+    event_attributes,
+    final_failure,
+    is_receipt_of,
+    receipt,
+    result_of,
+)
 
 BUDGET = timedelta(seconds=6)
 """Limit for all calls to Temporal about one message. It must stay under the sender's timeout of 10 seconds."""
@@ -35,23 +42,6 @@ _RPC_TIMEOUT = timedelta(seconds=3)
 _HISTORY_PAGE = 256
 
 _log = event_logger(__name__)
-
-
-class CompletionAnswer(Enum):
-    """Result of a completion."""
-
-    COMPLETED = "completed"
-    """The outcome is recorded now."""
-    REPEATED = "repeated"
-    """The same outcome was recorded before."""
-    CONFLICT = "conflict"
-    """Another outcome was recorded before."""
-    OVER = "over"
-    """The wait has ended without an outcome: deadline, cancellation, closed workflow."""
-    UNKNOWN = "unknown"
-    """No such wait is in history: it never existed, or its retention has passed."""
-    AGAIN_LATER = "again later"
-    """The activity is still pending, or Temporal did not answer."""
 
 
 class Completer:
@@ -184,10 +174,7 @@ class Completer:
             if closing is None:
                 answer = CompletionAnswer.OVER
                 continue
-            recorded, given = last_word_of(closing), last_word(identity)
-            if recorded is None:
-                return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
-            return CompletionAnswer.REPEATED if recorded == given else CompletionAnswer.CONFLICT
+            return answer_by(closing, identity)
         return answer
 
     async def _closing(self, claims: CallbackClaims, run_id: str) -> HistoryEvent | None:
@@ -198,20 +185,10 @@ class Completer:
             page = await newest_events(self._client, execution, size=_HISTORY_PAGE, token=token, within=_RPC_TIMEOUT)
             for event in page.history.events:
                 if event.event_type in CLOSINGS:
-                    if (last_word_of(event) or "").startswith(f"bridge:{claims.rid}:"):
+                    if is_receipt_of(claims.rid, event):
                         return event
                     closings[event_attributes(event).scheduled_event_id] = event
                 elif event.activity_task_scheduled_event_attributes.activity_id == claims.rid:
                     return closings.get(event.event_id)
             if not (token := page.next_page_token):
                 return None
-
-
-def _is_stopped(event: HistoryEvent) -> bool:
-    """Whether the activity ended without an outcome and before the deadline. The workflow then schedules it again."""
-    failed = event.activity_task_failed_event_attributes
-    return (
-        event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED
-        and failed.failure.application_failure_info.type != OPERATION_UNSUCCESSFUL
-        and failed.retry_state != RetryState.RETRY_STATE_TIMEOUT
-    )

@@ -1,16 +1,17 @@
 """How an outcome is recorded in the event that closes the waiting activity: the result or the failure, and the receipt.
 
-The receipt is the text in the event's `identity`. By it a repeated outcome, a conflicting one and a wait that ended
-without an outcome are distinguished, without a store. Pure functions.
+The receipt is the text in the event's `identity`. By it, and without a store, `answer_by` decides whether an
+outcome is a repeat, a conflict, or too late. Pure functions.
 """
 
 import hashlib
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from urllib.parse import quote, unquote
 
 from temporalio.api.common.v1 import Payloads
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, RetryState
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
@@ -28,6 +29,23 @@ CLOSINGS = {
     EventType.EVENT_TYPE_ACTIVITY_TASK_CANCELED,
 }
 """Types of the events that close an activity."""
+
+
+class CompletionAnswer(Enum):
+    """Result of a completion."""
+
+    COMPLETED = "completed"
+    """The outcome is recorded now."""
+    REPEATED = "repeated"
+    """The same outcome was recorded before."""
+    CONFLICT = "conflict"
+    """Another outcome was recorded before."""
+    OVER = "over"
+    """The wait has ended without an outcome: deadline, cancellation, closed workflow."""
+    UNKNOWN = "unknown"
+    """No such wait is in history: it never existed, or its retention has passed."""
+    AGAIN_LATER = "again later"
+    """The activity is still pending, or Temporal did not answer."""
 
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:
@@ -72,7 +90,7 @@ class Receipt:
 def read_receipt(event: HistoryEvent) -> Receipt | None:
     """Return the receipt in an event that closed a waiting activity; None if the wait ended without an outcome."""
     name, _, _ = (identity := _identity(event)).rpartition(" ")
-    if (word := last_word(identity)) is None:
+    if (word := _last_word(identity)) is None:
         return None
     _, run_id, state = word.rsplit(":", 2)
     namespace, _, workflow_id = name.partition("/")
@@ -80,15 +98,33 @@ def read_receipt(event: HistoryEvent) -> Receipt | None:
     return Receipt(target=target, state=state)
 
 
-def last_word_of(event: HistoryEvent) -> str | None:
-    """Return the last word of the receipt in an event that closed a waiting activity; None if it has no receipt."""
-    return last_word(_identity(event))
+def is_receipt_of(request_id: str, closing: HistoryEvent) -> bool:
+    """Return whether the event *closing* has a receipt of the call *request_id*."""
+    return (_last_word(_identity(closing)) or "").startswith(f"bridge:{request_id}:")
 
 
-def last_word(identity: str) -> str | None:
+def _last_word(identity: str) -> str | None:
     """Return the last word of a receipt, which is equal for equal outcomes; None if *identity* is not a receipt."""
     word = identity.rpartition(" ")[2]
     return word if word.startswith("bridge:") and word.count(":") > 2 else None
+
+
+def answer_by(closing: HistoryEvent, identity: str) -> CompletionAnswer:
+    """Return what a completion with the receipt *identity* means after the event *closing*."""
+    recorded = _last_word(_identity(closing))
+    if recorded is None:
+        return CompletionAnswer.AGAIN_LATER if _is_stopped(closing) else CompletionAnswer.OVER
+    return CompletionAnswer.REPEATED if recorded == _last_word(identity) else CompletionAnswer.CONFLICT
+
+
+def _is_stopped(event: HistoryEvent) -> bool:
+    """Whether the activity ended without an outcome and before the deadline. The workflow then schedules it again."""
+    failed = event.activity_task_failed_event_attributes
+    return (
+        event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_FAILED
+        and failed.failure.application_failure_info.type != OPERATION_UNSUCCESSFUL
+        and failed.retry_state != RetryState.RETRY_STATE_TIMEOUT
+    )
 
 
 def result_of(outcome: Outcome) -> Payloads:

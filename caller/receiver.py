@@ -32,7 +32,8 @@ from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims
 from bridge.security.signatures import MessageKind, MessageVerifier
 from bridge.temporal.lasting_client import lasting_client
 from bridge.temporal.server import Namespace, connect
-from caller.completer import Completer, CompletionAnswer
+from caller.completer import Completer
+from caller.receipt import CompletionAnswer
 from caller.reports.console import pages
 from caller.settings import CallerSettings
 

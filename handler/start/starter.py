@@ -39,7 +39,7 @@ from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
-from handler.sweep.workflow import quoted
+from handler.sweep.plan import quoted
 from handler.user_code.conversion import Conversion
 from handler.user_code.workflow_id import TIMEOUT, workflow_id_for
 

@@ -31,7 +31,9 @@ from handler.delivery.dispatcher import Dispatcher
 from handler.delivery.records import MEMO_KEY, CallMemo, deliveries, milliseconds
 from handler.settings import HandlerSettings
 from handler.start.runs import find_run
-from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW, WINDOW, SweepPlace, SweepPlan, sweep_plans
+from handler.sweep.place import WINDOW, SweepPlace
+from handler.sweep.plan import SweepPlan, sweep_plans
+from handler.sweep.workflow import SWEEP_ACTIVITY, SWEEP_WORKFLOW
 
 NEXT_SWEEP = "bridge.NextSweep"
 """Type of the error that ends every attempt. Its message states the result of the query."""

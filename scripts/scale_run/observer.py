@@ -12,7 +12,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from handler.delivery.workflow import DELIVERY_WORKFLOW
-from handler.sweep.workflow import SweepPlace
+from handler.sweep.place import SweepPlace
 from scripts.chaos_run.load import OPEN, connect_both, count
 from scripts.environment.stack import PAYMENT_QUEUE, Stack, port_of
 from scripts.scale_run.readings import Interval, Process, Reading, Requests, frontend_rpcs

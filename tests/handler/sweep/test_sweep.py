@@ -26,7 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 import handler.sweep.activity
-import handler.sweep.workflow
+import handler.sweep.place
 from bridge.errors import UnavailableError
 from bridge.protocol.payload import encode_payload
 from bridge.security.signatures import MessageSigner
@@ -34,7 +34,7 @@ from handler.delivery import close_reporter, dispatcher
 from handler.delivery.close_event import read_run
 from handler.reports.deliveries import UNDELIVERED, Deliveries
 from handler.sweep.activity import SweepActivities
-from handler.sweep.workflow import SweepPlace
+from handler.sweep.place import SweepPlace
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler, Tagged
@@ -479,7 +479,7 @@ async def test_a_run_that_cannot_be_read_is_repeated_until_it_is_delivered(
         assert activity.last_failure.message == "2 closed runs could not be read or delivered"
 
     await assert_eventually(kept)
-    monkeypatch.setattr(handler.sweep.workflow, "WINDOW", timedelta(0))
+    monkeypatch.setattr(handler.sweep.place, "WINDOW", timedelta(0))
     await swept_on(swept)
     found = await place(swept)
     assert found["until_ms"] > max(found["unread"].values())
@@ -684,7 +684,7 @@ async def test_many_runs_at_once_cost_one_heartbeat_and_few_repeats(
 ) -> None:
     """A place of many runs is large. When it can hold no more of them, the sweep waits until it needs them no more."""
     monkeypatch.setattr(handler.sweep.activity, "_PAGE", 1)
-    monkeypatch.setattr(handler.sweep.workflow, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(handler.sweep.place, "_MAX_REMEMBERED", 3)
     recorded: list[int] = []
     record = SweepActivities._record
 
@@ -710,7 +710,7 @@ async def test_many_runs_at_once_cost_one_heartbeat_and_few_repeats(
 
     async def waits() -> None:
         activity = await swept.pending(swept.sweep)
-        assert activity.current_retry_interval.ToTimedelta() >= handler.sweep.workflow.WINDOW
+        assert activity.current_retry_interval.ToTimedelta() >= handler.sweep.place.WINDOW
 
     await assert_eventually(waits)
     assert recorded == [4]

@@ -1,4 +1,4 @@
-"""What a sweep asks for, and the place to which it has come."""
+"""What a sweep looks for, and how far it has come."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -8,7 +8,8 @@ import pytest
 import bridge
 from bridge.workflow.targets import Target, Targets
 from handler.delivery.records import milliseconds
-from handler.sweep.workflow import SweepPlace, SweepPlan, sweep_plans
+from handler.sweep.place import SweepPlace
+from handler.sweep.plan import SweepPlan, sweep_plans
 from tests.support.helpers import assert_eventually
 from tests.support.targets import (
     ProbeService,
