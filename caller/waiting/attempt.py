@@ -5,6 +5,7 @@ therefore sees no exception that it could map, retry or report, and the server r
 report fails, the attempt ends by its start-to-close timeout, and the next attempt begins.
 """
 
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -67,13 +68,13 @@ class Attempt:
         if self.info.schedule_to_close_timeout is not None:
             self.deadline = min(self.deadline, self.info.scheduled_time + self.info.schedule_to_close_timeout)
         self._names: dict[str, Any] = {"namespace": self.caller.namespace, "task_token": self.info.task_token}
-        self._clock = clock
+        self._began = time.monotonic()
         self.clock_difference = clock() - self.info.started_time
-        """How far the worker's clock is ahead of the server's; negative if it is behind."""
+        """How far the worker's clock was ahead of the server's when the attempt began; negative if it was behind."""
 
     def now(self) -> datetime:
-        """Return the current time of the server's clock."""
-        return self._clock() - self.clock_difference
+        """Return the current time of the server's clock. The worker's clock may be set while the attempt runs."""
+        return self.info.started_time + timedelta(seconds=time.monotonic() - self._began)
 
     def limit(self, known: StartedOperation | None) -> tuple[datetime | None, TimeoutType]:
         """Return the instant at which the call ends although its deadline is later, and the type of that timeout."""

@@ -354,6 +354,29 @@ async def test_a_workers_clock_shortens_no_call(server: Server, seconds: int) ->
         assert len(await scheduled(handle)) == 1
 
 
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+async def test_a_clock_that_is_set_while_an_attempt_waits_delays_no_renewal(server: Server, seconds: int) -> None:
+    """As when a machine resumes, or its clock is corrected: the time of an attempt does not follow the clock."""
+    ahead = timedelta(0)
+
+    def prepare(world: World) -> None:
+        world.caller_clock = lambda: datetime.now(UTC) + ahead
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=4, renewal=1, deadline=7200))
+        target = await world.until_started(ask)
+
+        async def recorded() -> None:
+            assert (await world.pending(handle)).heartbeat_details.payloads, "the attempt waits from then on"
+
+        await assert_eventually(recorded)
+        ahead = timedelta(seconds=seconds)
+        await world.until_attempt(handle, 3)
+        await target.signal("say", "in time")
+        assert await handle.result() == Reply("in time")
+
+
 async def test_a_clock_that_differs_is_reported_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """The report names the remedy."""
 
