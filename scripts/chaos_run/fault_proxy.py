@@ -115,7 +115,10 @@ class FaultProxy:
         task.add_done_callback(self._tasks.discard)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._keep(asyncio.create_task(self._serve(reader, writer)))
+        connection = asyncio.create_task(self._serve(reader, writer))
+        # A task that is canceled before its first step runs no `finally`.
+        connection.add_done_callback(lambda _: writer.transport.abort())
+        self._keep(connection)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One sender's connection, request after request."""

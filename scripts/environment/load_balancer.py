@@ -35,6 +35,8 @@ class LoadBalancer:
         connection = asyncio.create_task(self._pass(reader, writer))
         self._connections.add(connection)
         connection.add_done_callback(self._connections.discard)
+        # A task that is canceled before its first step closes nothing itself.
+        connection.add_done_callback(lambda _: writer.close())
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):

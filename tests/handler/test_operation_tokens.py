@@ -103,7 +103,6 @@ async def test_a_cancel_reaches_the_run_that_continues_the_operation(
         monkeypatch.setattr(canceler, "find_run", found_before)
         assert (await cancel(world, token)).status == 202
         assert await is_asked_to_cancel(world, world.key("on"))
-        await target.terminate()
 
 
 @pytest.mark.parametrize("operation", ["shared", "flaky"])

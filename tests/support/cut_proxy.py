@@ -60,7 +60,13 @@ async def silent_proxy(upstream: str, *, after: int) -> AsyncIterator[tuple[str,
     host, _, port = upstream.rpartition(":")
     pumps: list[asyncio.Task[None]] = []
     writers: list[asyncio.StreamWriter] = []
-    is_silent, count = asyncio.Event(), 0
+    is_silent, is_over, count = asyncio.Event(), asyncio.Event(), 0
+
+    def keep(writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        if is_over.is_set():
+            # Accepted or opened while the proxy ended.
+            writer.transport.abort()
 
     async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal count
@@ -80,8 +86,9 @@ async def silent_proxy(upstream: str, *, after: int) -> AsyncIterator[tuple[str,
             await writer.drain()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        keep(writer)
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
-        writers.extend((writer, up_writer))
+        keep(up_writer)
         pumps.extend((asyncio.create_task(up(reader, up_writer)), asyncio.create_task(down(up_reader, writer))))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -89,6 +96,7 @@ async def silent_proxy(upstream: str, *, after: int) -> AsyncIterator[tuple[str,
         yield "{}:{}".format(*server.sockets[0].getsockname()[:2]), is_silent
     finally:
         server.close()
+        is_over.set()
         for each in pumps:
             each.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
