@@ -45,8 +45,6 @@ _RECORD_S = 5.0
 """Time between two heartbeats of one sweep, well below the heartbeat timeout."""
 _PLAN_MEMO = "bridge-sweep"
 
-_FORCED = {WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT}
-
 _log = event_logger(__name__)
 
 
@@ -121,14 +119,15 @@ class SweepActivities:
             return
         if await _is_continued(run, starter):
             return
-        is_ordinary, unread = run.status not in _FORCED, None
+        unread = None
         if not plan.is_instrumented:
             # A worker without the plugin handles no attach signal, therefore no call is attached.
             closed, calls = await read_close_event(activity.client(), run.id, run.run_id), [starter]
         else:
             closed, attached = await read_run(activity.client(), run.id, run.run_id)
             found, unread = await self._read_calls(run, attached)
-            calls = [call for call in (starter, *found) if not (is_ordinary and call.renews)]
+            is_forced = closed is not None and closed.is_forced
+            calls = [call for call in (starter, *found) if is_forced or not call.renews]
         waiting = deliveries(calls, run.id, run.run_id, run.start_time)
         if closed is not None and waiting:
             await self._dispatcher.deliver(waiting, closed)

@@ -10,7 +10,7 @@ WINDOW = timedelta(minutes=2)
 """Longest time after which visibility shows a closed run. Each query looks back by this time."""
 
 _MAX_REMEMBERED = 5000
-"""Maximum number of run ids in a place (about 200 kB). A run that drops out is looked up again; its delivery workflow
+"""Maximum number of run ids in a place (about 300 kB). A run that drops out is looked up again; its delivery workflow
 id prevents a second delivery."""
 
 _MAX_UNREAD = 100
