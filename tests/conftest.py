@@ -41,6 +41,8 @@ CORE = (
     "tests/handler/sweep/",
     "tests/e2e/test_like_native_nexus.py",
     "tests/e2e/test_limits.py",
+    "tests/e2e/test_cluster_limits.py",
+    "tests/e2e/test_clocks.py",
 )
 """The tests that every version of Python, of the dependencies and of the server runs."""
 

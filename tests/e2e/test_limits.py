@@ -1,39 +1,30 @@
-"""The limits of a call: it ends by its outcome or its deadline, with every server configuration and clock."""
+"""The limits of a call: it ends by its outcome or its deadline, whatever limits its workflow and its attempts."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
-from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import (
     ApplicationError,
-    CancelledError,
-    NexusOperationError,
-    ServerError,
-    TerminatedError,
     TimeoutType,
 )
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
-from temporalio.worker import Replayer
 
 import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
 from bridge.workflow.client import OperationClient
-from caller.plugin import CallerPlugin
-from handler.delivery import workflow as delivery
-from scripts.environment.server import Server, running_server
-from scripts.environment.temporal_cli import NEWEST
-from tests.support.callers import CALLERS, CallPlan, ManyCalls, ParentOfCaller
-from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings
-from tests.support.targets import Ask, ProbeService, ProbeWorkflow, Reply
-from tests.support.world import World, events, running_world
+from scripts.environment.server import Server
+from tests.support.callers import CallPlan, ParentOfCaller
+from tests.support.calling_workflows import cause_of, replay, scheduled
+from tests.support.helpers import assert_eventually
+from tests.support.targets import Ask, ProbeService, Reply
+from tests.support.world import World, running_world
 
 HOUR = timedelta(hours=1)
 
@@ -48,34 +39,6 @@ async def native_world(server: Server, **options: Any) -> AsyncIterator[World]:
     async with running_world(server, prepare=all_transports, **options) as world:
         await world.create_nexus_endpoint()
         yield world
-
-
-@pytest_asyncio.fixture(loop_scope="session", scope="session")
-async def small_server() -> AsyncIterator[Server]:
-    """A cluster that gives activities three attempts by default, and a workflow twenty pending activities."""
-    config = ['history.defaultActivityRetryPolicy={"MaximumAttempts":3}', "limit.numPendingActivities.error=20"]
-    async with running_server(namespaces=[CALLER, HANDLER], dynamic_config=config) as running:
-        yield running
-
-
-async def cause_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    error = raised.value.cause
-    if isinstance(error, CancelledError):
-        # The workflow itself was canceled.
-        return error
-    assert isinstance(error, NexusOperationError)
-    return error.cause
-
-
-async def scheduled(handle: WorkflowHandle[Any, Any]) -> list[str]:
-    """The ids of the waiting activities, in order."""
-    return [
-        event.activity_task_scheduled_event_attributes.activity_id
-        async for event in handle.fetch_history_events()
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
-    ]
 
 
 @pytest.mark.parametrize(
@@ -155,83 +118,6 @@ async def test_a_call_whose_workflow_times_out_ends_with_it(server: Server) -> N
         assert (await handle.describe()).status is WorkflowExecutionStatus.TIMED_OUT
 
 
-async def test_a_clusters_default_number_of_attempts_ends_no_call(small_server: Server) -> None:
-    """The default is three attempts. A long call has more, and an unavailable handler gets more."""
-    async with running_world(small_server, without=("service",)) as world:
-        ask = Ask(world.key(), "wait")
-        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
-        await world.until_attempt(handle, 4)
-        await world.service.start()
-        target = await world.until_started(ask)
-        await world.until_attempt(handle, 5)
-        await target.signal("say", "after five")
-        assert await handle.result() == Reply("after five")
-        assert len(await scheduled(handle)) == 1
-
-
-@pytest.mark.parametrize("calls", [pytest.param(15, id="below the limit"), pytest.param(20, id="at the limit")])
-async def test_cancels_need_no_place_among_the_pending_activities(small_server: Server, calls: int) -> None:
-    """Twenty activities may be pending. All calls are canceled at once, and every target gets its cancel."""
-    async with running_world(small_server) as world:
-        asks = [Ask(world.key(), "cleanup") for _ in range(calls)]
-        handle = await many_calls(world, asks, CallPlan(first_lease=600))
-        await asyncio.gather(*map(world.until_started, asks))
-        await handle.cancel()
-        assert await handle.result() == {"CancelledError": calls}
-        cancels = [status for path, status in world.service.requests if path.endswith("/cancel")]
-        assert cancels == [202] * calls
-        assert (await events(handle)).count("MARKER_RECORDED") <= 4, "not in batches"
-        await replay(handle)
-
-
-async def test_deliveries_and_the_sweep_go_on_beyond_the_attempts_that_the_cluster_gives(
-    small_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The handler's own activities name their maximum, because 0 means the cluster's default of three."""
-    monkeypatch.setattr(delivery, "_MAX_STEP", timedelta(milliseconds=50))
-
-    def prepare(world: World) -> None:
-        world.handler_options = {"sweep_interval_s": 0.1}
-        world.targets = [ProbeWorkflow]
-
-    async def unavailable(_: web.Request) -> web.StreamResponse:
-        return web.Response(status=503)
-
-    async with running_world(small_server, prepare=prepare) as world:
-        await world.start_sweep()
-        world.receiver.before = unavailable
-        handle = await world.call(Ask(world.key(), text="at last"), CallPlan(first_lease=600))
-
-        async def repeated() -> None:
-            assert len(world.receiver.statuses) > 6
-            assert (await world.pending(world.sweep)).attempt > 6
-
-        await assert_eventually(repeated)
-        world.receiver.before = None
-        assert await handle.result() == Reply("at last")
-        ask = Ask(world.key(), "wait")
-        handle = await world.call(ask, CallPlan(first_lease=600))
-        await (await world.until_started(ask)).terminate()
-        assert isinstance(await cause_of(handle), TerminatedError)
-        await world.sweep.terminate()
-
-
-async def test_calls_beyond_the_limit_of_a_workflow_are_refused(small_server: Server) -> None:
-    """The refused calls get a clear error; the other calls and the workflow go on."""
-    async with running_world(small_server) as world:
-        asks = [Ask(world.key(), "wait") for _ in range(5)]
-        handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
-        for target in await asyncio.gather(*map(world.until_started, asks[:3])):
-            await target.signal("say", "paid")
-        assert await handle.result() == {"RESOURCE_EXHAUSTED": 2, "result": 3}
-
-
-async def many_calls(world: World, asks: list[Ask], plan: CallPlan) -> WorkflowHandle[Any, dict[str, int]]:
-    return await world.caller_client.start_workflow(
-        ManyCalls.run, args=[asks, plan], id=world.key("many"), task_queue=world.order_queue
-    )
-
-
 Limit = Callable[..., HandlerError | None]
 
 
@@ -249,31 +135,6 @@ async def test_a_limit_that_has_changed_changes_no_replay(
         changed: Limit = lambda *_: refusal
         monkeypatch.setattr(OperationClient, "_too_large", changed)
         await replay(handle)
-
-
-async def test_a_number_of_calls_that_has_changed_changes_no_replay(
-    small_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused calls stay refused, and calls that were made stay made."""
-    async with running_world(small_server) as world:
-        asks = [Ask(world.key(), text="paid") for _ in range(5)]
-        handle = await many_calls(world, asks, CallPlan(first_lease=600, max_calls_in_flight=3))
-        assert await handle.result() == {"RESOURCE_EXHAUSTED": 2, "result": 3}
-        for refusal in (None, HandlerError("too many", type=HandlerErrorType.RESOURCE_EXHAUSTED)):
-            changed: Limit = lambda *_, refusal=refusal: refusal
-            monkeypatch.setattr(OperationClient, "_too_many", changed)
-            await replay(handle)
-
-
-async def replay(handle: WorkflowHandle[Any, Any]) -> None:
-    """Replay the history of *handle* like a restarted worker.
-
-    Raises:
-        temporalio.workflow.NondeterminismError: Today's code issues other commands.
-    """
-    url = "http://127.0.0.1:1"
-    plugin = CallerPlugin(caller_settings(Keys(), receiver_url=url, endpoint_url=url))
-    await Replayer(workflows=CALLERS, plugins=[plugin]).replay_workflow(await handle.fetch_history())
 
 
 @pytest.mark.parametrize("transport", ["callback", "nexus"])
@@ -335,60 +196,6 @@ async def test_an_attempt_lives_as_long_as_its_request_may(server: Server, plan:
             await target.cancel()
             await cause_of(handle)
         assert world.service.statuses[0] == 201
-
-
-@pytest.mark.parametrize("seconds", [-3600, -7, 7, 3600])
-async def test_a_workers_clock_shortens_no_call(server: Server, seconds: int) -> None:
-    """The worker's clock is behind or ahead, also by more than the deadline: the server's clock counts."""
-
-    def prepare(world: World) -> None:
-        world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=seconds)
-
-    async with running_world(server, prepare=prepare) as world:
-        ask = Ask(world.key(), "wait")
-        handle = await world.call(ask, CallPlan(first_lease=1, renewal=3600, deadline=20))
-        target = await world.until_started(ask)
-        await world.until_attempt(handle, 3)
-        await target.signal("say", "in time")
-        assert await handle.result() == Reply("in time")
-        assert len(await scheduled(handle)) == 1
-
-
-@pytest.mark.parametrize("seconds", [-3600, 3600])
-async def test_a_clock_that_is_set_while_an_attempt_waits_delays_no_renewal(server: Server, seconds: int) -> None:
-    """As when a machine resumes, or its clock is corrected: the time of an attempt does not follow the clock."""
-    ahead = timedelta(0)
-
-    def prepare(world: World) -> None:
-        world.caller_clock = lambda: datetime.now(UTC) + ahead
-
-    async with running_world(server, prepare=prepare) as world:
-        ask = Ask(world.key(), "wait")
-        handle = await world.call(ask, CallPlan(first_lease=4, renewal=1, deadline=7200))
-        target = await world.until_started(ask)
-
-        async def recorded() -> None:
-            assert (await world.pending(handle)).heartbeat_details.payloads, "the attempt waits from then on"
-
-        await assert_eventually(recorded)
-        ahead = timedelta(seconds=seconds)
-        await world.until_attempt(handle, 3)
-        await target.signal("say", "in time")
-        assert await handle.result() == Reply("in time")
-
-
-async def test_a_clock_that_differs_is_reported_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """The report names the remedy."""
-
-    def prepare(world: World) -> None:
-        world.caller_clock = lambda: datetime.now(UTC) + timedelta(seconds=100)
-
-    async with running_world(server, prepare=prepare) as world:
-        for _ in range(2):
-            assert await (await world.call(Ask(world.key(), text="paid"))).result() == Reply("paid")
-    [record] = [each for each in caplog.records if each.message.startswith("bridge.clock_differs")]
-    assert "100 s ahead" in record.message
-    assert "Synchronize" in record.message
 
 
 async def test_a_call_ends_at_its_deadline_and_not_before(server: Server) -> None:
@@ -457,23 +264,6 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
         await assert_eventually(canceled)
 
 
-async def test_an_outcome_over_the_limit_of_the_callers_namespace_ends_the_call(server: Server) -> None:
-    """The caller's server fails the activity in place of the outcome. Another try would fail in the same way."""
-
-    def apart(world: World) -> None:
-        world.handler_server = server
-
-    async with (
-        running_server(namespaces=[CALLER], dynamic_config=["limit.blobSize.error=262144"]) as small,
-        running_world(small, prepare=apart) as world,
-    ):
-        handle = await world.call(Ask(world.key(), size=600_000))
-        cause = await cause_of(handle)
-        assert isinstance(cause, ServerError)
-        assert "size limit" in cause.message
-        assert len(await scheduled(handle)) == 1
-
-
 async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server) -> None:
     """The cancel comes in the task that made the call, before its code has run; the target gets the cancel."""
     async with running_world(server) as world:
@@ -511,48 +301,3 @@ async def test_a_canceled_call_does_not_keep_its_run_in_the_worker(server: Serve
         await world.start_worker("caller")
         await target.terminate()
         await handle.terminate()
-
-
-async def test_a_replaced_client_is_used_from_then_on(server: Server) -> None:
-    """Certificates change on a running worker: outcomes and cancels use the new client only."""
-    async with running_world(server) as world:
-        ask = Ask(world.key(), "cleanup")
-        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
-        await world.until_attempt(handle, 2)
-        old = world.caller_client
-        world.workers["caller"].client = await type(old).connect(server.address, namespace=CALLER)
-        for name in ("respond_activity_task_failed", "describe_workflow_execution", "record_activity_task_heartbeat"):
-            setattr(old.workflow_service, name, _revoked)
-        attempt = (await pending_by(world.workers["caller"].client, handle)).attempt
-
-        async def renewed() -> None:
-            now = await pending_by(world.workers["caller"].client, handle)
-            assert now.attempt >= attempt + 2
-            assert now.last_failure.application_failure_info.type == "bridge.StillRunning"
-
-        await assert_eventually(renewed)
-        await handle.cancel()
-        await cause_of(handle)
-
-
-async def pending_by(client: Any, handle: WorkflowHandle[Any, Any]) -> Any:
-    described = await client.get_workflow_handle(handle.id).describe()
-    return described.raw_description.pending_activities[0]
-
-
-async def _revoked(*_: Any, **__: Any) -> Any:
-    raise AssertionError("the old client was used")
-
-
-async def test_an_input_over_the_limit_that_the_server_names_is_refused_in_the_workflow() -> None:
-    """The namespace's limit is below the default. Without the refusal the workflow task would fail again and again."""
-    limited = running_server(namespaces=[CALLER, HANDLER], choice=NEWEST, dynamic_config=["limit.blobSize.error=50000"])
-    async with limited as server, running_world(server) as world:
-        small, large = (Ask(world.key(), text="x" * size) for size in (48_000, 49_000))
-        assert await (await world.call(small)).result() == Reply("x" * 48_000)
-        handle = await world.call(large)
-        with pytest.raises(WorkflowFailureError) as raised:
-            await handle.result()
-        assert isinstance(raised.value.cause, NexusOperationError)
-        assert "is over the limit of 48437" in str(raised.value.cause.cause)
-        await replay(handle)
