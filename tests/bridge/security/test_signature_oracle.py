@@ -1,9 +1,11 @@
 """Our signatures compared with an RFC 9421 library: both accept the same messages, and each accepts the other's."""
 
 import base64
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+from http_message_signatures import HTTPMessageSigner, MappingKeyResolver, algorithms
 from multidict import CIMultiDict
 
 from bridge.security import signatures
@@ -53,3 +55,21 @@ def test_our_signature_base_is_the_one_that_the_rfc_prints() -> None:
     parameters = '("date" "@authority" "content-type");created=1618884473;keyid="test-shared-secret"'
     made = signatures._mac(key, components, values, parameters)
     assert made == ":pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8=:"
+
+
+def test_the_library_makes_the_signature_that_the_rfc_prints() -> None:
+    """RFC 9421, B.2.5: what others sign by the same standard, we verify, and the other way round."""
+    key = base64.b64decode("uzvJfB4u3N0Jy4T7NZ75MDVcr8zSTInedJtkgcu46YW4XByzNJjxBdtjUkdJPBtbmHhIDi6pcl8jsasjlTMtDQ==")
+    headers = CIMultiDict({"Date": "Tue, 20 Apr 2021 02:07:55 GMT", "Content-Type": "application/json"})
+    HTTPMessageSigner(
+        signature_algorithm=algorithms.HMAC_SHA256,
+        key_resolver=MappingKeyResolver(private_keys={"test-shared-secret": key}, public_keys={}),
+    ).sign(
+        SimpleNamespace(method="POST", url="https://example.com/foo?param=Value&Pet=dog", headers=headers),
+        key_id="test-shared-secret",
+        created=datetime.fromtimestamp(1618884473, UTC),
+        label="sig-b25",
+        include_alg=False,
+        covered_component_ids=["date", "@authority", "content-type"],
+    )
+    assert headers["Signature"] == "sig-b25=:pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8=:"
