@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import NexusOperationError, TerminatedError, TimeoutType
+from temporalio.client import Client, WorkflowHandle
+from temporalio.exceptions import TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.service import RPCError
 
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan, LeavingCaller
+from tests.support.calling_workflows import failure_of
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
@@ -33,13 +34,6 @@ async def reset(client: Client, handle: WorkflowHandle[Any, Any], event_id: int)
         )
     )
     return response.run_id
-
-
-async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    assert isinstance(raised.value.cause, NexusOperationError)
-    return raised.value.cause.cause
 
 
 async def test_a_terminated_target_is_found_by_the_next_renewal(world: World) -> None:

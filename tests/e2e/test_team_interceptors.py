@@ -6,12 +6,12 @@ import pytest
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
+from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import Interceptor
 
 from scripts.environment.server import Server
-from tests.support.callers import CallingWorkflow, CallPlan
+from tests.support.callers import CallPlan
+from tests.support.calling_workflows import failure_of
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.team_interceptors import CATCHES_ALL, INBOUND, OUTBOUND, MapsEverything, Reports
@@ -24,18 +24,11 @@ PATIENT: Kinds = [each for each in ALL if each not in CATCHES_ALL]
 SHORT = CallPlan(first_lease=1, renewal=1, deadline=100)
 
 
-async def cause_of(handle: WorkflowHandle[CallingWorkflow, Reply]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    assert isinstance(raised.value.cause, NexusOperationError)
-    return raised.value.cause.cause
-
-
 async def assert_calls_end_as_they_should(world: World) -> None:
     """Make calls with a result after renewals, a failure, a refusal, and a cancel."""
     asks = [Ask(world.key(), behaviour) for behaviour in ("wait", "wait", "refused", "swallow cancel")]
     long, declined, refused, canceled = [await world.call(each, SHORT) for each in asks]
-    cause = await cause_of(refused)
+    cause = await failure_of(refused)
     assert isinstance(cause, HandlerError)
     assert cause.type is HandlerErrorType.BAD_REQUEST
     await asyncio.gather(*(world.until_attempt(each, 3) for each in (long, declined, canceled)))
@@ -44,7 +37,7 @@ async def assert_calls_end_as_they_should(world: World) -> None:
     await world.target(asks[1]).signal("say", "fail")
     await canceled.cancel()
     assert await long.result() == Reply("after renewals")
-    cause = await cause_of(declined)
+    cause = await failure_of(declined)
     assert isinstance(cause, ApplicationError)
     assert cause.type == "Outer"
     assert await canceled.result() == Reply("went on all the same")
@@ -146,4 +139,4 @@ async def test_a_call_outlives_interceptors_that_end_its_activity(server: Server
 
         await assert_eventually(scheduled_again)
         await target.cancel()
-        assert isinstance(await cause_of(handle), CancelledError)
+        assert isinstance(await failure_of(handle), CancelledError)

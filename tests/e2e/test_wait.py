@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from temporalio.client import WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, NexusOperationError, TerminatedError, TimeoutType
+from temporalio.client import WorkflowHandle
+from temporalio.exceptions import ApplicationError, TerminatedError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from handler.start.held_starts import HeldStarts
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
+from tests.support.calling_workflows import failure_of
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
@@ -47,13 +48,6 @@ async def held(world: World, ask: Ask, plan: CallPlan = HELD) -> tuple[Calling, 
     return handle, target
 
 
-async def cause_of(handle: Calling) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    assert isinstance(raised.value.cause, NexusOperationError)
-    return raised.value.cause.cause
-
-
 async def runs_of(world: World, ask: Ask) -> int:
     query = f"WorkflowId = '{world.target(ask).id}'"
     return len([each async for each in world.handler_client.list_workflows(query)])
@@ -80,7 +74,7 @@ async def test_a_held_start_is_answered_when_the_target_ends(world: World) -> No
 async def test_a_failure_within_the_hold_is_the_answer(world: World) -> None:
     handle, target = await held(world, Ask(world.key(), "wait"))
     await target.signal("say", "fail")
-    cause = await cause_of(handle)
+    cause = await failure_of(handle)
     assert isinstance(cause, ApplicationError)
     assert (cause.type, cause.message) == ("Outer", "the outer reason")
     assert isinstance(cause.cause, ApplicationError)
@@ -91,7 +85,7 @@ async def test_a_termination_within_the_hold_is_the_answer(world: World) -> None
     """It arrives without sweep and renewal."""
     handle, target = await held(world, Ask(world.key(), "wait"))
     await target.terminate(reason="by the test")
-    cause = await cause_of(handle)
+    cause = await failure_of(handle)
     assert isinstance(cause, TerminatedError)
     assert cause.message == "operation terminated"
     await assert_in_answer(world, target, 424)
@@ -283,7 +277,7 @@ async def test_a_hold_ends_before_the_operation_must_have_ended(world: World) ->
     """The time to close is shorter than the hold. After it the call ends as with a callback."""
     ask = Ask(world.key(), "wait")
     handle = await world.call(ask, CallPlan(transport="wait", start_to_close=3, renewal=1, deadline=20))
-    cause = await cause_of(handle)
+    cause = await failure_of(handle)
     assert isinstance(cause, TemporalTimeoutError)
     assert cause.type is TimeoutType.START_TO_CLOSE
 

@@ -16,6 +16,14 @@ from tests.support.callers import CALLERS
 from tests.support.helpers import Keys, caller_settings
 
 
+async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    """Why the call of a workflow failed, which fails the workflow."""
+    with pytest.raises(WorkflowFailureError) as raised:
+        await handle.result()
+    assert isinstance(raised.value.cause, NexusOperationError)
+    return raised.value.cause.cause
+
+
 async def cause_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
     with pytest.raises(WorkflowFailureError) as raised:
         await handle.result()

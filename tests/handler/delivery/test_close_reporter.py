@@ -12,8 +12,8 @@ import pytest
 from temporalio import workflow
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, NexusOperationError
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
@@ -22,18 +22,12 @@ from handler.delivery.close_reporter import CloseReporter, ClosingRun
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
+from tests.support.calling_workflows import failure_of
 from tests.support.helpers import HANDLER
 from tests.support.targets import Ask, ProbeWorkflow, Reply
 from tests.support.world import World, running_world
 
 LONG = CallPlan(first_lease=600)
-
-
-async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    assert isinstance(raised.value.cause, NexusOperationError)
-    return raised.value.cause.cause
 
 
 @pytest.mark.parametrize("cached", [1000, 0])

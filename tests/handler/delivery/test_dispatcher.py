@@ -10,7 +10,7 @@ from aiohttp import web
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, NexusOperationError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError
 from temporalio.service import RPCError
 from temporalio.worker import (
     ExecuteWorkflowInput,
@@ -30,6 +30,7 @@ from handler.delivery.close_event import read_close_event
 from handler.delivery.dispatcher import Dispatcher
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
+from tests.support.calling_workflows import failure_of
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
 from tests.support.world import World, events, running_world
@@ -80,13 +81,6 @@ async def _memo(target: WorkflowHandle[Any, Any]) -> dict[str, str]:
 
 async def status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
     return (await handle.describe()).status
-
-
-async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    assert isinstance(raised.value.cause, NexusOperationError)
-    return raised.value.cause.cause
 
 
 async def answers(world: World, status_code: int) -> None:
