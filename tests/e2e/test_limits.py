@@ -1,4 +1,4 @@
-"""The limits of a call: it ends by its outcome or its deadline, whatever limits its workflow and its attempts."""
+"""The limits of a call: it ends by its outcome or its deadline, also if its workflow or its attempts are limited."""
 
 import asyncio
 import contextlib
