@@ -33,6 +33,9 @@ _ACCEPT_AGAIN_S = 0.05
 _DESCRIPTORS = 4096
 
 _log = event_logger(__name__)
+_SILENT = logging.getLogger(f"{__name__}.silent")
+_SILENT.disabled = True
+"""In place of aiohttp's own logger, which quotes the line of a request that cannot be parsed. It may hold a token."""
 
 
 class _Protocol(web.RequestHandler):
@@ -99,7 +102,7 @@ class _Protocol(web.RequestHandler):
             self._due = None
 
     def log_exception(self, *_: object, **__: object) -> None:
-        """Log that a request could not be parsed. aiohttp's own record quotes the line, which may hold a token."""
+        """Log that a request could not be parsed, and nothing of it."""
         _log.error("bridge.request_unreadable")
 
     @property
@@ -133,7 +136,7 @@ class _Server(web.Server):
     """
 
     def __call__(self) -> web.RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+        return _Protocol(self, loop=self._loop, **(self._kwargs | {"logger": _SILENT}))
 
     async def accept(self, listening: socket.socket, *, limit: int) -> None:
         """Accept the connections of *listening* until canceled. *limit* holds for all sockets of the server."""

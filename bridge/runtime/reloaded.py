@@ -8,6 +8,7 @@ rename, and a file that was written in place all count as changed.
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -113,7 +114,7 @@ class LiveKeys:
     def __init__(self, settings: BridgeSettings, metrics: Metrics) -> None:
         self._kept: Mapping[str, KeySet] = settings.key_sets
         self._present = Reloaded[Mapping[str, KeySet]](
-            self._kept, make=lambda: self._read(settings), files=_files, alarm=Alarm("keys", metrics)
+            self._kept, make=lambda: self._read(settings), files=partial(_files, settings), alarm=Alarm("keys", metrics)
         )
 
     def __call__(self, name: str) -> KeySource:
@@ -134,7 +135,7 @@ class LiveKeys:
         return self._kept
 
 
-def _files(key_sets: Mapping[str, KeySet]) -> list[Path]:
-    """The settings file and the key files."""
-    own = os.environ.get(CONFIG_VARIABLE)
+def _files(settings: BridgeSettings, key_sets: Mapping[str, KeySet]) -> list[Path]:
+    """The settings file, if *settings* were read from one, and the key files."""
+    own = os.environ.get(CONFIG_VARIABLE) if settings.is_loaded else None
     return [Path(each) for each in (own, *(key_set.file for key_set in key_sets.values())) if each]

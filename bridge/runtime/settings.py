@@ -131,6 +131,7 @@ class BridgeSettings(BaseModel):
     console: ConsoleSettings | None = None
     """The console for operators. If it is left out, no console is served."""
     _given: dict[str, Any] = PrivateAttr()
+    _is_loaded: bool = PrivateAttr(default=False)
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -141,13 +142,18 @@ class BridgeSettings(BaseModel):
         """The key sets that can be rotated, by the names of their fields."""
         raise NotImplementedError
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the settings file and the variables were read. Settings that are made in code read key files only."""
+        return self._is_loaded
+
     def read_again(self) -> Self:
         """Return the settings that the same files, variables and arguments give now, without changes by `model_copy`.
 
         Raises:
             SettingsError: Something is missing or bad.
         """
-        return load(type(self), **self._given)
+        return load(type(self), **self._given) if self._is_loaded else type(self)(**self._given)
 
     def check_namespace(self, connected: str) -> None:
         """Refuse the namespace *connected* if the settings name another one.
@@ -174,16 +180,16 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
     """
     path = os.environ.get(CONFIG_VARIABLE)
     content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, ...], str] = {}
     # Sorted, so that a table comes before its parts.
     for name in sorted(filter(_is_variable, os.environ), key=_folded):
-        if (same := seen.setdefault(name.upper(), name)) != name:
-            message = f"{_shown(same)} and {_shown(name)} set the same field; remove one of the two"
-            raise SettingsError(message)
         head, *rest = name[len(PREFIX) :].lower().split("__")
         # An unknown name stays in one piece, because it may be a key that holds the separator.
         is_known = head in model.model_fields or head in model.other_side
-        _put(content, [head, *rest] if is_known else ["__".join((head, *rest))], _value(os.environ[name]))
+        field = _put(content, [head, *rest] if is_known else ["__".join((head, *rest))], _value(os.environ[name]))
+        if (same := seen.setdefault(field, name)) != name:
+            message = f"{_shown(same)} and {_shown(name)} set the same field; remove one of the two"
+            raise SettingsError(message)
     try:
         settings = model(**{name: each for name, each in content.items() if name not in model.other_side} | overrides)
     except ValidationError as error:
@@ -200,7 +206,8 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
             if any(each["type"] == "missing" and each["loc"] == missing for each in found)
         ]
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
-    settings._given = overrides  # noqa: SLF001 - the next reading takes the file and the variables as they are then
+    # The next reading takes the file and the variables as they are then.
+    settings._given, settings._is_loaded = overrides, True  # noqa: SLF001
     return settings
 
 
@@ -270,10 +277,11 @@ def _value(text: str) -> Any:
     return text
 
 
-def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(table: dict[str, Any], path: list[str], value: Any) -> tuple[str, ...]:
     """Set the field of *table* that a variable names by *path*. A part of a table leaves the other parts.
 
-    Names of variables do not distinguish cases, and many shells allow neither `-` nor `.` in them.
+    Names of variables do not distinguish cases, and many shells allow neither `-` nor `.` in them. The names in a JSON
+    table are exact. Returns the names of the field that is set.
 
     Raises:
         SettingsError: A name could mean two entries.
@@ -286,14 +294,24 @@ def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
     [key] = meant or [name]
     present = table.setdefault(key, {}) if rest else table.get(key)
     if not isinstance(present, dict):
-        table["__".join((key, *rest))] = value
-    elif rest:
-        _put(present, rest, value)
-    elif isinstance(value, dict):
-        for each, part in value.items():
-            _put(present, [each], part)
+        key = "__".join((key, *rest))
+        table[key] = value
+        return (key,)
+    if rest:
+        return (key, *_put(present, rest, value))
+    if isinstance(value, dict):
+        _merge(present, value)
     else:
         table[key] = value
+    return (key,)
+
+
+def _merge(table: dict[str, Any], parts: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        if isinstance(part, dict) and isinstance(table.get(name), dict):
+            _merge(table[name], part)
+        else:
+            table[name] = part
 
 
 def read_toml(path: Path, where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -344,6 +345,20 @@ def test_a_host_that_cannot_be_used_is_named(host: str) -> None:
     with pytest.raises(OSError, match="cannot listen on") as raised:
         bind(host, 0)
     assert str(raised.value.strerror).startswith(f"cannot listen on {host} port 0: ")
+
+
+@pytest.mark.parametrize(
+    "line", [b"G<T /callbacks?token=s3cret HTTP/1.1", b"GET /callbacks?token=s3cret HTTP/9.x", b"GET / s3cret HTTP/1.1"]
+)
+async def test_a_line_that_cannot_be_parsed_is_quoted_at_no_level(
+    caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    """It may hold a token. aiohttp logs a bad method on the level of debugging."""
+    caplog.set_level(logging.DEBUG)
+    async with serving() as service:
+        reader = await service.connect(line + b"\r\nHost: h\r\n\r\n")
+        assert b" 400 " in await ended(reader)
+    assert "s3cret" not in caplog.text
 
 
 async def test_a_request_that_breaks_the_parser_costs_its_connection_and_one_line(

@@ -296,3 +296,11 @@ def test_settings_made_in_code_hold_to_the_same_rules() -> None:
     keys.completion = keys.start
     with pytest.raises(ValueError, match="share a key"):
         caller_settings(keys, receiver_url="http://127.0.0.1:1", endpoint_url="http://127.0.0.1:2")
+
+
+def test_settings_made_in_code_are_read_again_without_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with settings of its own is disturbed by no file and no variable."""
+    made = caller_settings(Keys(), receiver_url="http://127.0.0.1:1", endpoint_url="http://127.0.0.1:2")
+    monkeypatch.setenv("BRIDGE_CONFIG", "/no/such/file.toml")
+    monkeypatch.setenv("BRIDGE_NAMESPACE", "elsewhere")
+    assert made.read_again() == made

@@ -14,6 +14,7 @@ from tests.support.settings_files import (
     caller_tree,
     handler_tree,
     message_of,
+    plain_key_set,
 )
 
 SECRET = new_key()
@@ -268,3 +269,34 @@ def test_two_errors_name_a_source_each(configured: Configured, monkeypatch: pyte
         "  nam: unknown name; did you mean name?",
         "  receiver.prot: unknown name; did you mean BRIDGE_RECEIVER__PORT? (from the variable BRIDGE_RECEIVER__PROT)",
     ]
+
+
+KEY_SETS = ("start_keys", "completion_keys")
+
+
+def test_the_names_in_a_json_table_are_exact(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the file: two callers must not become one with the rights of both."""
+    tree = handler_tree()
+    peer = tree["callers"][CALLER]
+    configured(tree)
+    more = {
+        name: peer
+        | {"operations": [operation], "start_keys": plain_key_set("k1"), "completion_keys": plain_key_set("k1")}
+        for name, operation in (("order.eu", "A/*"), ("order-eu", "B/*"))
+    }
+    monkeypatch.setenv("BRIDGE_CALLERS", json.dumps(more))
+    callers = load(HandlerSettings).callers
+    assert {name: each.operations for name, each in callers.items() if name != CALLER} == {
+        "order.eu": ("A/*",),
+        "order-eu": ("B/*",),
+    }
+
+
+def test_two_variables_that_mean_one_field_of_the_file_are_refused(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has a dash, and the other an underscore in its place."""
+    configured(caller_tree())
+    for name, value in ((HANDLER.upper(), "off"), (HANDLER.upper().replace("-", "_"), "link")):
+        monkeypatch.setenv(f"BRIDGE_HANDLERS__{name}__TRACE", value)
+    assert "set the same field; remove one of the two" in message_of(CallerSettings)
