@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
@@ -153,7 +153,9 @@ class BridgeSettings(BaseModel):
         Raises:
             SettingsError: Something is missing or bad.
         """
-        return load(type(self), **self._given) if self._is_loaded else type(self)(**self._given)
+        if self._is_loaded:
+            return load(type(self), **self._given)
+        return _checked(type(self), self._given, where="the arguments or a key file")
 
     def check_namespace(self, connected: str) -> None:
         """Refuse the namespace *connected* if the settings name another one.
@@ -190,14 +192,30 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         if (same := seen.setdefault(field, name)) != name:
             message = f"{_shown(same)} and {_shown(name)} set the same field; remove one of the two"
             raise SettingsError(message)
+    values = {name: each for name, each in content.items() if name not in model.other_side} | overrides
+    where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
+    settings = _checked(model, values, where=where, variables=list(seen.values()))
+    # The next reading takes the file and the variables as they are then.
+    settings._given, settings._is_loaded = overrides, True  # noqa: SLF001
+    return settings
+
+
+def _checked(
+    model: type[_SettingsT], values: Mapping[str, Any], *, where: str, variables: Sequence[str] = ()
+) -> _SettingsT:
+    """Make settings of *values*, which are from *where* and from *variables*.
+
+    Raises:
+        SettingsError: Something is missing or bad.
+    """
     try:
-        settings = model(**{name: each for name, each in content.items() if name not in model.other_side} | overrides)
+        return model(**values)
     except ValidationError as error:
         found = error.errors(include_input=False, include_context=False, include_url=False)
         problems = [
-            _problem(model, each["loc"], each["type"], each["msg"].removeprefix("Value error, ")) for each in found
+            _problem(model, each["loc"], each["type"], each["msg"].removeprefix("Value error, "), variables)
+            for each in found
         ]
-        where = os.environ.get(CONFIG_VARIABLE) or f"the environment ({CONFIG_VARIABLE} names no file)"
         if all(_VARIABLE in each for each in problems):
             where = "the environment"
         problems += [
@@ -206,25 +224,24 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
             if any(each["type"] == "missing" and each["loc"] == missing for each in found)
         ]
         raise SettingsError("\n".join([f"bad settings in {where}:", *problems])) from None
-    # The next reading takes the file and the variables as they are then.
-    settings._given, settings._is_loaded = overrides, True  # noqa: SLF001
-    return settings
 
 
-def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind: str, text: str) -> str:
-    """One line about a bad field: its name, a remedy, and the variables that may have set it."""
+def _problem(
+    model: type[BridgeSettings], location: tuple[int | str, ...], kind: str, text: str, variables: Sequence[str]
+) -> str:
+    """One line about a bad field: its name, a remedy, and those of *variables* that may have set it."""
     text = without_keys(text)
     # The text of a rule for several entries begins with the field.
     spelled = "__".join(map(str, location)) if location else text.partition(":")[0].replace(".", "__")
     place = _folded(spelled).split("__")
-    paths = {name: _folded(name[len(PREFIX) :]).split("__") for name in os.environ if _is_variable(name)}
-    variables = [name for name, path in paths.items() if path == place[: len(path)]]
+    paths = {name: _folded(name[len(PREFIX) :]).split("__") for name in variables}
+    setting = [name for name, path in paths.items() if path == place[: len(path)]]
     # A missing field is a fault of the entry.
     entry = place[:-1] if kind == "missing" else place
-    parts = [name for name, path in paths.items() if entry and entry == path[: len(entry)] and name not in variables]
+    parts = [name for name, path in paths.items() if entry and entry == path[: len(entry)] and name not in setting]
     if kind == "extra_forbidden":
         known, more = _names_at(model, location[:-1]), set[str]()
-        is_variable = any(paths[name] == place for name in variables)
+        is_variable = any(paths[name] == place for name in setting)
         if is_variable and len(location) == 1:
             more = {"config"} | {f"{each}__{name}" for each in known for name in _names_at(model, (each,))}
         near = difflib.get_close_matches(str(location[-1]), known | more, n=1)
@@ -235,8 +252,8 @@ def _problem(model: type[BridgeSettings], location: tuple[int | str, ...], kind:
         text += "; in a variable `__` joins the parts of a path" if is_variable and not near else ""
     if kind in _SHAPES:
         text = f"has to be a {_SHAPES[kind]}"
-        text += "; a list or a table in a variable has to be JSON" if variables or parts else ""
-    source = f" ({_VARIABLE} {', '.join(map(_shown, variables))})" if variables else ""
+        text += "; a list or a table in a variable has to be JSON" if setting or parts else ""
+    source = f" ({_VARIABLE} {', '.join(map(_shown, setting))})" if setting else ""
     source += f" (a part is from {', '.join(map(_shown, parts))})" if parts else ""
     return f"  {_field(location) or 'settings'}: {text}{source}"
 
