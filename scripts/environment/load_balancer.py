@@ -41,23 +41,32 @@ class LoadBalancer:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
             for node in sorted(self._open, key=self._open.__getitem__):
-                try:
-                    from_node, to_node = await asyncio.open_connection(*node)
-                except OSError:
-                    continue
+                # Counted before the node answers, so that connections that arrive meanwhile go to the other nodes.
                 self._open[node] += 1
-                with contextlib.closing(to_node):
-                    directions = {
-                        asyncio.create_task(_copy(reader, to_node)),
-                        asyncio.create_task(_copy(from_node, writer)),
-                    }
-                    try:
-                        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        self._open[node] -= 1
-                        for each in directions:
-                            each.cancel()
-                return
+                try:
+                    if await _connect(node, reader, writer):
+                        return
+                finally:
+                    self._open[node] -= 1
+
+
+async def _connect(node: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Copy between a client and *node* until one of the two connections ends. False: the node refused it."""
+    try:
+        from_node, to_node = await asyncio.open_connection(*node)
+    except OSError:
+        return False
+    with contextlib.closing(to_node):
+        directions = {
+            asyncio.create_task(_copy(reader, to_node)),
+            asyncio.create_task(_copy(from_node, writer)),
+        }
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in directions:
+                each.cancel()
+    return True
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

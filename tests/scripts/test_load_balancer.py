@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -78,3 +79,13 @@ async def test_a_connection_goes_to_the_node_with_the_fewest_and_never_to_a_dead
         assert (await client.connect())[0] == ""
     with pytest.raises(ConnectionRefusedError):
         await client.connect()
+
+
+async def test_connections_that_arrive_at_once_are_divided_evenly() -> None:
+    """None of them waits for the one before."""
+    own, one, two = free_ports(3)
+    first, second, client = Node("first"), Node("second"), Client(own)
+    balancer = LoadBalancer([("127.0.0.1", one), ("127.0.0.1", two)])
+    async with first.running(one), second.running(two), balancer.running("127.0.0.1", own), contextlib.aclosing(client):
+        names = [name for name, _, _ in await asyncio.gather(*(client.connect() for _ in range(20)))]
+        assert Counter(names) == {"first": 10, "second": 10}
