@@ -282,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FOLDER", help=f"write the report into {PAGE} there, and the plots next to it"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
-    temporal_cli.add_server_option(parser)
+    temporal_cli.add_server_option(parser, is_one_process=True)
     return parser
 
 

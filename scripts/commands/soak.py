@@ -234,7 +234,7 @@ def main() -> NoReturn:
     parser.add_argument("--quick", action="store_true", help="a short run, about a minute in all")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help=f"write the report into {PAGE} there")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object, the last line")
-    temporal_cli.add_server_option(parser)
+    temporal_cli.add_server_option(parser, is_one_process=True)
     given = parser.parse_args()
     minutes = given.minutes if given.minutes is not None else 0.5 if given.quick else 30.0
     if not 0.2 <= minutes <= 24 * 60:

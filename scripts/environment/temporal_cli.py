@@ -45,15 +45,28 @@ def chosen() -> str:
     return os.environ.get(CHOICE_VARIABLE) or OLDEST
 
 
-def add_server_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--server`. Without it the value is what the environment says, or None."""
+def add_server_option(parser: argparse.ArgumentParser, *, is_one_process: bool = False) -> None:
+    """Add `--server`. Without it the value is what the environment says, or None.
+
+    With *is_one_process* the value "postgres" is refused, because the command reads the server as one process.
+    """
+    production = "" if is_one_process else f", {POSTGRES!r} for two nodes of {OLDEST} with PostgreSQL"
     parser.add_argument(
         "--server",
+        type=_one_process if is_one_process else str,
         default=os.environ.get(CHOICE_VARIABLE),
         metavar="VERSION",
-        help=f"Temporal server to run: {', '.join(versions())}, {INSTALLED!r} for the `temporal` on PATH, or "
-        f"{POSTGRES!r} for two nodes of {OLDEST} with PostgreSQL; default: {CHOICE_VARIABLE}, or else {OLDEST}",
+        help=f"Temporal server to run: {', '.join(versions())}, {INSTALLED!r} for the `temporal` on PATH{production}; "
+        f"default: {CHOICE_VARIABLE}, or else {OLDEST}",
     )
+
+
+def _one_process(choice: str) -> str:
+    if choice == POSTGRES:
+        known = ", ".join((*versions(), INSTALLED))
+        message = f"this command reads the server as one process, and {POSTGRES!r} has three; choose {known}"
+        raise argparse.ArgumentTypeError(message)
+    return choice
 
 
 def add_address_option(parser: argparse.ArgumentParser) -> None:
