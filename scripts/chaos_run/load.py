@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
@@ -61,6 +61,20 @@ async def start_call(caller: Client, call: Call) -> None:
             break
         except RPCError:
             await asyncio.sleep(AGAIN_S)
+
+
+async def is_paid(caller: Client, call: Call, *, patience_s: float) -> bool:
+    """Make *call*, and return whether its workflow has completed within *patience_s* seconds.
+
+    It has not if it failed, or if the server does not answer.
+    """
+    try:
+        async with asyncio.timeout(patience_s):
+            await start_call(caller, call)
+            await caller.get_workflow_handle(call.workflow_id).result()
+    except (TimeoutError, WorkflowFailureError, RPCError):
+        return False
+    return True
 
 
 async def review(handler: Client, call: Call) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from scripts.chaos_run.calls import Call, CallKind
-from scripts.chaos_run.load import read_runs
+from scripts.chaos_run.load import is_paid, read_runs
 from scripts.chaos_run.verdict import recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
@@ -159,11 +159,8 @@ class Soak:
 
     async def _order(self, order: int, results: Results) -> None:
         settles = order % _SETTLES_EVERY == 0
-        began = time.perf_counter()
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                call = await self._load.order(CallKind.SETTLES if settles else CallKind.AT_ONCE)
-        except TimeoutError:
+        call, began = self._load.new(CallKind.SETTLES if settles else CallKind.AT_ONCE), time.perf_counter()
+        if not await is_paid(self._load.observer.caller, call, patience_s=_PATIENCE_S):
             return
         results.paid += 1
         own_ms = _SETTLEMENT_S * 1000 if settles else 0.0

@@ -78,26 +78,21 @@ class Load:
             progress.report(len(self.calls) - waiting)
             await asyncio.sleep(0.5)
 
-    async def order(self, kind: CallKind) -> Call:
-        """Make one order, wait for its end and return its call.
+    async def pay(self, orders: int, *, at_once: int = 1) -> list[float]:
+        """Make *orders* orders that are paid at once, *at_once* at a time. Return the milliseconds of each.
 
         Raises:
-            temporalio.client.WorkflowFailureError: It was not paid.
+            temporalio.client.WorkflowFailureError: One of them was not paid.
         """
-        call = self.new(kind)
-        await start_call(self.observer.caller, call)
-        await self.observer.caller.get_workflow_handle(call.workflow_id).result()
-        return call
-
-    async def pay(self, orders: int, *, at_once: int = 1) -> list[float]:
-        """Make *orders* orders that are paid at once, *at_once* at a time. Return the milliseconds of each."""
         numbers = iter(range(orders))
         found: list[float] = []
 
         async def customer() -> None:
             for _ in numbers:
                 began = time.perf_counter()
-                await self.order(CallKind.AT_ONCE)
+                call = self.new(CallKind.AT_ONCE)
+                await start_call(self.observer.caller, call)
+                await self.observer.caller.get_workflow_handle(call.workflow_id).result()
                 found.append((time.perf_counter() - began) * 1000)
 
         await asyncio.gather(*(customer() for _ in range(at_once)))
