@@ -37,6 +37,7 @@ from scripts.scale_run.plots import draw
 from scripts.scale_run.readings import Interval
 from scripts.scale_run.report import BOUNDS, curve_tables, number, scale_report, table
 from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults, renewals_due
+from scripts.scale_run.sweeps import SWEEP_ID, latest_sweep
 
 CALLS = "calls"
 """Name of the part with the curve, the restart and the end."""
@@ -134,12 +135,13 @@ async def _point(load: Load, calls: int, offset: int, plan: Plan) -> Point:
     filling = Interval(first=before, last=await load.observer.settled())
     say(f"  {calls} calls in flight, {filling.calls / filling.seconds:.1f} a second; {plan.window_s:g} s of renewals")
     interval = await load.observer.watch(plan.window_s)
+    sweep = await latest_sweep(load.observer.handler, SWEEP_ID)
     memory = ", ".join(f"{name} {each.memory_mb:.0f} MB" for name, each in interval.last.processes.items())
     say(f"  {interval.renewals} renewals; {memory}")
     return Point(
         calls=calls,
         interval=interval,
-        sweep_ms=await load.observer.sweep_ms(),
+        sweep_ms=None if sweep is None else sweep.took_ms,
         sweeps=interval.seconds / HandlerSettings.model_fields["sweep_interval_s"].default,
         filling=filling,
     )

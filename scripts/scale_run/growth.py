@@ -15,8 +15,10 @@ from scripts.chaos_run.load import review
 from scripts.environment.progress import say
 from scripts.environment.stack import HANDLER_NAMESPACE
 from scripts.scale_run.load import Load
+from scripts.scale_run.patience import until_all
 from scripts.scale_run.readings import Interval
 from scripts.scale_run.results import Bound, Table
+from scripts.scale_run.sweeps import SWEEP_ID, next_sweeps_ms
 
 SWEEP_S = 2.0
 """Interval of the sweep in the part with closed runs, so that several sweeps are seen in a short time."""
@@ -93,14 +95,16 @@ async def age(load: Load, sizes: Sequence[int]) -> Table:
     """Let calls renew ever more often. *sizes* are renewals of each call."""
     calls = [load.new(CallKind.APPROVED) for _ in range(_CALLS_THAT_AGE)]
     await load.bring_into_flight(calls)
+
+    async def renewals() -> int:
+        calls_started = load.observer.calls_started()
+        return load.observer.requests.starts - calls_started
+
     rows: list[list[float]] = []
     before = await load.observer.settled()
     for size in sizes:
-        while True:
-            await asyncio.sleep(1)
-            now = await load.observer.read()
-            if (now.starts - now.calls) / _CALLS_THAT_AGE >= size:
-                break
+        await until_all("renewals", size * _CALLS_THAT_AGE, renewals, pause_s=1)
+        now = await load.observer.read()
         made, before = Interval(first=before, last=now), now
         caller = await _describe(load.observer.caller, calls[0].workflow_id)
         target = await _describe(load.observer.handler, _payment(calls[0]))
@@ -190,7 +194,7 @@ async def closed(load: Load, sizes: Sequence[int]) -> Table:
         before = await load.observer.settled()
         order_ms = await load.pay(_ORDERS)
         paid = Interval(first=before, last=await load.observer.settled())
-        sweeps = [await _next_sweep_ms(load) for _ in range(3)]
+        sweeps = await next_sweeps_ms(load.observer.handler, SWEEP_ID, 3, pause_s=SWEEP_S / 4)
         quiet = await load.observer.watch(4 * SWEEP_S)
         rows.append(
             [
@@ -277,14 +281,6 @@ async def _close_runs(client: Client, numbers: range) -> None:
     if numbers:
         say(f"  closing {len(numbers)} runs")
     await asyncio.gather(*(close(number) for number in numbers))
-
-
-async def _next_sweep_ms(load: Load) -> float:
-    found = None
-    while found is None:
-        await asyncio.sleep(SWEEP_S)
-        found = await load.observer.sweep_ms()
-    return found
 
 
 async def _until_answered_ms(load: Load, call: Call) -> float:

@@ -6,20 +6,13 @@ from collections.abc import Iterable
 
 from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import OPEN, count, review, start_call
-from scripts.environment.progress import say
 from scripts.scale_run.observer import Observer
+from scripts.scale_run.patience import Progress, until_all
 
 BACKLOG = 50
 """Most calls that are started and not yet answered by the handler service. Half of the workers' slots stay free."""
 _RELEASES = 50
 """Targets that are released at once."""
-_PATIENCE_S = 120.0
-"""Longest time without any progress."""
-_SAY_S = 10.0
-
-
-class NoProgressError(RuntimeError):
-    """The calls do not get on."""
 
 
 class Load:
@@ -46,7 +39,7 @@ class Load:
         """
         waiting, started = list(calls), 0
         before = self.observer.calls_started()
-        progress = _Progress("calls in flight", len(waiting))
+        progress = Progress("calls in flight", len(waiting))
         while (answered := self.observer.calls_started() - before) < len(waiting):
             progress.report(answered)
             room = waiting[started : answered + BACKLOG]
@@ -73,10 +66,11 @@ class Load:
         Raises:
             NoProgressError: No call ended for two minutes.
         """
-        progress = _Progress("calls ended", len(self.calls))
-        while waiting := await count(self.observer.caller, OPEN):
-            progress.report(len(self.calls) - waiting)
-            await asyncio.sleep(0.5)
+
+        async def ended() -> int:
+            return len(self.calls) - await count(self.observer.caller, OPEN)
+
+        await until_all("calls ended", len(self.calls), ended, pause_s=0.5)
 
     async def pay(self, orders: int, *, at_once: int = 1) -> list[float]:
         """Make *orders* orders that are paid at once, *at_once* at a time. Return the milliseconds of each.
@@ -97,23 +91,3 @@ class Load:
 
         await asyncio.gather(*(customer() for _ in range(at_once)))
         return found
-
-
-class _Progress:
-    """Reports how many are done, and ends a run in which nothing goes on."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total = what, total
-        self._done, self._at = -1, time.monotonic()
-        self._said = time.monotonic()
-
-    def report(self, done: int) -> None:
-        now = time.monotonic()
-        if done > self._done:
-            self._done, self._at = done, now
-        elif now - self._at > _PATIENCE_S:
-            message = f"{done} of {self._total} {self._what}, and no more for {_PATIENCE_S:g} s"
-            raise NoProgressError(message)
-        if now - self._said > _SAY_S:
-            self._said = now
-            say(f"  {done} of {self._total} {self._what}")

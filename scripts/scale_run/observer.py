@@ -1,4 +1,4 @@
-"""Reads a running stack: its processes, the logs of its services, the server's metrics, and the state of the sweep."""
+"""Reads a running stack: its processes, the logs of its services, and the server's metrics."""
 
 import asyncio
 import time
@@ -12,13 +12,11 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from handler.delivery.workflow import DELIVERY_WORKFLOW
-from handler.sweep.place import SweepPlace
 from scripts.chaos_run.load import OPEN, connect_both, count
-from scripts.environment.stack import PAYMENT_QUEUE, Stack, port_of
+from scripts.environment.stack import Stack, port_of
 from scripts.scale_run.readings import Interval, Process, Reading, Requests, frontend_rpcs
 from scripts.scale_run.results import Queues
 
-_SWEEP = f"bridge-sweep-{PAYMENT_QUEUE}-PaymentWorkflow"
 _SERVICES = ("receiver", "handler")
 _SETTLING_S = 3.0
 """What a call does after its end is charged to it, too."""
@@ -96,18 +94,6 @@ class Observer:
         first = await self.read()
         await asyncio.sleep(seconds)
         return Interval(first=first, last=await self.read())
-
-    async def sweep_ms(self) -> float | None:
-        """Time of the latest sweep, from its schedule to its end. None while the first one is not done."""
-        with suppress(RPCError):
-            described = await self.handler.get_workflow_handle(_SWEEP).describe()
-            for pending in described.raw_description.pending_activities:
-                if pending.heartbeat_details.payloads and pending.HasField("last_attempt_complete_time"):
-                    # The place is the instant at which the attempt was scheduled.
-                    [text] = await self.handler.data_converter.decode(pending.heartbeat_details.payloads, [str])
-                    ended_ms = pending.last_attempt_complete_time.ToNanoseconds() / 1e6
-                    return max(0.0, ended_ms - SweepPlace.read(text).until_ms)
-        return None
 
     def connections(self) -> dict[str, int]:
         """Established connections to each service."""
