@@ -63,15 +63,11 @@ class Disks:
 
     def fill(self, name: str) -> None:
         """Fill the disk of process *name*, so that each later write fails."""
-        try:
-            with (self.folder(name) / _FILLING).open("wb", buffering=0) as file:
-                while True:
-                    file.write(_BLOCK)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        with contextlib.suppress(FileNotFoundError), self._logs[name].open("ab") as log:
-            # What is left of the last page of a file could still be written.
+        with _until_full(), (self.folder(name) / _FILLING).open("wb", buffering=0) as file:
+            while True:
+                file.write(_BLOCK)
+        with contextlib.suppress(FileNotFoundError), _until_full(), self._logs[name].open("ab", buffering=0) as log:
+            # What is left of the last page of a file could still be written, if the disk holds that page.
             log.write(b"\n" * (-log.seek(0, os.SEEK_END) % resource.getpagesize()))
 
     def empty(self, name: str) -> None:
@@ -85,6 +81,16 @@ class Disks:
                 content = log.read_bytes()
                 log.unlink()
                 log.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _until_full() -> Iterator[None]:
+    """End the block at the first write that the disk has no room for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _run(*command: str) -> None:

@@ -134,16 +134,15 @@ class Disturbance:
 
     async def _roll(self, name: str) -> None:
         async with self._busy[name]:
-            await stop_process(self._stack.processes[name])
+            if not self._has_died(name):
+                await stop_process(self._stack.processes[name])
             await self._start(name)
 
     async def _kill(self, name: str, down_s: float) -> None:
         # A process that is being started is killed when it runs.
         async with self._busy[name]:
-            process = self._stack.processes[name]
-            if process.returncode is not None:
-                self.died.append(f"{name} with code {process.returncode}")
-            else:
+            if not self._has_died(name):
+                process = self._stack.processes[name]
                 process.kill()
                 await process.wait()
                 self.killed += 1
@@ -152,10 +151,15 @@ class Disturbance:
 
     async def _mend(self, name: str) -> None:
         async with self._busy[name]:
-            process = self._stack.processes[name]
-            if process.returncode is not None:
-                self.died.append(f"{name} with code {process.returncode}")
+            if self._has_died(name):
                 await self._start(name)
+
+    def _has_died(self, name: str) -> bool:
+        """Whether process *name* has ended by itself. If it has, it is recorded."""
+        code = self._stack.processes[name].returncode
+        if code is not None:
+            self.died.append(f"{name} with code {code}")
+        return code is not None
 
     async def _start(self, name: str) -> None:
         """Start process *name*, again until it runs. Without the server it ends at once."""

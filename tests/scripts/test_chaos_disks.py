@@ -38,6 +38,16 @@ def test_a_full_disk_takes_no_byte_of_its_process_until_it_is_emptied(disks: Dis
     assert (tmp_path / "one.log").read_text().split() == ["before", "after"]
 
 
+def test_a_log_whose_last_page_the_disk_does_not_hold_does_not_stop_the_filling(disks: Disks, tmp_path: Path) -> None:
+    """The page would need room that is gone. The disk is full all the same."""
+    disks.environment(tmp_path, "one")
+    with (tmp_path / "one.log").open("ab", buffering=0) as log:
+        log.truncate(10)
+        disks.fill("one")
+        with pytest.raises(OSError, match="No space left"):
+            log.write(b"x")
+
+
 def test_a_log_that_is_kept_outlives_its_disk(tmp_path: Path) -> None:
     """At the end it is an ordinary file, and the disk is gone."""
     try:
