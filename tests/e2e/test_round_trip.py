@@ -12,7 +12,7 @@ from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
 from tests.support.callers import CallPlan, NothingCaller
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply
-from tests.support.world import World, events
+from tests.support.world import EVENTS_OF_A_CALL, World, events
 
 
 async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: World) -> None:
@@ -28,19 +28,7 @@ async def test_an_order_is_paid_by_a_workflow_in_the_other_namespace(world: Worl
     assert await target.result() == {"payment_id": f"p-{order_id}", "status": "paid"}
     assert world.service.statuses == [201]
     assert await world.receiver.answered() == [200]
-    assert await events(handle) == [
-        "WORKFLOW_EXECUTION_STARTED",
-        "WORKFLOW_TASK_SCHEDULED",
-        "WORKFLOW_TASK_STARTED",
-        "WORKFLOW_TASK_COMPLETED",
-        "ACTIVITY_TASK_SCHEDULED",
-        "ACTIVITY_TASK_STARTED",
-        "ACTIVITY_TASK_COMPLETED",
-        "WORKFLOW_TASK_SCHEDULED",
-        "WORKFLOW_TASK_STARTED",
-        "WORKFLOW_TASK_COMPLETED",
-        "WORKFLOW_EXECUTION_COMPLETED",
-    ]
+    assert await events(handle) == EVENTS_OF_A_CALL
     described, called = await target.describe(), await handle.describe()
     history = (await handle.fetch_history()).events
     request_id = history[4].activity_task_scheduled_event_attributes.activity_id

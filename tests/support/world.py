@@ -381,6 +381,22 @@ async def _history(handle: WorkflowHandle[Any, Any]) -> AsyncIterator[HistoryEve
         return
 
 
+EVENTS_OF_A_CALL = [
+    "WORKFLOW_EXECUTION_STARTED",
+    "WORKFLOW_TASK_SCHEDULED",
+    "WORKFLOW_TASK_STARTED",
+    "WORKFLOW_TASK_COMPLETED",
+    "ACTIVITY_TASK_SCHEDULED",
+    "ACTIVITY_TASK_STARTED",
+    "ACTIVITY_TASK_COMPLETED",
+    "WORKFLOW_TASK_SCHEDULED",
+    "WORKFLOW_TASK_STARTED",
+    "WORKFLOW_TASK_COMPLETED",
+    "WORKFLOW_EXECUTION_COMPLETED",
+]
+"""History of a workflow that makes one call and returns its result."""
+
+
 async def events(handle: WorkflowHandle[Any, Any]) -> list[str]:
     """Names of the events of a history, in order."""
     return [

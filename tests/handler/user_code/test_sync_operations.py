@@ -33,7 +33,7 @@ from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.services import Probes, Quotes, QuoteService
 from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
-from tests.support.world import World, clock, events, running_world, with_codec
+from tests.support.world import EVENTS_OF_A_CALL, World, clock, events, running_world, with_codec
 
 OPERATIONS = ["QuoteService/quote", "QuoteService/lookup"]
 """Operations with an `async def` and with a plain `def`."""
@@ -100,19 +100,7 @@ async def test_an_operation_is_answered_with_its_result(quoting: Quoting, operat
     assert await handle.result() == Reply("12.50")
     assert quoting.world.service.statuses == [200]
     assert quoting.world.receiver.requests == []
-    assert await events(handle) == [
-        "WORKFLOW_EXECUTION_STARTED",
-        "WORKFLOW_TASK_SCHEDULED",
-        "WORKFLOW_TASK_STARTED",
-        "WORKFLOW_TASK_COMPLETED",
-        "ACTIVITY_TASK_SCHEDULED",
-        "ACTIVITY_TASK_STARTED",
-        "ACTIVITY_TASK_COMPLETED",
-        "WORKFLOW_TASK_SCHEDULED",
-        "WORKFLOW_TASK_STARTED",
-        "WORKFLOW_TASK_COMPLETED",
-        "WORKFLOW_EXECUTION_COMPLETED",
-    ]
+    assert await events(handle) == EVENTS_OF_A_CALL
     [(context, ask)] = quoting.quotes.calls
     assert ask == Ask("k", text="12.50")
     scheduled = (await handle.fetch_history()).events[4]
