@@ -18,8 +18,6 @@ from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW
 from scripts.chaos_run.calls import Call
 
-TARGET = "PaymentWorkflow"
-
 _CLOSINGS = frozenset(
     {
         EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED,

@@ -33,13 +33,12 @@ from scripts.environment.progress import say
 from scripts.environment.server import free_ports
 from scripts.environment.stack import Stack, StackOptions, running_stack
 from scripts.scale_run.observer import Observer
+from scripts.scale_run.results import CACHED
 
 DESCRIPTORS = 1024
 _OURS = ("receiver", "handler", "order-worker")
 _SETTLING_S = 30.0
 """Longest time after an attack until the memory is read."""
-_CACHED = 1000
-"""Workflows that a worker keeps by default."""
 _CALLS_SETTLE_S = 20.0
 _PATIENCE_S = 60.0
 """After it an order counts as lost."""
@@ -181,7 +180,7 @@ class Run:
 
     async def fill_caches(self) -> None:
         """Make as many orders as a worker keeps workflows, so that memory does not grow by that later."""
-        numbers = iter(range(_CACHED))
+        numbers = iter(range(CACHED))
 
         async def customer() -> None:
             for _ in numbers:

@@ -12,12 +12,11 @@ may. It starts all that it needs on the loopback, and ends all that it started, 
 
 import argparse
 import asyncio
-import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +26,7 @@ from scripts.chaos_run.load import read_runs
 from scripts.chaos_run.verdict import judge
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
-from scripts.environment.progress import say, with_ticker
+from scripts.environment.progress import conclude, say, with_ticker
 from scripts.environment.stack import StackOptions, running_stack, start_all
 from scripts.scale_run.growth import PARTS
 from scripts.scale_run.load import Load
@@ -36,7 +35,7 @@ from scripts.scale_run.pages import PAGE, machine, write_report
 from scripts.scale_run.plots import draw
 from scripts.scale_run.readings import Interval
 from scripts.scale_run.report import BOUNDS, curve_tables, number, scale_report, table
-from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults, renewals_due
+from scripts.scale_run.results import Ending, Point, Restart, Table, curve_faults, curve_unjudged, renewals_due
 from scripts.scale_run.sweeps import SWEEP_ID, latest_sweep
 
 CALLS = "calls"
@@ -76,6 +75,10 @@ class Results:
             found += each.faults() if each is not None else []
         return found
 
+    def unjudged(self) -> list[str]:
+        """What the run was too small to judge."""
+        return curve_unjudged(self.points) if self.points else []
+
     def to_json(self) -> dict[str, Any]:
         """The last line of `--json`."""
         return {
@@ -91,6 +94,7 @@ class Results:
                 for name in ("receiver_connections", "handler_connections", "deliveries")
             },
             "faults": self.faults(),
+            "unjudged": self.unjudged(),
         }
 
 
@@ -100,7 +104,7 @@ async def measure(plan: Plan) -> Results:
     options = StackOptions(ui=False, separate=True, server=plan.server)
     for name in plan.parts:
         say(f"part {name}")
-        chosen = options if name == CALLS else with_settings(options, PARTS[name].settings)
+        chosen = options if name == CALLS else replace(options, **PARTS[name].settings)
         async with running_stack(chosen) as stack:
             load = Load(await Observer.of(stack))
             if name == CALLS:
@@ -111,11 +115,6 @@ async def measure(plan: Plan) -> Results:
                 results.tables.append(await part.grow(load, part.quick if plan.is_quick else part.sizes))
                 say(text_of(results.tables[-1]))
     return results
-
-
-def with_settings(options: StackOptions, settings: Mapping[str, Any]) -> StackOptions:
-    """*options* with the fields that a part needs."""
-    return StackOptions(**{**vars(options), **settings})
 
 
 async def measure_calls(load: Load, options: StackOptions, plan: Plan, results: Results) -> None:
@@ -230,32 +229,24 @@ async def run_scale(plan: Plan, *, output: Path | None, as_json: bool) -> int:
     """Make one run and return the exit code."""
     taken_on = machine()
     results = await measure(plan)
-    faults = results.faults()
     if output is not None:
-        _write(results, output, taken_on=taken_on, faults=faults)
-        say(f"report: {output / PAGE}")
-    for fault in faults:
-        say(f"NOT right  {fault}")
-    say("all checks passed" if not faults else f"{len(faults)} checks failed")
-    if as_json:
-        print(json.dumps(results.to_json()), flush=True)
-    return 1 if faults else 0
+        _write(results, output, taken_on=taken_on)
+    return conclude(results.faults(), results.unjudged(), results.to_json() if as_json else None)
 
 
-def _write(results: Results, output: Path, *, taken_on: str, faults: Sequence[str]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for each in results.tables:
-        draw(each, output)
+def _write(results: Results, output: Path, *, taken_on: str) -> None:
     text = scale_report(
         command=shlex.join(["./scripts/scale", *sys.argv[1:]]),
         machine=taken_on,
         tables=results.tables,
         restart=results.restart,
         ending=results.ending,
-        faults=faults,
-        plots=[each.name for each in results.tables],
+        faults=results.faults(),
+        unjudged=results.unjudged(),
     )
     write_report(output, "scale", text)
+    for each in results.tables:
+        draw(each, output)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,11 +13,9 @@ also after Ctrl-C.
 
 import argparse
 import asyncio
-import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +25,7 @@ from scripts.chaos_run.load import is_paid, read_runs
 from scripts.chaos_run.verdict import recoveries
 from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
-from scripts.environment.progress import say
+from scripts.environment.progress import conclude, say
 from scripts.environment.stack import StackOptions, running_stack
 from scripts.scale_run.load import Load
 from scripts.scale_run.observer import Observer
@@ -82,6 +80,11 @@ class Results:
             if not each.is_flat
         ]
         return found + ([f"{self.made - self.paid} orders were not paid"] if self.paid < self.made else [])
+
+    def unjudged(self) -> list[str]:
+        """What the run was too small to judge."""
+        reason = f"because the burst did not fill their caches of {CACHED} workflows"
+        return [] if self.is_cache_full else [f"memory of the workers, {reason}"]
 
     def facts(self) -> dict[str, str]:
         """The run, as rows for people."""
@@ -180,28 +183,22 @@ async def run_soak(plan: Plan, *, output: Path | None, as_json: bool) -> int:
     options = StackOptions(ui=False, separate=True, settlement=_SETTLEMENT_S, server=plan.server)
     async with running_stack(options) as stack:
         results = await Soak(Load(await Observer.of(stack)), plan).run()
-    faults = results.faults()
     text = soak_report(
         command=shlex.join(["./scripts/soak", *sys.argv[1:]]),
         machine=taken_on,
         facts=results.facts(),
         series=results.series,
-        faults=faults,
+        faults=results.faults(),
+        unjudged=results.unjudged(),
     )
     if output is None:
         say(text)
     else:
         write_report(output, "soak", text)
-        say(f"report: {output / PAGE}")
-    for fault in faults:
-        say(f"NOT right  {fault}")
-    say(f"{len(faults)} checks failed" if faults else "all checks passed")
-    if as_json:
-        print(json.dumps(to_json(results, faults)), flush=True)
-    return 1 if faults else 0
+    return conclude(results.faults(), results.unjudged(), to_json(results) if as_json else None)
 
 
-def to_json(results: Results, faults: Sequence[str]) -> dict[str, object]:
+def to_json(results: Results) -> dict[str, object]:
     """The last line of `--json`."""
     return {
         "highest_per_s": round(results.highest_per_s, 2),
@@ -215,7 +212,8 @@ def to_json(results: Results, faults: Sequence[str]) -> dict[str, object]:
             }
             for each in results.series
         },
-        "faults": list(faults),
+        "faults": results.faults(),
+        "unjudged": results.unjudged(),
     }
 
 

@@ -1,10 +1,11 @@
 """Progress for people, on standard error. Standard output is for machines."""
 
 import asyncio
+import json
 import sys
 import time
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -12,6 +13,18 @@ T = TypeVar("T")
 def say(text: str) -> None:
     """Print one line for the user."""
     print(text, file=sys.stderr, flush=True)
+
+
+def conclude(faults: Sequence[str], unjudged: Sequence[str], figures: Mapping[str, Any] | None) -> int:
+    """Say what a run found wrong and what it did not judge, print its *figures* as JSON, and return the exit code."""
+    for each in unjudged:
+        say(f"not judged {each}")
+    for fault in faults:
+        say(f"NOT right  {fault}")
+    say(f"{len(faults)} checks failed" if faults else "all checks passed")
+    if figures is not None:
+        print(json.dumps(figures), flush=True)
+    return 1 if faults else 0
 
 
 async def with_ticker(what: str, work: Awaitable[T]) -> T:

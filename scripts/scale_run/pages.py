@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from scripts.environment.progress import say
 from scripts.scale_run.report import placed
 
 PAGE = "scale.md"
@@ -20,3 +21,4 @@ def write_report(folder: Path, name: str, report: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / PAGE
     page.write_text(placed(page.read_text() if page.exists() else "", name, report))
+    say(f"report: {page}")

@@ -128,25 +128,29 @@ def scale_report(
     restart: Restart | None,
     ending: Ending | None,
     faults: Sequence[str],
-    plots: Iterable[str],
+    unjudged: Sequence[str],
 ) -> str:
-    """The whole report of `scripts/scale`. *plots* names the tables that were drawn."""
-    drawn = set(plots)
+    """The whole report of `scripts/scale`, which shows the plots of all *tables*."""
     parts = [f"Written by `{command}`; {machine}."]
     for each in tables:
-        parts += [f"### {each.title}", each.about]
-        parts += [f"![{each.title}]({plot_file(each)})"] if each.name in drawn else []
+        parts += [f"### {each.title}", each.about, f"![{each.title}]({plot_file(each)})"]
         parts.append(table(each.columns, [[number(value) for value in row] for row in each.rows]))
     if restart is not None:
         parts += ["### A restart of everything", facts_table(restart_facts(restart))]
     if ending is not None:
         parts += ["### The end of all calls", facts_table(ending_facts(ending))]
-    parts += ["### Checks", checks(faults)]
+    parts += ["### Checks", checks(faults, unjudged)]
     return "\n\n".join(parts) + "\n"
 
 
 def soak_report(
-    *, command: str, machine: str, facts: Mapping[str, str], series: Sequence[Series], faults: Sequence[str]
+    *,
+    command: str,
+    machine: str,
+    facts: Mapping[str, str],
+    series: Sequence[Series],
+    faults: Sequence[str],
+    unjudged: Sequence[str],
 ) -> str:
     """The whole report of `scripts/soak`."""
     rows = [
@@ -159,7 +163,7 @@ def soak_report(
                 f"Written by `{command}`; {machine}.",
                 facts_table(facts),
                 table(["value", "first third", "last third", "at most", ""], rows),
-                checks(faults),
+                checks(faults, unjudged),
             ]
         )
         + "\n"
@@ -180,9 +184,10 @@ def _verdict(series: Series) -> str:
     return "flat" if series.is_flat else "**grows**"
 
 
-def checks(faults: Sequence[str]) -> str:
-    """What a run found wrong, as a list."""
-    return "\n".join(f"- {fault}" for fault in faults) if faults else "All checks passed."
+def checks(faults: Sequence[str], unjudged: Sequence[str]) -> str:
+    """What a run found wrong, as a list, and what it did not judge."""
+    found = "\n".join(f"- {fault}" for fault in faults) if faults else "All checks passed."
+    return "\n\n".join([found, *(f"Not judged: {each}." for each in unjudged)])
 
 
 def facts_table(facts: Mapping[str, str]) -> str:

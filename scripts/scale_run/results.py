@@ -199,14 +199,25 @@ class Table:
         return found
 
 
+def curve_unjudged(points: Sequence[Point]) -> list[str]:
+    """What the points are too few, or have too few calls, to judge."""
+    if len(_compared(points, WORKERS[0])) > 1:
+        return []
+    return [f"memory, descriptors and threads of the workers, because fewer than two points have {CACHED} calls"]
+
+
+def _compared(points: Sequence[Point], name: str) -> list[Point]:
+    """The points that judge the process *name*: a worker from the point on at which its cache is full."""
+    return [point for point in points if name not in WORKERS or point.calls >= CACHED]
+
+
 def curve_faults(points: Sequence[Point]) -> list[str]:
     """What grew with the number of calls in flight, and what was refused."""
     found = []
     for name in points[-1].interval.last.processes:
         if name == TEMPORAL:
             continue
-        # A worker is compared from the point on at which its cache is full.
-        compared = [point for point in points if name not in WORKERS or point.calls >= CACHED]
+        compared = _compared(points, name)
         if len(compared) > 1:
             early, late = (each.interval.last.processes[name] for each in (compared[0], compared[-1]))
             found += growth(name, early, late)

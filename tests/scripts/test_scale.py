@@ -1,10 +1,12 @@
 """What the scale and the soak run compute: differences of readings, the rules for growth, and the reports."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from scripts.environment.progress import conclude
 from scripts.environment.stack import HANDLER_NAMESPACE
 from scripts.scale_run.readings import TEMPORAL, Interval, Process, Reading, Requests, frontend_rpcs
 from scripts.scale_run.report import curve_tables, placed, scale_report, soak_report
@@ -18,6 +20,7 @@ from scripts.scale_run.results import (
     Table,
     Window,
     curve_faults,
+    curve_unjudged,
     renewals_due,
     soak_series,
 )
@@ -232,17 +235,50 @@ def test_the_reports_show_every_value_and_every_fault() -> None:
         restart=RESTART,
         ending=ENDING,
         faults=grows(10, 26).faults(),
-        plots=["age"],
+        unjudged=[],
     )
     assert "| 2000 | 90 | 90 | 90 |" in report
     assert "![Age](scale-age.svg)" in report
-    assert "(scale-memory.svg)" not in report
+    assert "(scale-memory.svg)" in report
     assert "| HTTP requests a minute, before → after | 500 → 600 |" in report
     assert "| lost, double | 0, 0 |" in report
     assert "- age: ms grew from 10.0 to 26.0" in report
     series = [Series(name="receiver, MB", values=[90, 95, 300], bound=Bound(share=0.1, allowance=20))]
-    soak = soak_report(command="./scripts/soak", machine="2 cores", facts={"Orders": "7"}, series=series, faults=[])
+    soak = soak_report(
+        command="./scripts/soak",
+        machine="2 cores",
+        facts={"Orders": "7"},
+        series=series,
+        faults=[],
+        unjudged=["memory, because of X"],
+    )
     assert "| receiver, MB | 90 | 300 | 119 | **grows** |" in soak
+    assert soak.endswith("All checks passed.\n\nNot judged: memory, because of X.\n")
+
+
+def test_a_curve_that_stops_before_two_full_caches_says_that_it_judges_no_worker() -> None:
+    """The services are judged all the same."""
+    reason = "memory, descriptors and threads of the workers, because fewer than two points have 1000 calls"
+    assert curve_unjudged([point(160), point(320)]) == [reason]
+    assert curve_unjudged([point(500), point(1000)]) == [reason]
+    assert curve_unjudged([point(1000), point(2000)]) == []
+
+
+@pytest.mark.parametrize(
+    ("faults", "last", "code"),
+    [([], "all checks passed", 0), (["a grew", "b grew"], "2 checks failed", 1)],
+    ids=["passed", "failed"],
+)
+def test_a_run_ends_with_its_faults_its_figures_and_an_exit_code(
+    faults: list[str], last: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures go to standard output, and only if they are asked for."""
+    assert conclude(faults, ["c"], {"faults": faults}) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"faults": faults}
+    assert err.splitlines() == ["not judged c", *(f"NOT right  {fault}" for fault in faults), last]
+    assert conclude(faults, [], None) == code
+    assert capsys.readouterr().out == ""
 
 
 def test_a_report_replaces_the_last_one_of_its_name_in_the_page() -> None:
