@@ -7,6 +7,11 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.workflow.v1 import PendingActivityInfo
 
+_NOT_BEGUN = (
+    PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED,
+    PendingActivityState.PENDING_ACTIVITY_STATE_PAUSED,
+)
+
 
 class Attempts(NamedTuple):
     """The attempts of a pending activity."""
@@ -22,8 +27,8 @@ class Attempts(NamedTuple):
 def attempts_of(activity: PendingActivityInfo) -> Attempts:
     """Return the attempts of *activity*."""
     # Temporal counts an attempt from the moment at which it is scheduled.
-    is_begun = activity.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
     is_due = activity.HasField("next_attempt_schedule_time")
+    is_begun = activity.state not in _NOT_BEGUN and not is_due
     return Attempts(
         begun=activity.attempt - (not is_begun),
         next_try=activity.next_attempt_schedule_time.ToDatetime(UTC) if is_due else None,
