@@ -97,13 +97,13 @@ class _Inbound(worker.WorkflowInboundInterceptor):
             found = value if isinstance(value, Mapping) else vars(value)
             call = CallMemo(**{name: found[name] for name in CallMemo.__dataclass_fields__ if name in found})
             if len(self._watched) < MAX_WATCHED:
-                self._watched.setdefault((call.caller, call.request_id), call)
+                self._watched.setdefault(call.identity, call)
 
     async def execute_workflow(self, input: worker.ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
         # Callers must not cancel a run that no call started.
         if own is not None and own.caller_close_policy == "request_cancel":
-            self._watched = {(own.caller, own.request_id): own, **self._watched}
+            self._watched = {own.identity: own, **self._watched}
             # Keep a reference, because the loop has only a weak one. The task ends with the run.
             self._watching = asyncio.create_task(cancel_when_abandoned(self._watched))
         return await super().execute_workflow(input)

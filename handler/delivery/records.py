@@ -65,6 +65,11 @@ class CallMemo:
         return token, url, headers
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """What names the call: caller and request id. A request id is unique for one caller only."""
+        return self.caller, self.request_id
+
+    @property
     def operation_token(self) -> str:
         """The token with which the start was answered."""
         return self._reply[0]
@@ -135,7 +140,7 @@ def deliveries(calls: Iterable[CallMemo | None], workflow_id: str, run_id: str, 
     activity.
     """
     usable = [call for call in calls if call is not None and call.callback_url is not None]
-    first = {(call.caller, call.request_id): call for call in reversed(usable)}
+    first = {call.identity: call for call in reversed(usable)}
     start = milliseconds(start_time)
     return [Delivery(call=call, workflow_id=workflow_id, run_id=run_id, start_time_ms=start) for call in first.values()]
 

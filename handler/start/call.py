@@ -48,6 +48,16 @@ class Call:
     deadline: timedelta
     """Time from now within which the outcome is delivered."""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What names the call, as in `CallMemo.identity`."""
+        return self.caller, self.request.request_id
+
+    @property
+    def is_renewal(self) -> bool:
+        """Whether an earlier start was answered 201: this one names its operation by a token, and starts nothing."""
+        return self.request.operation_token is not None
+
     def memo(self, now: datetime) -> CallMemo:
         """Return the record of this call for the target's memo, or for the signal that attaches the call to a run.
 

@@ -5,7 +5,6 @@ run that holds the workflow id decides. A renewal that names its operation by a 
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -24,22 +23,21 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
-from bridge.temporal.server import Namespace, list_runs
+from bridge.temporal.server import Namespace
 from bridge.workflow.targets import Target
 from handler.authorization import Authorization
-from handler.delivery.calls import read_call, read_memo
-from handler.delivery.close_event import read_close_event, read_run, sendable
+from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 from handler.start.call import Call
+from handler.start.call_records import CallRecords
 from handler.start.held_starts import HeldStarts
 from handler.start.limits import AttachedCalls
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash
-from handler.sweep.plan import quoted
 from handler.user_code.conversion import Conversion
 from handler.user_code.workflow_id import TIMEOUT, workflow_id_for
 
@@ -89,6 +87,7 @@ class Starter:
         self._hash_key = decode_key(settings.hash_key)
         self._holds = holds
         self._attached = AttachedCalls()
+        self._records = CallRecords(client)
         self._clock = clock
         self._settings = settings
 
@@ -143,7 +142,7 @@ class Starter:
                     deadline=min(DEFAULT_DEADLINE if timeout is None else timeout, longest),
                 )
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
-                if refusal is not None and not await self._has_started(call):
+                if refusal is not None and not await self._records.has_started(call):
                     raise refusal
                 if self._authorization.is_needed:
                     await self._require(call, value, within=TIMEOUT - timedelta(seconds=loop.time() - began))
@@ -177,30 +176,15 @@ class Starter:
             nexusrpc.HandlerError: The function refuses the call or failed.
         """
         # An operation token is no proof: it only says that the call may have started its run.
-        is_renewal = call.request.operation_token is not None
-        if is_renewal and await self._has_started(call):
+        if call.is_renewal and await self._records.has_started(call):
             return
         try:
             names = f"{call.target.service}/{call.target.operation}"
             await self._authorization.require(call.caller, names, value, within=within)
         except HandlerError:
             # The function may decide otherwise than before.
-            if is_renewal or not await self._has_started(call):
+            if call.is_renewal or not await self._records.has_started(call):
                 raise
-
-    async def _has_started(self, call: Call) -> bool:
-        """Whether the call has started the run that holds the workflow id, or is attached to it."""
-        run, name = await find_run(self._client, call.workflow_id), (call.caller, call.request.request_id)
-        memo = None if run is None else run.memo
-        if run is None or call.token in run.served or (memo is not None and (memo.caller, memo.request_id) == name):
-            return run is not None
-        is_own = memo is not None and memo.caller == call.caller
-        if not call.target.instrumented or not (is_own or call.target.attach_across_callers):
-            return False
-        # Any copy of the service may have attached the call. Only the run's history shows it.
-        _, attached = await read_run(self._client, call.workflow_id, run.ref.run_id)
-        found = [await read_call(self._client.data_converter, each, target=call.workflow_id) for each in attached]
-        return name in {(each.caller, each.request_id) for each in found if each is not None}
 
     async def _deliver(self, call: Call, answer: Finished) -> None:
         """Deliver the outcome of a held start whose sender is gone. The worker leaves the outcome to the answer."""
@@ -217,7 +201,7 @@ class Starter:
         await start_delivery_workflow(self._client, delivery, task_queue=task_queue)
 
     async def _answer(self, call: Call) -> StartAnswer:
-        may_start = call.request.operation_token is None and not await self._is_too_old(call.request)
+        may_start = not call.is_renewal and not await self._is_too_old(call.request)
         if may_start:
             response = await self._runs.start(call, call.memo(self._clock()))
             # An equal repeat counts as started too, even if its run has closed.
@@ -241,33 +225,29 @@ class Starter:
                 break
             if run is None:
                 raise OutcomeUnknownError(OUTCOME_UNKNOWN)
+            is_same, refusal = False, None
             try:
                 is_same = is_same_call(call, run, may_start=may_start)
-            except HandlerError:
-                if (outcome := await self._outcome_of_earlier_run(call)) is None:
-                    raise
-                return outcome
-            if run.is_open:
-                if is_same or await self._attach(call, run):
-                    return Running(operation_token=call.token, target=run.ref, progress=run.progress)
-            elif (closed := await read_close_event(self._client, call.workflow_id, run.ref.run_id)) is not None:
-                return Finished(outcome=closed.outcome, target=run.ref)
-            # The run closed or continued as another run between two reads: read again.
+            except HandlerError as error:
+                refusal = error
+            if call.is_renewal and not is_same:
+                outcome = await self._records.earlier_outcome(call, run, is_refused=refusal is not None)
+                if outcome is not None:
+                    return outcome
+            if refusal is not None:
+                raise refusal
+            if (answer := await self._state_of(run, call, is_same=is_same)) is not None:
+                return answer
         message = "the run is changing, try again"
         raise UnavailableError(message)
 
-    async def _outcome_of_earlier_run(self, call: Call) -> Finished | None:
-        """Return the outcome of the call's own run, if people have started the workflow id again since it closed."""
-        query = ""
-        with contextlib.suppress(ValueError):
-            query = f"WorkflowId = {quoted(call.workflow_id)}"
-        if call.request.operation_token is None or not query:
-            return None
-        async for info in list_runs(self._client, query):
-            memo = await read_memo(self._client.data_converter, info)
-            if memo is not None and (memo.caller, memo.request_id) == (call.caller, call.request.request_id):
-                closed = await read_close_event(self._client, call.workflow_id, info.execution.run_id)
-                return None if closed is None else Finished(outcome=closed.outcome, target=closed.target)
+    async def _state_of(self, run: Run, call: Call, *, is_same: bool) -> StartAnswer | None:
+        """Return the state of *run*; None if it closed or continued as another run between two reads."""
+        if run.is_open:
+            if is_same or await self._attach(call, run):
+                return Running(operation_token=call.token, target=run.ref, progress=run.progress)
+        elif (closed := await read_close_event(self._client, call.workflow_id, run.ref.run_id)) is not None:
+            return Finished(outcome=closed.outcome, target=run.ref)
         return None
 
     async def _attach(self, call: Call, run: Run) -> bool:
@@ -298,7 +278,7 @@ class Starter:
             # The caller's renewals get the outcome, or Temporal's server delivers it.
             return True
         if not self._attached.admit(call.temporal_request_id, run):
-            if call.request.operation_token is None:
+            if not call.is_renewal:
                 raise run_is_full()
             # This call was answered 201 before. It is attached already, or gets the outcome by its renewals.
             return True

@@ -169,7 +169,7 @@ async def _is_continued(run: WorkflowExecution, call: CallMemo) -> bool:
     current = await find_run(activity.client(), run.id)
     if current is None or current.memo is None or current.ref.run_id == run.run_id:
         return False
-    return (current.memo.caller, current.memo.request_id) == (call.caller, call.request_id)
+    return current.memo.identity == call.identity
 
 
 async def start_sweep(client: Client, *, targets: Iterable[Target], settings: HandlerSettings) -> None:

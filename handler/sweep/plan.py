@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from bridge.temporal.visibility import quoted
 from bridge.workflow.targets import Target
 
 _FORCED = ("Terminated", "TimedOut")
@@ -47,7 +48,11 @@ def sweep_plans(
         statuses = (
             _FORCED if target.instrumented and is_renewed(target) else ("Canceled", "Completed", "Failed", *_FORCED)
         )
-        names = f"TaskQueue = {quoted(queue)} AND WorkflowType = {quoted(target.workflow_type)}"
+        try:
+            names = f"TaskQueue = {quoted(queue)} AND WorkflowType = {quoted(target.workflow_type)}"
+        except ValueError as error:
+            message = f"the sweep cannot look for a target: {error}; rename it, or set sweep = false"
+            raise ValueError(message) from None
         plan = SweepPlan(
             query=f"{names} AND ExecutionStatus IN ({', '.join(map(quoted, statuses))})",
             is_instrumented=target.instrumented,
@@ -56,17 +61,3 @@ def sweep_plans(
         # If several operations have the same workflow, the first one in this order has the widest query.
         plans.setdefault("-".join(dict.fromkeys(("bridge-sweep", task_queue, queue, target.workflow_type))), plan)
     return plans
-
-
-def quoted(text: str) -> str:
-    """Return *text* as a string of a visibility query.
-
-    Raises:
-        ValueError: No query can contain *text*.
-    """
-    # Server 1.29.1 finds no run by a name with one of these characters, with any form of escape.
-    if not text.isprintable() or '"' in text or "\\" in text:
-        characters = "a double quote, a backslash or a control character"
-        message = f"the sweep cannot find a name with {characters}: rename {text!r}, or set sweep = false"
-        raise ValueError(message)
-    return "'" + text.replace("'", "''") + "'"

@@ -19,7 +19,7 @@ from handler.delivery.records import milliseconds
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set
-from tests.support.peer import send, start
+from tests.support.peer import Message, send, start
 from tests.support.targets import Ask, ForeignWorkflow, Reply, foreign_target
 from tests.support.world import Listener, World, clock, events, running_world
 
@@ -306,31 +306,54 @@ async def test_every_copy_of_the_service_knows_an_attached_call(server: Server) 
         await target.terminate()
 
 
-async def test_a_renewal_gets_the_outcome_of_its_own_run_although_people_ran_the_id_again(server: Server) -> None:
-    """The delivery goes on meanwhile: an answer "unknown" would end the call before the outcome arrives."""
+@pytest.mark.parametrize("operation", ["probe", "shared"])
+async def test_a_renewal_gets_the_outcome_of_its_own_run_although_people_ran_the_id_again(
+    server: Server, operation: str
+) -> None:
+    """The call that started the run gets it, and so does one that was attached. No renewal gets the other run's.
+
+    The delivery goes on meanwhile: an answer "unknown" would end the call before the outcome arrives.
+    """
     async with running_world(server, without=("caller", "receiver")) as world:
-        message = start(world, {"key": world.key("again"), "text": "of the first run"}, request_id=world.key("id"))
-        signer = MessageSigner(world.keys.start)
-        token = json.loads((await send(message, signer)).body)["token"]
-        ask = Ask(world.key("again"), "wait")
-        target = world.target(ask)
+        signer, key = MessageSigner(world.keys.start), world.key("again")
+
+        scheduled = start(world, {}).headers["Bridge-Scheduled-Time"]
+
+        def request(name: str) -> Message:
+            content = {"key": key, "behaviour": "wait"}
+            message = start(world, content, request_id=world.key(name), operation=operation)
+            message.headers["Bridge-Scheduled-Time"] = scheduled
+            return message
+
+        async def token(name: str) -> str:
+            return str(json.loads((await send(request(name), signer)).body)["token"])
+
+        tokens = {name: await token(name) for name in ("first", "attached")}
+        target = world.handler_client.get_workflow_handle(f"{operation}-{key}")
+        await target.signal("say", "of the first run")
         await target.result()
         again: Any = await world.handler_client.start_workflow(
-            "ProbeWorkflow", ask, id=target.id, task_queue=world.payment_queue
+            "SharedWorkflow" if operation == "shared" else "ProbeWorkflow",
+            Ask(key, "wait"),
+            id=target.id,
+            task_queue=world.payment_queue,
         )
 
-        async def answered(request_id: str) -> int:
-            renewal = start(world, {"key": world.key("again"), "text": "of the first run"}, request_id=request_id)
-            renewal.headers["Nexus-Operation-Token"] = token
+        async def answered(name: str, operation_token: str) -> int:
+            renewal = request(name)
+            renewal.headers["Nexus-Operation-Token"] = operation_token
             answer = await send(renewal, signer)
             assert (b"of the first run" in answer.body) is (answer.status == 200)
             return answer.status
 
         async def listed() -> None:
-            assert await answered(world.key("id")) == 200
+            query = f"WorkflowId = '{target.id}'"
+            assert len([each async for each in world.handler_client.list_workflows(query)]) == 2
 
         await assert_eventually(listed)
-        assert await answered(world.key("another")) == 404
+        assert [await answered(*each) for each in tokens.items()] == [200, 200]
+        # A call of neither run may attach to the run of a shared operation, like every new call.
+        assert await answered("another", tokens["first"]) == (201 if operation == "shared" else 404)
         await again.terminate()
 
 
