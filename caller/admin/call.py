@@ -69,23 +69,24 @@ async def call(
         handle = client.prepare(
             nexusrpc.Operation[Any, Any](name), value, schedule_to_close_timeout=limit, request_id=chosen
         )
-        with _errors_reported(operation, as_json=as_json):
-            try:
+        try:
+            with _errors_reported(operation, as_json=as_json):
                 await handle.ask()
-                if isinstance(handle.answer, Running):
-                    print(f"started {describe_target(handle.answer.target)}", file=sys.stderr)
-                elif handle.answer is not None and handle.answer.target is not None:
-                    print(f"{describe_target(handle.answer.target)} has ended", file=sys.stderr)
+            if isinstance(handle.answer, Running):
+                print(f"started {describe_target(handle.answer.target)}", file=sys.stderr)
+            elif handle.answer is not None and handle.answer.target is not None:
+                print(f"{describe_target(handle.answer.target)} has ended", file=sys.stderr)
+            with _errors_reported(operation, as_json=as_json):
                 result = await handle.result()
-            except asyncio.CancelledError:
-                said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
-                with contextlib.suppress(TimeoutError, NexusOperationError):
-                    async with asyncio.timeout(_CANCEL_S):
-                        await handle.cancel()
-                    if handle.answer is not None:
-                        said = f"canceled: the handler was asked to end {operation}"
-                print(said, file=sys.stderr)
-                raise
+        except asyncio.CancelledError:
+            said = f"interrupted: repeat it with --request-id {chosen} to find the operation"
+            with contextlib.suppress(TimeoutError, NexusOperationError):
+                async with asyncio.timeout(_CANCEL_S):
+                    await handle.cancel()
+                if handle.answer is not None:
+                    said = f"canceled: the handler was asked to end {operation}"
+            print(said, file=sys.stderr)
+            raise
     print(json.dumps({"result": result} if as_json else result, indent=None if as_json else 2, default=_printable))
 
 
