@@ -30,10 +30,12 @@ from handler.delivery.workflow import (
     REPORT_UNDELIVERED_ACTIVITY,
     next_delay,
 )
-from handler.user_code.threads import is_cancellation
+from handler.user_code.threads import BoundedThreads, is_cancellation
 
 NOT_CLOSED = "not closed"
 """Result of a delivery whose run turned out to be open, or continued as another run."""
+
+_THREADS = 4
 
 _log = event_logger(__name__)
 
@@ -71,6 +73,8 @@ class DeliveryActivities:
         self._callbacks = callbacks
         self._metrics = metrics
         self._on_undelivered = on_undelivered
+        # Threads of its own: a function that never returns must not take those that asyncio needs for host names.
+        self._threads = BoundedThreads(threads=_THREADS, waiting=0)
 
     @activity.defn(name=DELIVER_ACTIVITY)
     async def deliver_completion(self, delivery: Delivery) -> str:
@@ -129,8 +133,10 @@ class DeliveryActivities:
         if self._on_undelivered is None:
             return
         try:
-            # In a thread, because a plain function may block.
-            if inspect.isawaitable(running := await asyncio.to_thread(self._on_undelivered, outcome)):
+            # In a thread, because a plain function may block. If no thread is free, Temporal repeats the activity.
+            loop = asyncio.get_running_loop()
+            running = await loop.run_in_executor(self._threads, self._on_undelivered, outcome)
+            if inspect.isawaitable(running):
                 await running
         except BaseException as error:
             if isinstance(error, Exception) or is_cancellation(error):
