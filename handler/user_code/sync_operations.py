@@ -100,8 +100,8 @@ class SyncOperations:
         Raises:
             nexusrpc.HandlerError: The request failed. Any other exception is a bug in the team's code.
         """
-        timeout = decode_duration(request.headers.get("request-timeout", "")) or REQUEST_TIMEOUT
-        timeout = min(timeout, MAX_REQUEST_TIMEOUT)
+        wanted = decode_duration(request.headers.get("request-timeout", ""))
+        timeout = REQUEST_TIMEOUT if wanted is None else min(wanted, MAX_REQUEST_TIMEOUT)
         limit, cancellation = asyncio.timeout(timeout.total_seconds()), _Cancellation()
         context = StartOperationContext(
             service=request.service,

@@ -344,6 +344,13 @@ async def test_an_operation_ends_with_its_request(quiet: Quoting, operation: str
     await assert_eventually(canceled)
 
 
+async def test_no_time_is_not_the_default_time(quiet: Quoting) -> None:
+    """The sender no longer waits for the answer."""
+    quiet.quotes.calls.clear()
+    answer = await quiet.send("QuoteService/quote", {"key": "k"}, _header("Request-Timeout", "0ms"))
+    assert (answer.status, answer.type) == (408, "REQUEST_TIMEOUT")
+
+
 async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
     """The limit applies even if the sender would wait a year."""
     quiet.quotes.calls.clear()
