@@ -45,7 +45,7 @@ class CompletionAnswer(Enum):
     UNKNOWN = "unknown"
     """No such wait is in history: it never existed, or its retention has passed."""
     AGAIN_LATER = "again later"
-    """The activity is still pending, or Temporal did not answer."""
+    """The activity is still pending, or Temporal did not do what it was asked for."""
 
 
 def receipt(request_id: str, target: WorkflowRef | None, outcome: Outcome) -> str:

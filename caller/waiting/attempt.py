@@ -72,6 +72,11 @@ class Attempt:
         self.clock_difference = clock() - self.info.started_time
         """How far the worker's clock was ahead of the server's when the attempt began; negative if it was behind."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no earlier attempt of the call can have started the operation. A reset activity counts anew."""
+        return self.info.attempt == 1 and not self.call.is_again and self.known is None
+
     def now(self) -> datetime:
         """Return the current time of the server's clock. The worker's clock may be set while the attempt runs."""
         return self.info.started_time + timedelta(seconds=time.monotonic() - self._began)

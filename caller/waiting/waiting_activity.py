@@ -189,7 +189,7 @@ class OperationActivities:
             links=[attempt.caller.to_link()],
             operation_timeout=min(call.close_deadline(now), attempt.deadline) - now,
             scheduled_time=call.scheduled_time,
-            attempt=attempt.info.attempt,
+            attempt=max(attempt.info.attempt, 1 if attempt.is_first else 2),
             # A handler service of another namespace, to which the endpoint may point by now, then starts nothing.
             operation_token=(attempt.known.operation_token if attempt.known else "") or None,
             wait=wait if wait and wait >= timedelta(seconds=1) else None,
@@ -215,6 +215,5 @@ def _own_fault(error: HandlerError, attempt: Attempt) -> NotStartedError:
 
     The error ends the call only at its first attempt. An earlier attempt may have started the operation.
     """
-    is_first = attempt.info.attempt == 1 and not attempt.call.is_again
-    reason = error if is_first else BridgeError(error.message)
+    reason = error if attempt.is_first else BridgeError(error.message)
     return NotStartedError(reason, retry_after=None)

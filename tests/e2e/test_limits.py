@@ -10,11 +10,10 @@ import pytest
 from aiohttp import web
 from nexusrpc import HandlerError, HandlerErrorType
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.exceptions import (
-    ApplicationError,
     TimeoutType,
 )
-from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
@@ -223,12 +222,8 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
         handle = await world.call(ask, CallPlan(first_lease=600))
         target = await world.until_started(ask)
         for _ in range(2):
-            [activity_id] = set(await scheduled(handle))
-            stopped = world.caller_client.get_async_activity_handle(
-                workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
-            )
             before = len(await scheduled(handle))
-            await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
+            await world.stop_waiting(handle)
 
             async def again(before: int = before) -> None:
                 assert len(await scheduled(handle)) == before + 1
@@ -250,11 +245,7 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
         ask = Ask(world.key(), "cleanup")
         handle = await world.call(ask, CallPlan(first_lease=600))
         target = await world.until_started(ask)
-        [activity_id] = await scheduled(handle)
-        stopped = world.caller_client.get_async_activity_handle(
-            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
-        )
-        await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
+        await world.stop_waiting(handle)
         await handle.cancel()
         await cause_of(handle)
 

@@ -23,7 +23,7 @@ from scripts.environment.server import Server
 from scripts.environment.stack import ROOT, write_local_settings
 from tests.support.callers import CallPlan
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually, key_set
+from tests.support.helpers import CALLER, HANDLER, assert_eventually, key_set
 from tests.support.targets import Ask, ProbeWorkflow, Reply
 from tests.support.world import Before, World, events, running_world, with_codec
 
@@ -187,20 +187,8 @@ async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_cal
     handle = await world.call(ask, CallPlan(renewal=1))
     target = await world.until_started(ask)
     if is_again:
-        # Temporal takes a failure only while an attempt runs.
         world.service.before = unanswered
-        waiting = await world.pending(handle)
-        stopped = world.caller_client.get_async_activity_handle(
-            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=waiting.activity_id
-        )
-
-        async def fails() -> None:
-            try:
-                await stopped.fail(ApplicationError("stopped by hand", non_retryable=True))
-            except RPCError as error:
-                raise AssertionError("no attempt runs") from error
-
-        await assert_eventually(fails)
+        await world.stop_waiting(handle)
     await world.stop_worker("caller")
     world.service.before = world.service.change = None
     world.caller_options = {"endpoints": {"other": world.caller_settings.endpoints["payments"]}}
@@ -217,6 +205,37 @@ async def test_settings_that_lose_the_endpoint_after_a_start_was_sent_end_no_cal
     await world.start_worker("caller")
     await target.signal("say", "paid")
     assert await handle.result() == Reply("paid")
+
+
+async def test_an_unsigned_refusal_ends_no_call_that_is_scheduled_again(server: Server) -> None:
+    """Anyone on the way may have written it, and a lost answer may have been a 201. The new activity has attempt 1."""
+
+    def prepare(world: World) -> None:
+        keys = {"start_keys": world.keys.start, "completion_keys": world.keys.completion}
+        world.caller_options = {"handlers": {HANDLER: {**keys, "answers": "unsigned"}}}
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(key=world.key(), behaviour="wait")
+        world.service.change = lambda *_: web.Response(status=504)
+        handle = await world.call(ask, CallPlan(first_lease=1, renewal=1))
+        target = await world.until_started(ask)
+        world.service.before = unanswered
+        await world.stop_waiting(handle)
+
+        async def refuse(_: web.Request) -> web.StreamResponse:
+            return web.json_response({"message": "no such operation"}, status=404)
+
+        world.service.before, world.service.change = refuse, None
+
+        async def refused() -> None:
+            pending = await world.pending(handle)
+            assert pending is not None, "not scheduled again yet"
+            assert "unsigned peer" in pending.last_failure.message
+
+        await assert_eventually(refused)
+        world.service.before = None
+        await target.signal("say", "paid")
+        assert await handle.result() == Reply("paid")
 
 
 async def test_a_check_that_refuses_the_repeat_of_a_start_ends_no_call(server: Server) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowHistory
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Replayer
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
@@ -111,11 +110,7 @@ async def _recorded(world: World, plan: CallPlan) -> WorkflowHandle[Any, Any]:
     elif plan.transport == "poll":
         await target.cancel()
     else:
-        [activity_id] = [(await world.pending(handle)).activity_id]
-        activity = world.caller_client.get_async_activity_handle(
-            workflow_id=handle.id, run_id=handle.first_execution_run_id, activity_id=activity_id
-        )
-        await activity.fail(ApplicationError("stopped by hand", non_retryable=True))
+        await world.stop_waiting(handle)
 
         async def again() -> None:
             assert (await events(handle)).count("ACTIVITY_TASK_SCHEDULED") == 2

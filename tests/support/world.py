@@ -20,6 +20,7 @@ from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
 from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.converter import DataConverter
+from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
@@ -278,6 +279,22 @@ class World:
         """The plan of a call by *transport*."""
         endpoint = self.nexus_endpoint if transport == "nexus" else "payments"
         return CallPlan(transport=transport, endpoint=endpoint, **options)
+
+    async def stop_waiting(self, handle: WorkflowHandle[Any, Any]) -> None:
+        """Fail the waiting activity of *handle* as an operator does. Temporal takes a failure while an attempt runs."""
+
+        async def fails() -> None:
+            waiting = self.caller_client.get_async_activity_handle(
+                workflow_id=handle.id,
+                run_id=handle.first_execution_run_id,
+                activity_id=(await self.pending(handle)).activity_id,
+            )
+            try:
+                await waiting.fail(ApplicationError("stopped by hand", non_retryable=True))
+            except RPCError as error:
+                raise AssertionError("no attempt runs") from error
+
+        await assert_eventually(fails)
 
     async def start_sweep(self) -> None:
         """Start the sweep like every replica of the service."""
