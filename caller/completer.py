@@ -23,7 +23,8 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.security.callback_tokens import CallbackClaims
-from bridge.temporal.server import describe, is_missing, is_open, newest_events
+from bridge.temporal.executions import describe, is_open, newest_events
+from bridge.temporal.rpc_status import is_missing
 from caller.receipt import (
     CLOSINGS,
     CompletionAnswer,

@@ -9,7 +9,7 @@ from temporalio import worker, workflow
 from temporalio.service import RPCError
 
 from bridge.temporal.activity_guard import ActivityGuard, WorkflowGuard
-from bridge.temporal.server import describe_namespace
+from bridge.temporal.connection import describe_namespace
 from bridge.workflow.call import (
     CALL_ENDED,
     CANCEL_OPERATIONS_ACTIVITY,

@@ -30,8 +30,8 @@ from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.tracing import span, trace_fields
 from bridge.security.callback_tokens import MAX_TOKEN_CHARACTERS, CallbackClaims, CallbackTokens
 from bridge.security.signatures import MessageKind, MessageVerifier
+from bridge.temporal.connection import Namespace, connect
 from bridge.temporal.lasting_client import lasting_client
-from bridge.temporal.server import Namespace, connect
 from caller.completer import Completer
 from caller.receipt import CompletionAnswer
 from caller.reports.console import pages

@@ -11,7 +11,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.service import RPCError
 
 from bridge.runtime.settings import SettingsError
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 
 
 async def polls(queue: str) -> bool:

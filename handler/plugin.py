@@ -12,8 +12,8 @@ from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.temporal.activity_guard import ActivityGuard
+from bridge.temporal.connection import Namespace
 from bridge.temporal.lasting_client import present_client
-from bridge.temporal.server import Namespace
 from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
 from handler.authorization import Authorization, Authorize

@@ -34,8 +34,8 @@ from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import SettingsError
 from bridge.runtime.tracing import span, trace_fields
 from bridge.security.signatures import MessageKind
+from bridge.temporal.connection import Namespace, connect
 from bridge.temporal.lasting_client import lasting_client
-from bridge.temporal.server import Namespace, connect
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.authorization import Authorization, Authorize, authorize_in, require_in_settings

@@ -11,7 +11,7 @@ from temporalio.service import RPCError
 
 from bridge.runtime.event_log import event_logger
 from bridge.temporal.pollers import worker_problem
-from bridge.temporal.server import refusal
+from bridge.temporal.rpc_status import refusal
 from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings
 

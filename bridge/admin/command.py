@@ -25,8 +25,8 @@ from bridge.errors import BridgeError
 from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import LogFormat
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
-from bridge.temporal import server as temporal
-from bridge.temporal.server import connect
+from bridge.temporal import rpc_status
+from bridge.temporal.connection import connect
 
 NAME = "callback-bridge"
 
@@ -86,7 +86,7 @@ async def connected(model: type[SettingsT]) -> AsyncIterator[tuple[Client, Setti
 
 def refusal(error: BridgeError | RPCError) -> str:
     """Say why a command was not carried out."""
-    return temporal.refusal(error) if isinstance(error, RPCError) else str(error)
+    return rpc_status.refusal(error) if isinstance(error, RPCError) else str(error)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], *, name: str = NAME) -> NoReturn:

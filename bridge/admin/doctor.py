@@ -13,8 +13,9 @@ from bridge.admin.command import CommandError
 from bridge.admin.output import cell, print_list
 from bridge.http.peer_check import EchoProbe, Finding, check_peers
 from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
+from bridge.temporal.connection import connect, describe_namespace
 from bridge.temporal.pollers import workers_seen
-from bridge.temporal.server import connect, describe_namespace, refusal
+from bridge.temporal.rpc_status import refusal
 from bridge.workflow.call import MAX_INPUT_BYTES
 
 _RUNGS = ("settings", "Temporal", "namespace", "limits", "workers")

@@ -27,7 +27,7 @@ from bridge.http.server import SERVER, Route
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.settings import ConsoleSettings, SettingsError
 from bridge.security.redaction import plain
-from bridge.temporal.server import is_missing, refusal
+from bridge.temporal.rpc_status import is_missing, refusal
 
 try:
     import jinja2

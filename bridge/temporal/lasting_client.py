@@ -14,7 +14,7 @@ from temporalio.client import Client
 
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import Alarm, Reloaded
-from bridge.temporal.server import connect_config, connect_files
+from bridge.temporal.connection import connect_config, connect_files
 
 _PACE_S = 1.0
 

@@ -6,8 +6,8 @@ from bridge.admin import command
 from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.settings import load
+from bridge.temporal.connection import connect
 from bridge.temporal.lasting_client import lasting_client
-from bridge.temporal.server import connect
 from caller.receiver import create_app
 from caller.settings import CallerSettings
 

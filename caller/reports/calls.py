@@ -19,8 +19,8 @@ from temporalio.converter import DataConverter
 
 from bridge.protocol.link import WorkflowRef
 from bridge.security.redaction import markdown_code, plain
+from bridge.temporal.executions import describe_existing, is_open, list_runs
 from bridge.temporal.pending_activity import attempts_of
-from bridge.temporal.server import describe_existing, is_open, list_runs
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
 from caller.receipt import CLOSINGS, event_attributes, read_receipt
 from caller.settings import CallerSettings

@@ -17,7 +17,7 @@ from temporalio.service import RPCError
 from bridge.errors import BridgeError
 from bridge.protocol.cancel import CancelRequest
 from bridge.runtime.event_log import event_logger
-from bridge.temporal.server import describe
+from bridge.temporal.executions import describe
 from bridge.workflow.call import CANCEL_OPERATIONS_ACTIVITY, CancelAnswer, CancelOrder
 from caller.endpoint_client import Endpoints, NotStartedError
 from caller.waiting.attempt import waiting_converter, workflow_of

@@ -15,7 +15,7 @@ from temporalio.worker import Worker
 from bridge.admin import command
 from bridge.http.listener import stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from caller import CallerPlugin
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter, validators
 
 from bridge.admin.command import connected
 from bridge.admin.output import JsonOutput, details, print_list, to_json
-from bridge.temporal.server import list_runs
+from bridge.temporal.executions import list_runs
 from handler.delivery.records import MEMO_KEY
 from handler.reports.runs import RunReport, read_run_and_delivery, report_of
 from handler.settings import HandlerSettings

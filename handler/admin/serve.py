@@ -12,8 +12,8 @@ from bridge.admin.command import ServeOptions
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.user_modules import import_module
+from bridge.temporal.connection import connect
 from bridge.temporal.lasting_client import lasting_client
-from bridge.temporal.server import connect
 from handler.plugin import HandlerPlugin
 from handler.service import Served, create_app
 from handler.settings import HandlerSettings

@@ -18,7 +18,7 @@ from temporalio.service import RPCError
 from bridge.protocol.answers import Meaning
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
-from bridge.temporal.server import is_missing
+from bridge.temporal.rpc_status import is_missing
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.close_event import CloseEvent, read_close_event
 from handler.delivery.records import Delivery

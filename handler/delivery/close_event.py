@@ -23,7 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import CANCELED_MESSAGE, Outcome
 from bridge.protocol.payload import holds_reference
-from bridge.temporal.server import newest_events
+from bridge.temporal.executions import newest_events
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER
 from handler.settings import CallerPeer
 

@@ -18,7 +18,8 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from bridge.runtime.event_log import event_logger
-from bridge.temporal.server import is_missing, keeping_inline
+from bridge.temporal.connection import keeping_inline
+from bridge.temporal.rpc_status import is_missing
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.calls import decoded_call
 from handler.delivery.close_event import CloseEvent, read_close_event

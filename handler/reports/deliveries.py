@@ -24,8 +24,8 @@ from temporalio.exceptions import ActivityError
 
 from bridge.errors import BridgeError
 from bridge.security.redaction import plain
+from bridge.temporal.executions import describe, list_runs
 from bridge.temporal.pending_activity import attempts_of
-from bridge.temporal.server import describe, list_runs
 from handler.delivery.close_event import read_close_event
 from handler.delivery.records import MEMO_KEY
 from handler.delivery.workflow import DELIVERY_WORKFLOW

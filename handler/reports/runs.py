@@ -9,7 +9,7 @@ from temporalio.client import Client
 
 from bridge.errors import UnavailableError
 from bridge.protocol.link import WorkflowRef
-from bridge.temporal.server import describe_existing
+from bridge.temporal.executions import describe_existing
 from handler.delivery.calls import read_memo
 from handler.delivery.records import delivery_id
 from handler.reports.deliveries import Deliveries, DeliveryDetails, DeliveryError

@@ -8,7 +8,7 @@ import asyncio
 from temporalio.client import Client
 
 from bridge.protocol.start import Finished
-from bridge.temporal.server import list_runs
+from bridge.temporal.executions import list_runs
 from bridge.temporal.visibility import quoted
 from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import read_close_event, read_run

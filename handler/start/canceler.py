@@ -4,7 +4,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from bridge.errors import not_found
-from bridge.temporal.server import Namespace, is_missing
+from bridge.temporal.connection import Namespace
+from bridge.temporal.rpc_status import is_missing
 from bridge.workflow.targets import Target
 from handler.delivery.records import NATIVE_CALLER
 from handler.start.operation_token import OperationToken

@@ -8,7 +8,7 @@ from yarl import URL
 
 from bridge.errors import UnavailableError, bad_request, over_limit
 from bridge.runtime.event_log import event_logger
-from bridge.temporal.server import error_type
+from bridge.temporal.rpc_status import error_type
 
 _log = event_logger(__name__)
 

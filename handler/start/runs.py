@@ -18,7 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from bridge.protocol.headers import OPERATION_TOKEN
 from bridge.protocol.link import WorkflowRef, to_temporal_link
 from bridge.runtime.tracing import workflow_header
-from bridge.temporal.server import describe, is_missing, is_open
+from bridge.temporal.executions import describe, is_open
+from bridge.temporal.rpc_status import is_missing
 from bridge.workflow.progress import MAX_PROGRESS_BYTES, PROGRESS_MEMO
 from handler.delivery.calls import read_memo
 from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo

@@ -23,7 +23,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.payload import holds_reference
 from bridge.protocol.start import Finished, Running, StartAnswer, StartRequest
 from bridge.security.keys import decode_key
-from bridge.temporal.server import Namespace
+from bridge.temporal.connection import Namespace
 from bridge.workflow.targets import Target
 from handler.authorization import Authorization
 from handler.delivery.close_event import read_close_event, sendable

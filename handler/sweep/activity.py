@@ -23,7 +23,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
 from bridge.runtime.event_log import event_logger
-from bridge.temporal.server import describe, is_open, is_temporary, keeping_inline
+from bridge.temporal.connection import keeping_inline
+from bridge.temporal.executions import describe, is_open
+from bridge.temporal.rpc_status import is_temporary
 from bridge.workflow.targets import Target
 from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import read_close_event, read_run

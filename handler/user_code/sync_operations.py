@@ -29,7 +29,7 @@ from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, StartRequest
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.settings import SettingsError
-from bridge.temporal.server import error_type, is_final
+from bridge.temporal.rpc_status import error_type, is_final
 from bridge.workflow.client import RESERVED_HEADERS, RESERVED_PREFIXES
 from bridge.workflow.targets import Targets
 from handler.user_code.conversion import Conversion

@@ -33,7 +33,7 @@ from bridge.http.listener import stop_on_signals
 from bridge.http.server import AccessLogger
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.user_modules import import_module
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from bridge.temporal.worker_plugin import WORKFLOW_SAFE_MODULES
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin

@@ -37,7 +37,7 @@ from bridge.admin import command
 from bridge.http.listener import stop_on_signals
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.settings import load
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from caller import CallerPlugin
 from caller.settings import CallerSettings
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow

@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 from bridge.admin import command
 from bridge.http.listener import stop_on_signals
 from bridge.runtime.event_log import configure_logging
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from examples.payments.payments import PAYMENT_QUEUE, PaymentWorkflow
 from examples.payments.workers import STOP_TIMEOUT
 from handler import HandlerPlugin

@@ -16,8 +16,8 @@ from temporalio.worker import Worker
 import caller
 import handler
 from bridge.http.listener import bind, listening
+from bridge.temporal.connection import connect
 from bridge.temporal.lasting_client import lasting_client
-from bridge.temporal.server import connect
 from scripts.environment.server import Server
 from tests.support.certificates import Authority
 from tests.support.helpers import CALLER, HANDLER, Keys, assert_eventually, caller_settings, handler_settings

@@ -17,7 +17,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageKind, MessageSigner
-from bridge.temporal.server import describe
+from bridge.temporal.executions import describe
 from handler.delivery.calls import read_memo
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT, write_local_settings

@@ -19,7 +19,7 @@ from temporalio.service import RPCError
 from bridge.errors import UnavailableError
 from bridge.runtime.settings import SettingsError
 from bridge.security.signatures import MessageSigner
-from bridge.temporal.server import Namespace
+from bridge.temporal.connection import Namespace
 from handler.authorization import Authorize
 from handler.service import Served
 from handler.start.operation_token import OperationToken

@@ -6,7 +6,7 @@ import sys
 from temporalio.worker import Worker
 
 from bridge.runtime.event_log import configure_logging
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from caller import CallerPlugin
 from tests.support.callers import CALLERS
 

@@ -10,7 +10,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from bridge.temporal.server import connect
+from bridge.temporal.connection import connect
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, assert_eventually
 

@@ -12,8 +12,8 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from bridge.temporal.executions import describe_existing
 from bridge.temporal.pending_activity import Attempts, attempts_of
-from bridge.temporal.server import describe_existing
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, assert_eventually
 

@@ -16,7 +16,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, Wor
 from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 
-from bridge.temporal.server import is_open
+from bridge.temporal.executions import is_open
 from handler.delivery.caller_close_policy import WATCH_CALLERS_ACTIVITY
 from handler.delivery.interceptor import _Inbound
 from handler.delivery.records import packed_reply

@@ -1,31 +1,13 @@
-"""The connection to Temporal, its raw calls, and the meaning of a failed call's status."""
+"""The connection to Temporal: where it is, and the namespace behind it."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from temporalio.api.common.v1 import GrpcStatus
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
-from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from bridge.runtime.settings import SettingsError
-from bridge.temporal.server import (
-    connect,
-    connect_config,
-    connect_files,
-    describe,
-    error_type,
-    is_final,
-    is_missing,
-    is_open,
-    is_temporary,
-    newest_events,
-)
+from bridge.temporal.connection import connect, connect_config, connect_files
 from caller import CallerPlugin
 from handler import HandlerPlugin
 from scripts.environment.server import Server
@@ -126,60 +108,6 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, tm
     assert connect_files() == [tmp_path / "temporal.toml"]
 
 
-@pytest.mark.parametrize(
-    ("status", "kind", "temporary", "final"),
-    [
-        ("INVALID_ARGUMENT", "BAD_REQUEST", False, False),
-        ("NOT_FOUND", "NOT_FOUND", False, False),
-        ("UNIMPLEMENTED", "NOT_IMPLEMENTED", False, False),
-        ("RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", True, False),
-        ("UNAVAILABLE", "UNAVAILABLE", True, False),
-        ("ABORTED", "UNAVAILABLE", True, False),
-        ("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT", True, False),
-        ("CANCELLED", "INTERNAL", True, False),
-        ("UNKNOWN", "INTERNAL", True, False),
-        ("PERMISSION_DENIED", "INTERNAL", True, False),
-        ("UNAUTHENTICATED", "INTERNAL", True, False),
-        ("INTERNAL", "INTERNAL", False, False),
-        ("DATA_LOSS", "INTERNAL", False, False),
-        ("ALREADY_EXISTS", "INTERNAL", False, True),
-        ("FAILED_PRECONDITION", "INTERNAL", False, True),
-        ("OUT_OF_RANGE", "INTERNAL", False, True),
-    ],
-)
-def test_every_status_of_a_failed_call_has_one_meaning(status: str, kind: str, temporary: bool, final: bool) -> None:
-    """The table names what the request gets, whether a later call may succeed, and whether none can."""
-    error = RPCError("text", RPCStatusCode[status], b"")
-    assert error_type(error).name == kind
-    assert (is_temporary(error), is_final(error)) == (temporary, final)
-
-
-@pytest.mark.parametrize("namespace_exists", [True, False])
-def test_a_namespace_that_does_not_exist_is_not_a_missing_run(namespace_exists: bool) -> None:
-    """With wrong settings every run is NOT_FOUND. This must not look as if the runs had ended."""
-    details = GrpcStatus()
-    if not namespace_exists:
-        details.details.add().Pack(NamespaceNotFoundFailure(namespace="payments"))
-    assert is_missing(RPCError("text", RPCStatusCode.NOT_FOUND, details.SerializeToString())) is namespace_exists
-
-
-async def test_a_run_is_described_or_missing_and_a_missing_namespace_is_an_error(server: Server) -> None:
-    """A run that does not exist is None. If the namespace does not exist, the call fails."""
-    client = await Client.connect(server.address, namespace=HANDLER)
-    started = await client.start_workflow("Unserved", id="described", task_queue="unserved")
-    newest, same = [await describe(client, started.id, run_id) for run_id in ("", started.result_run_id or "")]
-    assert newest is not None
-    assert same is not None
-    execution = same.workflow_execution_info.execution
-    assert newest.workflow_execution_info.execution == execution
-    page = await newest_events(client, execution, size=1, within=timedelta(seconds=5))
-    assert page.history.events[0].event_id == 2
-    assert await describe(client, "never started") is None
-    elsewhere = await Client.connect(server.address, namespace="no-such-namespace")
-    with pytest.raises(RPCError, match="no-such-namespace"):
-        await describe(elsewhere, started.id)
-
-
 async def test_a_namespace_that_does_not_exist_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command says so at its start, and how to create it."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
@@ -206,11 +134,3 @@ async def test_the_namespace_of_the_settings_is_the_one_that_is_connected(
     for plugin in (CallerPlugin(settings), HandlerPlugin(own)):
         with pytest.raises(SettingsError, match=refusal):
             Worker(client, task_queue="any", workflows=[ProbeWorkflow], plugins=[plugin])
-
-
-@pytest.mark.parametrize(
-    ("status", "open_"), [(1, True), *((status, False) for status in range(2, 8)), (8, True), (9, True), (77, True)]
-)
-def test_a_status_of_a_newer_server_is_not_the_end_of_a_run(status: Any, open_: bool) -> None:
-    """If it were, the receiver would answer that no call waits, and the handler would drop the outcome."""
-    assert is_open(WorkflowExecutionInfo(status=status)) is open_
