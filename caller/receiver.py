@@ -14,11 +14,11 @@ from temporalio.client import Client
 
 from bridge.console import serving_console
 from bridge.errors import UnavailableError, UntrustedError, WaitOverError, bad_request
-from bridge.http import server as http_server
+from bridge.http import application
+from bridge.http.application import add_route, answer
 from bridge.http.in_flight import InFlight
 from bridge.http.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.http.peer_exchanges import PeerExchanges, record_exchanges
-from bridge.http.server import add_route, answer
 from bridge.protocol.completion import decode_completion
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.handler_error import encode_handler_error
@@ -67,7 +67,7 @@ def create_app(
         app[_RECEIVER].keys.look()
         return await app[_RECEIVER].namespace.is_reachable()
 
-    app = http_server.create_app(is_ready)
+    app = application.create_app(is_ready)
     app.middlewares.insert(0, record_exchanges("receiver", lambda: app[_RECEIVER].metrics, peers))
     app.cleanup_ctx.append(running)
     add_route(app, "/callbacks", _RECEIVER, _Receiver.echo)

@@ -18,11 +18,11 @@ from temporalio.service import RPCError
 
 from bridge.console import serving_console
 from bridge.errors import WrongHandlerError, bad_request, not_found
-from bridge.http import server as http_server
+from bridge.http import application
+from bridge.http.application import add_route, answer
 from bridge.http.client import HttpClient
 from bridge.http.incoming_message import FACTS, IncomingMessage, known_peer
 from bridge.http.peer_exchanges import PeerExchanges, record_exchanges
-from bridge.http.server import add_route, answer
 from bridge.protocol.cancel import decode_cancel
 from bridge.protocol.echo import Echo, encode_echo
 from bridge.protocol.headers import OPERATION_TOKEN, REQUEST_ID
@@ -156,7 +156,7 @@ def create_app(
     async def release_held_starts(app: web.Application) -> None:
         app[_SERVICE].holds.close()
 
-    app = http_server.create_app(is_ready)
+    app = application.create_app(is_ready)
     app.middlewares.insert(0, record_exchanges("handler", lambda: app[_SERVICE].metrics, peers))
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(release_held_starts)

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from temporalio.service import RPCError
 
 from bridge.admin.output import cell, facts_and_times
 from bridge.console import Pages
 from bridge.console.sessions import SESSION_LIFE, Session, Sessions
 from bridge.errors import BridgeError, without_text
+from bridge.http.application import SERVER
 from bridge.http.listener import bind, listening
 from bridge.http.peer_exchanges import PeerExchanges
-from bridge.http.server import SERVER, Route
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.settings import ConsoleSettings, SettingsError
 from bridge.security.redaction import plain
@@ -87,7 +88,7 @@ class Console:
             yield
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: Route) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let only an open session pass, and only its own forms change something."""
         session = None
         try:

@@ -19,7 +19,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import bad_request
-from bridge.http.server import MAX_HEADER_BYTES, SERVER, AccessLogger, answer
+from bridge.http.application import MAX_HEADER_BYTES, SERVER, AccessLogger, answer
 from bridge.protocol.handler_error import encode_handler_error
 from bridge.runtime.event_log import event_logger
 

@@ -10,10 +10,9 @@ from datetime import datetime, timedelta
 from time import perf_counter
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from bridge.http.incoming_message import FACTS, PROOF
-from bridge.http.server import Route
 from bridge.runtime.metrics import Metrics
 
 _UNKNOWN = "unknown"
@@ -59,7 +58,7 @@ def record_exchanges(side: str, metrics: Callable[[], Metrics], peers: PeerExcha
     """
 
     @web.middleware
-    async def middleware(request: web.Request, handler: Route) -> web.StreamResponse:
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = perf_counter()
         response = await handler(request)
         facts, counters = request.get(FACTS, {}), metrics()

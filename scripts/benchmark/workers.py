@@ -29,8 +29,8 @@ from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from bridge.admin import command
+from bridge.http.application import AccessLogger
 from bridge.http.listener import stop_on_signals
-from bridge.http.server import AccessLogger
 from bridge.runtime.event_log import configure_logging
 from bridge.runtime.user_modules import import_module
 from bridge.temporal.connection import connect

@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from bridge.http.application import create_app
 from bridge.http.listener import SHUTDOWN_TIMEOUT
-from bridge.http.server import create_app
 from bridge.runtime.settings import load
 from caller.settings import CallerSettings
 from examples.payments.workers import STOP_TIMEOUT

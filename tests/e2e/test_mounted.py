@@ -10,7 +10,7 @@ from pytest_aiohttp import AiohttpClient
 
 import caller
 import handler
-from bridge.http.server import AccessLogger
+from bridge.http.application import AccessLogger
 from bridge.runtime.settings import SettingsError
 from scripts.environment.server import Server
 from tests.support import services, targets

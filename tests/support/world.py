@@ -28,8 +28,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 import caller
 import handler
+from bridge.http.application import AccessLogger
 from bridge.http.listener import ServiceRunner
-from bridge.http.server import AccessLogger
 from bridge.security.signatures import MessageKind, MessageVerifier
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Target, Targets

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientError, ClientSession, web
 
-from bridge.http import listener
-from bridge.http import server as http_server
+from bridge.http import application, listener
+from bridge.http.application import create_app
 from bridge.http.listener import bind, listening
-from bridge.http.server import create_app
 from tests.support.helpers import assert_eventually
 
 SOON = timedelta(milliseconds=300)
@@ -128,7 +127,7 @@ async def test_a_connection_over_the_limit_is_closed_while_all_others_work(caplo
 
 EXHAUSTED = """
 import asyncio, json, logging, resource, sys
-from bridge.http.server import create_app
+from bridge.http.application import create_app
 from bridge.http.listener import bind, listening
 
 async def check():
@@ -269,10 +268,10 @@ async def test_headers_below_the_limit_are_taken_however_they_are_cut() -> None:
 async def test_readiness_is_checked_once_a_second_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check is a call to Temporal, and no proof is needed to ask."""
     async with serving() as service:
-        monkeypatch.setattr(http_server, "_READY_CACHE_S", 3600)
+        monkeypatch.setattr(application, "_READY_CACHE_S", 3600)
         assert set(await asyncio.gather(*(get(service, "/readyz") for _ in range(30)))) == {200}
         assert service.checks == 1
-        monkeypatch.setattr(http_server, "_READY_CACHE_S", 0)
+        monkeypatch.setattr(application, "_READY_CACHE_S", 0)
         assert await get(service, "/readyz") == 200
         assert service.checks == 2
 

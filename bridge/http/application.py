@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.typedefs import Handler
 from nexusrpc import HandlerError, HandlerErrorType
 
 from bridge.errors import (
@@ -45,7 +46,6 @@ _log = event_logger(__name__)
 
 _ServiceT = TypeVar("_ServiceT")
 
-Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadyCheck = Callable[[], Awaitable[bool]]
 
 
@@ -106,7 +106,7 @@ def add_route(
 
 
 @web.middleware
-async def _middleware(request: web.Request, handler: Route) -> web.StreamResponse:
+async def _middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[FACTS] = {}
     try:
         _refuse_long_headers(request)
