@@ -27,21 +27,29 @@ def test_it(fake_endpoints) -> None:
 """
 
 
-def outcomes(folder: Path, test: str) -> str:
-    """Run *test* in a project of its own, with the plugin and without other plugins of ours."""
+def outcomes(folder: Path, test: str, *, autoload: bool = False) -> str:
+    """Run *test* in a project of its own, with the plugin. Without *autoload* no installed plugin is loaded."""
     (folder / "test_it.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", MODULE, "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    environment = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PATH": ""}
+    environment = {"PYTHONPATH": f"{ROOT}:{folder}", "PATH": ""}
+    environment |= {} if autoload else {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     ran = subprocess.run(
         [*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     return ran.stdout + ran.stderr
 
 
-def test_the_entry_point_names_the_plugin() -> None:
-    """An installed project's pytest finds it."""
+def test_a_run_that_names_the_plugin_may_also_find_it_installed(tmp_path: Path) -> None:
+    """As in a checkout in which `pip install .` was run. The test fails if pytest finds two plugins, or none."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["entry-points"]["pytest11"] == {"callback_bridge": MODULE}
+    [(name, module)] = project["project"]["entry-points"]["pytest11"].items()
+    assert module == MODULE
+    installed = tmp_path / "callback_bridge-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: callback-bridge\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text(f"[pytest11]\n{name} = {module}\n")
+    report = outcomes(tmp_path, USED, autoload=True)
+    assert "1 passed, 1 error" in report, report
 
 
 def test_a_test_run_that_does_not_use_the_plugin_imports_neither_side(tmp_path: Path) -> None:
