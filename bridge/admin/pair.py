@@ -102,25 +102,15 @@ def write_new(folder: Path, texts: dict[str, str]) -> None:
     """Write each text into *folder* under its name. Only the owner may read the files.
 
     Raises:
-        CommandError: One of the files exists, or a text is not Unicode. Nothing is written.
+        CommandError: One of the files exists. Nothing is written.
     """
-    contents = {name: _encoded(text) for name, text in texts.items()}
     for name in texts:
         if (folder / name).exists():
             message = f"{folder / name} exists already and is not replaced: its keys may be in use"
             raise CommandError(message)
-    for name, content in contents.items():
+    for name, text in texts.items():
         with os.fdopen(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        # A shell passes bytes of another encoding as lone surrogates.
-        message = "a value is not UTF-8; the terminal and the shell have to use UTF-8"
-        raise CommandError(message) from None
+            file.write(text.encode())
 
 
 def replace_content(file: Path, text: str) -> None:
@@ -135,7 +125,7 @@ def replace_content(file: Path, text: str) -> None:
         written.touch(mode=0o600)
         os.chown(written, found.st_uid, found.st_gid)
         written.chmod(found.st_mode & 0o777)
-        written.write_bytes(_encoded(text))
+        written.write_bytes(text.encode())
         written.replace(path)
     except PermissionError:
         message = f"{path} belongs to user {found.st_uid}, group {found.st_gid}: run the command as its owner"

@@ -73,6 +73,12 @@ def main(serve: str | None = None, *, name: str = command.NAME) -> NoReturn:
     async def chosen() -> None:
         for package in ("caller", "handler"):
             require_own_package(package)
+        try:
+            "".join(sys.argv).encode()
+        except UnicodeEncodeError:
+            # A shell passes bytes of another encoding as lone surrogates. Neither Temporal nor a file can store them.
+            message = "a value is not UTF-8; the terminal and the shell have to use UTF-8"
+            raise command.CommandError(message) from None
         app = App(
             name=name,
             help="Call a workflow in another Temporal namespace: the two services, keys, and what operators need.",

@@ -157,6 +157,16 @@ def test_a_wrong_use_is_one_line_on_standard_error_and_code_2(arguments: list[st
     assert says in line
 
 
+@pytest.mark.parametrize(
+    "words", ["calls show", "runs show", "deliveries show", "calls list --query", "receiver doctor --task-queue"]
+)
+def test_a_value_that_is_not_utf_8_is_refused_by_every_command(words: str) -> None:
+    """A terminal with another encoding. No server is asked, because Temporal could not have such a name."""
+    done = run(*words.split(), os.fsdecode(b"k\xe4se"))
+    assert done.stderr == "callback-bridge: a value is not UTF-8; the terminal and the shell have to use UTF-8\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 def test_a_reader_that_has_gone_is_an_error_without_a_traceback() -> None:
     """As in `callback-bridge keys new | true`."""
     read, write = os.pipe()
