@@ -16,11 +16,13 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
 from temporalio.client import Client
 from temporalio.converter import DataConverter
+from temporalio.service import RPCError
 
 from bridge.protocol.link import WorkflowRef
 from bridge.security.redaction import markdown_code, plain
 from bridge.temporal.executions import describe_existing, is_open, list_runs
 from bridge.temporal.pending_activity import attempts_of
+from bridge.temporal.rpc_status import is_missing
 from bridge.workflow.call import START_OPERATION_ACTIVITY, OperationCall
 from caller.receipt import CLOSINGS, event_attributes, read_receipt
 from caller.settings import CallerSettings
@@ -99,9 +101,15 @@ class Calls:
         """Read the first *limit* workflows that *query* finds. Returns how many it read, and their waiting calls."""
         read, found = 0, list[CallReport]()
         async for row in list_runs(self._client, query):
-            reports = await self.of_run(row.execution.workflow_id, row.execution.run_id)
-            found += [each for each in reports if each.state == "waiting"]
             read += 1
+            try:
+                reports = await self.of_run(row.execution.workflow_id, row.execution.run_id)
+            except RPCError as error:
+                # Visibility still shows a run for a while after it was deleted.
+                if not is_missing(error):
+                    raise
+                reports = []
+            found += [each for each in reports if each.state == "waiting"]
             if read == limit:
                 break
         return read, found

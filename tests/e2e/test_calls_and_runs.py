@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import details, table
+from bridge.temporal.executions import describe, list_runs
 from caller.admin.calls import calls
 from caller.reports.calls import CallReport, Calls
 from handler.admin.runs import runs
@@ -93,6 +96,36 @@ async def test_a_waiting_call_is_seen_from_both_sides(world: World, shell: Shell
     for wrong, says in (((handle.id, "--request-id", "x"), "no such call"), (("no-such-workflow",), "NOT_FOUND")):
         with pytest.raises(CommandError, match=says):
             await shell.run("calls", "show", *wrong)
+
+
+async def test_a_workflow_that_was_deleted_meanwhile_is_left_out(world: World) -> None:
+    """Visibility lists a run before it is read, and retention or an operator may delete it in between."""
+    client, ids = world.caller_client, [f"{each}-{world.key()}" for each in ("first", "second")]
+    for each in ids:
+        await client.start_workflow("Unknown", id=each, task_queue="no-worker")
+
+    class Slow(Calls):
+        async def of_run(self, workflow_id: str, run_id: str = "") -> list[CallReport]:
+            other = WorkflowExecution(workflow_id=next(each for each in ids if each != workflow_id))
+            if not deleted:
+                deleted.append(other.workflow_id)
+                request = DeleteWorkflowExecutionRequest(namespace=CALLER, workflow_execution=other)
+                await client.workflow_service.delete_workflow_execution(request)
+
+                async def gone() -> None:
+                    assert await describe(client, other.workflow_id) is None
+
+                await assert_eventually(gone)
+            return await super().of_run(workflow_id, run_id)
+
+    query, deleted = f'WorkflowId IN ("{ids[0]}", "{ids[1]}")', list[str]()
+
+    async def listed() -> None:
+        assert len([each async for each in list_runs(client, query)]) == 2
+
+    await assert_eventually(listed)
+    assert await Slow(client=client, settings=None).waiting(query, limit=10) == (2, [])
+    assert deleted
 
 
 async def test_a_setting_adds_links(world: World) -> None:
