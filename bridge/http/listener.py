@@ -172,8 +172,16 @@ class ServiceRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await server.request_handler(request)
+            except web.HTTPExpectationFailed:
+                # aiohttp raises it before any middleware runs, and its text quotes the request.
+                return answer(*encode_handler_error(bad_request("the header Expect may only be 100-continue")))
+
         return _Server(
-            server.request_handler,
+            handle,
             request_factory=server.request_factory,
             handler_cancellation=server.handler_cancellation,
             **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to choose the protocol's class

@@ -360,6 +360,18 @@ async def test_a_line_that_cannot_be_parsed_is_quoted_at_no_level(
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("path", [b"/livez", b"/nowhere"])
+async def test_an_unknown_expectation_is_refused_and_not_quoted(path: bytes) -> None:
+    """aiohttp answers it before any middleware runs, with a text of its own that quotes the request."""
+    async with serving() as service:
+        head = b"GET " + path + b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: s3cret\r\n\r\n"
+        answered = await ended(await service.connect(head))
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answered.rpartition(b"\r\n\r\n")[2])["details"]["type"] == "BAD_REQUEST"
+    assert b"s3cret" not in answered
+    assert b"aiohttp" not in answered
+
+
 async def test_a_request_that_breaks_the_parser_costs_its_connection_and_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
