@@ -1,10 +1,9 @@
 """The commands `callback-bridge keys`: new keys, the start of a rotation, and what both sides of a pair have.
 
 Only `new` prints a key. The settings that BRIDGE_CONFIG names decide whether `list` and `check` act for a caller or for
-a handler. The settings of that side name the echos for its peers.
+a handler, or the variables if there is no file. The settings of that side name the echos for its peers.
 """
 
-import importlib
 import os
 import time
 from collections.abc import Mapping
@@ -19,12 +18,12 @@ from temporalio.common import MetricMeter
 
 from bridge.admin.command import CommandError
 from bridge.admin.output import JsonOutput, print_list, to_json
-from bridge.admin.pair import checked, replace_content
+from bridge.admin.pair import checked, replace_content, side_settings
 from bridge.http.peer_check import ask_peers
 from bridge.protocol.echo import Echo
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.settings import CONFIG_VARIABLE, load, read_toml
+from bridge.runtime.settings import CONFIG_VARIABLE, PREFIX, load, read_toml
 from bridge.security.keys import KeySet, new_key
 
 keys = App(name="keys", help="Make, rotate and compare keys.")
@@ -155,10 +154,11 @@ def compared(peer: str, ours: Fingerprints, theirs: Fingerprints | str) -> list[
 
 def _side() -> Any:
     path = os.environ.get(CONFIG_VARIABLE)
-    is_handler = path is not None and "callers" in read_toml(Path(path), path)
-    # By name, because this package depends on neither side.
-    module = importlib.import_module("handler.settings" if is_handler else "caller.settings")
-    return module.HandlerSettings if is_handler else module.CallerSettings
+    content = read_toml(Path(path), path) if path else {}
+    has_variable = any(each.upper().startswith(f"{PREFIX}CALLERS") for each in os.environ)
+    return side_settings(
+        "handler" if "callers" in content or (has_variable and "handlers" not in content) else "caller"
+    )
 
 
 def _toml(key_set: Mapping[str, Any]) -> str:

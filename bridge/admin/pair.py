@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from cyclopts import App, Parameter
@@ -184,10 +184,14 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
             raise CommandError(message)
         present = path.read_text(encoding="utf-8-sig")
         try:
-            tomllib.loads(present + added)
+            tree = tomllib.loads(present + added)
         except tomllib.TOMLDecodeError:
             message = f"{path} has an entry for this peer or endpoint already; it is not changed"
             raise CommandError(message) from None
+        # Settings that are complete only with variables of the service cannot be checked here.
+        if (problem := _problem(side, tree)) is not None and _problem(side, tomllib.loads(present)) is None:
+            message = f"{path} is not changed, because no process could start with the new entry: {problem}"
+            raise CommandError(message)
         replace_content(path, present + added)
     print(f"written: {path}\n{_fingerprints(taken)}\nCompare the fingerprints with the other team, and delete {file}.")
     print(f"Then: BRIDGE_CONFIG={path} callback-bridge pair check --as {side}")
@@ -204,6 +208,21 @@ async def check(peer: str | None = None, /, *, side: Annotated[Side, Parameter(n
     await import_module(f"{side}.admin.doctor").doctor(peer=peer)
 
 
+def side_settings(side: Side) -> Any:
+    """Return the class of a side's settings. By name, because this package depends on neither side."""
+    return getattr(import_module(f"{side}.settings"), f"{side.title()}Settings")
+
+
+def _problem(side: Side, tree: dict[str, Any]) -> str | None:
+    """Why *tree* cannot be the settings of *side*; None if it can."""
+    model = side_settings(side)
+    try:
+        checked(lambda: model(**{name: each for name, each in tree.items() if name not in model.other_side}))
+    except CommandError as error:
+        return str(error)
+    return None
+
+
 def checked(make: Callable[[], _T]) -> _T:
     """Return what *make* returns.
 
@@ -214,7 +233,10 @@ def checked(make: Callable[[], _T]) -> _T:
         return make()
     except ValidationError as error:
         found = error.errors(include_input=False, include_context=False, include_url=False)
-        message = "; ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}" for each in found)
+        # The text of a rule for several fields begins with the field.
+        fields = [f"{each['loc'][0]}: " if each["loc"] else "" for each in found]
+        reasons = [each["msg"].removeprefix("Value error, ") for each in found]
+        message = "; ".join(map("".join, zip(fields, reasons, strict=True)))
         raise CommandError(message) from None
 
 

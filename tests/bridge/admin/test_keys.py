@@ -112,6 +112,17 @@ def test_list_shows_ids_ages_and_fingerprints_of_both_sides(tree: dict[str, Any]
         assert each["key_set"] in line
 
 
+def test_list_shows_the_keys_of_a_handler_that_is_set_by_variables() -> None:
+    """A container often has no file."""
+    variables = {"BRIDGE_CONFIG": ""} | {
+        f"BRIDGE_{name.upper()}": each if isinstance(each, str) else json.dumps(each)
+        for name, each in handler_tree().items()
+    }
+    done = run("keys", "list", "--json", cwd=None, **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {each["key_set"].partition(".")[0] for each in json.loads(done.stdout)} == {"callers"}
+
+
 def test_a_fingerprint_depends_on_the_key_and_not_on_its_id() -> None:
     """The same key has the same fingerprint under another id, and no part of the key is in it."""
     one, other = new_key(), new_key()

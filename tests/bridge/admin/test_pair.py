@@ -81,6 +81,19 @@ def test_a_second_peer_is_added_to_settings_that_exist(
     assert Path("caller.toml").read_text() == after
 
 
+def test_an_entry_with_which_no_process_could_start_is_not_added(file: Path, tmp_path: Path) -> None:
+    """A caller without a receiver polls. Its running workers would not notice, but could not be started again."""
+    take(file, side="caller")
+    path = Path("caller.toml")
+    own = r'(?m)^(callback_keys = .*|\[receiver\]|url = "https://orders.example")\n'
+    path.write_text(before := re.sub(own, "", path.read_text()) + 'transport = "poll"\n')
+    make(tmp_path / "second.toml", caller="order-prod", handler="stock", operations=["Stock/take"], **URLS)
+    says = 'no process could start with the new entry: endpoints.stock.transport: "callback" needs a receiver'
+    with pytest.raises(CommandError, match=f"caller.toml is not changed, because {says}"):
+        take(tmp_path / "second.toml", side="caller")
+    assert path.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
