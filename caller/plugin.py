@@ -11,6 +11,7 @@ from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.security.callback_tokens import CallbackTokens
+from bridge.temporal.pollers import check_workers
 from bridge.temporal.worker_plugin import SessionPlugin
 from caller.endpoint_client import Endpoints
 from caller.hosted_receiver import HostedReceiver
@@ -49,7 +50,7 @@ class CallerPlugin(SessionPlugin):
         self._clock = clock
         self._activities: list[OperationActivities] = []
         self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
-        self._check: asyncio.Task[None] | None = None
+        self._checks: list[asyncio.Task[None]] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity, the cancel activity, and the interceptor that protects both."""
@@ -81,21 +82,22 @@ class CallerPlugin(SessionPlugin):
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:  # noqa: A002
         """Run the worker and, around it, the receiver. The receiver accepts outcomes until the activities have ended.
 
-        Meanwhile a task checks whether the endpoints are ready for calls.
+        Meanwhile tasks check whether the endpoints and the workers of the task queue are ready for calls.
         """
         for each in worker.config(active_config=True).get("interceptors", ()):
             if isinstance(each, CallerInterceptor):
                 await each.serve(worker)
         async with self._receiver.serving(worker) if self._receiver is not None else nullcontext():
-            if self._check is None:
+            if not self._checks:
                 check = check_endpoints(self._settings, worker.client.namespace, clock=self._clock)
-                self._check = asyncio.create_task(check)
+                self._checks.append(asyncio.create_task(check))
+            self._checks.append(asyncio.create_task(check_workers(worker.client, {worker.task_queue: "CallerPlugin"})))
             await super().run_worker(worker, next)
 
     async def before_close(self) -> None:
-        """Stop the check. Record at once the heartbeat details that held attempts have not recorded yet."""
-        if self._check is not None:
-            self._check.cancel()
-            await asyncio.gather(self._check, return_exceptions=True)
+        """Stop the checks. Record at once the heartbeat details that held attempts have not recorded yet."""
+        for each in self._checks:
+            each.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
         for activities in self._activities:
             await activities.close()

@@ -36,6 +36,7 @@ from bridge.runtime.tracing import span, trace_fields
 from bridge.security.signatures import MessageKind
 from bridge.temporal.connection import Namespace, connect
 from bridge.temporal.lasting_client import lasting_client
+from bridge.temporal.pollers import check_workers
 from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.authorization import Authorization, Authorize, authorize_in, require_in_settings
@@ -48,7 +49,7 @@ from handler.start.held_starts import HeldStarts
 from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
-from handler.startup_check import check_workers, task_queues
+from handler.startup_check import task_queues
 from handler.sweep.activity import start_sweep
 from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from handler.user_code.threads import BoundedThreads

@@ -9,10 +9,11 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Replayer, Worker
 
-from bridge.temporal.pollers import worker_problem
+from bridge.temporal.pollers import check_workers, worker_problem
 from bridge.workflow.targets import Targets
+from caller.plugin import CallerPlugin
 from caller.reports.calls import Calls
-from handler.startup_check import check_workers, task_queues
+from handler.startup_check import task_queues
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
@@ -79,10 +80,10 @@ async def test_a_worker_with_the_plugin_is_not_warned_about(world: World, caplog
 async def checked(world: World, caplog: pytest.LogCaptureFixture, client: Client | None = None) -> list[str]:
     """The log lines of the check at the service's start, which may be in another namespace."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="handler.startup_check"):
+    with caplog.at_level(logging.INFO, logger="bridge.temporal.pollers"):
         queues = task_queues(Targets(world.targets), world.handler_settings)
         await check_workers(client or world.handler_client, queues, after_s=0)
-    return [each.getMessage() for each in caplog.records if each.name == "handler.startup_check"]
+    return [each.getMessage() for each in caplog.records if each.name == "bridge.temporal.pollers"]
 
 
 async def test_the_service_logs_at_its_start_which_task_queue_has_no_worker(
@@ -118,6 +119,30 @@ async def test_the_service_logs_at_its_start_which_task_queue_has_no_worker(
         await assert_eventually(ready)
         [line] = await checked(world, caplog, world.caller_client)
         assert line.startswith(missing.format(world.payment_queue, CALLER))
+
+
+async def test_workers_that_run_no_activities_are_named(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workflows and activities of a task queue may have workers of their own. Calls wait for the latter."""
+    monkeypatch.setattr("bridge.temporal.pollers.check_workers.__kwdefaults__", {"after_s": 0.5})
+    async with running_world(server, without=("caller", "handler", "service")) as world:
+        plugin, queue = CallerPlugin(world.caller_settings), world.order_queue
+        options: dict[str, Any] = {"task_queue": queue, "workflows": [CallingWorkflow], "plugins": [plugin]}
+        with caplog.at_level(logging.WARNING, logger="bridge.temporal.pollers"):
+            async with Worker(world.caller_client, no_remote_activities=True, **options):
+
+                async def warned() -> None:
+                    assert f"no worker of task queue {queue} runs activities, which CallerPlugin needs" in caplog.text
+
+                await assert_eventually(warned)
+        async with Worker(world.caller_client, task_queue=queue, activities=[something_else], identity="8@host"):
+
+            async def without() -> None:
+                problem = await worker_problem(world.caller_client, queue, "CallerPlugin")
+                assert f"a worker of task queue {queue} has no CallerPlugin: 8@host" in str(problem)
+
+            await assert_eventually(without)
 
 
 async def test_a_worker_with_an_identity_of_its_own_keeps_it(world: World) -> None:
