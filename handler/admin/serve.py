@@ -1,7 +1,9 @@
 """The command `callback-bridge handler serve`."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import ModuleType
+from typing import Any
 
 from cyclopts import App
 from temporalio.client import Client
@@ -66,6 +68,12 @@ async def serve(
         await command.serve("handler", app, sockets)
 
 
+def activities_in(module: ModuleType) -> Sequence[Callable[..., Any]]:
+    """Return the list `activities` of *module*; an empty one if the name is that of a module which *module* imports."""
+    found = getattr(module, "activities", [])
+    return [] if isinstance(found, ModuleType) else found
+
+
 def _worker(client: Client, settings: HandlerSettings, module: ModuleType) -> Worker:
     served, hook = Served.by(module), getattr(module, "on_undelivered", None)
     try:
@@ -73,7 +81,7 @@ def _worker(client: Client, settings: HandlerSettings, module: ModuleType) -> Wo
             client,
             task_queue=settings.task_queue,
             workflows=served.targets.workflow_classes,
-            activities=getattr(module, "activities", []),
+            activities=activities_in(module),
             plugins=[HandlerPlugin(settings, on_undelivered=hook, authorize=served.authorize)],
         )
     except (TypeError, ValueError, RuntimeError) as error:
