@@ -53,7 +53,12 @@ class CallerPlugin(SessionPlugin):
         self._checks: list[asyncio.Task[None]] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add the waiting activity, the cancel activity, and the interceptor that protects both."""
+        """Add the waiting activity, the cancel activity, and the interceptor that protects both.
+
+        If the worker's client has the plugin too, the worker is configured once.
+        """
+        if any(isinstance(each, CallerInterceptor) for each in config.get("interceptors", ())):
+            return config
         client, settings = config["client"], self._settings
         settings.check_namespace(client.namespace)
         if self._receiver is not None:

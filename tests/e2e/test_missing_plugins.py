@@ -145,6 +145,17 @@ async def test_workers_that_run_no_activities_are_named(
             await assert_eventually(without)
 
 
+async def test_a_worker_whose_client_has_the_plugin_too_is_configured_once(server: Server) -> None:
+    """The SDK gives the client's plugins to the worker. Two activities of one name would be refused."""
+    async with running_world(server, without=("caller",)) as world:
+        plugin = CallerPlugin(world.caller_settings)
+        client = await Client.connect(server.address, namespace=CALLER, plugins=[plugin])
+        with pytest.warns(UserWarning, match="present from both client and worker"):
+            worker = Worker(client, task_queue=world.order_queue, workflows=[CallingWorkflow], plugins=[plugin])
+        async with worker:
+            assert await (await world.call(Ask(world.key(), "return", "paid"))).result() == Reply("paid")
+
+
 async def test_a_worker_with_an_identity_of_its_own_keeps_it(world: World) -> None:
     """The plugin adds its name once, also if the client has the plugin too."""
     for side in ("caller", "handler"):
