@@ -134,7 +134,7 @@ async def check(*, as_json: JsonOutput = False) -> None:
             rows += compared(probe.name, ours.fingerprints(probe.peer), theirs)
     print_list(rows, "peer key_set key_id result", as_json=as_json)
     if any(each.result != "same" for each in rows):
-        message = "not all keys are the same on both sides: see callback-bridge keys rotate"
+        message = "keys differ: see callback-bridge keys rotate, or a peer did not answer: see `pair check`"
         raise CommandError(message)
 
 
