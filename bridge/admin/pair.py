@@ -17,7 +17,7 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bridge.admin.command import CommandError
-from bridge.runtime.settings import CONFIG_VARIABLE, Name, Operation, read_toml
+from bridge.runtime.settings import CONFIG_VARIABLE, Name, Operation, read_toml, settings_folder
 from bridge.security.egress import HttpUrl
 from bridge.security.keys import KeySet, new_key
 
@@ -189,7 +189,9 @@ def take(file: Path, /, *, side: Annotated[Side, Parameter(name="--as")], task_q
             message = f"{path} has an entry for this peer or endpoint already; it is not changed"
             raise CommandError(message) from None
         # Settings that are complete only with variables of the service cannot be checked here.
-        if (problem := _problem(side, tree)) is not None and _problem(side, tomllib.loads(present)) is None:
+        with settings_folder(path.parent):
+            problem, earlier = _problem(side, tree), _problem(side, tomllib.loads(present))
+        if problem is not None and earlier is None:
             message = f"{path} is not changed, because no process could start with the new entry: {problem}"
             raise CommandError(message)
         replace_content(path, present + added)

@@ -5,7 +5,6 @@ and an activity therefore use it in the same way. A symbolic link that leads els
 rename, and a file that was written in place all count as changed.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
-from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError
+from bridge.runtime.settings import BridgeSettings, SettingsError
 from bridge.security.keys import KeySet, KeySource
 
 _PACE_S = 1.0
@@ -137,5 +136,4 @@ class LiveKeys:
 
 def _files(settings: BridgeSettings, key_sets: Mapping[str, KeySet]) -> list[Path]:
     """The settings file, if *settings* were read from one, and the key files."""
-    own = os.environ.get(CONFIG_VARIABLE) if settings.is_loaded else None
-    return [Path(each) for each in (own, *(key_set.file for key_set in key_sets.values())) if each]
+    return [Path(each) for each in (settings.file, *(key_set.file for key_set in key_sets.values())) if each]

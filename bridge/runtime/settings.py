@@ -10,7 +10,8 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
@@ -30,6 +31,8 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes sets for a Service whose name begins with `bridge`, as NAME=value in upper case.
 
 No Service has the address of all interfaces or of the loopback. A user who means `service.host` writes these."""
+_FOLDER = ContextVar("folder of the settings file", default=Path())
+"""Where relative paths start while settings are checked. For settings that are made in code: the working directory."""
 _VARIABLE = "from the variable"
 _SHAPES = {"tuple_type": "list", "dict_type": "table", "model_type": "table"}
 """What a value should have been, by the types of pydantic's errors."""
@@ -54,7 +57,17 @@ def require_https(text: str, *, allow_insecure: bool) -> None:
 
 def in_settings_folder(path: Path) -> Path:
     """*path* as the settings mean it: if it is not absolute, it starts in the folder of the settings file."""
-    return Path(os.environ.get(CONFIG_VARIABLE, "")).parent / path
+    return _FOLDER.get() / path
+
+
+@contextlib.contextmanager
+def settings_folder(folder: Path) -> Iterator[None]:
+    """Let the relative paths of settings that are checked in the block start in *folder*."""
+    before = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(before)
 
 
 def _key_set_from_file(value: Any) -> Any:
@@ -132,6 +145,7 @@ class BridgeSettings(BaseModel):
     """The console for operators. If it is left out, no console is served."""
     _given: dict[str, Any] = PrivateAttr()
     _is_loaded: bool = PrivateAttr(default=False)
+    _file: str | None = PrivateAttr(default=None)
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -143,9 +157,9 @@ class BridgeSettings(BaseModel):
         raise NotImplementedError
 
     @property
-    def is_loaded(self) -> bool:
-        """Whether the settings file and the variables were read. Settings that are made in code read key files only."""
-        return self._is_loaded
+    def file(self) -> str | None:
+        """The settings file that was read; None if none was. Settings that are made in code read key files only."""
+        return self._file
 
     def read_again(self) -> Self:
         """Return the settings that the same files, variables and arguments give now, without changes by `model_copy`.
@@ -154,7 +168,7 @@ class BridgeSettings(BaseModel):
             SettingsError: Something is missing or bad.
         """
         if self._is_loaded:
-            return load(type(self), **self._given)
+            return _read(type(self), self._file, self._given)
         return _checked(type(self), self._given, where="the arguments or a key file")
 
     def check_namespace(self, connected: str) -> None:
@@ -180,7 +194,10 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
     Raises:
         SettingsError: Something is missing or bad.
     """
-    path = os.environ.get(CONFIG_VARIABLE)
+    return _read(model, os.environ.get(CONFIG_VARIABLE) or None, overrides)
+
+
+def _read(model: type[_SettingsT], path: str | None, overrides: Mapping[str, Any]) -> _SettingsT:
     content = read_toml(Path(path), f"{CONFIG_VARIABLE}={path}") if path else {}
     seen: dict[tuple[str, ...], str] = {}
     # Sorted, so that a table comes before its parts.
@@ -192,11 +209,12 @@ def load(model: type[_SettingsT], **overrides: Any) -> _SettingsT:
         if (same := seen.setdefault(field, name)) != name:
             message = f"{_shown(same)} and {_shown(name)} set the same field; remove one of the two"
             raise SettingsError(message)
-    values = {name: each for name, each in content.items() if name not in model.other_side} | overrides
+    values = {name: each for name, each in content.items() if name not in model.other_side} | {**overrides}
     where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
-    settings = _checked(model, values, where=where, variables=list(seen.values()))
-    # The next reading takes the file and the variables as they are then.
-    settings._given, settings._is_loaded = overrides, True  # noqa: SLF001
+    with settings_folder(Path(path or "").parent):
+        settings = _checked(model, values, where=where, variables=list(seen.values()))
+    # The next reading takes this file and the variables as they are then.
+    settings._given, settings._is_loaded, settings._file = {**overrides}, True, path  # noqa: SLF001
     return settings
 
 

@@ -172,6 +172,21 @@ def test_keys_in_a_key_file_and_in_the_settings_file_change_without_a_restart(
     assert (callback().signing, start().signing) == ("new", "k2")
 
 
+def test_settings_stay_with_the_file_that_they_were_read_from(
+    files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process of both sides, as in a test of a team, names one file after the other."""
+    keys = files.read(monkeypatch)
+    elsewhere = tmp_path / "handler" / "handler.toml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("name = 7\n")
+    monkeypatch.setenv("BRIDGE_CONFIG", str(elsewhere))
+    assert keys(START)().signing == "k1"
+    files.key_file.write_text(toml(plain_key_set("k2")))
+    files.path.write_text(toml(files.tree | {"callback_keys": plain_key_set("new")}))
+    assert (keys(START)().signing, keys("callback_keys")().signing) == ("k2", "new")
+
+
 def test_keys_that_move_from_the_settings_file_to_a_key_file_are_followed_there(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
