@@ -103,7 +103,7 @@ class _Protocol(web.RequestHandler):
 
     def log_exception(self, *_: object, **__: object) -> None:
         """Log that a request could not be parsed, and nothing of it."""
-        _log.error("bridge.request_unreadable")
+        _log.info("bridge.request_unreadable")
 
     @property
     def is_idle(self) -> bool:

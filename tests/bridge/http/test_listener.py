@@ -376,6 +376,7 @@ async def test_a_request_that_breaks_the_parser_costs_its_connection_and_one_lin
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A stranger could otherwise fill the log with tracebacks."""
+    caplog.set_level(logging.INFO)
     async with serving() as service:
         reader = await service.connect(b"GET http://[::1];@/s3cret HTTP/1.1\r\nHost: h\r\n\r\n")
         assert await ended(reader) == b""
