@@ -41,12 +41,12 @@ from bridge.workflow.targets import Target, Targets
 from handler.authentication import Caller, callers
 from handler.authorization import Authorization, Authorize, authorize_in, require_in_settings
 from handler.delivery.callback_client import CallbackClient
+from handler.delivery.operation_token import OperationToken
 from handler.reports.console import pages
 from handler.reports.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
-from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
 from handler.startup_check import task_queues

@@ -1,6 +1,7 @@
 """Reads the calls that memos, attach signals and headers hold.
 
 Another program may have written a payload under our name. Such a payload is no call: one line of the log names the run.
+Nor is the record of another workflow's call, which a target may pass to its children.
 """
 
 from temporalio.api.common.v1 import Payload
@@ -21,7 +22,7 @@ async def read_memo(converter: DataConverter, run: WorkflowExecutionInfo) -> Cal
 
 
 async def read_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
-    """Return the call in *payload* as Temporal stores it; None if it is not a call. *target* is the workflow's id.
+    """Return the call in *payload* as Temporal stores it; None if it is not a call of the workflow with id *target*.
 
     Memos and signals pass through the codec. By default the headers after continue-as-new do not.
 
@@ -29,7 +30,7 @@ async def read_call(converter: DataConverter, payload: Payload, *, target: str) 
         nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
     """
     if (call := _call_in(converter, payload)) is not None:
-        return call
+        return call if call.is_of(target) else None
     try:
         [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
     except Exception as error:  # noqa: BLE001 - any error of the codec: its keys may be unavailable
@@ -40,10 +41,11 @@ async def read_call(converter: DataConverter, payload: Payload, *, target: str) 
 
 
 def decoded_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
-    """Return the call in *payload*, which the codec has decoded already; None if it is not a call."""
+    """Return the call in *payload*, which the codec has decoded already; None if it is not a call of *target*."""
     if (call := _call_in(converter, payload)) is None:
         _log.warning("bridge.memo_unreadable", extra={"bridge.target": target})
-    return call
+        return None
+    return call if call.is_of(target) else None
 
 
 def _call_in(converter: DataConverter, payload: Payload) -> CallMemo | None:

@@ -110,13 +110,14 @@ class _Inbound(worker.WorkflowInboundInterceptor):
 
 
 def _own_call() -> CallMemo | None:
-    """Return the call that started this run; None if no call did, or if the memo field is not a call's.
+    """Return the call that started this run; None if no call did, or if the memo field is not of a call of this run.
 
     A delivery workflow has a record of its own in the field. The dispatcher reports what another program wrote.
     """
     if MEMO_KEY not in workflow.info().raw_memo:
         return None
     try:
-        return workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
+        call = workflow.memo_value(MEMO_KEY, type_hint=CallMemo)
+        return call if call.is_of(workflow.info().workflow_id) else None
     except Exception:  # noqa: BLE001 - any error that the converter raises on a foreign value
         return None

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from bridge.security.packing import packed, unpacked
+from handler.delivery.operation_token import OperationToken
 
 MEMO_KEY = "bridge"
 """Memo field with the call that started a run. In a delivery workflow: the facts that `deliveries list` shows."""
@@ -73,6 +74,11 @@ class CallMemo:
     def operation_token(self) -> str:
         """The token with which the start was answered."""
         return self._reply[0]
+
+    def is_of(self, workflow_id: str) -> bool:
+        """Whether *workflow_id* carries out the call. A target may pass its memo to a child, which does not."""
+        token = OperationToken.decode(self.operation_token)
+        return token is not None and token.workflow_id == workflow_id
 
     @property
     def callback_url(self) -> str | None:

@@ -7,8 +7,8 @@ from bridge.errors import not_found
 from bridge.temporal.connection import Namespace
 from bridge.temporal.rpc_status import is_missing
 from bridge.workflow.targets import Target
+from handler.delivery.operation_token import OperationToken
 from handler.delivery.records import NATIVE_CALLER
-from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.runs import find_run
 from handler.start.same_call import may_cancel

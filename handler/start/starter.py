@@ -28,13 +28,13 @@ from bridge.workflow.targets import Target
 from handler.authorization import Authorization
 from handler.delivery.close_event import read_close_event, sendable
 from handler.delivery.dispatcher import start_delivery_workflow
+from handler.delivery.operation_token import OperationToken
 from handler.delivery.records import Delivery
 from handler.settings import HandlerSettings
 from handler.start.call import Call
 from handler.start.call_records import CallRecords
 from handler.start.held_starts import HeldStarts
 from handler.start.limits import AttachedCalls
-from handler.start.operation_token import OperationToken
 from handler.start.rpc_errors import handler_error_from_rpc, run_is_full
 from handler.start.runs import Run, Runs, find_run
 from handler.start.same_call import OUTCOME_UNKNOWN, input_hash, is_same_call, keyed_hash

@@ -21,8 +21,8 @@ from bridge.runtime.settings import SettingsError
 from bridge.security.signatures import MessageSigner
 from bridge.temporal.connection import Namespace
 from handler.authorization import Authorize
+from handler.delivery.operation_token import OperationToken
 from handler.service import Served
-from handler.start.operation_token import OperationToken
 from handler.user_code.workflow_id import TIMEOUT
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan

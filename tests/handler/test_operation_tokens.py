@@ -11,8 +11,8 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.security.signatures import MessageKind, MessageSigner
+from handler.delivery.operation_token import OperationToken
 from handler.start import canceler
-from handler.start.operation_token import OperationToken
 from handler.start.runs import Run, find_run
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, assert_eventually, key_set

@@ -117,6 +117,11 @@ class ProbeWorkflow(ListeningWorkflow):
             case "continue once":
                 memo = {"mine": "kept"} if ask.text == "own memo" else None
                 workflow.continue_as_new(Ask(key=ask.key, behaviour="return", text="second run"), memo=memo)
+            case "pass its memo to a child":
+                child = Ask(key=f"{ask.key}-child", text="of the child")
+                memo = dict(workflow.memo())
+                await workflow.execute_child_workflow(ProbeWorkflow.run, child, id=workflow_id(child), memo=memo)
+                return Reply("of the parent")
             case "continue on signal":
                 await workflow.wait_condition(lambda: bool(self._said))
                 behaviour = "wait" if self._said[0] == "and wait" else "return"

@@ -9,6 +9,7 @@ from temporalio.converter import DataConverter, PayloadCodec
 
 from bridge.errors import UnavailableError
 from handler.delivery.calls import read_call
+from handler.delivery.operation_token import OperationToken
 from handler.delivery.records import CallMemo, packed_reply
 
 CALL = CallMemo(
@@ -17,7 +18,7 @@ CALL = CallMemo(
     input_hash="",
     service="PaymentService",
     operation="process",
-    reply=packed_reply(operation_token="token", callback_url=None),
+    reply=packed_reply(operation_token=OperationToken("id", "one", "payment-7").encode(), callback_url=None),
     deadline_ms=0,
 )
 
@@ -46,6 +47,14 @@ async def test_a_call_is_read_through_the_codec() -> None:
     """Temporal stores memos as the codec has encoded them."""
     [payload] = await converter().encode([CALL])
     assert await read_call(converter(), payload, target="payment-7") == CALL
+
+
+@pytest.mark.parametrize("codec", [True, False])
+async def test_the_call_of_another_workflow_is_no_call(codec: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A target may pass its memo to a child. That is no mistake, and the log does not name it."""
+    [payload] = await (converter() if codec else DataConverter.default).encode([CALL])
+    assert await read_call(converter(), payload, target="payment-7-child") is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("value", [7, None, "text", {"caller": "half a call"}])

@@ -314,6 +314,15 @@ async def test_continuing_as_new_is_not_an_ending(world: World, memo: str) -> No
     assert await world.receiver.answered() == [200]
 
 
+async def test_the_outcome_of_a_child_is_not_delivered_although_the_target_passed_its_memo_on(world: World) -> None:
+    """The child is a target too, and ends first. Only the workflow that carries out the call has the call's outcome."""
+    handle = await world.call(Ask(key=world.key(), behaviour="pass its memo to a child"), LONG)
+    assert await handle.result() == Reply("of the parent")
+    # A worker that stops finishes its deliveries.
+    await world.stop_worker("handler")
+    assert await world.receiver.answered() == [200]
+
+
 @pytest.mark.parametrize("behaviour", ["return", "fail"])
 async def test_of_a_retried_target_the_last_run_is_delivered(world: World, behaviour: str) -> None:
     """The last run is delivered at once, and once. The failed runs before it name the next run."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.start.operation_token import OperationToken
+from handler.delivery.operation_token import OperationToken
 
 TOKEN = OperationToken("0190a1b2-0000-7000-8000-000000000001", "request-7", "payment-7")
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
