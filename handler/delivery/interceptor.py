@@ -26,7 +26,7 @@ from bridge.workflow.targets import Targets
 from handler.delivery.caller_close_policy import MAX_WATCHED, cancel_when_abandoned
 from handler.delivery.close_reporter import CloseReporter
 from handler.delivery.dispatcher import Dispatcher
-from handler.delivery.records import ATTACH_SIGNAL, MEMO_KEY, CallMemo
+from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY, CallMemo
 
 _LOOK_S = 1.0
 
@@ -103,6 +103,11 @@ class _Inbound(worker.WorkflowInboundInterceptor):
         own = _own_call()
         # Callers must not cancel a run that no call started.
         if own is not None and own.caller_close_policy == "request_cancel":
+            for name, payload in workflow.info().headers.items():
+                if name.startswith(ATTACHED_HEADER):
+                    # The call was attached to a run that this run continues.
+                    with contextlib.suppress(Exception):
+                        self._attach(workflow.payload_converter().from_payload(payload, CallMemo))
             self._watched = {own.identity: own, **self._watched}
             # Keep a reference, because the loop has only a weak one. The task ends with the run.
             self._watching = asyncio.create_task(cancel_when_abandoned(self._watched))

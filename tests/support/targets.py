@@ -175,7 +175,9 @@ class MindedWorkflow(ListeningWorkflow):
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
-        await workflow.wait_condition(lambda: "done" in self._said)
+        await workflow.wait_condition(lambda: not {"done", "continue"}.isdisjoint(self._said))
+        if "continue" in self._said:
+            workflow.continue_as_new(ask)
         return Reply("done")
 
 

@@ -127,6 +127,33 @@ async def first_call_ends_and_second_gets_the_outcome(world: World) -> None:
     await until_status(target, WorkflowExecutionStatus.COMPLETED)
 
 
+async def test_an_attached_call_is_watched_after_continue_as_new(attentive: World) -> None:
+    """The run that goes on has the attached call in its header. The caller that started the first run has ended."""
+    world = attentive
+    ask = Ask(key=world.key())
+    first = await world.call(ask, MINDED)
+    target = minded(world, ask)
+    await until_watched(world, target)
+    run_id = (await target.describe()).run_id
+    second = await world.call(ask, MINDED)
+
+    async def attached() -> None:
+        assert "WORKFLOW_EXECUTION_SIGNALED" in await events(target)
+
+    await assert_eventually(attached)
+    await first.terminate()
+    await target.signal("say", "continue")
+
+    async def continued() -> None:
+        assert (await target.describe()).run_id != run_id
+
+    await assert_eventually(continued)
+    # The first attempt asks no caller. The third one therefore follows a question that found the second caller.
+    await until_watched(world, target)
+    await target.signal("say", "done")
+    assert await second.result() == Reply("done")
+
+
 async def test_a_workers_clock_that_is_ahead_abandons_no_target(server: Server) -> None:
     """By the worker's clock the deadline of the call has passed. By the server's clock the caller waits."""
 
