@@ -76,11 +76,7 @@ class OperationHandle(Generic[_OutputT]):
 
     def cancel(self) -> bool:
         """Cancel the operation according to the call's cancellation type. Returns whether the call was in flight."""
-        if not isinstance(self._carried, asyncio.Task):
-            return self._carried.cancel()
-        # `call_soon`, because a task that is canceled before its first step never runs its cancellation type.
-        asyncio.get_running_loop().call_soon(self._carried.cancel)
-        return not self._carried.done()
+        return self._carried.cancel()
 
     def __await__(self) -> Generator[Any, Any, _OutputT]:
         return self._carried.__await__()
@@ -209,7 +205,13 @@ class OperationClient:
             cancellation_type=options.get("cancellation_type", workflow.NexusOperationCancellationType.WAIT_COMPLETED),
             summary=summary,
         )
-        return OperationHandle(asyncio.create_task(pending.outcome(), name=f"call: {shown}"))
+        call = asyncio.create_task(pending.outcome(), name=f"call: {shown}")
+        try:
+            # A task that is canceled before its first step would never run its cancellation type.
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            call.cancel()
+        return OperationHandle(call)
 
     def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:
         """Why *operation_input* is too large to send; None if it is not.

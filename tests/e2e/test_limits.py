@@ -255,13 +255,17 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
         await assert_eventually(canceled)
 
 
-async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server) -> None:
+@pytest.mark.parametrize("canceled", ["call", "task", "workflow"])
+async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server, canceled: str) -> None:
     """The cancel comes in the task that made the call, before its code has run; the target gets the cancel."""
-    async with running_world(server) as world:
+    async with running_world(server, without=("caller",)) as world:
         ask = Ask(world.key(), "cleanup")
         handle = await world.caller_client.start_workflow(
-            "HastyCaller", ask, id=world.key("hasty"), task_queue=world.order_queue, result_type=str
+            "HastyCaller", args=[ask, canceled], id=world.key("hasty"), task_queue=world.order_queue, result_type=str
         )
+        if canceled == "workflow":
+            await handle.cancel()
+        await world.start_worker("caller")
         target = await world.until_started(ask)
         assert await handle.result() == "CancelledError"
 

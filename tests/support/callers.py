@@ -168,13 +168,21 @@ class EndlessCaller:
 
 @workflow.defn
 class HastyCaller:
-    """Cancels a call in the workflow task that makes it."""
+    """Cancels a call, or the task that awaits it, in the workflow task that makes it, or is canceled before."""
 
     @workflow.run
-    async def run(self, ask: Ask) -> str:
+    async def run(self, ask: Ask, canceled: str) -> str:
         client = bridge.create_client(service=ProbeService, endpoint="payments")
-        call: bridge.OperationHandle[Reply] = await client.start_operation(ProbeService.probe, ask)
-        assert call.cancel()
+        call: Any
+        if canceled == "call":
+            call = await client.start_operation(ProbeService.probe, ask)
+            assert call.cancel()
+        else:
+            call = client.execute_operation(ProbeService.probe, ask)
+        if canceled == "task":
+            call = asyncio.create_task(call)
+            await asyncio.sleep(0)
+            assert call.cancel()
         try:
             await call
         except NexusOperationError as error:
