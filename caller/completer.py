@@ -67,7 +67,7 @@ class Completer:
                 runs, pending = await self._find(claims)
                 if pending is None:
                     return await self._look_up(claims, runs, identity)
-                await self._nudge(claims, runs[-1], pending, outcome)
+                await self._nudge(claims, pending, outcome)
                 return CompletionAnswer.AGAIN_LATER
         except TimeoutError:
             return CompletionAnswer.AGAIN_LATER
@@ -119,26 +119,24 @@ class Completer:
             return False
         return True
 
-    async def _find(self, claims: CallbackClaims) -> tuple[list[str], PendingActivityInfo | None]:
-        """Return the runs that may have had the activity, and the activity if it is pending in the last of them."""
-        run_ids = [claims.run]
+    async def _find(self, claims: CallbackClaims) -> tuple[dict[str, bool], PendingActivityInfo | None]:
+        """Return which runs may have had the activity, each with whether it is open; and the activity if it is pending."""
+        runs = {claims.run: False}
         for run_id in ("", claims.run):
             described = await describe(self._client, claims.wf, run_id, within=_RPC_TIMEOUT)
             if described is None:
                 continue
             info = described.workflow_execution_info
-            run_ids.append(info.execution.run_id)
+            runs[info.execution.run_id] = is_open(info)
             # A closed run still lists the activities that were open when it closed. No workflow waits for them.
             for each in described.pending_activities if is_open(info) else ():
                 if each.activity_id == claims.rid:
-                    return run_ids, each
+                    return runs, each
             if info.execution.run_id == claims.run:
                 break
-        return list(dict.fromkeys(run_ids)), None
+        return runs, None
 
-    async def _nudge(
-        self, claims: CallbackClaims, run_id: str, activity: PendingActivityInfo, outcome: Outcome
-    ) -> None:
+    async def _nudge(self, claims: CallbackClaims, activity: PendingActivityInfo, outcome: Outcome) -> None:
         """Run a renewal now if *outcome* is a failure and the activity is between two attempts.
 
         For an activity between attempts the server accepts a success, but no failure. The reset starts an attempt. That
@@ -150,7 +148,7 @@ class Completer:
             await self._client.workflow_service.reset_activity(
                 workflowservice.ResetActivityRequest(
                     namespace=self._client.namespace,
-                    execution=WorkflowExecution(workflow_id=claims.wf, run_id=run_id),
+                    execution=WorkflowExecution(workflow_id=claims.wf),
                     identity=self._client.identity,
                     id=claims.rid,
                 ),
@@ -162,20 +160,21 @@ class Completer:
         else:
             _log.info("bridge.nudged", extra={"bridge.request_id": claims.rid})
 
-    async def _look_up(self, claims: CallbackClaims, run_ids: list[str], identity: str) -> CompletionAnswer:
+    async def _look_up(self, claims: CallbackClaims, runs: dict[str, bool], identity: str) -> CompletionAnswer:
         """Find in history how a wait that is no longer pending has ended."""
         answer = CompletionAnswer.UNKNOWN
-        for run_id in run_ids:
+        for run_id, is_running in runs.items():
             try:
                 closing = await self._closing(claims, run_id)
             except RPCError as error:
                 if is_missing(error):
                     continue
                 raise
-            if closing is None:
-                answer = CompletionAnswer.OVER
-                continue
-            return answer_by(closing, identity)
+            found = CompletionAnswer.OVER if closing is None else answer_by(closing, identity)
+            # A closed workflow does not schedule a stopped activity again.
+            if found is not CompletionAnswer.OVER and (is_running or found is not CompletionAnswer.AGAIN_LATER):
+                return found
+            answer = CompletionAnswer.OVER
         return answer
 
     async def _closing(self, claims: CallbackClaims, run_id: str) -> HistoryEvent | None:

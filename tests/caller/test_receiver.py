@@ -349,7 +349,7 @@ async def test_a_repeat_after_the_workflow_has_ended_is_200(stalled: World) -> N
     assert (await send(call.message(), call.signer())).status == 200
 
 
-@pytest.mark.parametrize("way", ["terminated", "timed out", "canceled"])
+@pytest.mark.parametrize("way", ["terminated", "timed out", "canceled", "stopped and terminated"])
 async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
     """Old servers stop because of the status, new servers because of the body's type."""
     abandoning = CallPlan(first_lease=600, deadline=3600, cancellation=int(NexusOperationCancellationType.ABANDON))
@@ -359,6 +359,10 @@ async def test_a_wait_that_is_over_is_410(stalled: World, way: str) -> None:
             await call.handle.terminate()
         case "canceled":
             await call.handle.cancel()
+        case "stopped and terminated":
+            # Only a workflow that goes on would schedule the activity again.
+            await stalled.stop_waiting(call.handle)
+            await call.handle.terminate()
         case _:
             pass
     with pytest.raises(WorkflowFailureError):
