@@ -120,7 +120,7 @@ class Completer:
         return True
 
     async def _find(self, claims: CallbackClaims) -> tuple[dict[str, bool], PendingActivityInfo | None]:
-        """Return which runs may have had the activity, each with whether it is open; and the activity if it is pending."""
+        """Return the runs that may have had the activity (true for an open run), and the activity if it is pending."""
         runs = {claims.run: False}
         for run_id in ("", claims.run):
             described = await describe(self._client, claims.wf, run_id, within=_RPC_TIMEOUT)

@@ -30,7 +30,7 @@ class BoundedThreads(ThreadPoolExecutor):
         self._places = threading.Semaphore(threads + waiting)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Run *fn* in a thread.
+        """Run *fn* in a thread. A StopIteration of *fn* is raised as a RuntimeError.
 
         Raises:
             nexusrpc.HandlerError: UNAVAILABLE, all threads are busy and the maximum number of calls waits.
@@ -39,7 +39,7 @@ class BoundedThreads(ThreadPoolExecutor):
             message = "the handler runs the maximum number of operations"
             raise UnavailableError(message)
         try:
-            future = super().submit(fn, *args, **kwargs)
+            future = super().submit(_without_stop_iteration, fn, *args, **kwargs)
         except BaseException:
             self._places.release()
             raise
@@ -59,6 +59,15 @@ class CallerThreads(defaultdict[str, BoundedThreads]):
     def __missing__(self, caller: str) -> BoundedThreads:
         """Make the threads of *caller*."""
         return super().__missing__(caller) if len(self) < _MAX_CALLERS or not caller else self[""]
+
+
+def _without_stop_iteration(fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call *fn*. If it raised StopIteration, which no future of asyncio takes, its caller would wait for ever."""
+    try:
+        return fn(*args, **kwargs)
+    except StopIteration as error:
+        message = "the function raised StopIteration"
+        raise RuntimeError(message) from error
 
 
 def is_cancellation(error: BaseException) -> bool:

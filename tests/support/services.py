@@ -90,6 +90,8 @@ class Quotes:
                 raise KeyError(ask.key)
             case "exit":
                 raise SystemExit(1)
+            case "exhausted":
+                raise StopIteration(ask.key)
             case "own cancellation":
                 raise asyncio.CancelledError
             case "own timeout":

@@ -225,6 +225,7 @@ def _header(name: str, value: str) -> Spoil:
         pytest.param({"behaviour": "started"}, 500, "INTERNAL", False, "Workflow execution already", id="started"),
         pytest.param({"behaviour": "bug"}, 500, "INTERNAL", True, "internal error", id="bug"),
         pytest.param({"behaviour": "exit"}, 500, "INTERNAL", True, "internal error", id="exit"),
+        pytest.param({"behaviour": "exhausted"}, 500, "INTERNAL", True, "internal error", id="exhausted iterator"),
         pytest.param({"behaviour": "own cancellation"}, 500, "INTERNAL", True, "internal error", id="own cancellation"),
         pytest.param({"behaviour": "own timeout"}, 500, "INTERNAL", True, "internal error", id="own timeout"),
         pytest.param({"behaviour": "unwritable"}, 500, "INTERNAL", False, "result, a object, cannot", id="unwritable"),
