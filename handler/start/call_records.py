@@ -53,10 +53,10 @@ class CallRecords:
             return None
         left = _EARLIER_RUNS
         async for row in list_runs(self._client, query):
-            run_id = row.execution.run_id
-            if run_id == holder.ref.run_id:
-                continue
-            if await self._is_of(call, run_id, await read_memo(self._client.data_converter, row)):
+            run_id, memo = row.execution.run_id, await read_memo(self._client.data_converter, row)
+            # The holder continues every run with its record, also one that a reset has terminated.
+            is_continued = memo is not None and holder.memo is not None and memo.identity == holder.memo.identity
+            if run_id != holder.ref.run_id and not is_continued and await self._is_of(call, run_id, memo):
                 closed = await read_close_event(self._client, call.workflow_id, run_id)
                 return None if closed is None else Finished(outcome=closed.outcome, target=closed.target)
             left -= 1

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import ResetReapplyExcludeType
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest, ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import TerminatedError, TimeoutType
@@ -21,7 +22,7 @@ from tests.support.world import World, events, running_world
 LONG = CallPlan(first_lease=600)
 
 
-async def reset(client: Client, handle: WorkflowHandle[Any, Any], event_id: int) -> str:
+async def reset(client: Client, handle: WorkflowHandle[Any, Any], event_id: int, **options: Any) -> str:
     """Reset to the workflow task that ended with *event_id*; returns the new run's id."""
     described = await handle.describe()
     response = await client.workflow_service.reset_workflow_execution(
@@ -31,6 +32,7 @@ async def reset(client: Client, handle: WorkflowHandle[Any, Any], event_id: int)
             reason="test",
             workflow_task_finish_event_id=event_id,
             request_id=str(uuid.uuid4()),
+            **options,
         )
     )
     return response.run_id
@@ -91,6 +93,28 @@ async def test_a_reset_target_delivers_the_new_runs_outcome_once(world: World) -
     assert await world.receiver.answered() == [200]
     closing = (await handle.fetch_history()).events[6].activity_task_completed_event_attributes
     assert new_run in closing.identity
+
+
+async def test_a_call_that_a_reset_forgets_gets_the_new_runs_outcome(world: World) -> None:
+    """The signal that attached the call is not applied to the new run. The old run was terminated and has not ended."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    await world.call(ask, CallPlan(first_lease=600))
+    target = await world.until_started(ask)
+    attached = await world.call(ask, CallPlan(first_lease=4, renewal=1))
+
+    async def known() -> None:
+        activity = await world.pending(attached)
+        assert activity is not None
+        assert activity.heartbeat_details.payloads, "the operation is not recorded yet"
+
+    await assert_eventually(known)
+    names = await events(target)
+    signal = ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL
+    completed = names.index("WORKFLOW_TASK_COMPLETED") + 1
+    await reset(world.handler_client, target, completed, reset_reapply_exclude_types=[signal])
+    await world.until_attempt(attached, 4)
+    await world.target(ask).signal("say", "of the new run")
+    assert await attached.result() == Reply("of the new run")
 
 
 @pytest.mark.parametrize("moment", ["with its call", "before its call"])
