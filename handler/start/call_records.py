@@ -8,6 +8,7 @@ import asyncio
 from temporalio.client import Client
 
 from bridge.protocol.start import Finished
+from bridge.security.signatures import CLOCK_SKEW
 from bridge.temporal.executions import list_runs
 from bridge.temporal.visibility import quoted
 from handler.delivery.calls import read_call, read_memo
@@ -82,6 +83,7 @@ class CallRecords:
 
 
 def _may_be_earlier(call: Call, holder: Run) -> bool:
-    """Whether the call may belong to a run before *holder*, to which it may attach: it is older than that run."""
+    """Whether the call may belong to a run before *holder*, to which it may attach: it may be older than that run."""
     scheduled = call.request.scheduled_time
-    return scheduled is None or milliseconds(scheduled) < holder.start_time_ms
+    # Another cluster's clock has set the time.
+    return scheduled is None or milliseconds(scheduled - CLOCK_SKEW) < holder.start_time_ms

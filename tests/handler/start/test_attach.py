@@ -306,18 +306,20 @@ async def test_every_copy_of_the_service_knows_an_attached_call(server: Server) 
         await target.terminate()
 
 
-@pytest.mark.parametrize("operation", ["probe", "shared"])
+@pytest.mark.parametrize(("operation", "minutes_ahead"), [("probe", 0), ("shared", 0), ("shared", 4)])
 async def test_a_renewal_gets_the_outcome_of_its_own_run_although_people_ran_the_id_again(
-    server: Server, operation: str
+    server: Server, operation: str, minutes_ahead: float
 ) -> None:
     """The call that started the run gets it, and so does one that was attached. No renewal gets the other run's.
+
+    The clock of the caller's cluster may be ahead.
 
     The delivery goes on meanwhile: an answer "unknown" would end the call before the outcome arrives.
     """
     async with running_world(server, without=("caller", "receiver")) as world:
         signer, key = MessageSigner(world.keys.start), world.key("again")
 
-        scheduled = start(world, {}).headers["Bridge-Scheduled-Time"]
+        scheduled = (clock() + timedelta(minutes=minutes_ahead)).isoformat()
 
         def request(name: str) -> Message:
             content = {"key": key, "behaviour": "wait"}
