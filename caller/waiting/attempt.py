@@ -113,10 +113,10 @@ class Attempt:
         """
         until, timeout = self.limit(known)
         if until is not None and until <= self.now() < self.deadline:
-            timed_out = TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[])
+            reason = timed_out(timeout)
             if kind != STILL_RUNNING:
-                timed_out.__cause__ = ApplicationError(message[:1000], type=kind)
-            await self.fail(timed_out)
+                reason.__cause__ = ApplicationError(message[:1000], type=kind)
+            await self.fail(reason)
             return
         failure = Failure()
         await self.converter.encode_failure(ApplicationError(message[:1000]), failure)
@@ -171,6 +171,11 @@ class Attempt:
             # NOT_FOUND means that the callback completed the activity first.
             extra = {"bridge.request_id": self.info.activity_id, "bridge.rpc_status": error.status.name}
             _log.info("bridge.attempt_not_reported", extra=extra)
+
+
+def timed_out(timeout: TimeoutType) -> TemporalTimeoutError:
+    """Return the error of a call of which a timeout has passed."""
+    return TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[])
 
 
 def waiting_converter(

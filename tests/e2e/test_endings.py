@@ -117,6 +117,26 @@ async def test_a_call_that_a_reset_forgets_gets_the_new_runs_outcome(world: Worl
     assert await attached.result() == Reply("of the new run")
 
 
+async def test_a_call_whose_deadline_passed_before_the_reset_ends_at_once(world: World) -> None:
+    """The activity has its whole time again. The deadline of the call has not moved."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=600, deadline=4, catch=True))
+    await world.until_started(ask)
+    await handle.signal("a signal makes a workflow task")
+
+    async def two_tasks() -> int:
+        completed = [number for number, name in enumerate(await events(handle), 1) if name == "WORKFLOW_TASK_COMPLETED"]
+        assert len(completed) == 2
+        return completed[1]
+
+    second = await assert_eventually(two_tasks)
+    assert await handle.result() == Reply("TimeoutError")
+    run_id = await reset(world.caller_client, handle, second)
+    again = world.caller_client.get_workflow_handle(handle.id, run_id=run_id, result_type=Reply)
+    assert await again.result() == Reply("TimeoutError")
+    assert "ACTIVITY_TASK_TIMED_OUT" not in await events(again)
+
+
 @pytest.mark.parametrize("moment", ["with its call", "before its call"])
 async def test_a_caller_that_is_reset_gets_the_outcome_of_the_same_target(world: World, moment: str) -> None:
     """The same activity continues in the new run, or the new run's call attaches to the target of the first."""
