@@ -132,8 +132,8 @@ def emits_callback(
         **options: See `TargetOptions`.
 
     Raises:
-        TypeError: The class is not a workflow, its types differ from the types of the contract, *operation* does not
-            belong to *service*, or `check` or `workflow_id` is not a plain function.
+        TypeError: The class is not a workflow, carries out another operation already, or has other types than the
+            contract, *operation* does not belong to *service*, or `check` or `workflow_id` is not a plain function.
         ValueError: An option has an unknown value.
     """
     declared = _declared(service, operation)
@@ -155,6 +155,13 @@ def emits_callback(
             raise TypeError(message)
         if found.ret_type is not None and _without_extras(found.ret_type) != _without_extras(output_type):
             message = f"{workflow_class.__name__}.run returns {found.ret_type}, but {operation.name!r} {output_type}"
+            raise TypeError(message)
+        other = vars(workflow_class).get(_TARGET_ATTRIBUTE)
+        if other is not None and (other.service, other.operation) != (declared["service"], declared["operation"]):
+            message = (
+                f"{workflow_class.__name__} carries out {other.service}/{other.operation} already, and may carry out only "
+                f"one operation: declare another workflow for {operation.name!r}"
+            )
             raise TypeError(message)
         target = Target(
             **declared,

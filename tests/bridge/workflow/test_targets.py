@@ -1,5 +1,6 @@
 """The contract side of the handler: a mismatch stops the import, and nothing undeclared can be started."""
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,14 @@ class Pay:
     @workflow.run
     async def run(self, request: Request) -> Response:
         return Response(payment_id=request.order_id)
+
+
+@pytest.fixture(autouse=True)
+def undeclared() -> Iterator[None]:
+    """Several tests declare the same workflow."""
+    yield
+    with contextlib.suppress(AttributeError):
+        delattr(Pay, "__bridge_target__")
 
 
 @workflow.defn(name="pay-by-name")
@@ -440,6 +449,12 @@ def test_an_operation_that_is_not_the_services_stops_the_import(
     """The check runs before a workflow is named."""
     with pytest.raises(TypeError, match=complaint):
         declare(operation, service)
+
+
+def test_a_workflow_has_one_operation() -> None:
+    """Only the last declaration would be served."""
+    with pytest.raises(TypeError, match="Pay carries out PaymentService/charge-again already"):
+        declare()(declare(PaymentService.renamed)(Pay))
 
 
 def test_an_operation_has_one_workflow() -> None:
