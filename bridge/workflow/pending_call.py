@@ -89,10 +89,15 @@ class PendingCall:
                     # The run is being evicted. No task may wait any more, and no new one may start.
                     raise
                 match self.cancellation_type:
-                    case CancellationType.ABANDON | CancellationType.TRY_CANCEL:
-                        if self.cancellation_type is CancellationType.TRY_CANCEL:
-                            canceling = self._request_cancel(waiting)
+                    case CancellationType.ABANDON:
                         waiting.cancel()
+                        raise self._error() from _canceled()
+                    case CancellationType.TRY_CANCEL:
+                        waiting.remove_done_callback(self._count)
+                        self._count_as("canceled")
+                        # Only a pending activity holds the operation token. A stopped one is scheduled again until the
+                        # handler has answered the cancel.
+                        self._request_cancel(waiting).add_done_callback(lambda _: waiting.cancel())
                         raise self._error() from _canceled()
                     case CancellationType.WAIT_REQUESTED | CancellationType.WAIT_COMPLETED:
                         # Request the cancel once, also if the wait is canceled again. The operation decides how it
@@ -150,9 +155,12 @@ class PendingCall:
         return activity
 
     def _count(self, waiting: "asyncio.Task[Any]") -> None:
+        self._count_as(_outcome_name(waiting))
+
+    def _count_as(self, outcome: str) -> None:
         count = workflow.extern_functions().get(COUNT_CALL)
         if count is not None and not workflow.unsafe.is_replaying():
-            count(self.call, _outcome_name(waiting), (workflow.now() - self.call.scheduled_time).total_seconds())
+            count(self.call, outcome, (workflow.now() - self.call.scheduled_time).total_seconds())
 
     def _ended(self, _: object) -> None:
         self._run.ended(self.request_id)

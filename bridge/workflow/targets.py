@@ -159,8 +159,8 @@ def emits_callback(
         other = vars(workflow_class).get(_TARGET_ATTRIBUTE)
         if other is not None and (other.service, other.operation) != (declared["service"], declared["operation"]):
             message = (
-                f"{workflow_class.__name__} carries out {other.service}/{other.operation} already, and may carry out only "
-                f"one operation: declare another workflow for {operation.name!r}"
+                f"{workflow_class.__name__} carries out {other.service}/{other.operation} already, and may carry out "
+                f"only one operation: declare another workflow for {operation.name!r}"
             )
             raise TypeError(message)
         target = Target(

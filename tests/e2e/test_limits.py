@@ -14,6 +14,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.exceptions import (
     TimeoutType,
 )
+from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
 import bridge
 from bridge.workflow.call import MAX_INPUT_BYTES, Transport
@@ -239,20 +240,22 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
         await replay(handle)
 
 
-async def test_a_stopped_activity_costs_no_cancel(server: Server) -> None:
+@pytest.mark.parametrize("kind", [CancellationType.WAIT_COMPLETED, CancellationType.TRY_CANCEL])
+async def test_a_stopped_activity_costs_no_cancel(server: Server, kind: CancellationType) -> None:
     """The call is canceled while no activity is pending. The cancel is sent when the operation is known again."""
     async with running_world(server) as world:
         ask = Ask(world.key(), "cleanup")
-        handle = await world.call(ask, CallPlan(first_lease=600))
+        handle = await world.call(ask, CallPlan(first_lease=600, cancellation=int(kind), after=600))
         target = await world.until_started(ask)
         await world.stop_waiting(handle)
-        await handle.cancel()
-        await cause_of(handle)
+        await handle.signal("cancel_call")
 
         async def canceled() -> None:
             assert (await target.describe()).status is WorkflowExecutionStatus.CANCELED
+            assert await handle.query("reported") == "CancelledError"
 
         await assert_eventually(canceled)
+        await handle.terminate()
 
 
 @pytest.mark.parametrize("canceled", ["call", "task", "workflow"])
@@ -269,10 +272,10 @@ async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Serv
         target = await world.until_started(ask)
         assert await handle.result() == "CancelledError"
 
-        async def canceled() -> None:
+        async def target_canceled() -> None:
             assert (await target.describe()).status is WorkflowExecutionStatus.CANCELED
 
-        await assert_eventually(canceled)
+        await assert_eventually(target_canceled)
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["with a cache", "without a cache"])
