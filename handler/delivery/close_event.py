@@ -58,6 +58,14 @@ class CloseEvent:
 async def read_close_event(client: Client, workflow_id: str, run_id: str) -> CloseEvent | None:
     """Return the close event of a run; None if the run is open, or if another run continues it.
 
+    Raises what `read_last_event` raises.
+    """
+    return (await read_last_event(client, workflow_id, run_id))[0]
+
+
+async def read_last_event(client: Client, workflow_id: str, run_id: str) -> tuple[CloseEvent | None, str]:
+    """Return the close event of a run as `read_close_event` does, and the id of the run that continues it, or "".
+
     This reads the last event, because the close event filter blocks for 20 s if the run is open.
 
     Raises:
@@ -71,7 +79,9 @@ async def read_close_event(client: Client, workflow_id: str, run_id: str) -> Clo
             raise
         # The time-skipping test server cannot read in reverse.
         events = await _read_filtered(client, execution)
-    return close_event_of(events[0], client.namespace, execution) if events else None
+    if not events:
+        return None, ""
+    return close_event_of(events[0], client.namespace, execution), _next_run_id(events[0])
 
 
 def close_event_of(event: HistoryEvent, namespace: str, run: WorkflowExecution) -> CloseEvent | None:

@@ -7,18 +7,20 @@ import asyncio
 
 from temporalio.client import Client
 
-from bridge.protocol.start import Finished
+from bridge.protocol.start import Finished, Running, StartAnswer
 from bridge.security.signatures import CLOCK_SKEW
 from bridge.temporal.executions import list_runs
 from bridge.temporal.visibility import quoted
 from handler.delivery.calls import read_call, read_memo
-from handler.delivery.close_event import read_close_event, read_run
+from handler.delivery.close_event import read_last_event, read_run
 from handler.delivery.records import CallMemo, milliseconds
 from handler.start.call import Call
 from handler.start.runs import Run, find_run
 
 _EARLIER_RUNS = 20
 """Maximum number of runs of one workflow id in which a renewal looks for its own."""
+_CONTINUATIONS = 100
+"""Maximum number of runs of one chain that a renewal follows."""
 _HISTORIES = 4
 """Maximum number of histories that are read at once, because one may have 50 MB."""
 
@@ -35,8 +37,11 @@ class CallRecords:
         run = await find_run(self._client, call.workflow_id)
         return run is not None and await self._is_in(call, run)
 
-    async def earlier_outcome(self, call: Call, holder: Run, *, is_refused: bool) -> Finished | None:
-        """Return the outcome of a renewal's own run, if people have started the workflow id again since it closed.
+    async def state_of_earlier(self, call: Call, holder: Run, *, is_refused: bool) -> StartAnswer | None:
+        """Return the state of a renewal's own run, if it is not *holder*.
+
+        People may have started the workflow id again since the run closed. Or the run went on as one without a record
+        of the call, because a worker without the plugin continued it as new with another memo.
 
         Args:
             call: A renewal.
@@ -58,12 +63,21 @@ class CallRecords:
             # The holder continues every run with its record, also one that a reset has terminated.
             is_continued = memo is not None and holder.memo is not None and memo.identity == holder.memo.identity
             if run_id != holder.ref.run_id and not is_continued and await self._is_of(call, run_id, memo):
-                closed = await read_close_event(self._client, call.workflow_id, run_id)
-                return None if closed is None else Finished(outcome=closed.outcome, target=closed.target)
+                return await self._state_of(call, run_id, holder)
             left -= 1
             if left == 0:
                 break
         return None
+
+    async def _state_of(self, call: Call, run_id: str, holder: Run) -> StartAnswer:
+        for _ in range(_CONTINUATIONS):
+            closed, run_id = await read_last_event(self._client, call.workflow_id, run_id)
+            if closed is not None:
+                return Finished(outcome=closed.outcome, target=closed.target)
+            if not run_id:
+                # An open run is the newest of its workflow id.
+                break
+        return Running(operation_token=call.token, target=holder.ref)
 
     async def _is_in(self, call: Call, run: Run) -> bool:
         return call.token in run.served or await self._is_of(call, run.ref.run_id, run.memo)

@@ -231,9 +231,9 @@ class Starter:
             except HandlerError as error:
                 refusal = error
             if call.is_renewal and not is_same:
-                outcome = await self._records.earlier_outcome(call, run, is_refused=refusal is not None)
-                if outcome is not None:
-                    return outcome
+                earlier = await self._records.state_of_earlier(call, run, is_refused=refusal is not None)
+                if earlier is not None:
+                    return earlier
             if refusal is not None:
                 raise refusal
             if (answer := await self._state_of(run, call, is_same=is_same)) is not None:

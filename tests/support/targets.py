@@ -125,7 +125,8 @@ class ProbeWorkflow(ListeningWorkflow):
             case "continue on signal":
                 await workflow.wait_condition(lambda: bool(self._said))
                 behaviour = "wait" if self._said[0] == "and wait" else "return"
-                workflow.continue_as_new(Ask(key=ask.key, behaviour=behaviour, text="second run"))
+                memo = {"mine": "kept"} if ask.text == "own memo" else None
+                workflow.continue_as_new(Ask(key=ask.key, behaviour=behaviour, text="second run"), memo=memo)
             case "bug once":
                 if not workflow.unsafe.is_replaying() and workflow.info().get_current_history_length() < 5:
                     message = "a bug, not an ending"

@@ -367,6 +367,22 @@ async def test_a_target_on_a_worker_without_the_plugin_is_found_by_a_renewal(ser
         assert world.receiver.requests == []
 
 
+async def test_a_renewal_finds_the_run_that_has_lost_the_memo(server: Server) -> None:
+    """A worker without the plugin continues the target as new with another memo. The new run runs, and then closes."""
+    async with (
+        running_world(server, without=("handler",)) as world,
+        Worker(world.handler_client, task_queue=world.payment_queue, workflows=TARGETS),
+    ):
+        ask = Ask(key=world.key(), behaviour="continue on signal", text="own memo")
+        handle = await world.call(ask, CallPlan(first_lease=2, renewal=1))
+        target = await world.until_started(ask)
+        await world.until_attempt(handle, 2, in_backoff=True)
+        await target.signal("say", "and wait")
+        await world.until_attempt(handle, 4)
+        await target.signal("say", "after a renewal")
+        assert await handle.result() == Reply("after a renewal")
+
+
 @pytest.mark.parametrize("memo", [{"mine": 1}, 7, {"caller": "half a call"}])
 async def test_a_foreign_memo_under_our_name_disturbs_no_workflow(
     world: World, memo: Any, caplog: pytest.LogCaptureFixture
