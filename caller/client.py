@@ -85,7 +85,8 @@ class OperationHandle(Generic[_OutputT]):
             settings = self.client.endpoints.resolve(self.client.endpoint).endpoint
             if isinstance(self.answer, Running) and loop.time() - asked < settings.wait_s / 2:
                 # The handler had no place to hold the request.
-                await asyncio.sleep(pause)
+                left = (self.deadline - datetime.now(UTC)).total_seconds()
+                await asyncio.sleep(max(0, min(pause, left)))
                 pause = min(pause * 2, settings.poll_interval_s)
         converter, outcome = self.client.data_converter, self.answer.outcome
         if outcome.failure is not None:

@@ -240,8 +240,15 @@ def _without_extras(hint: Any) -> Any:
     """*hint* without the metadata of `Annotated`, also inside containers. The SDK reads signatures without it.
 
     Equal types get one form, for example `List[int] | None` and `Optional[list[int]]`.
+
+    Raises:
+        TypeError: A part of *hint* is a name in quotes. The converter cannot resolve it.
     """
-    return _form(get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"])
+    try:
+        return _form(get_type_hints(type("_", (), {"__annotations__": {"hint": hint}}))["hint"])
+    except NameError:
+        message = f"the type {hint} has a name in quotes: put the type itself in its place"
+        raise TypeError(message) from None
 
 
 def _form(hint: Any) -> Any:

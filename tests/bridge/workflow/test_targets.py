@@ -308,6 +308,17 @@ def test_types_are_compared_without_the_notes_of_annotated(
     assert target.input_type == operation.input_type
 
 
+@nexusrpc.service
+class QuotingService:
+    process: nexusrpc.Operation[list["Later"], None]  # type: ignore[name-defined]  # noqa: F821 - a name that only the contract's author has
+
+
+def test_a_name_in_quotes_inside_a_type_of_the_contract_stops_the_import() -> None:
+    """The converter could not make the input, and each call would fail."""
+    with pytest.raises(TypeError, match=r"has a name in quotes: put the type itself in its place$"):
+        declare(QuotingService.process, QuotingService)(ManyPets)
+
+
 def test_another_type_below_annotated_stops_the_import() -> None:
     """Only the notes are left out."""
     with pytest.raises(TypeError, match=r"ManyPets\.run takes"):
