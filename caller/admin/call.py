@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import nexusrpc
 from cyclopts import Parameter, validators
+from nexusrpc import HandlerError
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
@@ -116,8 +117,12 @@ def _printable(value: object) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[dict[str, str]]:
-    """Yield the chain of causes. The type is that of an application error, else the name of the error's class."""
+    """Yield the chain of causes, each with its own type. An error that has none gets the name of its class."""
     while error is not None:
-        kind = error.type if isinstance(error, ApplicationError) and error.type else type(error).__name__
+        kind = type(error).__name__
+        if isinstance(error, HandlerError):
+            kind = error.type.name
+        elif isinstance(error, ApplicationError):
+            kind = error.type or kind
         yield {"type": kind, "message": getattr(error, "message", str(error))}
         error = error.__cause__
