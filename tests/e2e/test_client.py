@@ -308,7 +308,7 @@ async def test_the_command_does_not_say_that_it_started_what_was_answered_at_onc
         pytest.param(["ProbeService/probe", "[" * 50_000], 1, "the input is not JSON", id="JSON nested too deeply"),
         pytest.param(["probe", "{}"], 1, "the form Service/operation, not 'probe'", id="no service"),
         pytest.param(["ProbeService/", "{}"], 1, "the form Service/operation", id="no name"),
-        pytest.param(["ProbeService/none", "{}"], 1, "did not succeed: NOT_FOUND: no such operation", id="no operation"),
+        pytest.param(["ProbeService/none", "{}"], 1, "succeed: NOT_FOUND: no such operation", id="no operation"),
         pytest.param(
             ["ProbeService/probe", '{"key": "FRESH", "behaviour": "fail"}'],
             1,
