@@ -210,7 +210,10 @@ class OperationClient:
             # A task that is canceled before its first step would never run its cancellation type.
             await asyncio.sleep(0)
         except asyncio.CancelledError:
-            call.cancel()
+            # The call has had its first step. The next wait, perhaps that for the handle, gets the cancel.
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+                task.cancel()
         return OperationHandle(call)
 
     def _too_large(self, operation_input: Any) -> nexusrpc.HandlerError | None:

@@ -93,8 +93,9 @@ class PendingCall:
                         waiting.cancel()
                         raise self._error() from _canceled()
                     case CancellationType.TRY_CANCEL:
-                        waiting.remove_done_callback(self._count)
-                        self._count_as("canceled")
+                        # A wait that has ended in this moment is counted already.
+                        if waiting.remove_done_callback(self._count):
+                            self._count_as("canceled")
                         # Only a pending activity holds the operation token. A stopped one is scheduled again until the
                         # handler has answered the cancel.
                         self._request_cancel(waiting).add_done_callback(lambda _: waiting.cancel())

@@ -258,7 +258,7 @@ async def test_a_stopped_activity_costs_no_cancel(server: Server, kind: Cancella
         await handle.terminate()
 
 
-@pytest.mark.parametrize("canceled", ["call", "task", "workflow"])
+@pytest.mark.parametrize("canceled", ["call", "task", "workflow", "sleep"])
 async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Server, canceled: str) -> None:
     """The cancel comes in the task that made the call, before its code has run; the target gets the cancel."""
     async with running_world(server, without=("caller",)) as world:
@@ -266,7 +266,7 @@ async def test_a_call_that_is_canceled_at_once_is_canceled_properly(server: Serv
         handle = await world.caller_client.start_workflow(
             "HastyCaller", args=[ask, canceled], id=world.key("hasty"), task_queue=world.order_queue, result_type=str
         )
-        if canceled == "workflow":
+        if canceled in {"workflow", "sleep"}:
             await handle.cancel()
         await world.start_worker("caller")
         target = await world.until_started(ask)

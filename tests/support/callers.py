@@ -174,8 +174,11 @@ class HastyCaller:
     async def run(self, ask: Ask, canceled: str) -> str:
         client = bridge.create_client(service=ProbeService, endpoint="payments")
         call: Any
-        if canceled == "call":
+        if canceled in {"call", "sleep"}:
             call = await client.start_operation(ProbeService.probe, ask)
+            if canceled == "sleep":
+                with contextlib.suppress(asyncio.CancelledError):
+                    await workflow.sleep(3600)
             assert call.cancel()
         else:
             call = client.execute_operation(ProbeService.probe, ask)
