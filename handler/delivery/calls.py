@@ -1,7 +1,7 @@
 """Reads the calls that memos, attach signals and headers hold.
 
-Another program may have written a payload under our name. Such a payload is no call: one line of the log names the run.
-Nor is the record of another workflow's call, which a target may pass to its children.
+Another program may have written a payload under our name. Such a payload is not a call: one line of the log names the
+run. The record of another workflow's call, which a target may pass to its children, is not a call of the run either.
 """
 
 from temporalio.api.common.v1 import Payload

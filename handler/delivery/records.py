@@ -62,8 +62,12 @@ class CallMemo:
 
     @cached_property
     def _reply(self) -> tuple[str, str | None, dict[str, str]]:
-        token, url, headers = unpacked(self.reply)
-        return token, url, headers
+        match unpacked(self.reply):
+            case [str(token), str() | None as url, dict(headers)]:
+                return token, url, headers
+            case _:
+                message = "not the reply of a call"
+                raise ValueError(message)
 
     @property
     def identity(self) -> tuple[str, str]:

@@ -58,6 +58,12 @@ class Call:
         """Whether an earlier start was answered 201: this one names its operation by a token, and starts nothing."""
         return self.request.operation_token is not None
 
+    @property
+    def attaches_by_signal(self) -> bool:
+        """Whether a run to which the call attaches has to know the call, to deliver to it or to watch its caller."""
+        is_delivered = self.request.callback_url is not None and self.server_callback is None
+        return self.target.instrumented and (is_delivered or self.target.caller_close_policy == "request_cancel")
+
     def memo(self, now: datetime) -> CallMemo:
         """Return the record of this call for the target's memo, or for the signal that attaches the call to a run.
 

@@ -6,16 +6,20 @@ A run's memo names the call that started the run. Calls that were attached to it
 import asyncio
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
+from bridge.errors import OutcomeUnknownError
 from bridge.protocol.start import Finished, Running, StartAnswer
 from bridge.security.signatures import CLOCK_SKEW
 from bridge.temporal.executions import list_runs
+from bridge.temporal.rpc_status import is_missing
 from bridge.temporal.visibility import quoted
 from handler.delivery.calls import read_call, read_memo
 from handler.delivery.close_event import read_last_event, read_run
 from handler.delivery.records import CallMemo, milliseconds
 from handler.start.call import Call
 from handler.start.runs import Run, find_run
+from handler.start.same_call import OUTCOME_UNKNOWN
 
 _EARLIER_RUNS = 20
 """Maximum number of runs of one workflow id in which a renewal looks for its own."""
@@ -50,6 +54,9 @@ class CallRecords:
 
         Returns:
             None if the call belongs to *holder*, or if no earlier run has a record of it.
+
+        Raises:
+            bridge.errors.OutcomeUnknownError: None of the last twenty runs has a record of the call.
         """
         if not is_refused and (not _may_be_earlier(call, holder) or await self._is_in(call, holder)):
             return None
@@ -60,16 +67,19 @@ class CallRecords:
         left = _EARLIER_RUNS
         async for row in list_runs(self._client, query):
             run_id, memo = row.execution.run_id, await read_memo(self._client.data_converter, row)
-            # The holder continues every run with its record, also one that a reset has terminated.
+            # The holder continues every run with its record, and one that a reset has terminated.
             is_continued = memo is not None and holder.memo is not None and memo.identity == holder.memo.identity
-            if run_id != holder.ref.run_id and not is_continued and await self._is_of(call, run_id, memo):
-                return await self._state_of(call, run_id, holder)
+            if run_id == holder.ref.run_id or is_continued:
+                continue
+            if await self._is_of(call, run_id, memo):
+                return await self._state_of_chain(call, run_id, holder)
             left -= 1
             if left == 0:
-                break
+                # The call may not get the outcome of a run that may be another call's.
+                raise OutcomeUnknownError(OUTCOME_UNKNOWN)
         return None
 
-    async def _state_of(self, call: Call, run_id: str, holder: Run) -> StartAnswer:
+    async def _state_of_chain(self, call: Call, run_id: str, holder: Run) -> StartAnswer:
         for _ in range(_CONTINUATIONS):
             closed, run_id = await read_last_event(self._client, call.workflow_id, run_id)
             if closed is not None:
@@ -90,8 +100,14 @@ class CallRecords:
         if not call.target.instrumented or not (is_own or call.target.attach_across_callers):
             return False
         # Any copy of the service may have attached the call. Only the run's history shows it.
-        async with self._histories:
-            _, attached = await read_run(self._client, call.workflow_id, run_id)
+        try:
+            async with self._histories:
+                _, attached = await read_run(self._client, call.workflow_id, run_id)
+        except RPCError as error:
+            # Visibility shows a run for a while after it was deleted.
+            if is_missing(error):
+                return False
+            raise
         found = [await read_call(self._client.data_converter, each, target=call.workflow_id) for each in attached]
         return call.identity in {each.identity for each in found if each is not None}
 
@@ -99,5 +115,6 @@ class CallRecords:
 def _may_be_earlier(call: Call, holder: Run) -> bool:
     """Whether the call may belong to a run before *holder*, to which it may attach: it may be older than that run."""
     scheduled = call.request.scheduled_time
-    # Another cluster's clock has set the time.
-    return scheduled is None or milliseconds(scheduled - CLOCK_SKEW) < holder.start_time_ms
+    # Another cluster's clock has set the time. A call that only polls asks often, and no run has a record of it.
+    is_older = scheduled is None or milliseconds(scheduled - CLOCK_SKEW) < holder.start_time_ms
+    return is_older and call.attaches_by_signal

@@ -51,7 +51,9 @@ class Run:
     is_open: bool
     """Whether it has not closed."""
     memo: CallMemo | None
-    """The call that started it; None if no call did."""
+    """The call that started the first run of its chain; None if no call did."""
+    is_recorded: bool
+    """Whether its own memo names the call. A worker without the plugin may have continued it with another memo."""
     served: frozenset[str]
     """Operation tokens of the calls to which Temporal's server delivers the outcome. A run that continues this run has
     the same tokens."""
@@ -62,6 +64,8 @@ class Run:
 async def find_run(client: Client, workflow_id: str) -> Run | None:
     """Return the newest run of *workflow_id* in the namespace of *client*; None if it does not exist.
 
+    The memo of a run that continues another is that of the chain's first run, if its own does not name a call.
+
     Raises:
         nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
     """
@@ -70,6 +74,10 @@ async def find_run(client: Client, workflow_id: str) -> Run | None:
         return None
     info = described.workflow_execution_info
     headers = (each.callback.nexus.header for each in described.callbacks)
+    memo = own = await read_memo(client.data_converter, info)
+    if own is None and info.first_run_id not in {"", info.execution.run_id}:
+        first = await describe(client, workflow_id, info.first_run_id)
+        memo = None if first is None else await read_memo(client.data_converter, first.workflow_execution_info)
     progress = info.memo.fields.get(PROGRESS_MEMO)
     if progress is not None and (progress.external_payloads or progress.ByteSize() > MAX_PROGRESS_BYTES):
         # Progress is a short text for people. A long text and a reference to external storage are left out.
@@ -82,7 +90,8 @@ async def find_run(client: Client, workflow_id: str) -> Run | None:
         history_bytes=info.history_size_bytes,
         start_time_ms=info.start_time.ToMilliseconds(),
         is_open=is_open(info),
-        memo=await read_memo(client.data_converter, info),
+        memo=memo,
+        is_recorded=own is not None,
         served=frozenset(header.get(OPERATION_TOKEN.lower(), "") for header in headers),
         progress=progress,
     )

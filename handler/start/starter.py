@@ -269,12 +269,11 @@ class Starter:
             if await self._runs.start(call, memo, options) is None:
                 return False
         # A retried workflow's last run has not seen the first run's signals. The sweep reads only runs with a memo.
-        is_certain = target.instrumented and target.retry_policy is None and run.memo is not None
+        is_certain = target.instrumented and target.retry_policy is None and run.is_recorded
         if memo.callback_url is not None and not memo.renews and not is_certain:
             message = "another call's run of this operation is still running: ask again for its outcome"
             raise UnavailableError(message)
-        is_watched = target.caller_close_policy == "request_cancel"
-        if not target.instrumented or (memo.callback_url is None and not is_watched):
+        if not call.attaches_by_signal:
             # The caller's renewals get the outcome, or Temporal's server delivers it.
             return True
         if not self._attached.admit(call.temporal_request_id, run):

@@ -8,6 +8,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.converter import DataConverter, PayloadCodec
 
 from bridge.errors import UnavailableError
+from bridge.security.packing import packed
 from handler.delivery.calls import read_call
 from handler.delivery.operation_token import OperationToken
 from handler.delivery.records import CallMemo, packed_reply
@@ -50,11 +51,19 @@ async def test_a_call_is_read_through_the_codec() -> None:
 
 
 @pytest.mark.parametrize("codec", [True, False])
-async def test_the_call_of_another_workflow_is_no_call(codec: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_call_of_another_workflow_is_not_a_call(codec: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A target may pass its memo to a child. That is no mistake, and the log does not name it."""
     [payload] = await (converter() if codec else DataConverter.default).encode([CALL])
     assert await read_call(converter(), payload, target="payment-7-child") is None
     assert not caplog.records
+
+
+@pytest.mark.parametrize("reply", [[7, None, {}], ["token", 7, {}], ["token", None, []], ["token"], None])
+async def test_a_call_with_a_reply_of_another_form_is_not_a_call(reply: object) -> None:
+    """The codec that wrote it is ours, and the program may not be."""
+    fields = dataclasses.asdict(CALL) | {"reply": packed(reply)}
+    [payload] = await DataConverter.default.encode([fields])
+    assert await read_call(DataConverter.default, payload, target="payment-7") is None
 
 
 @pytest.mark.parametrize("value", [7, None, "text", {"caller": "half a call"}])

@@ -367,7 +367,8 @@ async def test_a_target_on_a_worker_without_the_plugin_is_found_by_a_renewal(ser
         assert world.receiver.requests == []
 
 
-async def test_a_renewal_finds_the_run_that_has_lost_the_memo(server: Server) -> None:
+@pytest.mark.parametrize("is_canceled", [False, True], ids=["closes", "canceled"])
+async def test_renewals_and_a_cancel_find_the_run_that_has_lost_the_memo(server: Server, is_canceled: bool) -> None:
     """A worker without the plugin continues the target as new with another memo. The new run runs, and then closes."""
     async with (
         running_world(server, without=("handler",)) as world,
@@ -379,8 +380,15 @@ async def test_a_renewal_finds_the_run_that_has_lost_the_memo(server: Server) ->
         await world.until_attempt(handle, 2, in_backoff=True)
         await target.signal("say", "and wait")
         await world.until_attempt(handle, 4)
-        await target.signal("say", "after a renewal")
-        assert await handle.result() == Reply("after a renewal")
+        if is_canceled:
+            await handle.cancel()
+            with pytest.raises(WorkflowFailureError) as raised:
+                await handle.result()
+            assert isinstance(raised.value.cause, CancelledError)
+            assert (await world.target(ask).describe()).status is WorkflowExecutionStatus.CANCELED
+        else:
+            await target.signal("say", "after a renewal")
+            assert await handle.result() == Reply("after a renewal")
 
 
 @pytest.mark.parametrize("memo", [{"mine": 1}, 7, {"caller": "half a call"}])

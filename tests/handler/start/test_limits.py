@@ -87,6 +87,7 @@ RUN = Run(
     start_time_ms=0,
     is_open=True,
     memo=None,
+    is_recorded=False,
     served=frozenset(),
     progress=None,
 )

@@ -28,6 +28,7 @@ def run_of(caller: str | None) -> Run:
         workflow_type=PROBE.workflow_type,
         is_open=True,
         memo=memo,
+        is_recorded=memo is not None,
         served=frozenset(),
         progress=None,
         start_time_ms=0,
