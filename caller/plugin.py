@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from weakref import WeakSet
 
 from temporalio.worker import Worker, WorkerConfig
 
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.settings import load
+from bridge.runtime.settings import SettingsError, load
 from bridge.security.callback_tokens import CallbackTokens
 from bridge.temporal.pollers import check_workers
 from bridge.temporal.worker_plugin import SessionPlugin
@@ -51,6 +52,7 @@ class CallerPlugin(SessionPlugin):
         self._activities: list[OperationActivities] = []
         self._receiver = HostedReceiver(self._settings, clock=clock) if serve_receiver else None
         self._checks: list[asyncio.Task[None]] = []
+        self._workers = WeakSet[Worker]()
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add the waiting activity, the cancel activity, and the interceptor that protects both.
@@ -58,6 +60,9 @@ class CallerPlugin(SessionPlugin):
         If the worker's client has the plugin too, the worker is configured once.
         """
         if any(isinstance(each, CallerInterceptor) for each in config.get("interceptors", ())):
+            if self._receiver is not None and not self._activities:
+                message = "the worker's client has another CallerPlugin: give serve_receiver=True to that one"
+                raise SettingsError(message)
             return config
         client, settings = config["client"], self._settings
         settings.check_namespace(client.namespace)
@@ -89,6 +94,11 @@ class CallerPlugin(SessionPlugin):
 
         Meanwhile tasks check whether the endpoints and the workers of the task queue are ready for calls.
         """
+        if worker in self._workers or not self._activities:
+            # The worker and its client have the plugin, and the other of the two does the work.
+            await next(worker)
+            return
+        self._workers.add(worker)
         for each in worker.config(active_config=True).get("interceptors", ()):
             if isinstance(each, CallerInterceptor):
                 await each.serve(worker)
