@@ -17,7 +17,7 @@ from bridge.temporal.lasting_client import present_client
 from bridge.temporal.worker_plugin import SessionPlugin
 from bridge.workflow.targets import Targets
 from handler.authorization import Authorization, Authorize
-from handler.delivery.activities import DeliveryActivities, OnUndelivered
+from handler.delivery.activities import DeliveryActivities, OnUndelivered, require_hook
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.caller_close_policy import CANCEL_ABANDONED_ACTIVITY, WATCH_CALLERS_ACTIVITY, CallerWatch
 from handler.delivery.close_reporter import is_reporting
@@ -60,8 +60,11 @@ class HandlerPlugin(SessionPlugin):
 
         Raises:
             bridge.runtime.settings.SettingsError: The settings cannot be used.
+            TypeError: *on_undelivered* cannot be called with an outcome.
         """
         super().__init__("bridge.HandlerPlugin")
+        if on_undelivered is not None:
+            require_hook(on_undelivered)
         self._settings = settings if settings is not None else load(HandlerSettings)
         self._clock = clock
         self._on_undelivered = on_undelivered

@@ -49,8 +49,8 @@ from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
-from handler.startup_check import task_queues
 from handler.sweep.activity import start_sweep
+from handler.task_queues import task_queues
 from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from handler.user_code.threads import BoundedThreads
 

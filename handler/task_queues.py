@@ -1,4 +1,4 @@
-"""The task queues whose workers a handler service checks at its start."""
+"""The task queues of the targets, and the plugin that their workers need."""
 
 from bridge.workflow.targets import Targets
 from handler.settings import HandlerSettings

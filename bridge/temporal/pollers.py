@@ -5,7 +5,7 @@ such workers calls wait, or their outcomes come late, and no call fails. Both si
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -59,18 +59,19 @@ async def workers_seen(client: Client, task_queue: str, plugin: str | None) -> t
         temporalio.service.RPCError: Temporal did not describe the task queue.
     """
     pollers = await _pollers(client, task_queue, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+    active = await _pollers(client, task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) if plugin is not None else []
     if not pollers:
         message = (
             f"no worker polls task queue {task_queue} in namespace {client.namespace}: start one, or correct the name "
             "of the task queue or the namespace of this process or of the worker"
         )
         return message, None
-    active = await _pollers(client, task_queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY) if plugin is not None else []
-    pollers += active
-    newest = max(each.last_access_time.ToDatetime(UTC) for each in pollers)
-    present = {each.identity for each in pollers if newest - each.last_access_time.ToDatetime(UTC) < _LONG_POLL}
-    without = [plain(each) for each in sorted(present) if plugin is not None and f"bridge.{plugin}" not in each]
-    if not without and (active or plugin is None):
+    newest = max(each.last_access_time.ToDatetime(UTC) for each in pollers + active)
+    polling, acting = _recent(pollers, newest), _recent(active, newest)
+    without = [
+        plain(each) for each in sorted(polling | acting) if plugin is not None and f"bridge.{plugin}" not in each
+    ]
+    if not without and (acting or plugin is None):
         return None, newest
     if not without:
         activities = f"no worker of task queue {task_queue} runs activities, which {plugin} needs"
@@ -85,3 +86,8 @@ async def _pollers(client: Client, task_queue: str, kind: TaskQueueType.ValueTyp
         namespace=client.namespace, task_queue=TaskQueue(name=task_queue), task_queue_type=kind
     )
     return list((await client.workflow_service.describe_task_queue(request)).pollers)
+
+
+def _recent(pollers: Iterable[PollerInfo], newest: datetime) -> set[str]:
+    """Return the identities of those that have polled within the last long poll before *newest*."""
+    return {each.identity for each in pollers if newest - each.last_access_time.ToDatetime(UTC) < _LONG_POLL}

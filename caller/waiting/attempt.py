@@ -74,7 +74,10 @@ class Attempt:
 
     @property
     def is_first(self) -> bool:
-        """Whether no earlier attempt of the call can have started the operation. A reset activity counts anew."""
+        """Whether no earlier attempt of the call can have started the operation, but for a workflow that was reset.
+
+        The attempts of a reset activity count anew, and so do those of the activity that a reset workflow schedules.
+        """
         return self.info.attempt == 1 and not self.call.is_again and self.known is None
 
     def now(self) -> datetime:

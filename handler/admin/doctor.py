@@ -9,7 +9,7 @@ from bridge.http.peer_check import EchoProbe
 from bridge.runtime.user_modules import import_module
 from handler.service import Served
 from handler.settings import HandlerSettings
-from handler.startup_check import PLUGIN, task_queues
+from handler.task_queues import PLUGIN, task_queues
 
 
 async def doctor(*, module: str | None = None, peer: str | None = None, as_json: JsonOutput = False) -> None:

@@ -1,6 +1,5 @@
 """The command `callback-bridge handler serve`."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import ModuleType
@@ -17,7 +16,6 @@ from bridge.runtime.settings import SettingsError, load
 from bridge.runtime.user_modules import import_module
 from bridge.temporal.connection import connect
 from bridge.temporal.lasting_client import lasting_client
-from handler.delivery.activities import OnUndelivered
 from handler.plugin import HandlerPlugin
 from handler.service import Served, create_app
 from handler.settings import HandlerSettings
@@ -76,24 +74,8 @@ def activities_in(module: ModuleType) -> Sequence[Callable[..., Any]]:
     return [] if isinstance(found, ModuleType) else found
 
 
-def hook_in(module: ModuleType) -> OnUndelivered | None:
-    """Return the function `on_undelivered` of *module*; None if it has none.
-
-    Raises:
-        SettingsError: It cannot be called with an outcome.
-    """
-    function: OnUndelivered | None = getattr(module, "on_undelivered", None)
-    if function is not None:
-        try:
-            inspect.signature(function).bind(None)
-        except TypeError:
-            message = f"{module.__name__}.on_undelivered must be a function of (outcome)"
-            raise SettingsError(message) from None
-    return function
-
-
 def _worker(client: Client, settings: HandlerSettings, module: ModuleType) -> Worker:
-    served, hook = Served.by(module), hook_in(module)
+    served, hook = Served.by(module), getattr(module, "on_undelivered", None)
     try:
         return Worker(
             client,

@@ -5,11 +5,13 @@ it, which people can see. A delivery that was finally refused is a failed workfl
 """
 
 import asyncio
+import contextlib
 import inspect
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -64,6 +66,21 @@ class UndeliveredOutcome:
 OnUndelivered = Callable[[UndeliveredOutcome], Awaitable[None] | None]
 """A function of the handler's team, plain or `async`. Each outcome is passed to it at least once, and again if the
 function raises an error."""
+
+
+def require_hook(function: object) -> None:
+    """Refuse a function for undelivered outcomes that could never be called.
+
+    Raises:
+        TypeError: It cannot be called with an outcome.
+    """
+    try:
+        # Some functions that are written in C have no signature, which is a ValueError.
+        with contextlib.suppress(ValueError):
+            inspect.signature(cast("OnUndelivered", function)).bind(None)
+    except TypeError:
+        message = "on_undelivered must be a function of (outcome)"
+        raise TypeError(message) from None
 
 
 class DeliveryActivities:

@@ -9,6 +9,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from bridge.errors import UnavailableError
@@ -26,7 +28,7 @@ class BoundedThreads(ThreadPoolExecutor):
     """An executor with a limit for the calls that wait for a thread."""
 
     def __init__(self, *, threads: int = MAX_THREADS, waiting: int = MAX_WAITING) -> None:
-        super().__init__(threads, thread_name_prefix="operation")
+        super().__init__(threads, thread_name_prefix="bridge-team")
         self._places = threading.Semaphore(threads + waiting)
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -36,10 +38,11 @@ class BoundedThreads(ThreadPoolExecutor):
             nexusrpc.HandlerError: UNAVAILABLE, all threads are busy and the maximum number of calls waits.
         """
         if not self._places.acquire(blocking=False):
-            message = "the handler runs the maximum number of operations"
+            message = "the handler runs the maximum number of the team's functions"
             raise UnavailableError(message)
         try:
-            future = super().submit(_without_stop_iteration, fn, *args, **kwargs)
+            # The function may read the trace, or the activity that calls it.
+            future = super().submit(copy_context().run, partial(_without_stop_iteration, fn, *args, **kwargs))
         except BaseException:
             self._places.release()
             raise
@@ -62,7 +65,7 @@ class CallerThreads(defaultdict[str, BoundedThreads]):
 
 
 def _without_stop_iteration(fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call *fn*. If it raised StopIteration, which no future of asyncio takes, its caller would wait for ever."""
+    """Call *fn*. No future of asyncio takes a StopIteration: the function's caller would wait without end."""
     try:
         return fn(*args, **kwargs)
     except StopIteration as error:

@@ -13,7 +13,7 @@ from bridge.temporal.pollers import check_workers, worker_problem
 from bridge.workflow.targets import Targets
 from caller.plugin import CallerPlugin
 from caller.reports.calls import Calls
-from handler.startup_check import task_queues
+from handler.task_queues import task_queues
 from scripts.environment.server import Server
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.helpers import CALLER, HANDLER, assert_eventually

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from temporalio import activity
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
@@ -17,7 +18,7 @@ from bridge.http.client import REQUEST_TIMEOUT, REQUESTS_PER_DESTINATION, HttpCl
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from handler.delivery import dispatcher
-from handler.delivery.activities import UndeliveredOutcome
+from handler.delivery.activities import UndeliveredOutcome, require_hook
 from handler.delivery.callback_client import CallbackClient
 from handler.delivery.caller_close_policy import CallerWatch
 from handler.delivery.records import CallMemo, packed_reply
@@ -111,6 +112,7 @@ async def test_what_the_teams_report_does_reaches_neither_the_worker_nor_the_eve
 
     def report(_: UndeliveredOutcome) -> None:
         entered.set()
+        assert activity.info().activity_type == "bridge.report_undelivered"
         seen.append(released.wait(20))
         if len(seen) == 1:
             raise SystemExit(1)
@@ -135,6 +137,19 @@ async def test_what_the_teams_report_does_reaches_neither_the_worker_nor_the_eve
                 assert seen == [True, True]
 
             await assert_eventually(repeated)
+
+
+@pytest.mark.parametrize("hook", ["a text", lambda: None], ids=["no function", "no parameter"])
+def test_a_hook_that_could_never_be_called_is_refused(hook: Any) -> None:
+    """It would be missed when the first outcome is not delivered."""
+    with pytest.raises(TypeError, match=r"^on_undelivered must be a function of \(outcome\)$"):
+        require_hook(hook)
+
+
+@pytest.mark.parametrize("hook", [print, map, lambda outcome: outcome])
+def test_every_other_hook_is_taken(hook: Any) -> None:
+    """Also one without a signature."""
+    require_hook(hook)
 
 
 async def test_the_watch_asks_until_it_finds_one_caller_that_waits(world: World) -> None:
