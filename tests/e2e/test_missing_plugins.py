@@ -9,6 +9,7 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Replayer, Worker
 
+from bridge.runtime.settings import SettingsError
 from bridge.temporal.pollers import check_workers, worker_problem
 from bridge.workflow.targets import Targets
 from caller.plugin import CallerPlugin
@@ -145,15 +146,34 @@ async def test_workers_that_run_no_activities_are_named(
             await assert_eventually(without)
 
 
-async def test_a_worker_whose_client_has_the_plugin_too_is_configured_once(server: Server) -> None:
+async def test_a_worker_whose_client_has_the_plugin_too_is_configured_once(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The SDK gives the client's plugins to the worker. Two activities of one name would be refused."""
+    monkeypatch.setattr("bridge.temporal.pollers.check_workers.__kwdefaults__", {"after_s": 0.5})
     async with running_world(server, without=("caller",)) as world:
-        plugin = CallerPlugin(world.caller_settings)
+        plugin, another = (CallerPlugin(world.caller_settings) for _ in range(2))
+        serving = CallerPlugin(world.caller_settings, serve_receiver=True)
         client = await Client.connect(server.address, namespace=CALLER, plugins=[plugin])
-        with pytest.warns(UserWarning, match="present from both client and worker"):
-            worker = Worker(client, task_queue=world.order_queue, workflows=[CallingWorkflow], plugins=[plugin])
-        async with worker:
-            assert await (await world.call(Ask(world.key(), "return", "paid"))).result() == Reply("paid")
+        options: dict[str, Any] = {"task_queue": world.order_queue, "workflows": [CallingWorkflow]}
+
+        def make(again: CallerPlugin) -> Worker:
+            with pytest.warns(UserWarning, match="present from both client and worker"):
+                return Worker(client, **options, plugins=[again])
+
+        with pytest.raises(SettingsError, match="the worker's client has another CallerPlugin"):
+            make(serving)
+        for each in (plugin, another):
+            caplog.clear()
+            with caplog.at_level(logging.INFO, logger="bridge.temporal.pollers"):
+                async with make(each):
+                    assert await (await world.call(Ask(world.key(), "return", "paid"))).result() == Reply("paid")
+
+                    async def checked() -> None:
+                        assert "bridge.workers_ready" in caplog.text
+
+                    await assert_eventually(checked)
+            assert caplog.text.count("bridge.workers_ready") == 1
 
 
 async def test_a_worker_with_an_identity_of_its_own_keeps_it(world: World) -> None:
