@@ -80,6 +80,7 @@ class Observer:
             starts=self.requests.starts,
             completions=self.requests.completions,
             calls=calls,
+            limited=self.requests.limited,
             refused=self.requests.refused,
             rpcs=frontend_rpcs("\n".join(texts)),
         )

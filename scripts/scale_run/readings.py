@@ -32,14 +32,18 @@ class Requests:
     completions: int = 0
     calls: set[str] = field(default_factory=set)
     """Request ids of the calls that were started."""
+    limited: int = 0
+    """Requests that were answered 429, by a limit of the caller. They come again later."""
     refused: int = 0
-    """Requests that were answered with a status of 400 or more."""
+    """Requests that were answered with any other status of 400 or more."""
 
     def add(self, line: bytes) -> None:
         """Count one line of a log. A line that reports no request counts nothing."""
         if b'"bridge.http_request"' not in line:
             return
-        self.refused += re.search(rb'"bridge\.status": [45]', line) is not None
+        if found := re.search(rb'"bridge\.status": ([45]\d\d)', line):
+            self.limited += found[1] == b"429"
+            self.refused += found[1] != b"429"
         if b'"bridge.message": "start"' in line:
             self.starts += 1
             if found := re.search(rb'"bridge\.request_id": "([^"]*)"', line):
@@ -60,6 +64,7 @@ class Reading:
     completions: int
     calls: int
     """Calls that were started at least once."""
+    limited: int
     refused: int
     rpcs: Mapping[tuple[str, str], float]
     """Requests that the server's frontend took, by namespace and operation."""
@@ -100,6 +105,11 @@ class Interval:
     def renewals(self) -> int:
         """Starts of calls that had begun before."""
         return self.last.starts - self.first.starts - self.calls
+
+    @property
+    def limited(self) -> int:
+        """Requests that were answered 429."""
+        return self.last.limited - self.first.limited
 
     @property
     def completions(self) -> int:

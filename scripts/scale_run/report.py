@@ -54,13 +54,14 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
     costs = Table(
         name="minute",
         title="What a minute costs while calls wait",
-        about="In a time in which only renewals happen: renewals, seconds of CPU of each process, and requests to the "
-        "server, each for a minute; the time of the latest sweep, from its schedule to its end, and its requests. The "
-        "last columns are about the time before, in which the calls were started: their pace, and CPU for each call, "
-        "renewals included.",
+        about="In a time in which only renewals happen: renewals, those of them that were answered 429, seconds of CPU "
+        "of each process, and requests to the server, each for a minute; the time of the latest sweep, from its schedule "
+        "to its end, and its requests. The last columns are about the time before, in which the calls were started: "
+        "their pace, and CPU for each call, renewals included.",
         columns=[
             "calls in flight",
             "renewals",
+            "answered 429",
             *(f"CPU s, {name}" for name in names),
             "gRPC requests",
             "sweep ms",
@@ -73,6 +74,7 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
             [
                 point.calls,
                 minute(point.interval.renewals, point),
+                minute(point.interval.limited, point),
                 *(minute(point.interval.cpu_s(name), point) for name in names),
                 minute(sum(point.interval.rpcs(each) for each in (CALLER_NAMESPACE, HANDLER_NAMESPACE)), point),
                 point.sweep_ms or 0.0,

@@ -37,7 +37,9 @@ service_requests{namespace="order_prod",operation="RecordActivityTaskHeartbeat",
 
 def reading(at: float, **changes: Any) -> Reading:
     own = {"receiver": SMALL, "order-worker": SMALL}
-    made = Reading(at=at, processes={TEMPORAL: SMALL, **own}, starts=0, completions=0, calls=0, refused=0, rpcs={})
+    made = Reading(
+        at=at, processes={TEMPORAL: SMALL, **own}, starts=0, completions=0, calls=0, limited=0, refused=0, rpcs={}
+    )
     return replace(made, **changes)
 
 
@@ -53,11 +55,12 @@ def test_log_lines_are_counted_as_starts_calls_and_completions() -> None:
     start = (
         b'{"event": "bridge.http_request", "bridge.status": %d, "bridge.message": "start", "bridge.request_id": "%b"}'
     )
-    for line in (start % (201, b"r1"), start % (201, b"r1"), start % (429, b"r2"), b'{"event": "bridge.serves"}'):
-        requests.add(line)
+    for status, call in ((201, b"r1"), (201, b"r1"), (429, b"r2"), (503, b"r2")):
+        requests.add(start % (status, call))
+    requests.add(b'{"event": "bridge.serves"}')
     requests.add(b'{"event": "bridge.http_request", "bridge.status": 200, "bridge.message": "completion"}')
-    assert (requests.starts, requests.calls, requests.completions) == (3, {"r1", "r2"}, 1)
-    assert requests.refused == 1
+    assert (requests.starts, requests.calls, requests.completions) == (4, {"r1", "r2"}, 1)
+    assert (requests.limited, requests.refused) == (1, 1)
 
 
 def test_requests_to_the_server_are_those_of_its_frontend_by_namespace() -> None:
@@ -106,10 +109,10 @@ def test_a_worker_that_grows_after_its_cache_is_full_is_a_fault() -> None:
 
 
 def test_a_sweep_that_asks_more_and_a_refused_request_are_faults() -> None:
-    """Two sweeps with 14 requests, and one answer 429."""
+    """Two sweeps with 14 requests, and three answers 503. An answer 429 only says that a renewal has to come later."""
     rpcs = {(HANDLER_NAMESPACE, "ListWorkflowExecutions"): 14.0}
     assert curve_faults([point(2000, rpcs=rpcs)]) == ["14 requests of 2.0 sweeps at 2000 calls"]
-    assert curve_faults([point(2000, refused=3)]) == ["3 requests were refused"]
+    assert curve_faults([point(2000, limited=9, refused=3)]) == ["3 requests were refused"]
 
 
 RESTART = Restart(
