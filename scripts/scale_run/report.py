@@ -55,9 +55,9 @@ def curve_tables(points: Sequence[Point]) -> list[Table]:
         name="minute",
         title="What a minute costs while calls wait",
         about="In a time in which only renewals happen: renewals, those of them that were answered 429, seconds of CPU "
-        "of each process, and requests to the server, each for a minute; the time of the latest sweep, from its schedule "
-        "to its end, and its requests. The last columns are about the time before, in which the calls were started: "
-        "their pace, and CPU for each call, renewals included.",
+        "of each process, and requests to the server, each for a minute; the time of the latest sweep, from its "
+        "schedule to its end, and its requests. The last columns are about the time before, in which the calls were "
+        "started: their pace, and CPU for each call, renewals included.",
         columns=[
             "calls in flight",
             "renewals",
