@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import CancelledError, NexusOperationError, TimeoutType
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.exceptions import CancelledError, TimeoutType
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
+from tests.support.calling_workflows import cause_of
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import Message, send, start
 from tests.support.targets import Ask
@@ -35,16 +36,6 @@ async def started_call(world: World, kind: CancellationType, behaviour: str = "c
     return handle, target
 
 
-async def operation_failure(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
-    with pytest.raises(WorkflowFailureError) as raised:
-        await handle.result()
-    error = raised.value.cause
-    if isinstance(error, CancelledError):
-        return error
-    assert isinstance(error, NexusOperationError)
-    return error.cause
-
-
 async def status(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
     return (await handle.describe()).status
 
@@ -64,7 +55,7 @@ async def test_wait_completed_waits_for_the_operations_own_end(world: World) -> 
     """The default: the target cleans up, ends as canceled, and only then the caller hears of it."""
     handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
     await handle.cancel()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     await until_canceled(target)
     assert cancels(world) == [202]
     assert await world.receiver.answered() == [200]
@@ -81,7 +72,7 @@ async def test_wait_requested_waits_for_the_request_only(world: World) -> None:
     """The caller goes on when the handler has accepted the cancel; the target may still be cleaning up."""
     handle, target = await started_call(world, CancellationType.WAIT_REQUESTED, "slow cleanup")
     await handle.cancel()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     assert cancels(world) == [202]
     assert "WORKFLOW_EXECUTION_CANCEL_REQUESTED" in await events(target)
     assert await status(target) == WorkflowExecutionStatus.RUNNING
@@ -120,7 +111,7 @@ async def test_abandon_sends_nothing(world: World) -> None:
     """The caller gets its cancellation; the target gets no request."""
     handle, target = await started_call(world, CancellationType.ABANDON)
     await handle.cancel()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     assert cancels(world) == []
     assert await status(target) == WorkflowExecutionStatus.RUNNING
     assert "BRIDGE" not in "".join(await events(handle))
@@ -140,7 +131,7 @@ async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World, cap
 
     await assert_eventually(tried_twice)
     await world.service.start()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     assert cancels(world) == [202]
     await until_canceled(world.target(ask))
     reasons = {vars(each).get("bridge.reason") for each in caplog.records if "cancel_not_sent" in each.getMessage()}
@@ -158,7 +149,7 @@ async def test_a_cancel_while_the_handler_is_unavailable_is_repeated(world: Worl
 
     await assert_eventually(tried_twice)
     await world.service.start()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     await until_canceled(target)
 
 
@@ -234,7 +225,7 @@ async def test_start_to_close_bounds_the_operation(world: World) -> None:
     """The time counts from the 201, and the error names this timeout."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(start_to_close=2, renewal=1))
-    error = await operation_failure(handle)
+    error = await cause_of(handle)
     assert isinstance(error, TemporalTimeoutError)
     assert error.type is TimeoutType.START_TO_CLOSE
     await world.target(ask).terminate()
@@ -244,7 +235,7 @@ async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server)
     """The handler cannot be reached in time."""
     async with running_world(server, without=("service",)) as world:
         handle = await world.call(Ask(key=world.key()), CallPlan(schedule_to_start=2))
-        error = await operation_failure(handle)
+        error = await cause_of(handle)
         assert isinstance(error, TemporalTimeoutError)
         assert error.type is TimeoutType.SCHEDULE_TO_START
         assert "handler not reached" in str(error.cause)
@@ -273,7 +264,7 @@ async def test_a_proxys_refusal_does_not_lose_a_cancel(world: World, code: int) 
     handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
     world.service.before = refuse_once
     await handle.cancel()
-    assert isinstance(await operation_failure(handle), CancelledError)
+    assert isinstance(await cause_of(handle), CancelledError)
     await until_canceled(target)
     assert refused == [code]
 
@@ -289,7 +280,7 @@ async def test_start_to_close_is_kept_while_the_handler_is_unavailable(world: Wo
 
     await assert_eventually(known)
     await world.service.stop()
-    error = await operation_failure(handle)
+    error = await cause_of(handle)
     assert isinstance(error, TemporalTimeoutError)
     assert error.type is TimeoutType.START_TO_CLOSE
     await world.target(ask).terminate()

@@ -5,10 +5,7 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import (
-    CancelledError,
-    NexusOperationError,
-)
+from temporalio.exceptions import CancelledError, NexusOperationError
 from temporalio.worker import Replayer
 
 from caller.plugin import CallerPlugin
@@ -25,6 +22,7 @@ async def failure_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
 
 
 async def cause_of(handle: WorkflowHandle[Any, Any]) -> BaseException | None:
+    """Why the call of a workflow failed, or the cancellation of the workflow itself."""
     with pytest.raises(WorkflowFailureError) as raised:
         await handle.result()
     error = raised.value.cause
