@@ -136,6 +136,9 @@ def emits_callback(
             contract, *operation* does not belong to *service*, or `check` or `workflow_id` is not a plain function.
         ValueError: An option has an unknown value.
     """
+    if workflow.unsafe.in_sandbox():
+        # The module is imported again for each run. What it declares was read, and checked, outside the sandbox.
+        return lambda workflow_class: workflow_class
     declared = _declared(service, operation)
 
     def decorate(workflow_class: _WorkflowT) -> _WorkflowT:

@@ -1,7 +1,5 @@
 """The order team's workflow. It calls a payment in another namespace like a child workflow."""
 
-from dataclasses import dataclass
-
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
@@ -9,26 +7,10 @@ import bridge
 
 with workflow.unsafe.imports_passed_through():
     from examples.payments.contract import PaymentRequest, PaymentService
+    from examples.payments.order import Order, OrderReceipt
     from examples.payments.settings import FIRST_LEASE, ORDER_DEADLINE, RENEWALS
 
 ORDER_QUEUE = "order-queue"
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a customer ordered."""
-
-    order_id: str
-    amount: float
-
-
-@dataclass(frozen=True)
-class OrderReceipt:
-    """What the customer gets."""
-
-    order_id: str
-    payment_id: str
-    status: str
 
 
 @workflow.defn

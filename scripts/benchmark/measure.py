@@ -11,7 +11,7 @@ from temporalio.client import WorkflowHandle
 
 from bridge.workflow.call import Renewals
 from bridge.workflow.client import DEFAULT_FIRST_LEASE
-from examples.payments.orders import Order, OrderReceipt
+from examples.payments.order import Order, OrderReceipt
 from scripts.benchmark.results import Batch, LongCall, Memory, Sample, read_sample, request_times
 from scripts.benchmark.world import Mode, Usage, World
 from scripts.environment.progress import say

@@ -41,7 +41,9 @@ from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentS
 from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler import HandlerPlugin
-from scripts.benchmark.orders import PAY_ACTIVITY, ChildOrderWorkflow, NexusOrderWorkflow, WrapperOrderWorkflow
+from scripts.benchmark.order_workflows.child import ChildOrderWorkflow
+from scripts.benchmark.order_workflows.nexus import NexusOrderWorkflow
+from scripts.benchmark.order_workflows.wrapper import PAY_ACTIVITY, WrapperOrderWorkflow
 
 POLL_INTERVAL_S = 5.0
 TOKEN_VARIABLE = "BENCH_API_TOKEN"
@@ -192,7 +194,10 @@ def _bridge_payments(module: str) -> dict[str, Any]:
 def _worker_options(arguments: argparse.Namespace, session: Callable[[], aiohttp.ClientSession]) -> dict[str, Any]:
     """What the worker of a role has in addition to the defaults."""
     kinds: dict[str, Callable[[], dict[str, Any]]] = {
-        "bridge-orders": lambda: {"workflows": [OrderWorkflow], "plugins": [CallerPlugin()]},
+        "bridge-orders": lambda: {
+            "workflows": [OrderWorkflow],
+            "plugins": [CallerPlugin(serve_receiver=arguments.serve_receiver)],
+        },
         "bridge-payments": lambda: _bridge_payments(arguments.module),
         "nexus-orders": lambda: {"workflows": [NexusOrderWorkflow]},
         "nexus-payments": lambda: {
@@ -256,6 +261,7 @@ if __name__ == "__main__":
     parser.add_argument("role", choices=ROLES)
     parser.add_argument("queue", help="task queue")
     parser.add_argument("--module", default="examples.payments.payments", help="of a bridge's target")
+    parser.add_argument("--serve-receiver", action="store_true", help="serve the receiver of a bridge's orders, too")
     parser.add_argument("--port", type=int, help="of the HTTP API that a payment worker serves too")
     parser.add_argument(
         "--eager", action="store_true", help="start payments eagerly, from the API or the Nexus service"

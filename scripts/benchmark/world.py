@@ -20,7 +20,7 @@ from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from scripts.benchmark.orders import nexus_endpoint
+from scripts.benchmark.order_workflows.nexus import nexus_endpoint
 from scripts.benchmark.results import STATELESS, frontend_requests, http_requests
 from scripts.benchmark.workers import TOKEN_VARIABLE
 from scripts.environment.processes import stop_process
@@ -78,6 +78,8 @@ class Mode:
     """Whether its processes make spans."""
     service_options: Sequence[str] = ()
     """More for the commands of its receiver and its handler service."""
+    is_separate: bool = False
+    """Whether a bridge's receiver is a process of its own, and not a part of the order worker's."""
 
     @property
     def order_queue(self) -> str:
@@ -95,8 +97,14 @@ class Mode:
         return self.workflow == "OrderWorkflow"
 
 
-_BRIDGE = "order worker, receiver; handler service that hosts the worker"
+_BRIDGE = "order worker that serves the receiver; handler service that hosts the worker"
 BRIDGE = Mode(name="bridge", workflow="OrderWorkflow", deployment=_BRIDGE)
+SEPARATE = Mode(
+    name="separate",
+    workflow="OrderWorkflow",
+    deployment="order worker; receiver; handler service that hosts the worker",
+    is_separate=True,
+)
 WAIT = Mode(
     name="wait",
     workflow="OrderWorkflow",
@@ -116,8 +124,9 @@ OBSERVED = Mode(
 UNLOGGED = Mode(
     name="unlogged",
     workflow="OrderWorkflow",
-    deployment=f"{_BRIDGE}; both services log errors only",
+    deployment=f"{SEPARATE.deployment}; both services log errors only",
     service_options=("--log-level", "error"),
+    is_separate=True,
 )
 SYNC = Mode(name="sync-1a", workflow="WrapperOrderWorkflow", deployment="order worker; HTTP API that hosts the worker")
 POLL = Mode(name="poll-1b", workflow="WrapperOrderWorkflow", deployment=SYNC.deployment)
@@ -139,7 +148,7 @@ CHILD = Mode(
     target_namespace=CALLER_NAMESPACE,
 )
 
-MODES = (BRIDGE, WAIT, POLL, SYNC, NEXUS, NEXUS_EAGER, CHILD)
+MODES = (BRIDGE, SEPARATE, WAIT, POLL, SYNC, NEXUS, NEXUS_EAGER, CHILD)
 NAMED_MODES = (*MODES, OBSERVED, UNLOGGED)
 """With those that are measured only if they are asked for."""
 
@@ -258,9 +267,11 @@ def commands(mode: Mode, *, is_eager: bool, api_port: int) -> dict[str, tuple[st
         case "OrderWorkflow":
             service = ["handler", "serve", "--module", PAYMENTS, *mode.service_options]
             apart = ("handler", [bench, "bridge-payments", payments, "--module", PAYMENTS])
+            receiver = ("caller", ["caller", "serve", *mode.service_options])
+            hosted = [] if mode.is_separate else ["--serve-receiver"]
             return {
-                "receiver": ("caller", ["caller", "serve", *mode.service_options]),
-                "orders": ("caller", [bench, "bridge-orders", orders]),
+                **({"receiver": receiver} if mode.is_separate else {}),
+                "orders": ("caller", [bench, "bridge-orders", orders, *hosted]),
                 "handler": ("handler", [*service, *(["--with-worker"] if is_eager else [])]),
                 **({} if is_eager else {"payments": apart}),
             }

@@ -11,7 +11,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
-from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
+from examples.payments.order import Order
+from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from handler.sweep.workflow import SWEEP_WORKFLOW
 from scripts.chaos_run.calls import REVIEW_S, Call, CallKind
 from scripts.chaos_run.verdict import Run

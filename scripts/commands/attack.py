@@ -21,7 +21,8 @@ from temporalio.client import Client
 
 from bridge.security.keys import new_key
 from examples.payments.contract import PaymentResponse
-from examples.payments.orders import ORDER_QUEUE, Order, OrderWorkflow
+from examples.payments.order import Order
+from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from scripts.attack_run.attackers import ATTACKS, CALLED_BY_WORKFLOWS, Aim
 from scripts.attack_run.calls import BAD, BadOrderWorkflow
 from scripts.attack_run.targets import SHARED_ID, SharedWorkflow

@@ -2,7 +2,7 @@
 
 Everything runs on this machine: a Temporal server of its own for each setting, and every mode as separate processes
 with it. In every round the modes take turns, so that what disturbs one disturbs all; what to read are the ratios.
-A full run takes about forty minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
+A full run takes about fifty minutes and writes docs/bench.md with its plots; --quick takes less than two, and writes a
 report only if --output names a folder. Progress goes to standard error; Ctrl-C stops everything.
 """
 
@@ -36,6 +36,7 @@ from scripts.benchmark.world import (
     POLL,
     RAISED,
     RAISED_EAGER,
+    SEPARATE,
     SYNC,
     UNLOGGED,
     WAIT,
@@ -56,8 +57,8 @@ MEMORY_LIMIT_S = 600.0
 
 PARTS = ("latency", "throughput", "targets", "long", "memory")
 SETTINGS = (DEFAULT_EAGER, RAISED_EAGER, DEFAULT, RAISED)
-SUBJECTS = (BRIDGE, WAIT, OBSERVED, UNLOGGED)
-REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL, BRIDGE)
+SUBJECTS = (BRIDGE, SEPARATE, WAIT, OBSERVED, UNLOGGED)
+REFERENCES = (NEXUS, NEXUS_EAGER, CHILD, SYNC, POLL, BRIDGE, SEPARATE)
 
 ONE_SECOND, ONE_MINUTE = 1.0, 60.0
 
@@ -129,7 +130,7 @@ class Bench:
             if {"latency", "throughput", "targets"} & set(self._parts):
                 await self._measure_setting(setting)
         await self._measure_minute()
-        if "memory" in self._parts and BRIDGE in self._modes and self._size.is_thorough:
+        if "memory" in self._parts and SEPARATE in self._modes and self._size.is_thorough:
             await self._measure_memory()
         return Results(
             server=self._server,
@@ -223,13 +224,13 @@ class Bench:
         environment = {"ORDER_FIRST_LEASE_SECONDS": "7200"}
         # Our processes are what is measured: the server need not pace their tasks.
         async with running_world(
-            [BRIDGE], RAISED_EAGER, address=self._address, is_split=True, environment=environment
+            [SEPARATE], RAISED_EAGER, address=self._address, is_split=True, environment=environment
         ) as world:
             self._server = world.server.version
             self._say("memory: warming up")
-            await run_batch(world, BRIDGE, Plan(name="warm-up", calls=1500, in_flight=50, seconds=120, samples=0))
+            await run_batch(world, SEPARATE, Plan(name="warm-up", calls=1500, in_flight=50, seconds=120, samples=0))
             self._say(f"memory: bringing {IN_FLIGHT_FOR_MEMORY} calls into flight")
-            self._memory = list(await fill(world, BRIDGE, calls=IN_FLIGHT_FOR_MEMORY, seconds=MEMORY_LIMIT_S))
+            self._memory = list(await fill(world, SEPARATE, calls=IN_FLIGHT_FOR_MEMORY, seconds=MEMORY_LIMIT_S))
 
 
 def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
@@ -261,7 +262,8 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
         help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery, "
-        "observed the same with metrics, console and spans, unlogged without logs. Without --modes: all but these two",
+        "observed the same with metrics, console and spans; separate has a receiver of its own, unlogged the same without "
+        "logs. Without --modes: all but observed and unlogged",
     )
     parser.add_argument(
         "--parts",

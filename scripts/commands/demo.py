@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
-from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
+from examples.payments.order import Order, OrderReceipt
+from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from scripts.commands.up import add_stack_options, end, stack_options, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.server import Server

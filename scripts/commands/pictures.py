@@ -17,7 +17,8 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.service import RPCError
 
 from bridge.console.sessions import hash_token
-from examples.payments.orders import ORDER_QUEUE, Order, OrderReceipt, OrderWorkflow
+from examples.payments.order import Order, OrderReceipt
+from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.reports.deliveries import Deliveries, DeliveryError
 from scripts.commands.up import end, until_stopped

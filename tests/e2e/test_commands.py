@@ -16,7 +16,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from bridge.security.keys import new_key
 from bridge.security.signatures import MessageSigner
-from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from examples.payments.order import Order, OrderReceipt
+from examples.payments.orders import OrderWorkflow
 from scripts.environment.server import DEV_SERVER, Server, free_ports, require_free, running_server
 from scripts.environment.stack import ROOT, write_local_settings
 from scripts.environment.temporal_cli import NoServerError

@@ -21,7 +21,8 @@ import bridge
 from bridge.security.keys import KeySet, new_key
 from caller import CallerPlugin
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
-from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from examples.payments.order import Order, OrderReceipt
+from examples.payments.orders import OrderWorkflow
 from scripts.environment.processes import stop_process
 from scripts.environment.server import Server, free_ports
 from scripts.environment.stack import ROOT

@@ -8,7 +8,8 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError, NexusOperationError
 
 from bridge.protocol.payload import MAX_PAYLOAD_BYTES
-from examples.payments.orders import Order, OrderReceipt, OrderWorkflow
+from examples.payments.order import Order, OrderReceipt
+from examples.payments.orders import OrderWorkflow
 from tests.support.callers import CallPlan, NothingCaller
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, Reply

@@ -15,7 +15,8 @@ from temporalio.worker import Replayer, Worker
 from bridge.testing import FakeEndpoints, Pair
 from examples.payments import payments as payments_module
 from examples.payments.contract import PaymentRequest, PaymentResponse, PaymentService
-from examples.payments.orders import Order, OrderWorkflow
+from examples.payments.order import Order
+from examples.payments.orders import OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from scripts.environment.server import Server
 from tests.support.helpers import HANDLER

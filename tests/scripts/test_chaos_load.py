@@ -15,7 +15,8 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from examples.payments.orders import ORDER_QUEUE, Order
+from examples.payments.order import Order
+from examples.payments.orders import ORDER_QUEUE
 from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import is_paid
 from scripts.environment.server import Server
