@@ -22,10 +22,11 @@ not rely on such a factor."""
 
 _COMPARED = """\
 The order and the payment are those of [examples/payments](../examples/payments); only the call differs. All workers
-have the SDK's default options. `bridge` runs one process for each team, `separate` the receiver in one of its own. `sync-1a` and `poll-1b` are activity wrappers around an HTTP API: one request held until
-the payment has ended, and a request every 5 s. `nexus` is native Nexus with the handler as in Temporal's documentation;
-in `nexus-eager` that handler also requests eager start, as the bridge's does. `child` needs both workflows in one
-namespace and cannot be used between two."""
+have the SDK's default options. `bridge` runs one process for each team, `separate` the receiver in one of its own.
+`sync-1a` and `poll-1b` are activity wrappers around an HTTP API: one request held until the payment has ended, and a
+request every 5 s. `nexus` is native Nexus with the handler as in Temporal's documentation; in `nexus-eager` that
+handler also requests eager start, as the bridge's does. `child` needs both workflows in one namespace and cannot be
+used between two."""
 
 _NOT_EAGER = """\
 With *not eager*, no task is dispatched or started eagerly, and the bridge's handler service and worker are separate
@@ -53,8 +54,8 @@ callback. A count is from a real call of the same form, with duration and renewa
 shortened to 2 s."""
 
 _MEMORY = """\
-Resident memory in MB of `separate`, with the payments' worker apart too: after a warm-up, and the growth with that many
-calls in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
+Resident memory in MB of `separate`, with the payments' worker apart too: after a warm-up, and the growth with that
+many calls in flight. A worker keeps its 1 000 latest workflows in a cache, also those that wait."""
 
 
 def markdown(

@@ -262,8 +262,8 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
         help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery, "
-        "observed the same with metrics, console and spans; separate has a receiver of its own, unlogged the same without "
-        "logs. Without --modes: all but observed and unlogged",
+        "observed the same with metrics, console and spans; separate has a receiver of its own, unlogged the same "
+        "without logs. Without --modes: all but observed and unlogged",
     )
     parser.add_argument(
         "--parts",
