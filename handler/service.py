@@ -17,7 +17,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from bridge.console import serving_console
-from bridge.errors import WrongHandlerError, bad_request, not_found
+from bridge.errors import UnavailableError, WrongHandlerError, bad_request, not_found
 from bridge.http import application
 from bridge.http.application import add_route, answer
 from bridge.http.client import HttpClient
@@ -47,6 +47,7 @@ from handler.reports.open_deliveries import watch_deliveries
 from handler.settings import HandlerSettings
 from handler.start.canceler import Canceler
 from handler.start.held_starts import HeldStarts
+from handler.start.limits import REFUSAL_DELAY_S
 from handler.start.rpc_errors import handler_error_from_rpc
 from handler.start.starter import Starter
 from handler.sweep.activity import start_sweep
@@ -232,7 +233,11 @@ class _Service:
     async def _start(self, request: web.Request, caller: Caller, message: IncomingMessage) -> web.Response:
         facts, names = request[FACTS], request.match_info
         facts["bridge.request_id"] = message.headers.get(REQUEST_ID, "")[:255]
-        caller.starts.take()
+        try:
+            caller.starts.take()
+        except UnavailableError:
+            await asyncio.sleep(REFUSAL_DELAY_S)
+            raise
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
         target = self._authorised(caller, request)
         start_request = decode_start(

@@ -15,6 +15,10 @@ MAX_EVENTS = 10_240
 MAX_HISTORY_BYTES = 10 * 1024 * 1024
 """History from which on no further call attaches. From here on Temporal warns; at five times as much it terminates."""
 
+REFUSAL_DELAY_S = 0.5
+"""How long a refusal by the rate is held back. A caller that ignores `Retry-After` would otherwise get hundreds of
+refusals a second, and take the processor from the others."""
+
 _MAX_RUNS = 500
 """Runs of which the calls are counted. If a run drops out, its count begins again, and the length of its history is the
 limit."""

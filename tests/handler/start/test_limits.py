@@ -15,6 +15,7 @@ from bridge.errors import UnavailableError
 from bridge.http import in_flight
 from bridge.protocol.link import WorkflowRef
 from bridge.security.signatures import MessageKind, MessageSigner
+from handler import service
 from handler.delivery.calls import read_memo
 from handler.delivery.close_reporter import MAX_ATTACHED
 from handler.start import limits
@@ -150,6 +151,32 @@ async def test_a_start_over_the_rate_is_a_signed_429_that_starts_nothing(server:
         assert refused.failure["details"]["retryableOverride"] is True
         assert "0.02 starts a second" in refused.message
         await assert_nothing_started(world, keys[1])
+
+
+async def test_a_refusal_by_the_rate_is_held_back_and_delays_no_other_caller(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that ignores Retry-After and waits for each answer sends few requests."""
+    monkeypatch.setattr(service, "REFUSAL_DELAY_S", 3600)
+
+    def prepare(world: World) -> None:
+        settings = world.handler_settings
+        peer = settings.callers[CALLER]
+        few = peer.limits.model_copy(update={"starts_per_second": 0.02, "burst": 1})
+        strict = peer.model_copy(update={"limits": few})
+        world.override_handler_settings(
+            settings.model_copy(update={"callers": {**settings.callers, CALLER: strict, "other": peer}})
+        )
+
+    async with running_world(server, without=("caller", "handler", "receiver"), prepare=prepare) as world:
+        assert (await send(start(world, {"key": world.key()}), signer(world))).status == 201
+        refused = asyncio.create_task(send(start(world, {"key": world.key()}), signer(world)))
+        for _ in range(3):
+            other = start(world, {"key": world.key()})
+            other.url = other.url.replace(f"/c/{CALLER}/", "/c/other/")
+            assert (await send(other, signer(world))).status == 201
+        assert not refused.done()
+        refused.cancel()
 
 
 @pytest.mark.parametrize("kind", [MessageKind.START, MessageKind.CANCEL, MessageKind.ECHO])
