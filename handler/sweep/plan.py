@@ -59,5 +59,11 @@ def sweep_plans(
             interval_s=interval_s,
         )
         # If several operations have the same workflow, the first one in this order has the widest query.
-        plans.setdefault("-".join(dict.fromkeys(("bridge-sweep", task_queue, queue, target.workflow_type))), plan)
+        queues = dict.fromkeys((task_queue, queue))
+        plans.setdefault(":".join(["bridge-sweep", *map(_escaped, (*queues, target.workflow_type))]), plan)
     return plans
+
+
+def _escaped(name: str) -> str:
+    """The name without a colon. Two different targets never share a sweep, which would leave one of them out."""
+    return name.replace("%", "%25").replace(":", "%3A")

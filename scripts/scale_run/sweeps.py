@@ -10,7 +10,7 @@ from handler.sweep.place import SweepPlace
 from scripts.environment.stack import PAYMENT_QUEUE
 from scripts.scale_run.patience import PATIENCE_S, until_all
 
-SWEEP_ID = f"bridge-sweep-{PAYMENT_QUEUE}-PaymentWorkflow"
+SWEEP_ID = f"bridge-sweep:{PAYMENT_QUEUE}:PaymentWorkflow"
 """Id of the workflow that sweeps for the example's targets."""
 
 

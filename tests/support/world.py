@@ -303,14 +303,14 @@ class World:
     @property
     def sweep(self) -> WorkflowHandle[Any, Any]:
         """The sweep of the target that most tests use."""
-        return self.handler_client.get_workflow_handle(f"bridge-sweep-{self.payment_queue}-ProbeWorkflow")
+        return self.handler_client.get_workflow_handle(f"bridge-sweep:{self.payment_queue}:ProbeWorkflow")
 
     @property
     def sweeps(self) -> list[WorkflowHandle[Any, Any]]:
         """The sweeps of all targets that the service serves."""
         queue = self.payment_queue
         ids = [dict.fromkeys((queue, each.task_queue or queue, each.workflow_type)) for each in Targets(self.targets)]
-        return [self.handler_client.get_workflow_handle("-".join(("bridge-sweep", *each))) for each in ids]
+        return [self.handler_client.get_workflow_handle(":".join(("bridge-sweep", *each))) for each in ids]
 
     async def stop_worker(self, side: str) -> None:
         stack = self._workers.pop(side, None)

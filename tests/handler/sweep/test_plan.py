@@ -63,11 +63,18 @@ def test_each_target_is_swept_for_what_no_worker_delivers() -> None:
     elsewhere = named("ProbeWorkflow", "queue")
     names = "TaskQueue = 'queue' AND WorkflowType = 'ProbeWorkflow'"
     [name] = plans_of([probe])
-    assert name == "bridge-sweep-queue-ProbeWorkflow"
+    assert name == "bridge-sweep:queue:ProbeWorkflow"
     assert plans_of([probe])[name].query == f"{names} {forced}"
     assert plans_of([probe], is_renewed=False)[name].query == f"{names} {every}"
     for targets in ([probe, elsewhere], [elsewhere, probe]):
         assert plans_of(targets)[name] == SweepPlan(query=f"{names} {every}", is_instrumented=False, interval_s=1)
+
+
+def test_targets_whose_names_look_alike_have_a_sweep_each() -> None:
+    """A sweep that exists already is not started again. The other target's outcomes would never be delivered."""
+    on_a = plans_of([named("b-c", "queue"), named("c", "b"), named("queue", "b"), named("c", "b:c"), named("c:c", "b")])
+    assert len(on_a) == 5
+    assert len(plans_of([named("c", "b%3Ac"), named("c", "b:c")])) == 2
 
 
 def test_a_place_forgets_what_is_outside_its_window() -> None:
