@@ -124,17 +124,17 @@ def without_text(error: BaseException) -> tuple[type[BaseException], BaseExcepti
 
 _REASONS = {
     "clock": "clock",
-    "unknown": "unknown peer",
     "no such peer": "unknown peer",
-    "token": "callback token",
     "certificate": "certificate",
+    "bearer": "key",
     "key": "key",
     "sign": "signature",
     "digest": "signature",
+    "token": "callback token",
 }
-"""Labels for the reasons of an `UntrustedError`, by the first word that its text contains."""
+"""Labels for the reasons of an `UntrustedError`. The first of these words that the text contains decides."""
 
 
 def reason_label(reason: str) -> str:
     """Return one of a few words for the reason of an `UntrustedError`."""
-    return next((label for word, label in _REASONS.items() if word in reason), "other")
+    return next((label for word, label in _REASONS.items() if word in reason.lower()), "other")
