@@ -239,7 +239,7 @@ class _Service:
             await asyncio.sleep(REFUSAL_DELAY_S)
             raise
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
-        target = self._authorised(caller, request)
+        target = self._authorized(caller, request)
         start_request = decode_start(
             names["service"],
             names["operation"],
@@ -268,7 +268,7 @@ class _Service:
         """Request the end of an operation."""
         names = request.match_info
         caller, message = self._received(request, MessageKind.CANCEL)
-        target = self._authorised(caller, request)
+        target = self._authorized(caller, request)
         token = decode_cancel(message.headers, in_path=names.get("token"), in_query=request.query.getall("token", []))
         with caller.in_flight.place():
             await message.body()
@@ -297,7 +297,7 @@ class _Service:
         request[FACTS]["bridge.caller"] = caller.name
         return caller, message
 
-    def _authorised(self, caller: Caller, request: web.Request) -> Target | None:
+    def _authorized(self, caller: Caller, request: web.Request) -> Target | None:
         """Return the operation's target; None if one of the service handlers has the operation.
 
         Raises:

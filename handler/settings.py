@@ -151,7 +151,8 @@ class HandlerSettings(BridgeSettings):
     service: Service
     """Where starts arrive."""
     hash_key: Key
-    """Keys the input hash and the request ids. Never rotate it: a repeat of a running call would count as new."""
+    """Keys the input hash and the request ids. Never rotate it: the handler would refuse the renewals and polls of running
+    calls, because their input would seem to be another one."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
     """The callers that we serve, by name."""
     nexus: bool = False

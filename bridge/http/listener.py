@@ -239,7 +239,7 @@ async def listening(
     closes.
     """
     if HttpRequestParser is HttpRequestParserPy:
-        _log.warning("bridge.slow_http_parser", extra={"bridge.hint": "aiohttp runs without its C parser"})
+        _log.warning("bridge.slow_http_parser")
     runner = ServiceRunner(
         app,
         access_log_class=AccessLogger,

@@ -2,7 +2,7 @@
 
 The token is not signed and grants nothing. The route authenticates the caller, and the memo of the run that the token
 names decides whether the caller may cancel it. The token names the namespace by its id. Therefore a handler service of
-another cluster, or of a namespace that was deleted and created again, recognises that the operation is not its own.
+another cluster, or of a namespace that was deleted and created again, recognizes that the operation is not its own.
 """
 
 import base64

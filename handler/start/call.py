@@ -36,7 +36,7 @@ class Call:
     input_hash: str
     """Keyed hash of the decoded input."""
     temporal_request_id: str
-    """Keyed hash by which Temporal recognises an equal start."""
+    """Keyed hash by which Temporal recognizes an equal start."""
     token: str
     """Operation token of the answer."""
     server_callback: Callback.Nexus | None

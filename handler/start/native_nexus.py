@@ -3,8 +3,8 @@
 Starts and cancels use the same starter and canceler, and Temporal's server delivers the outcome. The registration of
 the Nexus endpoint decides which namespaces may call. The calling namespace is read from the callback URL, because the
 server makes that URL; the calling workflow can invent links and other headers. (A client of the server's HTTP API for
-Nexus can invent the callback URL too.) Servers from 1.30 may make callback URLs without a namespace. All such callers
-then count as one.
+Nexus can invent the callback URL too.) Servers from 1.31 may make callback URLs without a namespace. All such callers
+then have one name, and only the call that started a run counts as its owner.
 """
 
 import re

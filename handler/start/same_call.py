@@ -43,7 +43,7 @@ def is_same_call(call: Call, run: Run, *, may_start: bool) -> bool:
     memo = run.memo
     is_own = memo is not None and memo.caller == call.caller
     is_same = is_own and memo is not None and memo.request_id == call.request.request_id
-    # Servers from 1.31 do not name the calling namespace. Then only the call that started the run counts as its owner.
+    # Servers from 1.31 may not name the calling namespace. Then only the call that started the run counts as its owner.
     if call.caller == NATIVE_CALLER:
         is_own = is_same
     # Compare the workflow type too: two operations may lead to one id, and their outcomes differ.

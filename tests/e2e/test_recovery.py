@@ -268,7 +268,7 @@ async def test_a_check_that_refuses_the_repeat_of_a_start_ends_no_call(server: S
         assert "paid already" in str(raised.value.cause.cause)
 
 
-async def test_retry_after_of_the_handler_is_honoured(world: World) -> None:
+async def test_retry_after_of_the_handler_is_honored(world: World) -> None:
     """An unavailable handler sends `Retry-After`, and the next attempt waits that long."""
 
     async def busy(request: web.Request) -> web.StreamResponse:

@@ -158,7 +158,7 @@ async def test_the_reason_of_a_refusal_is_one_line_in_the_log_of_the_side_that_r
 
 
 async def test_an_operation_that_the_caller_may_not_start_is_a_403(server: Server) -> None:
-    """A caller is authorised for single operations."""
+    """A caller is authorized for single operations."""
     async with running_world(server, without=("caller", "handler", "receiver")) as world:
         settings = world.handler_settings
         peer = settings.callers[CALLER].model_copy(update={"operations": ("ProbeService/nothing",)})

@@ -180,7 +180,7 @@ def test_a_long_message_is_cut() -> None:
     assert decode_handler_error(500, JSON, body).message == "x" * 1000
 
 
-def test_an_unknown_outcome_is_recognised_by_its_mark() -> None:
+def test_an_unknown_outcome_is_recognized_by_its_mark() -> None:
     """Only a 404 of ours ends a call that is known to run; a proxy's 404 does not."""
     status, headers, body = encode_handler_error(OutcomeUnknownError("too old"))
     error = decode_handler_error(status, multi(headers), body)
@@ -238,7 +238,7 @@ def test_any_message_can_be_answered(message: str) -> None:
 
 
 def test_what_a_terminal_could_obey_is_taken_out_of_an_error() -> None:
-    """An escape sequence of a peer colours nothing, and no text runs backwards."""
+    """An escape sequence of a peer colors nothing, and no text runs backwards."""
     status, headers, body = encode_handler_error(bad_request("no \x1b[31mred\x07 \u202ekcab\r, but\n\ta tab"))
     assert (
         decode_handler_error(status, headers, body).message == "no \ufffd[31mred\ufffd \ufffdkcab\ufffd, but\n\ta tab"
@@ -319,7 +319,7 @@ def test_a_cause_that_is_none_spoils_nothing() -> None:
 
 
 def test_a_handler_that_does_not_have_the_operation_answers_421_which_may_be_repeated() -> None:
-    """The caller recognises the error by its mark. The body's type is one that every reader repeats."""
+    """The caller recognizes the error by its mark. The body's type is one that every reader repeats."""
     status, headers, body = encode_handler_error(WrongHandlerError("elsewhere"))
     error = decode_handler_error(status, multi(headers), body)
     assert (status, type(error), error.message, error.retryable) == (421, WrongHandlerError, "elsewhere", True)

@@ -70,7 +70,7 @@ async def test_a_sweep_with_another_plan_goes_on_where_the_old_one_was(swept: Wo
     await swept.start_worker("handler")
     await swept_on(swept)
     assert len(await runs_of_sweep(swept)) == 2
-    # A new sweep does not know which runs the old one handled. The receiver recognises the repeat.
+    # A new sweep does not know which runs the old one handled. The receiver recognizes the repeat.
     assert await swept.receiver.answered() == [200, 200]
 
 

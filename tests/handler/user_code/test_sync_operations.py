@@ -314,7 +314,7 @@ async def test_strangers_and_altered_bodies_reach_no_operation(quiet: Quoting) -
 
 
 async def test_a_caller_that_may_not_use_the_service_gets_403(server: Server) -> None:
-    """A caller is authorised for single operations, as for targets."""
+    """A caller is authorized for single operations, as for targets."""
 
     def prepare(world: World) -> None:
         world.services = [Quotes()]
