@@ -132,6 +132,14 @@ def test_the_proxy_reaches_both_copies_of_both_services(settings: tuple[CallerSe
         assert urlsplit(url).hostname in SERVICES["proxy"]["networks"]["bridge"]["aliases"]
 
 
+def test_the_example_for_nginx_logs_no_request_of_either_service() -> None:
+    """The query of a start and the URL of a completion hold a callback token."""
+    text = (ROOT / "deploy" / "tls" / "nginx.conf").read_text()
+    servers = re.findall(r"^server {\n(.*?)^}", text, re.MULTILINE | re.DOTALL)
+    assert len(servers) == 2
+    assert all("access_log off;" in server for server in servers)
+
+
 @pytest.mark.parametrize("service", OURS.values(), ids=OURS)
 async def test_every_command_in_the_compose_file_exists(service: dict[str, Any]) -> None:
     """The image has the program, and the program accepts the arguments."""
