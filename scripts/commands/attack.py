@@ -28,8 +28,8 @@ from scripts.attack_run.calls import BAD, BadOrderWorkflow
 from scripts.attack_run.targets import SHARED_ID, SharedWorkflow
 from scripts.benchmark.results import percentile
 from scripts.chaos_run.load import connect_both
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.server import free_ports
 from scripts.environment.stack import Stack, StackOptions, running_stack

@@ -45,8 +45,8 @@ from scripts.benchmark.world import (
     World,
     running_world,
 )
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.stack import ROOT
 

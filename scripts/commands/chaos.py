@@ -39,8 +39,8 @@ from scripts.chaos_run.schedule import (
     plan_harm,
 )
 from scripts.chaos_run.verdict import Recovery, Run, Verdict, judge, recoveries
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.stack import (
     CALLER_NAMESPACE,

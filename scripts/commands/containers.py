@@ -23,7 +23,7 @@ from temporalio.service import RPCError
 from scripts.chaos_run.calls import Call, plan_calls
 from scripts.chaos_run.load import OPEN, connect_both, count, make_call, read_runs, until_quiet
 from scripts.chaos_run.verdict import judge
-from scripts.commands.up import end, until_stopped
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.compose_project import Project, prepare_project, running_project
 from scripts.environment.container_engine import ContainerError, NoEngineError, running_engine
 from scripts.environment.progress import say

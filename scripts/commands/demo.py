@@ -19,7 +19,8 @@ from temporalio.exceptions import ApplicationError, is_cancelled_exception
 
 from examples.payments.order import Order, OrderReceipt
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
-from scripts.commands.up import add_stack_options, end, stack_options, until_stopped
+from scripts.commands.up import add_stack_options, stack_options
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.server import Server
 from scripts.environment.stack import CALLER_NAMESPACE, HANDLER_NAMESPACE, Stack, StackOptions, running_stack

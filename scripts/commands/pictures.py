@@ -21,8 +21,8 @@ from examples.payments.order import Order, OrderReceipt
 from examples.payments.orders import ORDER_QUEUE, OrderWorkflow
 from examples.payments.payments import PaymentWorkflow
 from handler.reports.deliveries import Deliveries, DeliveryError
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.processes import stop_process
 from scripts.environment.progress import say
 from scripts.environment.server import free_ports

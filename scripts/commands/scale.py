@@ -24,8 +24,8 @@ from handler.settings import HandlerSettings
 from scripts.chaos_run.calls import CallKind
 from scripts.chaos_run.load import read_runs
 from scripts.chaos_run.verdict import judge
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import conclude, say, with_ticker
 from scripts.environment.stack import StackOptions, running_stack, start_all
 from scripts.scale_run.growth import PARTS

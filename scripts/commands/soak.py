@@ -23,8 +23,8 @@ from typing import NoReturn
 from scripts.chaos_run.calls import Call, CallKind
 from scripts.chaos_run.load import is_paid, read_runs
 from scripts.chaos_run.verdict import recoveries
-from scripts.commands.up import end, until_stopped
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import end, until_stopped
 from scripts.environment.progress import conclude, say
 from scripts.environment.stack import StackOptions, running_stack
 from scripts.scale_run.load import Load

@@ -7,13 +7,10 @@ says where everything is.
 import argparse
 import asyncio
 import json
-import os
-import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from bridge.http.listener import stop_on_signals
 from scripts.environment import temporal_cli
+from scripts.environment.command_end import STOPPED, end, until_stopped
 from scripts.environment.progress import say
 from scripts.environment.stack import (
     CALLER_NAMESPACE,
@@ -23,13 +20,9 @@ from scripts.environment.stack import (
     StackOptions,
     running_stack,
 )
-from scripts.environment.temporal_cli import NoServerError
 
 PORT = 7243
 """Where the server of `scripts/up` listens: not on 7233, where a developer's own server often runs."""
-
-STOPPED = 130
-"""What a shell calls a command that Ctrl-C ended."""
 
 
 _ORDERS = ('{"order_id": "7", "amount": 12.5}', '{"order_id": "8", "amount": 2500}')
@@ -107,37 +100,6 @@ def stack_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     )
 
 
-async def until_stopped(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run *work*; Ctrl-C or SIGTERM ends it in order, closing what it opened."""
-    stop = asyncio.ensure_future(stop_on_signals().wait())
-    task = asyncio.ensure_future(work())
-    await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        say("stopping …")
-        task.cancel()
-        await asyncio.wait({task})
-    stop.cancel()
-    return STOPPED if task.cancelled() else task.result()
-
-
-def end(main: Awaitable[int]) -> NoReturn:
-    """Run *main* and end the process with its code.
-
-    By `os._exit`, after everything is closed and flushed: on CPython 3.11 a process that used the SDK may abort while
-    the interpreter shuts down (temporalio/sdk-python issue 300), which would turn a good run red.
-    """
-
-    async def run() -> int:
-        return await main
-
-    try:
-        code = asyncio.run(run())
-    except (NoServerError, RuntimeError) as error:
-        say(str(error))
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 async def _up(options: StackOptions) -> int:
