@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from bridge.security.redaction import one_line, plain
 
 JsonOutput = Annotated[bool, Parameter(name="--json", help="Print JSON instead.")]
 """The option `--json` of a command."""
+Limit = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+"""The option `--limit` of a command that lists."""
 
 
 def to_json(value: Any) -> str:

@@ -2,12 +2,11 @@
 
 import sys
 from datetime import UTC, datetime
-from typing import Annotated
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App
 
 from bridge.admin.command import CommandError, connected
-from bridge.admin.output import JsonOutput, details, print_list, to_json
+from bridge.admin.output import JsonOutput, Limit, details, print_list, to_json
 from caller.reports.calls import Calls
 from caller.settings import CallerSettings
 
@@ -23,7 +22,7 @@ async def list_(
     *,
     query: str = 'ExecutionStatus = "Running"',
     endpoint: str | None = None,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    limit: Limit = 100,
     as_json: JsonOutput = False,
 ) -> None:
     """List the calls that wait now.

@@ -9,7 +9,7 @@ from cyclopts import App
 from temporalio.service import RPCError
 
 from bridge.admin.command import CommandError, connected, refusal
-from bridge.admin.output import JsonOutput, details, print_list, to_json
+from bridge.admin.output import JsonOutput, Limit, details, print_list, to_json
 from bridge.runtime.settings import SettingsError
 from handler.reports.deliveries import COLUMNS, STATES, UNDELIVERED, Deliveries, DeliveryError, DeliveryState
 from handler.settings import HandlerSettings
@@ -28,7 +28,7 @@ async def list_(
     *,
     state: Literal["running", "paused", "failed", "delivered", "all"] | None = None,
     caller: str | None = None,
-    limit: int = 100,
+    limit: Limit = 100,
     as_json: JsonOutput = False,
 ) -> None:
     """List deliveries, newest first.
@@ -38,9 +38,6 @@ async def list_(
         caller: Only deliveries to this caller.
         limit: Maximum number of deliveries to list.
     """
-    if limit < 1:
-        message = "--limit: at least 1"
-        raise SettingsError(message)
     async with connected(HandlerSettings) as (client, _):
         found = Deliveries(client=client)
         # Read one more than is shown, to see whether there are more.

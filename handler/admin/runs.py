@@ -2,12 +2,11 @@
 
 import sys
 from datetime import UTC, datetime
-from typing import Annotated
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App
 
 from bridge.admin.command import connected
-from bridge.admin.output import JsonOutput, details, print_list, to_json
+from bridge.admin.output import JsonOutput, Limit, details, print_list, to_json
 from bridge.temporal.executions import list_runs
 from handler.delivery.records import MEMO_KEY
 from handler.reports.runs import RunReport, read_run_and_delivery, report_of
@@ -26,7 +25,7 @@ async def list_(
     query: str = 'ExecutionStatus = "Running"',
     caller: str | None = None,
     operation: str | None = None,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 100,
+    limit: Limit = 100,
     as_json: JsonOutput = False,
 ) -> None:
     """List runs that calls started, the newest first.

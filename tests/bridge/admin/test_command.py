@@ -143,7 +143,7 @@ def test_keys_new_refuses_an_id_that_the_settings_refuse(key_id: str) -> None:
         pytest.param(["receiver", "serve", "--port", "http"], "http", id="no number"),
         pytest.param(["receiver", "serve", "--log-level", "loud"], "debug", id="no choice"),
         pytest.param(["deliveries", "show"], "ID", id="missing argument"),
-        pytest.param(["deliveries", "list", "--limit", "0"], "at least 1", id="limit"),
+        pytest.param(["deliveries", "list", "--limit", "0"], ">= 1", id="limit"),
         pytest.param(["deliveries", "redeliver"], "--failed", id="nothing named"),
     ],
 )
