@@ -33,18 +33,13 @@ async def check_workers(client: Client, queues: Mapping[str, str | None], *, aft
     for queue, plugin in queues.items():
         extra = {"bridge.task_queue": queue, "bridge.namespace": client.namespace}
         try:
-            problem = await worker_problem(client, queue, plugin)
+            problem, _ = await workers_seen(client, queue, plugin)
         except RPCError as error:
             problem = refusal(error)
         if problem is None:
             _log.info("bridge.workers_ready: workers poll task queue %s", queue, extra=extra)
         else:
             _log.warning("bridge.workers_not_ready: %s", problem, extra=extra)
-
-
-async def worker_problem(client: Client, task_queue: str, plugin: str | None) -> str | None:
-    """Say what is wrong with the workers of *task_queue*, and what to do; None if nothing is. See `workers_seen`."""
-    return (await workers_seen(client, task_queue, plugin))[0]
 
 
 async def workers_seen(client: Client, task_queue: str, plugin: str | None) -> tuple[str | None, datetime | None]:

@@ -21,7 +21,7 @@ from bridge.admin.init import local_settings
 from bridge.admin.pair import write_new
 from bridge.runtime.settings import load
 from bridge.security.keys import new_key
-from bridge.temporal.pollers import worker_problem
+from bridge.temporal.pollers import workers_seen
 from caller import CallerPlugin
 from caller.admin.doctor import doctor as caller_doctor
 from caller.settings import CallerSettings
@@ -70,9 +70,9 @@ async def sides(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Asy
     ):
 
         async def poll() -> None:
-            assert await worker_problem(orders, "doctor-orders", "CallerPlugin") is None
-            assert await worker_problem(payments, "doctor-payments", "HandlerPlugin") is None
-            assert "7@plain" in str(await worker_problem(payments, "doctor-plain", "HandlerPlugin"))
+            assert (await workers_seen(orders, "doctor-orders", "CallerPlugin"))[0] is None
+            assert (await workers_seen(payments, "doctor-payments", "HandlerPlugin"))[0] is None
+            assert "7@plain" in str((await workers_seen(payments, "doctor-plain", "HandlerPlugin"))[0])
 
         await assert_eventually(poll)
         yield folder

@@ -10,7 +10,7 @@ from temporalio.client import Client
 from temporalio.worker import Replayer, Worker
 
 from bridge.runtime.settings import SettingsError
-from bridge.temporal.pollers import check_workers, worker_problem
+from bridge.temporal.pollers import check_workers, workers_seen
 from bridge.workflow.targets import Targets
 from caller.plugin import CallerPlugin
 from caller.reports.calls import Calls
@@ -108,7 +108,7 @@ async def test_the_service_logs_at_its_start_which_task_queue_has_no_worker(
 
             await assert_eventually(without)
             # Workers in other languages need no plugin: the sweep delivers for them.
-            assert await worker_problem(world.handler_client, queue, None) is None
+            assert (await workers_seen(world.handler_client, queue, None))[0] is None
         world.payment_queue = f"{queue}-2"
         await world.start_worker("handler")
 
@@ -134,7 +134,7 @@ async def test_workers_that_run_no_activities_are_named(
             async with Worker(world.caller_client, no_remote_activities=True, **options):
 
                 async def named() -> None:
-                    problem = await worker_problem(world.caller_client, queue, "CallerPlugin")
+                    problem = (await workers_seen(world.caller_client, queue, "CallerPlugin"))[0]
                     assert f"no worker of task queue {queue} runs activities, which CallerPlugin needs" in str(problem)
 
                 async def warned() -> None:
@@ -146,7 +146,7 @@ async def test_workers_that_run_no_activities_are_named(
         async with Worker(world.caller_client, task_queue=queue, activities=[something_else], identity="8@host"):
 
             async def without() -> None:
-                problem = await worker_problem(world.caller_client, queue, "CallerPlugin")
+                problem = (await workers_seen(world.caller_client, queue, "CallerPlugin"))[0]
                 assert f"a worker of task queue {queue} has no CallerPlugin: 8@host" in str(problem)
 
             await assert_eventually(without)
