@@ -6,7 +6,7 @@ request until the operation ends. When the process ends, the wait ends and the o
 same request id and input finds the same operation.
 """
 
-# ruff: noqa: A002, A004 - parameters and errors are named as the SDK names them
+# ruff: noqa: A002 - parameters are named as the SDK names them
 
 import asyncio
 import uuid
@@ -20,7 +20,7 @@ import nexusrpc
 from nexusrpc import HandlerError
 from temporalio.common import MetricMeter
 from temporalio.converter import DataConverter
-from temporalio.exceptions import NexusOperationError, TimeoutError, TimeoutType
+from temporalio.exceptions import NexusOperationError
 
 from bridge.http.client import HttpClient
 from bridge.protocol.cancel import CancelRequest
@@ -30,7 +30,7 @@ from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.workflow.call import MAX_DURATION
 from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
-from bridge.workflow.pending_call import operation_error
+from bridge.workflow.pending_call import operation_error, timed_out
 from caller.endpoint_client import Endpoints, NotStartedError, explain
 from caller.settings import CallerSettings
 from caller.waiting.renewals import unreached_step
@@ -155,9 +155,7 @@ class OperationHandle(Generic[_OutputT]):
                 self.client.endpoint, refused, request_id=self.request.request_id, attempt=attempt, wanted=step
             )
             await asyncio.sleep(min(step, left).total_seconds())
-        timeout = TimeoutError("operation timed out", type=TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[])
-        timeout.__cause__ = reason
-        raise self._error() from timeout
+        raise self._error() from timed_out(reason)
 
     def _error(self) -> NexusOperationError:
         return operation_error(self.client.endpoint, self.request.service, self.request.operation)

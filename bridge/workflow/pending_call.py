@@ -210,8 +210,13 @@ def _timed_out(error: BaseException | None) -> exceptions.TimeoutError:
         isinstance(error, exceptions.ApplicationError) and error.type == STILL_RUNNING
     ):
         error = error.cause
-    timeout = exceptions.TimeoutError(
-        "operation timed out", type=exceptions.TimeoutType.SCHEDULE_TO_CLOSE, last_heartbeat_details=[]
-    )
-    timeout.__cause__ = error
-    return timeout
+    return timed_out(error)
+
+
+def timed_out(
+    cause: BaseException | None, timeout: exceptions.TimeoutType = exceptions.TimeoutType.SCHEDULE_TO_CLOSE
+) -> exceptions.TimeoutError:
+    """The error of a call of which *timeout* has passed."""
+    error = exceptions.TimeoutError("operation timed out", type=timeout, last_heartbeat_details=[])
+    error.__cause__ = cause
+    return error

@@ -30,6 +30,7 @@ from bridge.protocol.link import WorkflowRef
 from bridge.protocol.outcome import Outcome
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.call import ATTEMPT_TIMEOUT, START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall
+from bridge.workflow.pending_call import timed_out
 from bridge.workflow.progress import MAX_PROGRESS_BYTES
 from caller.receipt import final_failure, receipt, result_of
 from caller.waiting.renewals import next_delay
@@ -116,10 +117,8 @@ class Attempt:
         """
         until, timeout = self.limit(known)
         if until is not None and until <= self.now() < self.deadline:
-            reason = timed_out(timeout)
-            if kind != STILL_RUNNING:
-                reason.__cause__ = ApplicationError(message[:1000], type=kind)
-            await self.fail(reason)
+            cause = None if kind == STILL_RUNNING else ApplicationError(message[:1000], type=kind)
+            await self.fail(timed_out(cause, timeout))
             return
         failure = Failure()
         await self.converter.encode_failure(ApplicationError(message[:1000]), failure)
@@ -174,11 +173,6 @@ class Attempt:
             # NOT_FOUND means that the callback completed the activity first.
             extra = {"bridge.request_id": self.info.activity_id, "bridge.rpc_status": error.status.name}
             _log.info("bridge.attempt_not_reported", extra=extra)
-
-
-def timed_out(timeout: TimeoutType) -> TemporalTimeoutError:
-    """Return the error of a call of which a timeout has passed."""
-    return TemporalTimeoutError("operation timed out", type=timeout, last_heartbeat_details=[])
 
 
 def waiting_converter(

@@ -14,15 +14,15 @@ from datetime import datetime, timedelta
 from nexusrpc import HandlerError
 from temporalio import activity
 from temporalio.common import RawValue
-from temporalio.exceptions import TimeoutType
 
 from bridge.errors import BridgeError, bad_request
 from bridge.protocol.start import Running, StartRequest
 from bridge.runtime.event_log import event_logger
 from bridge.runtime.metrics import Metrics
 from bridge.workflow.call import START_OPERATION_ACTIVITY, STILL_RUNNING, OperationCall, Transport
+from bridge.workflow.pending_call import timed_out
 from caller.endpoint_client import Endpoints, NotStartedError, ResolvedEndpoint, explain
-from caller.waiting.attempt import CLOCK_DIFFERENCE, Attempt, timed_out
+from caller.waiting.attempt import CLOCK_DIFFERENCE, Attempt
 from caller.waiting.callback_urls import CallbackUrls
 from caller.waiting.renewals import renewal_step, unreached_step
 from caller.waiting.started_operation import StartedOperation
@@ -65,7 +65,7 @@ class OperationActivities:
         remaining = attempt.deadline - attempt.now()
         if remaining <= timedelta(0):
             # After a reset of the workflow, the server's timer of the activity begins anew.
-            await attempt.fail(timed_out(TimeoutType.SCHEDULE_TO_CLOSE))
+            await attempt.fail(timed_out(None))
             activity.raise_complete_async()
         poll, converter = None, attempt.client.data_converter
         try:
