@@ -82,7 +82,7 @@ class _Receiver:
         self.namespace = Namespace(client, clock=clock)
         self.metrics = Metrics.of(client)
         self._name = settings.name
-        self._namespace = client.namespace
+        self._served = client.namespace
         self._completer = Completer(client=client)
         self.keys = keys = LiveKeys(settings, self.metrics)
         self._tokens = CallbackTokens(keys("callback_keys"), namespace=client.namespace)
@@ -104,10 +104,10 @@ class _Receiver:
         with self._in_flight[handler].place():
             await message.body()
         request[FACTS]["bridge.peer"] = handler
-        asked = request.query.get("namespace", self._namespace)
+        asked = request.query.get("namespace", self._served)
         problem = None
-        if asked != self._namespace:
-            problem = f"the receiver serves namespace {self._namespace}, but the calls are in {asked}: move one of them"
+        if asked != self._served:
+            problem = f"the receiver serves namespace {self._served}, but the calls are in {asked}: move one of them"
         keys = self.keys.fingerprints(f"handlers.{handler}")
         return answer(*encode_echo(Echo(name=self._name, time=self._clock(), callback_problem=problem, keys=keys)))
 
