@@ -42,7 +42,7 @@ class StartRequest:
     scheduled_time: datetime | None = None
     """When the caller's workflow scheduled the operation, UTC; None from a peer without the bridge."""
     attempt: int = 1
-    """1 if no earlier start of the call can have had an effect; above 1 for a renewal. Information only."""
+    """1 if no earlier start of the call can have had an effect; above 1 for a renewal. The handler only shows it."""
     operation_token: str | None = None
     """The token of the 201 that the call has received; None before. A handler that did not issue it starts nothing."""
     wait: timedelta | None = None

@@ -100,8 +100,6 @@ def stack_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     )
 
 
-
-
 async def _up(options: StackOptions) -> int:
     async def work() -> int:
         async with running_stack(options) as stack:
