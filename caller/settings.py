@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bridge.http.peer_check import EchoProbe
 from bridge.http.route import Route, Tls
-from bridge.runtime.settings import BridgeSettings, Keys, Name, SettingsError, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Keys, Name, SettingsError, require_distinct_keys
 from bridge.runtime.tracing import TraceMode
-from bridge.security.egress import HttpUrl, Network
+from bridge.security.egress import HttpUrl, Network, UrlEntry
 from bridge.security.keys import KeySet
 
 
@@ -37,10 +37,8 @@ class HandlerPeer(BaseModel):
     """Base URL of the handler's Temporal UI. A call then links to the workflow that carries out the operation."""
 
 
-class Endpoint(BaseModel):
+class Endpoint(UrlEntry):
     """A URL where a handler serves operations. It corresponds to a Nexus endpoint with a URL target."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
     """Base URL of the handler's service for us: `https://payments.example/c/<our name>`."""
@@ -64,21 +62,14 @@ class Endpoint(BaseModel):
     allow_insecure: bool = False
     """Allow plain http. For development on one machine."""
 
-    @model_validator(mode="after")
-    def _is_safe(self) -> Self:
-        require_https(self.url, allow_insecure=self.allow_insecure)
-        return self
-
     @property
     def route(self) -> Route:
         """The way to the endpoint."""
         return Route(networks=self.networks, tls=self.tls, proxy=self.proxy)
 
 
-class Receiver(BaseModel):
+class Receiver(UrlEntry):
     """Where completions arrive."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
     """Public URL of the receiver. Every callback URL begins with this URL."""
@@ -88,11 +79,6 @@ class Receiver(BaseModel):
     """Port to listen on; 0 takes a free one."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
-
-    @model_validator(mode="after")
-    def _is_safe(self) -> Self:
-        require_https(self.url, allow_insecure=self.allow_insecure)
-        return self
 
     def echo_url(self, namespace: str | None) -> str:
         """URL at which the receiver answers an echo. If *namespace* is given, the receiver compares it with its own."""

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from bridge.http.peer_check import EchoProbe
 from bridge.http.route import Route, Tls
-from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys, require_https
+from bridge.runtime.settings import BridgeSettings, Keys, Name, Operation, require_distinct_keys
 from bridge.runtime.tracing import TraceMode
-from bridge.security.egress import Destination, HttpUrl, Network
+from bridge.security.egress import Destination, HttpUrl, Network, UrlEntry
 from bridge.security.keys import Key, KeySet, decode_key
 
 _NEEDED = {"signature": ("start_keys", "completion_keys"), "bearer": ("bearer_keys",), "certificate": ("san",)}
@@ -88,8 +88,6 @@ class CallerPeer(BaseModel):
             if field not in needed and getattr(self, field) is not None:
                 message = f'auth = "{self.auth}" with {field}: remove one of the two'
                 raise ValueError(message)
-        for each in self.callbacks:
-            require_https(each.url, allow_insecure=each.allow_insecure)
         return self
 
     @property
@@ -105,10 +103,8 @@ class CallerPeer(BaseModel):
 _UNKNOWN_CALLER = CallerPeer(auth="none", operations=())
 
 
-class Service(BaseModel):
+class Service(UrlEntry):
     """Where starts arrive."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl
     """The service's public URL: scheme, authority, and a prefix that a proxy strips. Callers' signatures cover it."""
@@ -124,11 +120,6 @@ class Service(BaseModel):
     """Addresses of these proxies. From any other address the header is a forgery."""
     allow_insecure: bool = False
     """Allow plain http in `url`. For development on one machine, or inside one trusted network."""
-
-    @model_validator(mode="after")
-    def _is_safe(self) -> Self:
-        require_https(self.url, allow_insecure=self.allow_insecure)
-        return self
 
     @property
     def is_private(self) -> bool:
@@ -151,8 +142,8 @@ class HandlerSettings(BridgeSettings):
     service: Service
     """Where starts arrive."""
     hash_key: Key
-    """Keys the input hash and the request ids. Never rotate it: the handler would refuse the renewals and polls of running
-    calls, because their input would seem to be another one."""
+    """Keys the input hash and the request ids. Never rotate it: the handler would refuse the renewals and polls of
+    running calls, because their input would seem to be another one."""
     callers: dict[Name, CallerPeer] = Field(min_length=1)
     """The callers that we serve, by name."""
     nexus: bool = False

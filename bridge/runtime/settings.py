@@ -44,17 +44,6 @@ Operation = Annotated[str, Field(pattern=r"^.+/.+$")]
 """An operation that a caller may start: `Service/operation`, or `Service/*`."""
 
 
-def require_https(text: str, *, allow_insecure: bool) -> None:
-    """Refuse plain http, unless the entry of the settings has `allow_insecure`.
-
-    Raises:
-        ValueError: *text* is a URL with http, and *allow_insecure* is not set.
-    """
-    if not allow_insecure and not text.startswith("https://"):
-        message = "needs https; for development on one machine set allow_insecure = true in the same entry"
-        raise ValueError(message)
-
-
 def in_settings_folder(path: Path) -> Path:
     """*path* as the settings mean it: if it is not absolute, it starts in the folder of the settings file."""
     return _FOLDER.get() / path

@@ -10,11 +10,11 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import unquote
 
 from aiohappyeyeballs import AddrInfoType
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 from yarl import URL
 
 from bridge.errors import DestinationRefusedError
@@ -120,10 +120,26 @@ HttpUrl = Annotated[str, AfterValidator(lambda text: check_base_url(text).rstrip
 """A base URL in the settings."""
 
 
-class Destination(BaseModel):
-    """One entry of an allow list."""
+class UrlEntry(BaseModel):
+    """An entry of the settings with a URL."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: HttpUrl
+    """Its URL. Plain http needs `allow_insecure`."""
+    allow_insecure: bool = False
+    """Whether plain http is allowed."""
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        if not self.allow_insecure and not self.url.startswith("https://"):
+            message = "needs https; for development on one machine set allow_insecure = true in the same entry"
+            raise ValueError(message)
+        return self
+
+
+class Destination(UrlEntry):
+    """One entry of an allow list."""
 
     url: HttpUrl
     """Scheme, host, port and optionally a path prefix: `https://orders.example/callbacks`."""
@@ -135,8 +151,6 @@ class Destination(BaseModel):
     def covers(self, url: URL) -> bool:
         """Whether *url* has this entry's scheme, host and port, and a path below its prefix."""
         entry = URL(self.url, encoded=True)
-        if url.scheme == "http" and not self.allow_insecure:
-            return False
         prefix = entry.raw_path.rstrip("/") + "/"
         return (url.scheme, url.host, url.port) == (entry.scheme, entry.host, entry.port) and (
             url.raw_path.startswith(prefix) or url.raw_path == entry.raw_path

@@ -69,7 +69,7 @@ def silent_fields(source: str) -> Iterator[str]:
 
 def _is_record(node: ast.ClassDef) -> bool:
     names = {ast.unparse(each).partition("(")[0].rpartition(".")[2] for each in (*node.decorator_list, *node.bases)}
-    return bool(names & {"dataclass", "BaseModel", "BridgeSettings", "TypedDict"})
+    return bool(names & {"dataclass", "BaseModel", "BridgeSettings", "UrlEntry", "TypedDict"})
 
 
 def main() -> None:

@@ -62,7 +62,9 @@ PEER = f"callers/{CALLER}"
         pytest.param(put("sweep_interval_s", 1e-7), "sweep_interval_s:", id="no time between sweeps"),
         pytest.param(put(f"{PEER}/auth", "none"), f"callers.{CALLER}:", id="auth none with start keys"),
         pytest.param(
-            put(f"{PEER}/callbacks", [{"url": "http://orders.example"}]), f"callers.{CALLER}:", id="http callback"
+            put(f"{PEER}/callbacks", [{"url": "http://orders.example"}]),
+            f"callers.{CALLER}.callbacks.0:",
+            id="http callback",
         ),
         pytest.param(
             put(f"{PEER}/callbacks", [{"url": "https://orders.example?x"}]),

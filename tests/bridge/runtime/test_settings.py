@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from pydantic import ValidationError
 
-from bridge.runtime.settings import BridgeSettings, load, require_distinct_keys, require_https
-from bridge.security.egress import allowed_destination
+from bridge.runtime.settings import BridgeSettings, load, require_distinct_keys
+from bridge.security.egress import UrlEntry, allowed_destination
 from bridge.security.keys import KeySet, new_key
 from caller.settings import CallerSettings
 from handler.settings import HandlerSettings
@@ -270,11 +271,12 @@ def test_plain_http_is_accepted_with_the_flag_in_its_entry(configured: Configure
 
 @pytest.mark.parametrize("text", ["http://h", "", "httpss://h", "HTTPS://h", "ftp://h"])
 def test_only_https_is_safe_without_the_flag(text: str) -> None:
-    """Anything that does not begin with https needs to be meant."""
-    with pytest.raises(ValueError, match="needs https"):
-        require_https(text, allow_insecure=False)
-    require_https(text, allow_insecure=True)
-    require_https("https://h", allow_insecure=False)
+    """Anything that does not begin with https needs to be meant. The flag allows plain http, and no other scheme."""
+    with pytest.raises(ValidationError, match="needs "):
+        UrlEntry(url=text)
+    with contextlib.nullcontext() if text == "http://h" else pytest.raises(ValidationError):
+        UrlEntry(url=text, allow_insecure=True)
+    UrlEntry(url="https://h")
 
 
 def test_keys_are_distinct_between_key_sets_and_not_within_one() -> None:
