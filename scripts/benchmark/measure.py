@@ -25,7 +25,7 @@ AT_ONCE, SETTLES, WAITS = 10.0, 500.0, 5000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one batch is to be."""
+    """Settings of one batch."""
 
     name: str
     """Makes the order ids unique."""
@@ -34,7 +34,7 @@ class Plan:
     calls: int
     in_flight: int = 1
     lead_in: int = 0
-    """Calls made before, of which nothing is kept: a server that was idle lets the first few pass without waiting."""
+    """Calls before the measured ones. None is kept: a server that was idle lets the first few pass at once."""
     seconds: float = 60
     """No call is begun after that."""
     samples: int = 20

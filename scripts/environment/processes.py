@@ -105,7 +105,7 @@ class ServerPart:
 
 
 async def stop_process(process: asyncio.subprocess.Process, *, patience: float = 15) -> None:
-    """End a process that we started: ask, then insist."""
+    """End a process that we started. If it is still there after *patience* seconds, kill it."""
     if process.returncode is not None:
         return
     process.terminate()

@@ -75,7 +75,7 @@ class Server:
 
 
 async def check_version(address: str) -> str:
-    """The version of the server at *address*, said; with a warning where it is older than the oldest tested."""
+    """Return the version of the server at *address*, and print it. Warn if it is older than the oldest tested one."""
     client = await Client.connect(address, lazy=False)
     version = (await client.workflow_service.get_system_info(GetSystemInfoRequest())).server_version
     say(f"Temporal server {version} at {address}")
