@@ -261,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         "--modes",
         type=lambda text: _chosen(text, modes, "mode"),
         metavar="A,B",
-        help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default delivery, "
+        help=f"measure only these of: {', '.join(modes)}; default is the bridge by its default transport, "
         "observed the same with metrics, console and spans; separate has a receiver of its own, unlogged the same "
         "without logs. Without --modes: all but observed and unlogged",
     )
