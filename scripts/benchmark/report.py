@@ -15,10 +15,10 @@ median with the lowest and the highest round. With six rounds these are the 95 %
 are this machine's."""
 
 _WINNERS = """\
-The bridge by its default transport, compared with each other way on the default server. A cell names who needs less time
-or CPU, or makes more calls, and by which factor, in the median of the rounds. *No difference*: the rounds disagree who
-it is. *About*, and below *wide*: a round differs from the median by more than a tenth, or there was one round only. Do
-not rely on such a factor."""
+The bridge by its default transport, compared with each other way on the default server. A cell names who needs less
+time or CPU, or makes more calls, and by which factor, in the median of the rounds. *No difference*: the rounds disagree
+who it is. *About*, and below *wide*: a round differs from the median by more than a tenth, or there was one round only.
+Do not rely on such a factor."""
 
 _COMPARED = """\
 The order and the payment are those of [examples/payments](../examples/payments); only the call differs. All workers

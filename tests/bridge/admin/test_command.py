@@ -70,27 +70,33 @@ def users_project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("command", "encoding"),
-    [*((each, "utf-8") for each in COMMANDS), (COMMANDS[0], "latin-1"), (COMMANDS[-1], "latin-1")],
-    ids=lambda part: part if isinstance(part, str) else " ".join(part),
-)
-def test_help_shows_options_examples_and_environment(command: tuple[str, ...], encoding: str) -> None:
-    """Of every command, also on a terminal that cannot show all characters."""
-    done = subprocess.run(
-        [*BRIDGE, *command, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    text = done.stdout.decode(encoding)
-    assert (done.returncode, done.stderr) == (0, b"")
+def assert_helps(command: tuple[str, ...], text: str) -> None:
     assert " ".join(("Usage: callback-bridge", *command)) in text
     assert "--help" in text if not command else "--" in text
     assert "callback-bridge handler serve" in text
     assert "BRIDGE_CONFIG" in text
     assert "TEMPORAL_ADDRESS" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_options_examples_and_environment(command: tuple[str, ...]) -> None:
+    """Of every command."""
+    done = run(*command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_helps(command, done.stdout)
+
+
+@pytest.mark.parametrize("command", [COMMANDS[0], COMMANDS[-1]], ids=" ".join)
+def test_help_is_shown_on_a_terminal_that_cannot_show_all_characters(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [*BRIDGE, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert_helps(command, done.stdout.decode("latin-1"))
 
 
 def test_the_root_lists_every_command_with_its_purpose() -> None:

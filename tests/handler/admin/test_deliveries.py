@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,7 +27,7 @@ from scripts.environment.server import Server
 from scripts.environment.stack import ROOT
 from tests.support.callers import CallingWorkflow, CallPlan
 from tests.support.codec import Scrambler
-from tests.support.commands import BRIDGE
+from tests.support.commands import run
 from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.targets import Ask, Reply
 from tests.support.world import World, running_world, with_codec
@@ -78,16 +77,8 @@ async def until_listed(deliveries: Deliveries, delivery_id: str, state: Delivery
 
 async def console(*arguments: str, server: Server, **environment: str) -> "subprocess.CompletedProcess[str]":
     """`callback-bridge deliveries …` as a user runs it, without settings."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [*BRIDGE, "deliveries", *arguments],
-        env={**os.environ, "TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": HANDLER, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    named = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_NAMESPACE": HANDLER, **environment}
+    return await asyncio.to_thread(run, "deliveries", *arguments, cwd=ROOT, **named)
 
 
 async def test_a_running_delivery_is_listed_with_its_attempts_and_next_try(world: World) -> None:
