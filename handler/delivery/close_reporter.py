@@ -94,8 +94,10 @@ class CloseReporter:
             self._targets.add(defn.name)
 
     def watch(self, instance: WorkflowInstance, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """Return *instance*, with a watched `activate` if it is a run of a target."""
-        if det.defn.name in self._targets:
+        """Return *instance*, with a watched `activate` if it is a run of a target, or continues one."""
+        # A target may continue as a workflow that is no target. The memo with the call goes on with it.
+        is_continued = MEMO_KEY in det.info.raw_memo and det.info.continued_run_id is not None
+        if is_continued or det.defn.name in self._targets:
             watched = _WatchedRun(self, det, instance.activate)
             # A delegating instance would break: the SDK has added methods to that class three times in a year.
             instance.activate = watched.activate  # type: ignore[method-assign] # replaced for this instance alone

@@ -141,6 +141,7 @@ class Starter:
                     renews=peer.is_renewing and request.scheduled_time is not None,
                     deadline=min(DEFAULT_DEADLINE if timeout is None else timeout, longest),
                 )
+                call = await self._with_id_at_start(call)
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
                 if refusal is not None and not await self._records.has_started(call):
                     raise refusal
@@ -156,6 +157,19 @@ class Starter:
             except RPCError as error:
                 raise handler_error_from_rpc(error) from None
         return answer
+
+    async def _with_id_at_start(self, call: Call) -> Call:
+        """Return *call*; a renewal with the workflow id in its token, if the run of that id has a record of the call.
+
+        A deployment may have changed the function `workflow_id`. Another run, or none, may hold the id that it derives.
+        """
+        named = OperationToken.decode(call.request.operation_token or "")
+        if named is None or named.workflow_id == call.workflow_id:
+            return call
+        # The token is not signed. A record of the call shows that its sender did not invent the workflow id.
+        token = named._replace(request_id=call.request.request_id).encode()
+        earlier = replace(call, workflow_id=named.workflow_id, token=token)
+        return earlier if await self._records.has_started(earlier) else call
 
     async def _identify(
         self, caller: str, target: Target, payload: Payload
