@@ -188,7 +188,10 @@ class MindedWorkflow(ListeningWorkflow):
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
-        await workflow.wait_condition(lambda: not {"done", "continue"}.isdisjoint(self._said))
+        await workflow.wait_condition(lambda: not {"done", "continue", "fail"}.isdisjoint(self._said))
+        if "fail" in self._said:
+            message = "an attempt failed"
+            raise ApplicationError(message)
         if "continue" in self._said:
             workflow.continue_as_new(ask)
         return Reply("done")
