@@ -156,10 +156,13 @@ class SweepActivities:
         return calls, failed
 
     async def _record(self, place: SweepPlace) -> None:
-        # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
+        text = place.trimmed().text
+        # The worker stops an attempt of which it hears no heartbeat.
+        activity.heartbeat(text)
+        # An explicit call too, because a heartbeat that the SDK sends in the background may be lost with the attempt.
         handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
         try:
-            await handle.heartbeat(place.trimmed().text)
+            await handle.heartbeat(text)
         except AsyncActivityCancelledError:
             raise asyncio.CancelledError from None
 
