@@ -176,8 +176,10 @@ class SyncOperations:
 
     async def _unsuccessful(self, caller: str, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
-        failed = ApplicationError(error.message, type="OperationError", non_retryable=True)
-        reason = CancelledError(error.message) if is_canceled else failed
+        # A lone surrogate, as in the name of a file, cannot be sent.
+        message = error.message.encode(errors="replace").decode()
+        failed = ApplicationError(message, type="OperationError", non_retryable=True)
+        reason = CancelledError(message) if is_canceled else failed
         reason.__traceback__ = error.__traceback__
         if error.__cause__ is not None and self._is_writable(caller, error.__cause__):
             reason.__cause__ = error.__cause__

@@ -135,6 +135,15 @@ async def test_a_canceled_operation_is_a_cancellation(quoting: Quoting) -> None:
     assert cause.message == "withdrawn"
 
 
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+async def test_a_failure_whose_text_is_not_valid_unicode_arrives(quoting: Quoting, state: str) -> None:
+    """The operation has failed. A repeat would run it again."""
+    cause = await quoting.failure("QuoteService/quote", Ask("k", "half a character", text=state))
+    assert isinstance(cause, ApplicationError | CancelledError)
+    assert cause.message == "no rate for ?"
+    assert quoting.world.service.statuses == [424]
+
+
 async def test_a_failure_arrives_without_a_cause_that_cannot_be_converted(quoting: Quoting) -> None:
     """The operation has failed. A repeat would run it again."""
     cause = await quoting.failure("QuoteService/quote", Ask("k", "unwritable failure"))
