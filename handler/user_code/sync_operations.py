@@ -80,12 +80,20 @@ class SyncOperations:
         self._converters = converters
         self._conversions = {caller: Conversion(each) for caller, each in converters.items()}
         self._clock = clock
-        self.names = frozenset(
-            (service, name)
+        operations = {
+            (service, name): operation
             for handler in self._handlers.values()
             for service, each in handler.service_handlers.items()
-            for name in each.operation_handlers
-        )
+            for name, operation in each.operation_handlers.items()
+        }
+        for (service, name), operation in operations.items():
+            if any(each.__module__.startswith("temporalio.nexus") for each in type(operation).__mro__):
+                cure = "declare its workflow with @emits_callback"
+                message = (
+                    f"{service}/{name} starts a workflow, which only a Nexus worker of Temporal can do here: {cure}"
+                )
+                raise SettingsError(message)
+        self.names = frozenset(operations)
         """Pairs of service and operation."""
         for target in targets:
             if (target.service, target.operation) in self.names:

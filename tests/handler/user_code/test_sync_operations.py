@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
-from temporalio import workflow
+from temporalio import nexus, workflow
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
@@ -418,12 +418,22 @@ class _ProbesAgain:
         return Reply(ask.text)
 
 
+@service_handler(name="NativeService")
+class _Native:
+    @nexus.workflow_run_operation
+    async def probe(self, ctx: nexus.WorkflowRunOperationContext, ask: Ask) -> nexus.WorkflowHandle[Reply]:
+        return await ctx.start_workflow(ProbeWorkflow.run, ask, id=ask.key)
+
+
 @pytest.mark.parametrize(
     ("handlers", "says"),
     [
         pytest.param([_ProbesAgain()], "ProbeService/probe is claimed by ProbeWorkflow and a service", id="a target's"),
         pytest.param([Quotes(), Quotes()], "registered.*; put all its operations in one class", id="a service twice"),
         pytest.param([Quotes], "got a class", id="a class"),
+        pytest.param(
+            [_Native()], "NativeService/probe starts a workflow.*emits_callback", id="one of Temporal's worker"
+        ),
         pytest.param([object()], "service_handler", id="undecorated"),
         pytest.param([object.__new__(QuoteService)], "instance of the contract", id="a contract"),
     ],
