@@ -123,7 +123,7 @@ class Starter:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                value, workflow_id, hashed, refusal = await self._identify(caller, target, payload)
+                value, workflow_id, hashed, refusal = await self._identify(caller, target, request, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 longest, timeout = timedelta(days=peer.limits.deadline_days), request.operation_timeout
                 names = (caller, target.service, target.operation, request.request_id, hashed)
@@ -172,16 +172,26 @@ class Starter:
         return earlier if await self._records.has_started(earlier) else call
 
     async def _identify(
-        self, caller: str, target: Target, payload: Payload
+        self, caller: str, target: Target, request: StartRequest, payload: Payload
     ) -> tuple[Any, str, str, HandlerError | None]:
-        """Check the input. Returns it decoded, the workflow id, the input's hash, and why the check refuses it."""
+        """Check the input. Returns it decoded, the workflow id, the input's hash, and why the input is refused.
+
+        If a renewal is refused, the workflow id is that of its token: a deployment may have changed the functions or
+        the type of the input.
+        """
         if holds_reference(payload) and not self._settings.caller(caller).shares_storage:
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
-        value = await self._conversion.read(opened, target.input_type, self._threads[caller])
-        workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
-        return value, workflow_id, input_hash(self._hash_key, opened), refusal
+        hashed = input_hash(self._hash_key, opened)
+        try:
+            value = await self._conversion.read(opened, target.input_type, self._threads[caller])
+            workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
+        except HandlerError as error:
+            if (named := OperationToken.decode(request.operation_token or "")) is None:
+                raise
+            return None, named.workflow_id, hashed, error
+        return value, workflow_id, hashed, refusal
 
     async def _require(self, call: Call, value: Any, *, within: timedelta) -> None:
         """Return if the team's function allows the call, or if the call has started its run or attached to it already.

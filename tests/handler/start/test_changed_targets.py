@@ -48,7 +48,19 @@ def renamed(ask: Ask) -> str:
     return f"renamed-{ask.key}"
 
 
-@pytest.mark.parametrize("changes", [{"workflow_id": renamed}, {"workflow_type": "ProbeWorkflowV2"}], ids=" ".join)
+def broken(_: object) -> str:
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"workflow_id": renamed}, id="another id"),
+        pytest.param({"workflow_id": broken}, id="no id"),
+        pytest.param({"workflow_type": "ProbeWorkflowV2"}, id="another workflow"),
+        pytest.param({"input_type": int}, id="another input"),
+    ],
+)
 async def test_a_call_outlives_a_deployment_that_changes_its_target(server: Server, changes: dict[str, Any]) -> None:
     """The token of a renewal names the run, and the record of the run names the operation."""
     async with running_world(server, without=("caller", "receiver")) as world:
