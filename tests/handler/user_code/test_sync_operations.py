@@ -12,6 +12,7 @@ import pytest_asyncio
 from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
 from temporalio import nexus, workflow
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
@@ -24,12 +25,13 @@ from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin
+from handler.delivery.operation_token import OperationToken
 from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from scripts.environment.server import Server
 from tests.support import services
 from tests.support.callers import CallingWorkflow, ServiceCaller
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually
+from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.services import Probes, Quotes, QuoteService
 from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
@@ -371,6 +373,19 @@ async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
     [(context, _)] = quiet.quotes.calls
     assert context.request_deadline is not None
     assert context.request_deadline - datetime.now(UTC) <= timedelta(minutes=2)
+
+
+async def test_a_renewal_runs_no_operation(quiet: Quoting) -> None:
+    """The operation was a workflow when the call was started. The callback of that workflow ends the call."""
+    quiet.quotes.calls.clear()
+    described = await quiet.world.handler_client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace=HANDLER)
+    )
+    token = OperationToken(described.namespace_info.id, "r-1", "quote-1").encode()
+    answer = await quiet.send("QuoteService/quote", {"key": "k"}, _header("Nexus-Operation-Token", token))
+    assert (answer.status, answer.is_signed) == (421, True)
+    assert json.loads(answer.body)["metadata"]["bridge"] == "wrong-handler"
+    assert quiet.quotes.calls == []
 
 
 async def test_links_of_the_operation_reach_the_caller(quiet: Quoting) -> None:
