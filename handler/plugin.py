@@ -10,7 +10,7 @@ from temporalio.worker import Worker, WorkerConfig
 
 from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
-from bridge.runtime.settings import load
+from bridge.runtime.settings import SettingsError, load
 from bridge.temporal.activity_guard import ActivityGuard
 from bridge.temporal.connection import Namespace
 from bridge.temporal.lasting_client import present_client
@@ -72,8 +72,17 @@ class HandlerPlugin(SessionPlugin):
         self._deliveries: list[DeliveryInterceptor] = []
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add delivery and sweep. If the worker's client has the plugin too, the worker is configured once."""
+        """Add delivery and sweep. If the worker's client has the plugin too, the worker is configured once.
+
+        Raises:
+            bridge.runtime.settings.SettingsError: Another plugin has configured the worker, and would not call the
+                functions of this one.
+        """
         if is_reporting(config.get("workflow_runner")):
+            is_own = any(each in self._deliveries for each in config.get("interceptors", ()))
+            if not is_own and (self._on_undelivered or self._authorize):
+                message = "the worker's client has another HandlerPlugin: give on_undelivered and authorize to that one"
+                raise SettingsError(message)
             return config
         self._settings.check_namespace(config["client"].namespace)
         config = super().configure_worker(config)

@@ -240,6 +240,12 @@ class _Service:
             raise
         await self._refuse_other_handlers(message.headers.get(OPERATION_TOKEN))
         target = self._authorized(caller, request)
+        if target is None and OPERATION_TOKEN in message.headers:
+            # Only a workflow has a token. A deployment has replaced the workflow since.
+            refusal = (
+                "the operation was started as a workflow and is not run again: the workflow's callback ends the call"
+            )
+            raise WrongHandlerError(refusal)
         start_request = decode_start(
             names["service"],
             names["operation"],

@@ -42,7 +42,8 @@ class PeerExchanges:
     def record(self, peer: str, status: int, reason: str) -> None:
         """Record that a message in the name of *peer* was answered with *status*."""
         entry, now = self._entries.get(peer, self._entries[_UNKNOWN]), self._clock()
-        is_good = status < 400
+        # 424 is the outcome of an operation that has failed.
+        is_good = status < 400 or status == 424
         change = {"last_good": now} if is_good else {"last_refusal": now, "reason": f"{status} {reason}"}
         self._entries[entry.peer] = replace(entry, **change)
 

@@ -6,7 +6,7 @@ run. The record of another workflow's call, which a target may pass to its child
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
-from temporalio.converter import DataConverter
+from temporalio.converter import DataConverter, PayloadConverter
 
 from bridge.errors import UnavailableError
 from bridge.runtime.event_log import event_logger
@@ -29,7 +29,7 @@ async def read_call(converter: DataConverter, payload: Payload, *, target: str) 
     Raises:
         nexusrpc.HandlerError: UNAVAILABLE, the codec failed.
     """
-    if (call := _call_in(converter, payload)) is not None:
+    if (call := call_in(converter.payload_converter, payload)) is not None:
         return call if call.is_of(target) else None
     try:
         [decoded] = await converter.payload_codec.decode([payload]) if converter.payload_codec else [payload]
@@ -42,15 +42,16 @@ async def read_call(converter: DataConverter, payload: Payload, *, target: str) 
 
 def decoded_call(converter: DataConverter, payload: Payload, *, target: str) -> CallMemo | None:
     """Return the call in *payload*, which the codec has decoded already; None if it is not a call of *target*."""
-    if (call := _call_in(converter, payload)) is None:
+    if (call := call_in(converter.payload_converter, payload)) is None:
         _log.warning("bridge.memo_unreadable", extra={"bridge.target": target})
         return None
     return call if call.is_of(target) else None
 
 
-def _call_in(converter: DataConverter, payload: Payload) -> CallMemo | None:
+def call_in(converter: PayloadConverter, payload: Payload) -> CallMemo | None:
+    """Return the call in *payload*, of any workflow and without the codec; None if it is another value."""
     try:
-        [call] = converter.payload_converter.from_payloads([payload], [CallMemo])
+        [call] = converter.from_payloads([payload], [CallMemo])
     except Exception:  # noqa: BLE001 - any error that the converter raises on a foreign value
         return None
     return call if isinstance(call, CallMemo) else None

@@ -25,6 +25,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from bridge.runtime.event_log import event_logger
 from bridge.workflow.targets import Targets
+from handler.delivery.calls import call_in
 from handler.delivery.records import ATTACH_SIGNAL, ATTACHED_HEADER, MEMO_KEY
 
 MAX_ATTACHED = 1000
@@ -94,8 +95,10 @@ class CloseReporter:
             self._targets.add(defn.name)
 
     def watch(self, instance: WorkflowInstance, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """Return *instance*, with a watched `activate` if it is a run of a target."""
-        if det.defn.name in self._targets:
+        """Return *instance*, with a watched `activate` if it is a run of a target, or continues one."""
+        # A target may continue as a workflow that is no target. The memo with the call goes on with it.
+        is_continued = MEMO_KEY in det.info.raw_memo and det.info.continued_run_id is not None
+        if is_continued or det.defn.name in self._targets:
             watched = _WatchedRun(self, det, instance.activate)
             # A delegating instance would break: the SDK has added methods to that class three times in a year.
             instance.activate = watched.activate  # type: ignore[method-assign] # replaced for this instance alone
@@ -174,7 +177,11 @@ class _WatchedRun:
         self._reporter = reporter
         self._info = det.info
         self._inner = inner
-        self._attached = [each for name, each in det.info.headers.items() if name.startswith(ATTACHED_HEADER)]
+        self._det = det
+        self._attached: dict[object, Payload] = {}
+        for name, each in det.info.headers.items():
+            if name.startswith(ATTACHED_HEADER):
+                self._guarded(self._attach, each)
         failure_types = (*det.worker_level_failure_exception_types, *det.defn.failure_exception_types)
         self._fails_on_nondeterminism = any(issubclass(workflow.NondeterminismError, each) for each in failure_types)
         self._may_close = False
@@ -193,7 +200,7 @@ class _WatchedRun:
             run_id=info.run_id,
             start_time=info.workflow_start_time,
             is_first=info.run_id == info.first_execution_run_id,
-            calls=[*([own] if own is not None else []), *self._attached],
+            calls=[*([own] if own is not None else []), *self._attached.values()],
         )
 
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
@@ -205,11 +212,17 @@ class _WatchedRun:
     def _before(self, act: WorkflowActivation) -> None:
         for job in act.jobs:
             if job.HasField("signal_workflow") and job.signal_workflow.signal_name == ATTACH_SIGNAL:
-                # Copy the payload. The original would keep the whole activation in memory.
-                call = [Payload.FromString(each.SerializeToString()) for each in job.signal_workflow.input]
-                self._attached += call[: MAX_ATTACHED - len(self._attached)]
+                for each in job.signal_workflow.input:
+                    # Copy the payload. The original would keep the whole activation in memory.
+                    self._attach(Payload.FromString(each.SerializeToString()))
             elif job.HasField("remove_from_cache"):
                 self._evicted(job.remove_from_cache.reason)
+
+    def _attach(self, call: Payload) -> None:
+        """Keep *call*, once for all its signals: a renewal attaches it to each run that continues the target."""
+        found = call_in(self._det.payload_converter_factory(), call)
+        if len(self._attached) < MAX_ATTACHED:
+            self._attached.setdefault(call.SerializeToString() if found is None else found.identity, call)
 
     def _evicted(self, reason: int) -> None:
         # This runs before the inner eviction, which may hang and may be repeated.
@@ -243,7 +256,7 @@ class _WatchedRun:
         if command.memo and own is not None:
             command.memo[MEMO_KEY].CopyFrom(own)
         room = _MAX_CARRIED_BYTES - command.ByteSize()
-        for index, call in enumerate(self._attached):
+        for index, call in enumerate(self._attached.values()):
             room -= call.ByteSize()
             if room < 0:
                 extra = {"bridge.target": self._info.workflow_id, "bridge.calls": len(self._attached) - index}

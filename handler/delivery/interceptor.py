@@ -101,8 +101,10 @@ class _Inbound(worker.WorkflowInboundInterceptor):
 
     async def execute_workflow(self, input: worker.ExecuteWorkflowInput) -> Any:  # noqa: A002
         own = _own_call()
-        # Callers must not cancel a run that no call started.
-        if own is not None and own.caller_close_policy == "request_cancel":
+        # Callers must not cancel a run that no call started. A retried run does not know the calls that were attached
+        # to the failed run, and some of them may wait.
+        is_retried = workflow.info().attempt > 1
+        if own is not None and own.caller_close_policy == "request_cancel" and not is_retried:
             for name, payload in workflow.info().headers.items():
                 if name.startswith(ATTACHED_HEADER):
                     # The call was attached to a run that this run continues.

@@ -46,8 +46,7 @@ def is_same_call(call: Call, run: Run, *, may_start: bool) -> bool:
     # Servers from 1.31 may not name the calling namespace. Then only the call that started the run counts as its owner.
     if call.caller == NATIVE_CALLER:
         is_own = is_same
-    # Compare the workflow type too: two operations may lead to one id, and their outcomes differ.
-    if run.workflow_type != call.target.workflow_type or not (is_own or call.target.attach_across_callers):
+    if not _is_of(call.target, run) or not (is_own or call.target.attach_across_callers):
         if not may_start:
             # The answer must not reveal whether the id is held: such starts could probe ids without starting a run.
             raise OutcomeUnknownError(OUTCOME_UNKNOWN)
@@ -70,8 +69,18 @@ def may_cancel(caller: str | None, target: Target, request_id: str, run: Run) ->
     *caller* is None for a native Nexus call. Temporal does not name its caller. Only the call that started the run may
     then cancel it, because no other caller can know the request id.
     """
-    if run.memo is None or run.workflow_type != target.workflow_type:
+    if run.memo is None or not _is_of(target, run):
         return False
     if caller is None:
         return run.memo.caller.startswith(NATIVE_CALLER) and run.memo.request_id == request_id
     return run.memo.caller == caller
+
+
+def _is_of(target: Target, run: Run) -> bool:
+    """Whether *run* carries out the operation of *target*. Operations that lead to one id have different outcomes.
+
+    A target may continue as another workflow, and a deployment may give the operation another one. The record of the
+    call still names the operation.
+    """
+    is_recorded = run.memo is not None and (run.memo.service, run.memo.operation) == (target.service, target.operation)
+    return is_recorded or run.workflow_type == target.workflow_type

@@ -123,7 +123,7 @@ class Starter:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                value, workflow_id, hashed, refusal = await self._identify(caller, target, payload)
+                value, workflow_id, hashed, refusal = await self._identify(caller, target, request, payload)
                 token = OperationToken(await self._namespace.id(), request.request_id, workflow_id)
                 longest, timeout = timedelta(days=peer.limits.deadline_days), request.operation_timeout
                 names = (caller, target.service, target.operation, request.request_id, hashed)
@@ -141,6 +141,7 @@ class Starter:
                     renews=peer.is_renewing and request.scheduled_time is not None,
                     deadline=min(DEFAULT_DEADLINE if timeout is None else timeout, longest),
                 )
+                call = await self._with_id_at_start(call)
                 # If the first answer was lost, a refusal of the repeat would end the call while its run goes on.
                 if refusal is not None and not await self._records.has_started(call):
                     raise refusal
@@ -157,17 +158,40 @@ class Starter:
                 raise handler_error_from_rpc(error) from None
         return answer
 
+    async def _with_id_at_start(self, call: Call) -> Call:
+        """Return *call*; a renewal with the workflow id in its token, if the run of that id has a record of the call.
+
+        A deployment may have changed the function `workflow_id`. Another run, or none, may hold the id that it derives.
+        """
+        named = OperationToken.decode(call.request.operation_token or "")
+        if named is None or named.workflow_id == call.workflow_id:
+            return call
+        # The token is not signed. A record of the call shows that its sender did not invent the workflow id.
+        token = named._replace(request_id=call.request.request_id).encode()
+        earlier = replace(call, workflow_id=named.workflow_id, token=token)
+        return earlier if await self._records.has_started(earlier) else call
+
     async def _identify(
-        self, caller: str, target: Target, payload: Payload
+        self, caller: str, target: Target, request: StartRequest, payload: Payload
     ) -> tuple[Any, str, str, HandlerError | None]:
-        """Check the input. Returns it decoded, the workflow id, the input's hash, and why the check refuses it."""
+        """Check the input. Returns it decoded, the workflow id, the input's hash, and why the input is refused.
+
+        If a renewal is refused, the workflow id is that of its token: a deployment may have changed the functions or
+        the type of the input.
+        """
         if holds_reference(payload) and not self._settings.caller(caller).shares_storage:
             message = "the input is a reference to external storage, which this caller does not share with the handler"
             raise bad_request(message)
         opened = await self._conversion.open(payload)
-        value = await self._conversion.read(opened, target.input_type, self._threads[caller])
-        workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
-        return value, workflow_id, input_hash(self._hash_key, opened), refusal
+        hashed = input_hash(self._hash_key, opened)
+        try:
+            value = await self._conversion.read(opened, target.input_type, self._threads[caller])
+            workflow_id, refusal = await workflow_id_for(value, target, self._threads[caller])
+        except HandlerError as error:
+            if (named := OperationToken.decode(request.operation_token or "")) is None:
+                raise
+            return None, named.workflow_id, hashed, error
+        return value, workflow_id, hashed, refusal
 
     async def _require(self, call: Call, value: Any, *, within: timedelta) -> None:
         """Return if the team's function allows the call, or if the call has started its run or attached to it already.

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 from nexusrpc import HandlerError
 from temporalio import activity
@@ -156,10 +156,13 @@ class SweepActivities:
         return calls, failed
 
     async def _record(self, place: SweepPlace) -> None:
-        # An explicit call, because a heartbeat that the SDK sends in the background may be lost with the attempt.
+        text = place.trimmed().text
+        # The worker stops an attempt of which it hears no heartbeat.
+        activity.heartbeat(text)
+        # An explicit call too, because a heartbeat that the SDK sends in the background may be lost with the attempt.
         handle = activity.client().get_async_activity_handle(task_token=activity.info().task_token)
         try:
-            await handle.heartbeat(place.trimmed().text)
+            await handle.heartbeat(text)
         except AsyncActivityCancelledError:
             raise asyncio.CancelledError from None
 
@@ -204,23 +207,26 @@ async def _start(client: Client, workflow_id: str, plan: SweepPlan, task_queue: 
     conflict, since_ms = WorkflowIDConflictPolicy.USE_EXISTING, None
     if (existing := await describe(client, workflow_id)) is not None:
         info, decode = existing.workflow_execution_info, client.data_converter.decode
+        # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
+        since_ms = info.close_time.ToMilliseconds()
         if is_open(info):
-            [old] = await decode([info.memo.fields[_PLAN_MEMO]], [dict])
-            if old["is_instrumented"] == plan.is_instrumented and len(old["query"]) > len(plan.query):
+            [old] = await decode([info.memo.fields[_PLAN_MEMO]], [SweepPlan])
+            if old.is_instrumented == plan.is_instrumented and len(old.query) > len(plan.query):
                 # The plan of another service of this task queue, which has callers that do not renew.
-                plan = replace(plan, query=old["query"])
-            if old == asdict(plan):
+                plan = replace(plan, query=old.query)
+            if replace(old, since_ms=None) == plan:
                 return
             conflict = WorkflowIDConflictPolicy.TERMINATE_EXISTING
-        # Continue from the place of the old sweep. If its place is no longer known, continue from its end.
-        since_ms = milliseconds(info.close_time.ToDatetime(UTC)) if info.HasField("close_time") else None
+            # If no worker has run it yet, it has no place.
+            since_ms = old.since_ms or info.start_time.ToMilliseconds()
         for pending in existing.pending_activities:
             if pending.heartbeat_details.payloads:
                 [text] = await decode(pending.heartbeat_details.payloads, [str])
                 since_ms = SweepPlace.read(text).earliest_ms
+    plan = replace(plan, since_ms=since_ms)
     await client.start_workflow(
         SWEEP_WORKFLOW,
-        replace(plan, since_ms=since_ms),
+        plan,
         id=workflow_id,
         task_queue=task_queue,
         id_conflict_policy=conflict,

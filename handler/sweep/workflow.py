@@ -15,6 +15,9 @@ from handler.sweep.plan import SweepPlan
 SWEEP_ACTIVITY = "bridge.sweep"
 SWEEP_WORKFLOW = "bridge.Sweep"
 
+HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+"""Each attempt heartbeats every few seconds. After a worker was killed, the next attempt begins so late."""
+
 
 # Not sandboxed, because this is our own code and it only waits.
 @workflow.defn(name=SWEEP_WORKFLOW, sandboxed=False)
@@ -29,8 +32,7 @@ class SweepWorkflow:
                 *(SWEEP_ACTIVITY, plan),
                 # An attempt takes milliseconds, but after a long outage it may have many runs to handle.
                 attempt=timedelta(hours=1),
-                # Each attempt heartbeats every few seconds. After a worker was killed, the next attempt begins so late.
-                heartbeat_timeout=timedelta(seconds=30),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
                 summary=f"every {plan.interval_s:g} s",
             )
         except ActivityError as error:

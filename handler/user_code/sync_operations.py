@@ -80,12 +80,20 @@ class SyncOperations:
         self._converters = converters
         self._conversions = {caller: Conversion(each) for caller, each in converters.items()}
         self._clock = clock
-        self.names = frozenset(
-            (service, name)
+        operations = {
+            (service, name): operation
             for handler in self._handlers.values()
             for service, each in handler.service_handlers.items()
-            for name in each.operation_handlers
-        )
+            for name, operation in each.operation_handlers.items()
+        }
+        for (service, name), operation in operations.items():
+            if any(each.__module__.startswith("temporalio.nexus") for each in type(operation).__mro__):
+                cure = "declare its workflow with @emits_callback"
+                message = (
+                    f"{service}/{name} starts a workflow, which only a Nexus worker of Temporal can do here: {cure}"
+                )
+                raise SettingsError(message)
+        self.names = frozenset(operations)
         """Pairs of service and operation."""
         for target in targets:
             if (target.service, target.operation) in self.names:
@@ -176,8 +184,10 @@ class SyncOperations:
 
     async def _unsuccessful(self, caller: str, error: OperationError) -> Outcome:
         is_canceled, failure = error.state is OperationErrorState.CANCELED, Failure()
-        failed = ApplicationError(error.message, type="OperationError", non_retryable=True)
-        reason = CancelledError(error.message) if is_canceled else failed
+        # A lone surrogate, as in the name of a file, cannot be sent.
+        message = error.message.encode(errors="replace").decode()
+        failed = ApplicationError(message, type="OperationError", non_retryable=True)
+        reason = CancelledError(message) if is_canceled else failed
         reason.__traceback__ = error.__traceback__
         if error.__cause__ is not None and self._is_writable(caller, error.__cause__):
             reason.__cause__ = error.__cause__

@@ -74,6 +74,8 @@ class Quotes:
                 inner = ApplicationError("the inner reason", 1, type="Inner")
                 inner.__cause__ = ValueError("the innermost")
                 raise OperationError("no such rate", state=OperationErrorState.FAILED) from inner
+            case "half a character":
+                raise OperationError("no rate for \ud83d", state=OperationErrorState[ask.text])
             case "cancel":
                 raise OperationError("withdrawn", state=OperationErrorState.CANCELED)
             case "refuse":

@@ -67,6 +67,16 @@ class ListeningWorkflow:
         self._said.append(text)
 
 
+@workflow.defn
+class SuccessorWorkflow(ListeningWorkflow):
+    """Goes on in the place of a target, and is no target."""
+
+    @workflow.run
+    async def run(self, ask: Ask) -> Reply:
+        await workflow.wait_condition(lambda: bool(self._said))
+        return Reply(self._said[0])
+
+
 @bridge.emits_callback(service=ProbeService, operation=ProbeService.probe, workflow_id=workflow_id, check=check)
 @workflow.defn
 class ProbeWorkflow(ListeningWorkflow):
@@ -127,6 +137,8 @@ class ProbeWorkflow(ListeningWorkflow):
                 behaviour = "wait" if self._said[0] == "and wait" else "return"
                 memo = {"mine": "kept"} if ask.text == "own memo" else None
                 workflow.continue_as_new(Ask(key=ask.key, behaviour=behaviour, text="second run"), memo=memo)
+            case "continue as another":
+                workflow.continue_as_new(ask, workflow=SuccessorWorkflow.run)
             case "bug once":
                 if not workflow.unsafe.is_replaying() and workflow.info().get_current_history_length() < 5:
                     message = "a bug, not an ending"
@@ -176,7 +188,10 @@ class MindedWorkflow(ListeningWorkflow):
 
     @workflow.run
     async def run(self, ask: Ask) -> Reply:
-        await workflow.wait_condition(lambda: not {"done", "continue"}.isdisjoint(self._said))
+        await workflow.wait_condition(lambda: not {"done", "continue", "fail"}.isdisjoint(self._said))
+        if "fail" in self._said:
+            message = "an attempt failed"
+            raise ApplicationError(message)
         if "continue" in self._said:
             workflow.continue_as_new(ask)
         return Reply("done")

@@ -13,10 +13,12 @@ from aiohttp import web
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.common import RetryPolicy
 from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 
 from bridge.temporal.executions import is_open
+from bridge.workflow.targets import Targets
 from handler.delivery.caller_close_policy import WATCH_CALLERS_ACTIVITY
 from handler.delivery.interceptor import _Inbound
 from handler.delivery.records import packed_reply
@@ -292,3 +294,29 @@ def test_an_attached_call_is_watched_with_any_mapping_or_object() -> None:
         inbound._attach(value)
         inbound._attach(7)
         assert list(inbound._watched) == [("orders", "one")]
+
+
+async def test_a_retried_run_is_not_watched(server: Server) -> None:
+    """It has not seen the signals of the failed run. A call that is attached to that run may wait, and renew later."""
+
+    def prepare(world: World) -> None:
+        world.handler_options = {"abandoned_check_s": 0.5}
+        policy = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_attempts=2)
+        world.targets = [replace(each, retry_policy=policy) for each in Targets([MindedWorkflow])]
+
+    async with running_world(server, prepare=prepare) as world:
+        ask = Ask(key=world.key())
+        handle = await world.call(ask, MINDED)
+        target = minded(world, ask)
+        await until_watched(world, target)
+        run_id = (await target.describe()).run_id
+        await target.signal("say", "fail")
+
+        async def retried() -> None:
+            assert (await target.describe()).run_id != run_id
+            assert "WORKFLOW_TASK_COMPLETED" in await events(target)
+
+        await assert_eventually(retried)
+        assert "ACTIVITY_TASK_SCHEDULED" not in await events(target)
+        await target.signal("say", "done")
+        assert await handle.result() == Reply("done")

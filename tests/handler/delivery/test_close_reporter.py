@@ -18,6 +18,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkflowInstanceDetails, WorkflowRunner
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
+from bridge.runtime.settings import SettingsError
 from handler.delivery.close_reporter import CloseReporter, ClosingRun
 from handler.plugin import HandlerPlugin
 from scripts.environment.server import Server
@@ -131,6 +132,25 @@ async def test_a_plugin_on_client_and_worker_delivers_once(server: Server) -> No
         async with worker:
             assert await (await world.call(Ask(key=world.key(), text="once"), LONG)).result() == Reply("once")
         assert await world.receiver.answered() == [200]
+
+
+@pytest.mark.filterwarnings("ignore:The same plugin type")
+@pytest.mark.parametrize("option", ["on_undelivered", "authorize"])
+async def test_a_function_that_a_second_plugin_would_never_call_is_refused(world: World, option: str) -> None:
+    """The plugin on the client has configured the worker already."""
+
+    def function(*_: object) -> None: ...
+
+    client = await Client.connect(
+        world.server.address, namespace=HANDLER, plugins=[HandlerPlugin(world.handler_settings)]
+    )
+    options: dict[str, Any] = {option: function}
+    second = HandlerPlugin(world.handler_settings, **options)
+    with pytest.raises(SettingsError, match="give on_undelivered and authorize to that one"):
+        Worker(client, task_queue=f"twice-{world.id}", workflows=[ProbeWorkflow], plugins=[second])
+    # One plugin in both places is one configuration.
+    client = await Client.connect(world.server.address, namespace=HANDLER, plugins=[second])
+    Worker(client, task_queue=f"twice-{world.id}", workflows=[ProbeWorkflow], plugins=[second])
 
 
 async def test_an_error_in_the_reporter_harms_no_run_and_no_shutdown(

@@ -15,7 +15,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.worker import Worker
 
 from bridge.security.signatures import MessageSigner
-from handler.delivery.records import milliseconds
+from handler.delivery.records import ATTACHED_HEADER, milliseconds
 from scripts.environment.server import Server, free_ports
 from tests.support.callers import CallPlan
 from tests.support.helpers import CALLER, assert_eventually, key_set
@@ -88,6 +88,31 @@ async def test_an_attached_call_is_carried_over_continue_as_new(world: World) ->
     await world.target(ask).signal("say", "go")
     assert await first.result() == await second.result() == Reply("second run")
     assert await world.receiver.answered() == [200, 200]
+
+
+async def test_a_call_that_renews_is_carried_once_over_many_runs(server: Server) -> None:
+    """Its renewals send the attach signal to every run again. The header of a long chain must not grow by them."""
+    async with running_world(server, without=("caller", "receiver")) as world:
+        signer, key = MessageSigner(world.keys.start), world.key()
+        target = world.handler_client.get_workflow_handle(f"minded-{key}")
+
+        async def attach(name: str) -> None:
+            message = start(world, {"key": key}, request_id=world.key(name), operation="minded")
+            assert (await send(message, signer)).status == 201
+
+        await attach("first")
+        for _ in range(3):
+            await attach("second")
+            run_id = (await target.describe()).run_id
+            await target.signal("say", "continue")
+
+            async def continued(before: str = run_id) -> None:
+                assert (await target.describe()).run_id != before
+
+            await assert_eventually(continued)
+        started = (await target.fetch_history()).events[0].workflow_execution_started_event_attributes
+        assert [name for name in started.header.fields if name.startswith(ATTACHED_HEADER)] == [f"{ATTACHED_HEADER}0"]
+        await target.terminate()
 
 
 async def test_a_call_that_comes_while_another_is_delivered_gets_the_outcome_as_its_answer(world: World) -> None:

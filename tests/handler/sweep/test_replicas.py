@@ -8,6 +8,7 @@ from temporalio.exceptions import (
     TerminatedError,
 )
 
+from handler.delivery.records import milliseconds
 from scripts.environment.server import Server
 from tests.support.calling_workflows import failure_of
 from tests.support.helpers import assert_eventually
@@ -101,4 +102,17 @@ async def test_a_handler_whose_callers_all_renew_takes_no_sweep_from_one_whose_c
             await world.start_sweep()
         plan = (await world.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
         assert "Completed" in json.loads(plan.payloads[0].data)["query"]
+        await end_sweep(world)
+
+
+async def test_a_sweep_that_replaces_one_that_never_ran_begins_where_that_one_would_have(server: Server) -> None:
+    """The service was started with three intervals before any worker. Meanwhile runs may close that it must look at."""
+    async with running_world(server, prepare=hasten, without=("handler",)) as world:
+        await world.start_sweep()
+        first = (await world.sweep.describe()).start_time
+        for seconds in (0.3, 0.4):
+            set_interval(world, seconds)
+            await world.start_sweep()
+        plan = (await world.sweep.fetch_history()).events[0].workflow_execution_started_event_attributes.input
+        assert json.loads(plan.payloads[0].data)["since_ms"] == milliseconds(first)
         await end_sweep(world)

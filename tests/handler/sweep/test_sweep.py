@@ -22,6 +22,7 @@ from temporalio.worker import Worker
 
 import handler.sweep.activity
 import handler.sweep.place
+import handler.sweep.workflow
 from bridge.errors import UnavailableError
 from bridge.security.signatures import MessageSigner
 from handler.delivery.close_event import read_run
@@ -435,3 +436,38 @@ async def test_the_sweep_repeats_no_delivery_of_its_own_process(server: Server) 
         await assert_eventually(handled)
         assert await world.receiver.answered() == [200]
         await end_sweep(world)
+
+
+@pytest.mark.part("load", short=True)
+async def test_a_sweep_of_many_runs_is_not_stopped_by_its_own_worker(
+    swept: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK stops an attempt if it hears of no heartbeat: the next one would begin minutes later."""
+    read: list[str] = []
+
+    async def slowly(client: Any, workflow_id: str, run_id: str) -> Any:
+        read.append(run_id)
+        await asyncio.sleep(1.2)
+        return await read_run(client, workflow_id, run_id)
+
+    monkeypatch.setattr(handler.sweep.activity, "_PAGE", 1)
+    monkeypatch.setattr(handler.sweep.activity, "_RECORD_S", 0.1)
+    monkeypatch.setattr(handler.sweep.activity, "read_run", slowly)
+    monkeypatch.setattr(handler.sweep.workflow, "HEARTBEAT_TIMEOUT", timedelta(seconds=2))
+    asks = [Ask(key=swept.key(), behaviour="wait") for _ in range(8)]
+    handles = [await swept.call(ask, LONG) for ask in asks]
+    targets = [await swept.until_started(ask) for ask in asks]
+    await swept.stop_worker("handler")
+    await asyncio.gather(*(target.terminate() for target in targets))
+    set_interval(swept, 300)
+    await swept.start_sweep()
+    await swept.start_worker("handler")
+    await asyncio.gather(*map(failure_of, handles))
+
+    async def ended() -> None:
+        activity = await swept.pending(swept.sweep)
+        assert activity.state == 1, "an attempt runs"  # SCHEDULED
+        assert activity.attempt == 2
+
+    await assert_eventually(ended)
+    assert len(read) == 8

@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import StartOperationContext, service_handler, sync_operation
-from temporalio import workflow
+from temporalio import nexus, workflow
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
@@ -24,12 +25,13 @@ from bridge.security.signatures import MessageSigner
 from bridge.workflow.call import Transport
 from bridge.workflow.targets import Targets
 from caller import CallerPlugin
+from handler.delivery.operation_token import OperationToken
 from handler.user_code.sync_operations import SyncOperations, service_handlers_in
 from scripts.environment.server import Server
 from tests.support import services
 from tests.support.callers import CallingWorkflow, ServiceCaller
 from tests.support.codec import Scrambler
-from tests.support.helpers import CALLER, assert_eventually
+from tests.support.helpers import CALLER, HANDLER, assert_eventually
 from tests.support.peer import Answered, Message, Spoil, send, start
 from tests.support.services import Probes, Quotes, QuoteService
 from tests.support.targets import TARGETS, Ask, ProbeWorkflow, Reply
@@ -133,6 +135,15 @@ async def test_a_canceled_operation_is_a_cancellation(quoting: Quoting) -> None:
     cause = await quoting.failure("QuoteService/quote", Ask("k", "cancel"))
     assert isinstance(cause, CancelledError)
     assert cause.message == "withdrawn"
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+async def test_a_failure_whose_text_is_not_valid_unicode_arrives(quoting: Quoting, state: str) -> None:
+    """The operation has failed. A repeat would run it again."""
+    cause = await quoting.failure("QuoteService/quote", Ask("k", "half a character", text=state))
+    assert isinstance(cause, ApplicationError | CancelledError)
+    assert cause.message == "no rate for ?"
+    assert quoting.world.service.statuses == [424]
 
 
 async def test_a_failure_arrives_without_a_cause_that_cannot_be_converted(quoting: Quoting) -> None:
@@ -364,6 +375,19 @@ async def test_no_operation_has_longer_than_two_minutes(quiet: Quoting) -> None:
     assert context.request_deadline - datetime.now(UTC) <= timedelta(minutes=2)
 
 
+async def test_a_renewal_runs_no_operation(quiet: Quoting) -> None:
+    """The operation was a workflow when the call was started. The callback of that workflow ends the call."""
+    quiet.quotes.calls.clear()
+    described = await quiet.world.handler_client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace=HANDLER)
+    )
+    token = OperationToken(described.namespace_info.id, "r-1", "quote-1").encode()
+    answer = await quiet.send("QuoteService/quote", {"key": "k"}, _header("Nexus-Operation-Token", token))
+    assert (answer.status, answer.is_signed) == (421, True)
+    assert json.loads(answer.body)["metadata"]["bridge"] == "wrong-handler"
+    assert quiet.quotes.calls == []
+
+
 async def test_links_of_the_operation_reach_the_caller(quiet: Quoting) -> None:
     """Links that cannot be read are left out."""
     answer = await quiet.send("QuoteService/quote", {"key": "k", "behaviour": "link"})
@@ -409,12 +433,22 @@ class _ProbesAgain:
         return Reply(ask.text)
 
 
+@service_handler(name="NativeService")
+class _Native:
+    @nexus.workflow_run_operation
+    async def probe(self, ctx: nexus.WorkflowRunOperationContext, ask: Ask) -> nexus.WorkflowHandle[Reply]:
+        return await ctx.start_workflow(ProbeWorkflow.run, ask, id=ask.key)
+
+
 @pytest.mark.parametrize(
     ("handlers", "says"),
     [
         pytest.param([_ProbesAgain()], "ProbeService/probe is claimed by ProbeWorkflow and a service", id="a target's"),
         pytest.param([Quotes(), Quotes()], "registered.*; put all its operations in one class", id="a service twice"),
         pytest.param([Quotes], "got a class", id="a class"),
+        pytest.param(
+            [_Native()], "NativeService/probe starts a workflow.*emits_callback", id="one of Temporal's worker"
+        ),
         pytest.param([object()], "service_handler", id="undecorated"),
         pytest.param([object.__new__(QuoteService)], "instance of the contract", id="a contract"),
     ],
