@@ -129,10 +129,13 @@ class PendingCall:
                     extra={"bridge.request_id": self.request_id, "bridge.endpoint": self.call.endpoint},
                 )
             await workflow.sleep(min(pause, remaining / 2))
+            if (remaining := self.call.deadline - workflow.now()) <= timedelta(0):
+                # No worker ran the workflow for a while. The server refuses an activity with a negative timeout.
+                raise self._error() from _timed_out(cause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             # The earlier activity may have started the operation. Therefore the limit for the start is not set again.
             again = replace(self.call, schedule_to_start_ms=None, is_again=True)
-            self._activity = self._schedule(again, within=self.call.deadline - workflow.now())
+            self._activity = self._schedule(again, within=remaining)
 
     def _schedule(self, call: OperationCall, *, within: timedelta) -> workflow.ActivityHandle[Any]:
         lease = timedelta(milliseconds=min(filter(None, (call.first_lease_ms, call.start_to_close_ms))))

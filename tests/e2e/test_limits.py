@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from tests.support.callers import CallPlan, ParentOfCaller
 from tests.support.calling_workflows import cause_of, replay, scheduled
 from tests.support.helpers import assert_eventually
 from tests.support.targets import Ask, ProbeService, Reply
-from tests.support.world import World, running_world
+from tests.support.world import World, events, running_world
 
 HOUR = timedelta(hours=1)
 
@@ -237,6 +237,35 @@ async def test_a_waiting_activity_that_was_stopped_is_scheduled_again(server: Se
         await world.start_worker("caller")
         await target.signal("say", "all the same")
         assert await handle.result() == Reply("all the same")
+        await replay(handle)
+
+
+async def test_a_stopped_activity_whose_deadline_passes_without_a_worker_is_a_timeout(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is down from the pause before the next activity until after the deadline."""
+    monkeypatch.setattr("bridge.workflow.pending_call._FIRST_PAUSE", timedelta(seconds=2))
+    async with running_world(server) as world:
+        ask = Ask(world.key(), "wait")
+        handle = await world.call(ask, CallPlan(first_lease=600, deadline=5))
+        await world.until_started(ask)
+        await world.stop_waiting(handle)
+
+        async def pauses() -> None:
+            assert "TIMER_STARTED" in await events(handle)
+
+        await assert_eventually(pauses)
+        await world.stop_worker("caller")
+        deadline = (await handle.describe()).start_time + timedelta(seconds=5)
+
+        async def is_over() -> None:
+            assert datetime.now(UTC) > deadline
+
+        await assert_eventually(is_over)
+        await world.start_worker("caller")
+        cause = await asyncio.wait_for(cause_of(handle), 20)
+        assert isinstance(cause, TemporalTimeoutError)
+        assert cause.type is TimeoutType.SCHEDULE_TO_CLOSE
         await replay(handle)
 
 
