@@ -6,6 +6,7 @@ the same id.
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, assert_never
@@ -88,14 +89,19 @@ class PendingCall:
                 if waiting.cancelling() or waiting.cancelled():
                     # The run is being evicted. No task may wait any more, and no new one may start.
                     raise
+                with contextlib.suppress(asyncio.CancelledError):
+                    # The SDK checks conditions when no task of the run can go on. An outcome in the same workflow task
+                    # has then arrived. Native Nexus returns it too.
+                    await workflow.wait_condition(lambda: True)
+                if waiting.done():
+                    continue
                 match self.cancellation_type:
                     case CancellationType.ABANDON:
                         waiting.cancel()
                         raise self._error() from _canceled()
                     case CancellationType.TRY_CANCEL:
-                        # A wait that has ended in this moment is counted already.
-                        if waiting.remove_done_callback(self._count):
-                            self._count_as("canceled")
+                        waiting.remove_done_callback(self._count)
+                        self._count_as("canceled")
                         # Only a pending activity holds the operation token. A stopped one is scheduled again until the
                         # handler has answered the cancel.
                         self._request_cancel(waiting).add_done_callback(lambda _: waiting.cancel())

@@ -14,10 +14,10 @@ from temporalio.workflow import NexusOperationCancellationType as CancellationTy
 from bridge.security.signatures import MessageKind, MessageSigner
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
-from tests.support.calling_workflows import cause_of
+from tests.support.calling_workflows import cause_of, replay
 from tests.support.helpers import CALLER, assert_eventually
 from tests.support.peer import Message, send, start
-from tests.support.targets import Ask
+from tests.support.targets import Ask, Reply
 from tests.support.world import World, events, running_world
 
 
@@ -116,6 +116,29 @@ async def test_abandon_sends_nothing(world: World) -> None:
     assert await status(target) == WorkflowExecutionStatus.RUNNING
     assert "BRIDGE" not in "".join(await events(handle))
     await target.terminate()
+
+
+@pytest.mark.parametrize("kind", list(CancellationType))
+async def test_an_outcome_that_came_before_the_cancel_is_not_replaced_by_it(
+    world: World, kind: CancellationType
+) -> None:
+    """One workflow task brings both, because the worker was down meanwhile. No cancel is sent for an ended operation."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=600, cancellation=int(kind)))
+    target = await world.until_started(ask)
+    await world.stop_worker("caller")
+    await target.signal("say", "paid")
+
+    async def has_outcome() -> None:
+        assert "ACTIVITY_TASK_COMPLETED" in await events(handle)
+
+    await assert_eventually(has_outcome)
+    await handle.cancel()
+    await world.start_worker("caller")
+    assert await handle.result() == Reply("paid")
+    assert cancels(world) == []
+    assert "MARKER_RECORDED" not in await events(handle)
+    await replay(handle)
 
 
 async def test_a_cancel_before_the_start_is_known_waits_for_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
