@@ -14,7 +14,6 @@ from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.service import RPCError
 
-from bridge.errors import BridgeError
 from bridge.protocol.cancel import CancelRequest
 from bridge.runtime.event_log import event_logger
 from bridge.temporal.executions import describe
@@ -69,9 +68,12 @@ class CancelActivities:
         )
         try:
             await self._endpoints.cancel(call.endpoint, request, remaining=_REQUEST_TIMEOUT)
-        except (BridgeError, HandlerError) as error:
-            reason = error.reason if isinstance(error, NotStartedError) else error
-            # A HandlerError that is not retryable always comes from an answer that the handler signed.
+        except HandlerError as error:
+            # Nothing was sent: the settings of this worker are at fault, and may be repaired.
+            return _not_sent(order, error.message)
+        except NotStartedError as error:
+            reason = error.reason
+            # A HandlerError that is not retryable always comes from the handler's answer.
             if isinstance(reason, HandlerError) and not reason.retryable:
                 return CancelAnswer(refusal=str(reason), refusal_type=reason.type.name)
             return _not_sent(order, type(reason).__name__)

@@ -122,7 +122,7 @@ async def test_abandon_sends_nothing(world: World) -> None:
 async def test_an_outcome_that_came_before_the_cancel_is_not_replaced_by_it(
     world: World, kind: CancellationType
 ) -> None:
-    """One workflow task brings both, because the worker was down meanwhile. No cancel is sent for an ended operation."""
+    """One workflow task brings both, because the worker was down. No cancel is sent for an operation that has ended."""
     ask = Ask(key=world.key(), behaviour="wait")
     handle = await world.call(ask, CallPlan(first_lease=600, cancellation=int(kind)))
     target = await world.until_started(ask)
@@ -173,6 +173,25 @@ async def test_a_cancel_while_the_handler_is_unavailable_is_repeated(world: Worl
     await assert_eventually(tried_twice)
     await world.service.start()
     assert isinstance(await cause_of(handle), CancelledError)
+    await until_canceled(target)
+
+
+async def test_a_cancel_is_repeated_until_the_settings_have_the_endpoint_again(world: World) -> None:
+    """A worker whose settings have lost the endpoint sends nothing. That is no refusal by the handler."""
+    handle, target = await started_call(world, CancellationType.WAIT_COMPLETED)
+    await world.stop_worker("caller")
+    world.caller_options = {"endpoints": {"others": world.caller_settings.endpoints["payments"]}}
+    await world.start_worker("caller")
+    await handle.cancel()
+
+    async def tried() -> None:
+        assert "MARKER_RECORDED" in await events(handle)
+
+    await assert_eventually(tried)
+    await world.stop_worker("caller")
+    world.caller_options = {}
+    await world.start_worker("caller")
+    assert isinstance(await asyncio.wait_for(cause_of(handle), 30), CancelledError)
     await until_canceled(target)
 
 
