@@ -91,6 +91,18 @@ class Attempt:
             return self.call.start_deadline, TimeoutType.SCHEDULE_TO_START
         return self.call.close_deadline(known.started or self.call.scheduled_time), TimeoutType.START_TO_CLOSE
 
+    @property
+    def passed(self) -> TimeoutType | None:
+        """The timeout that passed before this attempt; None if the attempt may ask the handler."""
+        now, start = self.now(), self.call.start_deadline
+        if self.deadline <= now:
+            # After a reset of the workflow, the server's timer of the activity begins anew.
+            return TimeoutType.SCHEDULE_TO_CLOSE
+        # No worker had a place for the first attempt in time, and the operation would start now. The activity of a
+        # workflow that was reset later is scheduled after the limit, and its operation may have started before.
+        is_late = start is not None and self.info.current_attempt_scheduled_time < start <= now
+        return TimeoutType.SCHEDULE_TO_START if self.is_first and is_late else None
+
     async def complete(self, outcome: Outcome, target: WorkflowRef | None) -> None:
         """End the call with *outcome*, which is within the size limit. *target* is the run that had it."""
         identity = receipt(self.info.activity_id, target, outcome)

@@ -63,9 +63,8 @@ class OperationActivities:
         attempt = Attempt(call, clock=self._clock)
         self._check_clock(attempt)
         remaining = attempt.deadline - attempt.now()
-        if remaining <= timedelta(0):
-            # After a reset of the workflow, the server's timer of the activity begins anew.
-            await attempt.fail(timed_out(None))
+        if (timeout := attempt.passed) is not None:
+            await attempt.fail(timed_out(None, timeout))
             activity.raise_complete_async()
         poll, converter = None, attempt.client.data_converter
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 from temporalio.workflow import NexusOperationCancellationType as CancellationType
 
 from bridge.security.signatures import MessageKind, MessageSigner
+from bridge.workflow.call import Transport
 from scripts.environment.server import Server
 from tests.support.callers import CallPlan
 from tests.support.calling_workflows import cause_of, replay
@@ -281,6 +283,31 @@ async def test_schedule_to_start_bounds_the_wait_for_the_handler(server: Server)
         assert isinstance(error, TemporalTimeoutError)
         assert error.type is TimeoutType.SCHEDULE_TO_START
         assert "handler not reached" in str(error.cause)
+
+
+@pytest.mark.parametrize("transport", ["callback", "poll"])
+async def test_an_operation_does_not_start_after_the_limit_for_its_start(server: Server, transport: Transport) -> None:
+    """No worker had a place for the activity before the limit. Nothing is sent afterwards."""
+
+    def prepare(world: World) -> None:
+        world.caller_worker_options = {"no_remote_activities": True}
+
+    async with running_world(server, prepare=prepare) as world:
+        handle = await world.call(Ask(key=world.key()), CallPlan(schedule_to_start=1, transport=transport))
+        limit = (await handle.describe()).start_time + timedelta(seconds=2)
+
+        async def is_over() -> None:
+            assert await world.pending(handle) is not None
+            assert datetime.now(UTC) > limit
+
+        await assert_eventually(is_over)
+        await world.stop_worker("caller")
+        world.caller_worker_options = {}
+        await world.start_worker("caller")
+        error = await cause_of(handle)
+        assert isinstance(error, TemporalTimeoutError)
+        assert error.type is TimeoutType.SCHEDULE_TO_START
+        assert world.service.requests == []
 
 
 async def test_schedule_to_start_is_over_once_the_operation_has_started(world: World) -> None:

@@ -1,6 +1,7 @@
 """Every ending of a target reaches its caller, and every end of a caller stops the sender."""
 
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -135,6 +136,33 @@ async def test_a_call_whose_deadline_passed_before_the_reset_ends_at_once(world:
     again = world.caller_client.get_workflow_handle(handle.id, run_id=run_id, result_type=Reply)
     assert await again.result() == Reply("TimeoutError")
     assert "ACTIVITY_TASK_TIMED_OUT" not in await events(again)
+
+
+async def test_a_reset_after_the_limit_for_the_start_does_not_end_the_call_of_a_running_target(world: World) -> None:
+    """The activity of the new run does not know that the operation has started."""
+    ask = Ask(key=world.key(), behaviour="wait")
+    handle = await world.call(ask, CallPlan(first_lease=600, schedule_to_start=2))
+    target = await world.until_started(ask)
+    await handle.signal("a signal makes a workflow task")
+    limit = (await handle.describe()).start_time + timedelta(seconds=4)
+
+    async def two_tasks_and_over() -> int:
+        completed = [number for number, name in enumerate(await events(handle), 1) if name == "WORKFLOW_TASK_COMPLETED"]
+        assert len(completed) == 2
+        assert datetime.now(UTC) > limit
+        return completed[1]
+
+    second = await assert_eventually(two_tasks_and_over)
+    asked = len(world.service.requests)
+    run_id = await reset(world.caller_client, handle, second)
+    again = world.caller_client.get_workflow_handle(handle.id, run_id=run_id, result_type=Reply)
+
+    async def asks_again() -> None:
+        assert len(world.service.requests) == asked + 1
+
+    await assert_eventually(asks_again)
+    await target.signal("say", "running all the time")
+    assert await again.result() == Reply("running all the time")
 
 
 @pytest.mark.parametrize("moment", ["with its call", "before its call"])
