@@ -118,22 +118,23 @@ class FakeOperation(Generic[_InputT, _OutputT]):
             message = f"unexpected call of {call.service}/{name} through endpoint {call.endpoint!r}: it has no fake"
             raise AssertionError(message)
         try:
-            call.input = Conversion(converter).value(payload, self._input_type)
-            self.calls.append(call)
-            value = self._function(call.input)
-            value = await value if inspect.isawaitable(value) else value
-        except (HandlerError, FailureError) as error:
-            value = error
+            try:
+                call.input = Conversion(converter).value(payload, self._input_type)
+                self.calls.append(call)
+                value = self._function(call.input)
+                value = await value if inspect.isawaitable(value) else value
+            except (HandlerError, FailureError) as error:
+                value = error
+            if isinstance(value, HandlerError):
+                return _Received(call, NotStartedError(value, retry_after=None), began)
+            if isinstance(value, FailureError):
+                await converter.encode_failure(value, failure := Failure())
+                outcome = (Outcome.canceled if isinstance(value, CancelledError) else Outcome.failed)(failure)
+            else:
+                outcome = Outcome.succeeded((await converter.encode([value]))[0])
         except Exception as error:
             message = f"the fake of {call.service}/{name} raised {error!r}"
             raise AssertionError(message) from error
-        if isinstance(value, HandlerError):
-            return _Received(call, NotStartedError(value, retry_after=None), began)
-        if isinstance(value, FailureError):
-            await converter.encode_failure(value, failure := Failure())
-            outcome = (Outcome.canceled if isinstance(value, CancelledError) else Outcome.failed)(failure)
-        else:
-            outcome = Outcome.succeeded((await converter.encode([value]))[0])
         due = None if self._after is None else began + self._after
         return _Received(call, Finished(outcome=outcome, target=None), due)
 
@@ -148,6 +149,11 @@ class _Received:
     """How the call ends."""
     due: datetime | None
     """When the call ends, by the server's clock; None for never."""
+
+    def ends(self, now: datetime) -> bool:
+        """Whether an attempt at *now* ends the call."""
+        is_final = isinstance(self.answer, Finished) or self.answer.final_reason(is_refusal_final=True) is not None
+        return self.call.is_canceled or (is_final and self.due is not None and self.due <= now)
 
 
 class FakeEndpoints(SimplePlugin):
@@ -204,7 +210,8 @@ class FakeEndpoints(SimplePlugin):
         async def start_operation(call: OperationCall, operation_input: RawValue) -> RawValue:
             if (received := self._received.get(activity.info().activity_id)) is None:
                 received = await self._receive(call, operation_input.payload)
-            if call.deadline - activity.info().started_time < LAST_ATTEMPT:
+            now = activity.info().started_time
+            if call.deadline - now < LAST_ATTEMPT and not received.ends(now):
                 # In production the last attempt stays open. The test server would let it stay open past the deadline.
                 is_refused = isinstance(received.answer, NotStartedError)
                 message, kind = (str(received.answer), HANDLER_NOT_REACHED) if is_refused else ("", STILL_RUNNING)

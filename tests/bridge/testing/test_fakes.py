@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -187,6 +187,22 @@ async def test_days_pass_in_a_moment_where_the_server_skips_time(skipping: Clien
             assert len(probe.calls) == 2
 
 
+@pytest.mark.parametrize("ends", ["returns", "fails", "refuses"])
+async def test_a_call_with_a_short_deadline_gets_the_answer_that_is_there(
+    caller: Caller, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline of a second, here of 20, passes only if the operation takes longer."""
+    monkeypatch.setattr("bridge.testing.fakes.LAST_ATTEMPT", timedelta(seconds=30))
+    refusal = HandlerError("no", type=HandlerErrorType.UNAUTHORIZED)
+    caller.probe.fails(refusal if ends == "refuses" else ApplicationError("declined", type="Declined"))
+    if ends == "returns":
+        caller.probe.returns(Reply("in time"))
+        assert await (await caller.call(CallPlan(deadline=20))).result() == Reply("in time")
+    else:
+        error = await caller.error(CallPlan(deadline=20))
+        assert isinstance(error, HandlerError if ends == "refuses" else ApplicationError)
+
+
 @pytest.mark.parametrize("plan", [CallPlan(deadline=2), CallPlan(start_to_close=2)])
 async def test_a_call_that_never_ends_ends_by_its_limits(caller: Caller, plan: CallPlan) -> None:
     """The error is the timeout of production."""
@@ -279,6 +295,32 @@ async def test_an_error_in_the_test_s_function_fails_the_test(server: Server) ->
 
     with pytest.raises(AssertionError, match="fake of ProbeService/probe raised AssertionError"):
         await body()
+
+
+@pytest.mark.parametrize("how", ["returns", "runs", "fails"])
+async def test_a_value_that_cannot_be_encoded_fails_the_test(server: Server, how: str) -> None:
+    """The call ends at once, the function runs once, and the message names the operation."""
+    client = await Client.connect(server.address, namespace=CALLER)
+    wrong, asked = cast("Reply", object()), list[Ask]()
+
+    def answers(ask: Ask) -> Reply:
+        asked.append(ask)
+        return wrong
+
+    async def body() -> None:
+        with FakeEndpoints() as fakes:
+            async with running(client, fakes) as caller:
+                caller.probe.returns(wrong)
+                if how == "runs":
+                    caller.probe.runs(answers)
+                if how == "fails":
+                    caller.probe.fails(ApplicationError("declined", wrong))
+                await caller.error()
+                assert len(caller.probe.calls) == 1
+
+    with pytest.raises(AssertionError, match="fake of ProbeService/probe raised TypeError"):
+        await asyncio.wait_for(body(), 20)
+    assert len(asked) == (how == "runs")
 
 
 async def test_a_fake_that_is_not_entered_is_refused(server: Server) -> None:
