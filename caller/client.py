@@ -29,7 +29,7 @@ from bridge.runtime.metrics import Metrics
 from bridge.runtime.reloaded import LiveKeys
 from bridge.runtime.settings import load
 from bridge.workflow.call import MAX_DURATION
-from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, service_name
+from bridge.workflow.client import DEFAULT_SCHEDULE_TO_CLOSE, checked_headers, require_known, service_name
 from bridge.workflow.pending_call import operation_error, timed_out
 from caller.endpoint_client import Endpoints, NotStartedError, explain
 from caller.settings import CallerSettings
@@ -180,6 +180,7 @@ class OperationClient:
         """Start an operation. Returns when the handler has started it.
 
         Raises:
+            TypeError: An option is unknown.
             ValueError: A header is reserved or cannot be sent.
             temporalio.exceptions.NexusOperationError: The handler refused, or was not reached before the deadline.
         """
@@ -193,6 +194,7 @@ class OperationClient:
         """Start an operation and wait for its result. A short operation takes one request.
 
         Raises:
+            TypeError: An option is unknown.
             ValueError: A header is reserved or cannot be sent.
             temporalio.exceptions.NexusOperationError: See `OperationHandle.result`.
         """
@@ -204,8 +206,10 @@ class OperationClient:
         """Return the handle of an operation that is not started yet. `ask` or `result` starts it.
 
         Raises:
+            TypeError: An option is unknown.
             ValueError: A header is reserved or cannot be sent.
         """
+        require_known(options, CallOptions)
         now = datetime.now(UTC)
         request = StartRequest(
             service=self.service,

@@ -172,11 +172,13 @@ class OperationClient:
             **options: See `CallOptions`.
 
         Raises:
+            TypeError: An option is unknown.
             ValueError: *operation* is not an operation, a header is reserved or cannot be sent, or a duration is not
                 positive.
             temporalio.exceptions.NexusOperationError: The input is larger than `max_input_bytes`, or
                 `max_calls_in_flight` calls wait already.
         """
+        require_known(options, CallOptions)
         if isinstance(operation, str):
             name = operation
         else:
@@ -314,6 +316,17 @@ def service_name(service: type[Any] | str) -> str:
         return definition.name
     message = f"service={service!r} is neither a name nor decorated with @nexusrpc.service"
     raise ValueError(message)
+
+
+def require_known(options: Mapping[str, object], known: type[Any]) -> None:
+    """Refuse names that *known*, a TypedDict, does not have. Python accepts every name for `**options`.
+
+    Raises:
+        TypeError: The text has the unknown names.
+    """
+    if unknown := options.keys() - known.__annotations__.keys():
+        message = f"unknown options: {', '.join(sorted(unknown))}"
+        raise TypeError(message)
 
 
 def _milliseconds(name: str, duration: timedelta) -> int:

@@ -19,6 +19,7 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError, CancelledError, NexusOperationError
 from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
+import bridge
 from bridge.protocol.outcome import Outcome
 from bridge.protocol.start import Finished, Running
 from caller.client import CallOptions, OperationClient, create_client
@@ -59,6 +60,16 @@ async def error_of(client: OperationClient, ask: Ask, **options: Any) -> BaseExc
     assert (raised.value.endpoint, raised.value.service) == ("payments", "ProbeService")
     assert raised.value.__cause__ is not None
     return raised.value.__cause__
+
+
+async def test_an_option_that_is_not_known_is_refused(client: OperationClient, world: World) -> None:
+    """A request id under a misspelled name would start the operation twice. Client and workflow refuse alike."""
+    ask, in_workflow = Ask(key=world.key()), bridge.create_client(service=ProbeService, endpoint="payments")
+    misspelled: Any = {"request-id": "7", "schedule_to_close_timout": timedelta(seconds=1)}
+    for start in (client.start_operation, in_workflow.start_operation):
+        with pytest.raises(TypeError, match="unknown options: request-id, schedule_to_close_timout"):
+            await start(ProbeService.probe, ask, **misspelled)
+    assert world.service.requests == []
 
 
 async def test_a_short_operation_takes_one_request(world: World, client: OperationClient) -> None:
