@@ -24,7 +24,7 @@ from temporalio.service import RPCError
 from bridge.errors import BridgeError
 from bridge.http.listener import bind, listening, stop_on_signals
 from bridge.runtime.event_log import LogFormat
-from bridge.runtime.settings import CONFIG_VARIABLE, BridgeSettings, SettingsError, load
+from bridge.runtime.settings import CONFIG_VARIABLE, PREFIX, BridgeSettings, SettingsError, load
 from bridge.temporal import rpc_status
 from bridge.temporal.connection import connect
 
@@ -71,12 +71,13 @@ async def serve(service: str, app: web.Application, sockets: Sequence[socket.soc
 
 @asynccontextmanager
 async def connected(model: type[SettingsT]) -> AsyncIterator[tuple[Client, SettingsT | None]]:
-    """Connect as the service of the side does. The settings are None if BRIDGE_CONFIG names no file.
+    """Connect as the service of the side does. The settings are None if neither BRIDGE_CONFIG nor BRIDGE_NAME is set.
 
     Raises:
         CommandError: Temporal or a reader of the bridge refused what was asked for.
     """
-    settings = load(model) if os.environ.get(CONFIG_VARIABLE) else None
+    # Without a file the variables hold all settings, of which `name` is required.
+    settings = load(model) if os.environ.get(CONFIG_VARIABLE) or os.environ.get(f"{PREFIX}NAME") else None
     client = await connect(settings)
     try:
         yield client, settings

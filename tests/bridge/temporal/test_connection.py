@@ -1,17 +1,21 @@
 """The connection to Temporal: where it is, and the namespace behind it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from temporalio.worker import Worker
 
+from bridge.admin.command import connected
 from bridge.runtime.settings import SettingsError
 from bridge.temporal.connection import connect, connect_config, connect_files
 from caller import CallerPlugin
+from caller.settings import CallerSettings
 from handler import HandlerPlugin
 from scripts.environment.server import Server
 from tests.support.helpers import CALLER, HANDLER, Keys, caller_settings, handler_settings
+from tests.support.settings_files import caller_tree
 from tests.support.targets import ProbeWorkflow
 
 SECRET = "sk-4111-1111-1111-1111"
@@ -114,6 +118,20 @@ async def test_a_namespace_that_does_not_exist_is_refused(server: Server, monkey
     monkeypatch.setenv("TEMPORAL_NAMESPACE", "order-pord")
     with pytest.raises(SettingsError, match=r"namespace order-pord does not exist at .*create --namespace order-pord"):
         await connect()
+
+
+async def test_a_command_takes_the_namespace_of_settings_without_a_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container all settings may be variables. A list of the default namespace would show nothing."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+    for name in ("TEMPORAL_NAMESPACE", "BRIDGE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({**caller_tree(), "namespace": CALLER}).items():
+        monkeypatch.setenv(f"BRIDGE_{name}".upper(), value if isinstance(value, str) else json.dumps(value))
+    async with connected(CallerSettings) as (client, settings):
+        assert client.namespace == CALLER
+        assert settings is not None
 
 
 async def test_the_namespace_of_the_settings_is_the_one_that_is_connected(
