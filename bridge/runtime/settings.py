@@ -71,6 +71,9 @@ def _key_set_from_file(value: Any) -> Any:
         message = "file: the key file has `signing` and `keys`; remove them here"
         raise ValueError(message)
     path = in_settings_folder(Path(str(value["file"])))
+    if os.access(path, os.R_OK) and path.is_fifo():
+        message = "file: a pipe can be read only once, and a key file is read again when it changes"
+        raise ValueError(message)
     try:
         return {**read_toml(path, f"key file {path}"), "file": str(path)}
     except SettingsError as error:
@@ -202,8 +205,11 @@ def _read(model: type[_SettingsT], path: str | None, overrides: Mapping[str, Any
     where = path or f"the environment ({CONFIG_VARIABLE} names no file)"
     with settings_folder(Path(path or "").parent):
         settings = _checked(model, values, where=where, variables=list(seen.values()))
-    # The next reading takes this file and the variables as they are then.
-    settings._given, settings._is_loaded, settings._file = {**overrides}, True, path  # noqa: SLF001
+    # A pipe can be read only once.
+    if path is None or Path(path).is_file():
+        # The next reading takes this file and the variables as they are then.
+        file = path and str(Path(path).absolute())
+        settings._given, settings._is_loaded, settings._file = {**overrides}, True, file  # noqa: SLF001
     return settings
 
 

@@ -1,6 +1,8 @@
 """Files that change while the process runs: mounted secrets, files in place, bad files."""
 
 import logging
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +216,41 @@ def test_a_key_that_was_rotated_out_does_not_return_with_the_removal_of_its_peer
         endpoint["handler"] = "renamed"
     files.path.write_text(toml(files.tree))
     assert list(start().keys) == ["k2"]
+
+
+def test_settings_from_a_pipe_are_read_once(files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A shell gives decrypted settings as a pipe. A second reading would wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    files.tree["handlers"][HANDLER]["start_keys"] = {"file": str(files.key_file)}
+    writer = threading.Thread(target=pipe.write_text, args=[toml(files.tree)], daemon=True)
+    writer.start()
+    monkeypatch.setenv("BRIDGE_CONFIG", str(pipe))
+    keys = files.read(monkeypatch)
+    writer.join()
+    assert keys(START)().signing == "k1"
+    files.key_file.write_text(toml(plain_key_set("k2")))
+    assert keys(START)().signing == "k2"
+    files.key_file.unlink()
+    os.mkfifo(files.key_file)
+    files.path.write_text(toml(files.tree))
+    monkeypatch.setenv("BRIDGE_CONFIG", str(files.path))
+    with pytest.raises(SettingsError, match=f"{START}: file: a pipe can be read only once"):
+        load(CallerSettings)
+
+
+def test_a_relative_path_stays_where_it_was_when_the_process_changes_its_folder(
+    files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The settings file and the key files are found again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRIDGE_CONFIG", files.path.name)
+    start = files.read(monkeypatch)(START)
+    monkeypatch.chdir("/")
+    files.key_file.write_text(toml(plain_key_set("k2")))
+    assert start().signing == "k2"
+    files.key_file.write_text(toml(plain_key_set("k3")))
+    assert start().signing == "k3"
 
 
 def test_only_keys_change_without_a_restart(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
