@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -116,6 +117,14 @@ async def running_engine() -> AsyncIterator[Engine]:
             yield await _with_compose(docker, environment, is_own=True)
         finally:
             await stop_process(process, patience=60)
+            _unmount(folder)
+
+
+def _unmount(folder: str) -> None:
+    """Unmount what an engine that had to be killed left below *folder*, which could not be removed otherwise."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed([each for each in points if each.startswith(f"{folder}/")]):
+        subprocess.run(["umount", point], check=False)
 
 
 async def _answers(docker: Path, environment: Mapping[str, str]) -> bool:

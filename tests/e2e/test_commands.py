@@ -250,16 +250,17 @@ async def test_a_service_may_have_operations_with_and_without_a_workflow(
     (tmp_path / "payments.py").write_text(module)
     signer, payment = MessageSigner(world.keys.start), {"order_id": world.key(), "amount": 100}
     async with process(
-        *(*BRIDGE, "handler", "serve", "--module", "payments", "--with-worker", "--port", str(world.service.port)),
+        *(*BRIDGE, "handler", "serve", "--module", "payments", "--with-worker", "--port", "0"),
         cwd=tmp_path,
         BRIDGE_CONFIG=str(settings / "handler.toml"),
         TEMPORAL_ADDRESS=world.server.address,
         TEMPORAL_NAMESPACE=HANDLER,
-    ):
+    ) as (_, ready):
         answers = {}
         for operation in ("quote", "process"):
             message = start(world, payment)
             message.url = message.url.replace("ProbeService/probe", f"PaymentService/{operation}")
+            message.url = message.url.replace(world.service.url, ready["url"])
             answers[operation] = await send(message, signer)
         assert (answers["quote"].status, answers["quote"].body) == (200, b"103.0")
         assert answers["process"].status == 201

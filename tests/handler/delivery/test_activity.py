@@ -146,7 +146,7 @@ def test_a_hook_that_could_never_be_called_is_refused(hook: Any) -> None:
         require_hook(hook)
 
 
-@pytest.mark.parametrize("hook", [print, map, lambda outcome: outcome])
+@pytest.mark.parametrize("hook", [print, max, lambda outcome: outcome])
 def test_every_other_hook_is_taken(hook: Any) -> None:
     """Also one without a signature."""
     require_hook(hook)
