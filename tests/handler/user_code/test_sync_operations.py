@@ -111,7 +111,7 @@ async def test_an_operation_is_answered_with_its_result(quoting: Quoting, operat
     assert (context.service, context.operation) == tuple(operation.split("/"))
     assert [handle.id in link.url for link in context.inbound_links] == [True]
     assert context.request_deadline is not None
-    assert timedelta(0) < context.request_deadline - datetime.now(UTC) <= timedelta(seconds=10)
+    assert scheduled.event_time.ToDatetime(UTC) < context.request_deadline <= datetime.now(UTC) + timedelta(seconds=10)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
