@@ -128,7 +128,7 @@ class PendingCall:
                     raise self._error() from cause
                 remaining = self.call.deadline - workflow.now()
                 if remaining < _FIRST_PAUSE:
-                    raise self._error() from _timed_out(cause)
+                    raise self._error() from _past_deadline(cause)
                 workflow.logger.warning(
                     "bridge.waiting_activity_ended: scheduled again, because it ended without an outcome: %s",
                     cause or error,
@@ -137,7 +137,7 @@ class PendingCall:
             await workflow.sleep(min(pause, remaining / 2))
             if (remaining := self.call.deadline - workflow.now()) <= timedelta(0):
                 # No worker ran the workflow for a while. The server refuses an activity with a negative timeout.
-                raise self._error() from _timed_out(cause)
+                raise self._error() from _past_deadline(cause)
             pause = min(pause * 2, _LONGEST_PAUSE)
             # The earlier activity may have started the operation. Therefore the limit for the start is not set again.
             again = replace(self.call, schedule_to_start_ms=None, is_again=True)
@@ -213,7 +213,7 @@ def _canceled() -> exceptions.CancelledError:
     return exceptions.CancelledError("operation canceled")
 
 
-def _timed_out(error: BaseException | None) -> exceptions.TimeoutError:
+def _past_deadline(error: BaseException | None) -> exceptions.TimeoutError:
     """The error of a call that passed its deadline. Its cause is the last error, None if the operation was running."""
     while isinstance(error, exceptions.TimeoutError) or (
         isinstance(error, exceptions.ApplicationError) and error.type == STILL_RUNNING
